@@ -1,0 +1,106 @@
+"""The records that cross layers, and the randomness that belongs to a sample.
+
+Every random choice of a sample (crop, colour, caption, mask, mixing weight) is a pure function of
+(seed, epoch, index): :func:`sample_seed` hashes the three into one number a sample, and
+:func:`uniform` turns that number into as many uniform draws as are asked for. Nothing depends on
+workers, ranks or history, so a batch can be drawn again by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Batch(TypedDict, total=False):
+    """A batch; row i of every entry is the same sample.
+
+    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens.
+    """
+
+    index: Tensor  # (B,) int64, position in the data set
+    seed: Tensor  # (B,) int64, the only source of per-sample randomness in flows
+    views: list[Tensor]  # V x (B, 3, H_v, W_v), large ones first; uint8 before, float after the device half
+    boxes: Tensor  # (B, V, 4) float32, crop in [0, 1] of the source image; a flip swaps the ends
+    colour: Tensor  # (B, V, P) float32, drawn colour parameters
+    text: Tensor  # (B, L) int64, token ids
+    label: Tensor  # (B, A) int64, -1 where a sample has no label
+    image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches
+
+
+class StepOutput(NamedTuple):
+    """What a flow hands to the base: unweighted losses by name, features, and scalars that are not losses."""
+
+    terms: dict[str, Tensor]
+    features: dict[str, Tensor]
+    logs: dict[str, Tensor | float]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The feature table of one data set; row i of every entry is the same sample.
+
+    ``image`` (N, D) is what ``encode_image`` gives, ``text`` (N, D) what ``encode_text`` gives for the
+    sample's caption, ``trunk`` (N, T) the backbone's output before any projection (``image`` where
+    there is none). None of them is normalised. ``caption`` (N,) tells equal captions apart from
+    different ones: rows with the same caption have the same number.
+    """
+
+    index: Tensor  # (N,) int64
+    image: Tensor  # (N, D) float32
+    trunk: Tensor  # (N, T) float32
+    text: Tensor | None = None  # (N, D) float32
+    caption: Tensor | None = None  # (N,) int64
+    labels: dict[str, Tensor] = field(default_factory=dict)  # attribute -> (N,) int64, -1 = no label
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Finaliser of SplitMix64 (Steele et al., 2014); int64 arithmetic wraps, so it is uint64 in disguise."""
+    x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9 as int64
+    x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB as int64
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift (torch's is arithmetic)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+_GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64, the step of SplitMix64
+
+
+def sample_seed(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Hash (seed, epoch, index) into one int64 a sample.
+
+    Args:
+        seed: the run's seed.
+        epoch: the epoch, from 0.
+        index: (B,) int64 positions in the data set.
+
+    Returns:
+        (B,) int64, the same on every device.
+    """
+    state = torch.full_like(index, seed)
+    state = _mix(state + _GOLDEN) ^ epoch
+    return _mix(_mix(state + _GOLDEN) ^ index)
+
+
+def uniform(seed: Tensor, num: int, *, stream: int = 0) -> Tensor:
+    """Counter-based uniform numbers in [0, 1) with 24 random bits each.
+
+    Args:
+        seed: (B,) int64, the batch's ``seed``.
+        num: draws a sample.
+        stream: draws of different streams are independent; a flow that needs several takes several.
+
+    Returns:
+        (B, num) float32 on the device of ``seed``; row i depends on ``seed[i]``, ``stream`` and the
+        column alone.
+    """
+    counter = torch.arange(1, num + 1, device=seed.device, dtype=torch.int64)
+    base = _mix(seed + _GOLDEN * (stream + 1))
+    bits = _mix(base[:, None] + _GOLDEN * counter)  # (B, num)
+    return _shift(bits, 40).float() * 2.0**-24

@@ -1,0 +1,174 @@
+"""Evaluation during training: one feature pass over every set feeds all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from repr.batch import Batch, Features
+from repr.distributed import gather
+from repr.metrics.classes import Classes
+from repr.metrics.zero_shot import average_templates, zero_shot
+
+Metric = Callable[..., dict[str, float]]
+CHANCE = ".chance"  # what metrics append to a name for its level at chance
+
+
+class Evaluation(pl.Callback):
+    """Compute every metric on every evaluation set from one pass of features.
+
+    Results are logged as ``<set>/<metric>``; where they are printed, the level at chance stands beside them.
+    Each process embeds its share of every set; features are gathered, rows that only fill up the last batch
+    are dropped by index, and the first process computes.
+
+    Args:
+        metrics: functions ``(bank, query) -> dict``, run once a set.
+        probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
+            classes or more in the set, of which the bank has at least one.
+        zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
+        headline: names of the numbers to print after each evaluation.
+
+    Attributes:
+        results: name -> (value, level at chance or None) of the last evaluation.
+        step: the optimizer step of the last evaluation; -1 before the first.
+    """
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric] | None = None,
+        probes: Mapping[str, Metric] | None = None,
+        zero_shot: Mapping[str, str] | None = None,
+        headline: Sequence[str] = (),
+    ) -> None:
+        self.metrics = metrics or {}
+        self.probes = probes or {}
+        self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
+        self.headline = headline
+        self.results: dict[str, tuple[float, float | None]] = {}
+        self.step = -1
+        self._rows: dict[int, list[dict[str, Tensor]]] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse class files that do not fit the data, before anything is trained."""
+        data = trainer.datamodule
+        if not hasattr(data, "eval_names"):
+            raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
+        for name, classes in self.classes.items():
+            if name not in data.eval_names:
+                known = ", ".join(data.eval_names[1:]) or "none"
+                raise ValueError(f"eval.zero_shot names the set '{name}'; data.eval has {known}")
+            if data.tokenizer is None:
+                raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
+            classes.ids(data.attributes, f"eval.zero_shot.{name}")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget what an interrupted round has left."""
+        self._rows = {}
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: dict[str, Tensor],
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the embeddings of a batch."""
+        kept = {name: value.float() for name, value in outputs.items()}
+        kept |= {f"batch.{name}": batch[name] for name in ("index", "text", "label") if name in batch}
+        self._rows.setdefault(dataloader_idx, []).append(kept)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gather the features and compute all metrics."""
+        data = trainer.datamodule
+        tables = {data.eval_names[i]: feature_table(rows, data.attributes) for i, rows in sorted(self._rows.items())}
+        self._rows = {}
+        if trainer.sanity_checking:
+            return
+        bank = tables.pop("bank")
+        # Every rank embeds the classes, since a sharded text tower needs them all.
+        class_embeddings = {name: embed_classes(pl_module, classes) for name, classes in self.classes.items()}
+        values: dict[str, float] = {}
+        if trainer.is_global_zero:
+            for name, query in tables.items():
+                found = self._compute(bank, query)
+                if name in self.classes:
+                    found |= zero_shot(
+                        bank,
+                        query,
+                        attribute=self.classes[name].attribute,
+                        class_embeddings=class_embeddings[name],
+                        class_labels=torch.tensor(self.classes[name].ids(data.attributes, name), device=query.image.device),
+                    )
+                values |= {f"{name}/{key}": value for key, value in found.items()}
+        values = trainer.strategy.broadcast(values)
+        self.results = {k: (v, values.get(k + CHANCE)) for k, v in values.items() if not k.endswith(CHANCE)}
+        self.step = trainer.global_step
+        pl_module.log_dict({name: value for name, (value, _) in self.results.items()})
+        if shown := [name for name in self.headline if name in self.results]:
+            trainer.print(f"step {self.step}: " + "   ".join(f"{name} {_value(*self.results[name])}" for name in shown))
+
+    def _compute(self, bank: Features, query: Features) -> dict[str, float]:
+        values: dict[str, float] = {}
+        for metric in self.metrics.values():
+            values |= metric(bank, query)
+        for attribute, labels in query.labels.items():
+            wanted = set(labels.tolist()) - {-1}
+            if len(wanted) > 1 and wanted & set(bank.labels[attribute].tolist()):
+                for probe in self.probes.values():
+                    values |= probe(bank, query, attribute=attribute)
+        return values
+
+
+def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]) -> Features:
+    """Join the batches of all ranks into one table in the order of the data set, each sample once."""
+    columns = {name: gather(torch.cat([row[name] for row in rows])) for name in rows[0]}
+    index, order = columns["batch.index"].sort(stable=True)
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    columns = {name: column[order[first]] for name, column in columns.items()}
+    tokens, labels = columns.get("batch.text"), columns.get("batch.label")
+    return Features(
+        index=columns["batch.index"],
+        image=columns["image"],
+        trunk=columns["trunk"],
+        text=columns.get("text"),
+        caption=None if tokens is None else tokens.unique(dim=0, return_inverse=True)[1],
+        labels={} if labels is None else {name: labels[:, i] for i, name in enumerate(attributes)},
+    )
+
+
+@torch.no_grad()
+def embed_classes(module: pl.LightningModule, classes: Classes) -> Tensor:
+    """One embedding a class, averaged over templates: (C, D)."""
+    tokens = module.trainer.datamodule.tokenizer(classes.sentences()).to(module.device)
+    embeddings = torch.cat([module.encode_text(part).float() for part in tokens.split(1024)])  # (C * T, D)
+    return average_templates(embeddings.unflatten(0, (len(classes.names), len(classes.templates))))
+
+
+def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
+    """A row a metric, and for each evaluation set the value beside its level at chance."""
+    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in results))
+    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in results))
+    table = Table(title="Evaluation", title_justify="left", header_style="bold")
+    table.add_column("metric")
+    for name in sets:
+        table.add_column(name, justify="right")
+        table.add_column("chance", justify="right", style="dim")
+    for metric in metrics:
+        cells = []
+        for name in sets:
+            value, chance = results.get(f"{name}/{metric}", (None, None))
+            cells += ["" if value is None else f"{value:.3f}", "" if chance is None else f"{chance:.4f}"]
+        table.add_row(metric, *cells)
+    return table
+
+
+def _value(value: float, chance: float | None) -> str:
+    return f"{value:.3f}" + ("" if chance is None else f" (chance {chance:.4f})")

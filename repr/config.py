@@ -1,0 +1,237 @@
+"""Composing, checking, saving and reading configs. All faults of a config are reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+_HERE = Path(__file__).resolve().parent
+# In a wheel conf/ lies inside the package, in a checkout beside it.
+CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
+
+# ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
+OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
+
+
+class ConfigError(ValueError):
+    """One or several faults of a config.
+
+    Attributes:
+        faults: one message each.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = list(faults)
+        many = [f"{len(faults)} faults in the config:", *(f"  - {fault}" for fault in faults)]
+        super().__init__(faults[0] if len(faults) == 1 else "\n".join(many))
+
+
+def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None) -> DictConfig:
+    """Compose ``conf/fit.yaml`` with overrides as on the command line.
+
+    Args:
+        overrides: such as ``experiment=demo``, ``optim.lr=1e-3``, ``+backbone.drop_path_rate=0.1``.
+        config_dir: a folder of one's own, laid out like ``conf/``, whose files come first.
+
+    Raises:
+        ConfigError: an override names an option or a value that does not exist; the nearest valid name is given.
+    """
+    roots, search = [CONF], []
+    if config_dir is not None:
+        if not Path(config_dir).is_dir():
+            raise ConfigError([f"--config-dir {config_dir} is not a folder"])
+        roots.append(Path(config_dir))
+        search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    groups = _groups(roots)
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
+            raise ConfigError(faults)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            chosen = [o.input_line for o in parsed if o.key_or_group in groups]
+            base = hydra_compose("fit", overrides=search + chosen)
+            if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
+                raise ConfigError(faults)
+            cfg = hydra_compose("fit", overrides=[*search, *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise ConfigError([f"{error}".split("\n")[0] if cause is error else f"{error}: {cause}".split("\n")[0]]) from error
+    if cfg.smoke:
+        cfg = OmegaConf.merge(cfg, OmegaConf.load(CONF / "smoke.yaml"))
+        for override in parsed:  # what the user says counts more
+            if override.key_or_group not in groups and _is_value(override):
+                OmegaConf.update(cfg, override.key_or_group, override.value())
+    return cfg
+
+
+def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config of a run, with values changed by ``overrides``.
+
+    Raises:
+        ConfigError: no run lies there, or an override is not the value of an existing option.
+    """
+    path = Path(folder, "config.yaml")
+    if not path.is_file():
+        raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; set resume to a folder below runs/"])
+    cfg = OmegaConf.load(path)
+    assert isinstance(cfg, DictConfig)
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    faults = []
+    for override in parsed:
+        if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):
+            faults.append(f"{override.input_line}: a resumed run keeps its config; only single values can be changed")
+        else:
+            faults += _key_faults(override, cfg, {})
+    if faults:
+        raise ConfigError(faults)
+    for override in parsed:
+        OmegaConf.update(cfg, override.key_or_group, override.value())
+    return cfg
+
+
+def check(cfg: DictConfig) -> None:
+    """Find every fault of a config before anything is built.
+
+    Values left as ``???``, targets that do not import, arguments that do not bind (inside partials too), losses and
+    weights that differ, options that exclude each other.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        faults.append(str(error).split("\n")[0])
+    else:
+        for path, node in _targets(cfg):
+            faults += _target_faults(path, node)
+        faults += _exclusion_faults(cfg)
+    if faults:
+        raise ConfigError(faults)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the most similar of ``names``, or at all of them where none is similar."""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not near:  # the last part of a dotted name is what is mistyped most often
+        tails = {full.rsplit(".", 1)[-1]: full for full in names}
+        near = [tails[tail] for tail in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)]
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"choose one of {', '.join(sorted(names))}" if len(names) <= 20 else "python -m repr.fit --show lists them"
+
+
+def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
+    """Config group -> names of its options."""
+    groups: dict[str, set[str]] = {}
+    for root in roots:
+        for path in root.rglob("*.yaml"):
+            if path.parent != root:
+                groups.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
+    return groups
+
+
+def _is_value(override: Override) -> bool:
+    return not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_sweep_override())
+
+
+def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterator[str]:
+    if override.is_sweep_override():
+        yield f"{override.input_line}: one run takes one value; start a run for each"
+        return
+    group, option = override.key_or_group, override.value()
+    if group in groups and isinstance(option, str) and option not in groups[group]:
+        yield f"{group} has no option '{option}'; {nearest(option, groups[group])}"
+
+
+def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[str]]) -> Iterator[str]:
+    key = override.key_or_group
+    if key in groups or not _is_value(override) or key.startswith("hydra."):
+        return
+    parent, _, leaf = key.rpartition(".")
+    node = _select(cfg, parent) if parent else cfg
+    if not (OmegaConf.is_dict(node) and leaf in node) and not (OmegaConf.is_list(node) and leaf.isdigit()):
+        hint = nearest(key, [*_keys(cfg), *groups])
+        takes = " (a new argument is added with a plus, as in +" + override.input_line + ")" if "_target_" in (node or {}) else ""
+        yield f"there is no option '{key}'; {hint}{takes}"
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything below a node, interpolated parts left out."""
+    for key in node if isinstance(node, DictConfig) else ():
+        yield f"{prefix}{key}"
+        if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+            yield from _keys(node[key], f"{prefix}{key}.")
+
+
+def _targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Every node that is instantiated, each once (interpolations lead to nodes that are visited by themselves)."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
+                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
+    elif isinstance(node, ListConfig):
+        for i, child in enumerate(node):
+            yield from _targets(child, f"{path}.{i}")
+
+
+def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
+    name = node["_target_"]
+    try:
+        target = get_object(name)
+    except (ImportError, AttributeError, ValueError, HydraException) as error:
+        yield f"{path}._target_: {name} does not import ({str(error).splitlines()[0]})"
+        return
+    given = {str(key) for key in node if not str(key).startswith("_")}
+    parameters = dict(inspect.signature(target).parameters)
+    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not accepts_any:
+        for key in sorted(given - named.keys()):
+            yield f"{path}.{key}: {name} takes no such argument; {nearest(key, named)}"
+    if not node.get("_partial_"):
+        for key, parameter in named.items():
+            if parameter.default is parameter.empty and key not in given:
+                yield f"{path}.{key} has no value, and {name} needs it: set it"
+    terms = getattr(target, "TERMS", None)
+    if terms is not None:
+        for key in ("weights", "losses"):
+            for term in node.get(key) or {}:
+                if term not in terms:
+                    yield f"{path}.{key}.{term}: {name} has no such term; {nearest(term, terms)}"
+        for term in set(node.get("losses") or {}) - set(node.get("weights") or {}):
+            yield f"{path}.losses.{term} has no weight: set {path}.weights.{term}"
+
+
+def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
+    devices, nodes, batch = cfg.trainer.get("devices"), cfg.trainer.get("num_nodes", 1), cfg.data.get("batch_size")
+    if isinstance(devices, int) and devices > 0 and isinstance(batch, int) and batch % (devices * nodes):
+        yield (
+            f"data.batch_size={batch} is the global batch and {devices * nodes} processes cannot share it evenly: "
+            f"set it to a multiple of {devices * nodes}"
+        )
+    if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
+        yield "the run has no end: set trainer.max_epochs or trainer.max_steps"

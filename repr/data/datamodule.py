@@ -1,0 +1,182 @@
+"""The DataModule: sources and views -> batches, the same ones for every number of workers and ranks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from repr.batch import Batch
+from repr.data.colour import colour_views, normalise
+from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, vocabulary
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
+from repr.data.sources import Source
+from repr.data.views import View, expand
+
+
+class DataModule(LightningDataModule):
+    """Training batches of augmented views, and evaluation batches of every named data set.
+
+    Batch sizes are those of all ranks together. Evaluation runs over ``bank`` (rows of the training
+    set, for nearest neighbours and probes) and then the sets of ``eval``, in the order of
+    ``eval_names``. Use it with ``Trainer(use_distributed_sampler=False)``.
+
+    Args:
+        train: the training set.
+        eval: name -> evaluation set.
+        views: name -> view, large ones first.
+        batch_size: training samples a step, all ranks together.
+        eval_batch_size: likewise for evaluation.
+        image_size: side of evaluation images in pixels.
+        seed: everything random is a function of it, the epoch and the row.
+        mean: of the three channels, pixels in [0, 1].
+        std: likewise.
+        tokenizer: list of B texts -> (B, L) int64; None for images only.
+        num_workers: worker processes a rank and loader.
+        bank_size: rows of the bank, evenly spread over the training set; None takes all.
+
+    Attributes:
+        attributes: attribute -> class names; the position of a name is its label, in one vocabulary
+            over all sets. Column a of ``label`` is the a-th attribute.
+        eval_names: names of the evaluation loaders in order, ``bank`` first; empty without ``eval``.
+
+    Raises:
+        ValueError: what can be known now, such as a batch larger than the training set.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Source,
+        eval: Mapping[str, Source],  # noqa: A002 - the name of the config entry
+        views: Mapping[str, View],
+        batch_size: int,
+        eval_batch_size: int,
+        image_size: int,
+        seed: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        tokenizer: Tokenizer | None = None,
+        num_workers: int = 0,
+        bank_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.train, self.eval, self.views = train, dict(eval), expand(views.values())
+        self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
+        self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
+        self.tokenizer, self.num_workers = tokenizer, num_workers
+        self.bank_size = len(train) if bank_size is None else bank_size
+        self._position = {"epoch": 0, "batch": 0}
+        self._check()
+        self.eval_names = ["bank", *self.eval] if self.eval else []
+        self.attributes = vocabulary([train, *self.eval.values()])
+
+    def _check(self) -> None:
+        """Raise for what would otherwise be found later, in a worker."""
+        EpochBatchSampler(len(self.train), self.batch_size, seed=self.seed)
+        EvalBatchSampler(len(self.train), self.eval_batch_size)
+        if "bank" in self.eval:
+            raise ValueError("data.eval: 'bank' is the name of the training set's rows; rename the set")
+        if not 1 <= self.bank_size <= len(self.train):
+            raise ValueError(f"data.bank_size={self.bank_size}; set it from 1 to {len(self.train)}, or null for all")
+        if self.tokenizer is not None and not self.train.captions(0):
+            raise ValueError(
+                "data.tokenizer is set but data.train offers no captions; "
+                "set its `captions`, or data.tokenizer=null for images only"
+            )
+
+    def train_dataloader(self) -> DataLoader:
+        """Training batches of this rank; starts where a loaded state says."""
+        rank, world_size = self._rank()
+        sampler = EpochBatchSampler(
+            len(self.train),
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            epoch=self._position["epoch"],
+            start=self._position["batch"],
+        )
+        labels = class_ids(self.train, self.attributes)
+        dataset = TrainDataset(self.train, self.views, labels, self.tokenizer, self.seed)
+        return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader a name of ``eval_names``; Lightning runs them one after the other."""
+        rank, world_size = self._rank()
+        loaders = []
+        for name in self.eval_names:
+            source = self.train if name == "bank" else self.eval[name]
+            num_rows = self.bank_size if name == "bank" else len(source)
+            rows = torch.arange(num_rows) * len(source) // num_rows
+            tokenizer = self.tokenizer if source.captions(0) else None  # a labelled set need not have captions
+            dataset = EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer)
+            sampler = EvalBatchSampler(num_rows, self.eval_batch_size, rank=rank, world_size=world_size)
+            # Workers that end with the round: several sets would otherwise keep theirs all through training.
+            loaders.append(self._loader(dataset, sampler, persistent_workers=False))
+        return loaders
+
+    def _loader(self, dataset: Dataset[Batch], sampler: Sampler, *, persistent_workers: bool) -> DataLoader:
+        """A loader of ready batches. torch itself gives each worker one thread."""
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            persistent_workers=persistent_workers,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            generator=torch.Generator(),  # else each `iter` would draw from the generator that dropout uses
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        """Rank and world size, 0 and 1 without a trainer."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As Lightning's, but ``colour`` stays behind: the device half reads it without waiting for the device."""
+        others = {key: value for key, value in batch.items() if key != "colour"}
+        moved = super().transfer_batch_to_device(others, device, dataloader_idx)
+        return moved | {"colour": batch["colour"]} if "colour" in batch else moved
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Device half: uint8 views are coloured and normalised, uint8 images normalised; float ones are left alone.
+
+        Raises:
+            ValueError: the trainer's precision has cast boxes or colour to 16 bits.
+        """
+        if any(cast(dict, batch)[key].dtype.itemsize < 4 for key in ("boxes", "colour") if key in batch):
+            raise ValueError("trainer.precision casts crop boxes to 16 bits; set it to bf16-mixed or 32-true")
+        if "colour" in batch:
+            batch["views"] = colour_views(batch["views"], batch["colour"], self.mean, self.std)
+            batch["colour"] = batch["colour"].to(batch["index"].device, non_blocking=True)
+        if "image" in batch and not batch["image"].is_floating_point():
+            batch["image"] = normalise(batch["image"], self.mean, self.std)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next batch to train on, ``{"epoch": e, "batch": b}``.
+
+        It comes from the optimizer's steps, not from what workers have fetched ahead; micro-batches
+        of a step that was not finished are run again.
+        """
+        if self.trainer is None:
+            return dict(self._position)
+        num_batches = max(1, int(min(len(self.train) // self.batch_size, self.trainer.num_training_batches)))
+        accumulate = self.trainer.accumulate_grad_batches
+        epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
+        return {"epoch": epoch, "batch": step * accumulate}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders."""
+        self._position = {"epoch": int(state_dict["epoch"]), "batch": int(state_dict["batch"])}
+        # Lightning cannot see that the sampler starts at the right batch.
+        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Collate: the data set gives whole batches."""
+    return batch

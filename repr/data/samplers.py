@@ -1,0 +1,138 @@
+"""Which rows make which batch: pure functions of (seed, epoch, rank), without state in workers.
+
+A global batch is cut into one contiguous slice a rank, so that gathering in rank order gives the
+batch that one process would have had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from repr.batch import sample_seed
+
+
+class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of ``(epoch, index)`` in an order that (seed, epoch) alone decides.
+
+    Global batch k of an epoch is rows ``[k * G, (k + 1) * G)`` of the permutation, G the global batch
+    size; rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is
+    dropped. The epoch travels with the index, so workers need not be told of it.
+
+    Args:
+        num_samples: rows of the data set.
+        batch_size: of all ranks together.
+        seed: the run's seed.
+        rank: this process.
+        world_size: number of processes.
+        epoch: the epoch of the first iteration.
+        start: batches of that epoch to leave out (resume); other epochs are whole.
+
+    Raises:
+        ValueError: the batch is larger than the data set, the ranks do not divide it, or ``start``
+            lies outside the epoch.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch: int = 0,
+        start: int = 0,
+    ) -> None:
+        _check_batch_size("data.batch_size", batch_size, rank, world_size)
+        if batch_size > num_samples:
+            raise ValueError(
+                f"batch of {batch_size} but only {num_samples} training samples; set data.batch_size <= {num_samples}"
+            )
+        self.num_samples, self.global_batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.start_epoch = epoch
+        self.start = start
+        if not 0 <= start < len(self):
+            raise ValueError(
+                f"cannot start at batch {start} of {len(self)} an epoch; "
+                "resume with the data.batch_size and data set of the checkpoint"
+            )
+
+    @property
+    def sampler(self) -> EpochBatchSampler:
+        """Itself: Lightning calls ``set_epoch`` on ``dataloader.batch_sampler.sampler`` only."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next ``iter``; iterators that exist already keep theirs."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also where the first one starts later (Lightning counts on it)."""
+        return self.num_samples // self.global_batch_size
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        # Not a generator: epoch and start are read now, not at the first `next`, so that a loader
+        # without workers (lazy) and one with workers (prefetching) see the same.
+        return self._batches(self.epoch, self.start if self.epoch == self.start_epoch else 0)
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        size = self.global_batch_size // self.world_size
+        for batch in range(start, len(self)):
+            first = batch * self.global_batch_size + self.rank * size
+            yield [(epoch, index) for index in order[first : first + size].tolist()]
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The permutation of an epoch: (num_samples,) int64, a function of (seed, epoch)."""
+    state = int(sample_seed(seed, epoch, torch.tensor([-1])))  # no sample has index -1
+    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(state))
+
+
+class EvalBatchSampler(Sampler[list[int]]):
+    """Rows in order, the same number of equal batches on every rank.
+
+    Global batch k is rows ``[k * G, (k + 1) * G)``, cut into one contiguous slice a rank. Where the
+    ranks do not divide the last one, its last row is repeated; whoever collects drops repetitions
+    by index.
+
+    Args:
+        num_samples: rows of the data set.
+        batch_size: of all ranks together.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: the ranks do not divide the batch.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> None:
+        _check_batch_size("data.eval_batch_size", batch_size, rank, world_size)
+        self.num_samples, self.global_batch_size = num_samples, batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.global_batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(len(self)):
+            first = batch * self.global_batch_size
+            rows = min(self.global_batch_size, self.num_samples - first)
+            size = -(-rows // self.world_size)
+            mine = range(first + self.rank * size, first + (self.rank + 1) * size)
+            yield [min(row, self.num_samples - 1) for row in mine]
+
+
+def _check_batch_size(option: str, batch_size: int, rank: int, world_size: int) -> None:
+    """Refuse a global batch that the ranks cannot share equally."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} does not exist among {world_size} processes")
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"{option}={batch_size} is the batch of all {world_size} processes together; "
+            f"set {option} to a positive multiple of {world_size}"
+        )

@@ -1,0 +1,219 @@
+"""Sources: where the pictures, captions and class names of a data set come from.
+
+A source is map-style and knows nothing of views, batches or ranks. :class:`Source` is the whole
+interface: a table (CSV, Parquet) or tar shards are one more class with these members, named in the
+config by ``_target_``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from PIL import Image, ImageOps
+
+EMOJI_ZIP = Path(__file__).with_name("emoji64.zip")
+EMOJI_ATTRIBUTES = ("category", "subcategory", "style", "concept")
+EMOJI_TEXTS = ("caption", "keywords")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+
+# What Pillow's decoders raise on a damaged file.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+class Source(Protocol):
+    """A data set of N rows. Every member may be called in any worker process, in any order."""
+
+    @property
+    def attributes(self) -> Mapping[str, Sequence[str]]:
+        """Attribute -> N class names, one a row; ``''`` where a row has no label."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """A name of the row that does not change between runs."""
+        ...
+
+    def image(self, index: int) -> Image.Image:
+        """The picture in RGB, upright, alpha composited on white.
+
+        Raises:
+            OSError: it cannot be decoded; the message names it.
+        """
+        ...
+
+    def captions(self, index: int) -> list[str]:
+        """The texts the row offers, the main one first; may be empty."""
+        ...
+
+
+def decode(file: str | Path | BinaryIO, name: str, formats: list[str] | None = None) -> Image.Image:
+    """Decode one picture: RGB, EXIF orientation applied, alpha composited on white.
+
+    Args:
+        file: a path or an open binary file.
+        name: what the error calls the picture.
+        formats: Pillow's names of the formats to try; None tries all, which takes as long as a small image.
+
+    Raises:
+        OSError: it is no image, is damaged, or cannot be opened.
+    """
+    try:
+        with Image.open(file, formats=formats) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except _DECODE_ERRORS as error:
+        raise OSError(f"{name}: not readable as an image ({type(error).__name__}: {error})") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to RGB."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip to white
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=8)
+def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+    """Open a zip once a process: a handle shared across a fork would share its file position."""
+    return zipfile.ZipFile(path)
+
+
+@lru_cache(maxsize=1)
+def _emoji_index() -> list[dict[str, Any]]:
+    """The rows of the embedded index, all splits."""
+    return [json.loads(line) for line in _open_zip(EMOJI_ZIP, os.getpid()).read("index.jsonl").splitlines()]
+
+
+class Emoji:
+    """The embedded data set: emoji of six vendors, 64 x 64 (sources and licences: NOTICE.txt inside the zip).
+
+    Args:
+        split: ``train``, ``val`` (concepts never trained on), ``test_style`` (trained concepts drawn by
+            a vendor never trained on) or ``test_both``.
+        captions: which texts a row offers, in this order: ``caption``, ``keywords`` (joined by a comma).
+            With several, training draws one a sample and epoch, evaluation takes the first.
+
+    Raises:
+        ValueError: unknown split or text.
+    """
+
+    def __init__(self, split: str, *, captions: Sequence[str] = ("caption",)) -> None:
+        rows = _emoji_index()
+        splits = sorted({row["split"] for row in rows})
+        if split not in splits:
+            raise ValueError(f"Emoji: no split {split!r}; set split to one of {splits}")
+        if isinstance(captions, str) or not set(captions) <= set(EMOJI_TEXTS):
+            raise ValueError(f"Emoji: captions={captions!r}; set a list out of {list(EMOJI_TEXTS)}")
+        rows = [row for row in rows if row["split"] == split]
+        self.attributes = {name: [row[name] for row in rows] for name in EMOJI_ATTRIBUTES}
+        self._keys = [row["key"] for row in rows]
+        self._files = [row["file"] for row in rows]
+        texts = [{"caption": row["caption"], "keywords": ", ".join(row["keywords"])} for row in rows]
+        self._captions = [[text[name] for name in captions if text[name]] for text in texts]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, index: int) -> str:
+        """The row's key in the embedded index."""
+        return self._keys[index]
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, 64 x 64."""
+        data = _open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
+        return decode(BytesIO(data), f"{EMOJI_ZIP}:{self._files[index]}", ["WEBP"])
+
+    def captions(self, index: int) -> list[str]:
+        """The texts chosen by ``captions``, without empty ones."""
+        return self._captions[index]
+
+
+class Folder:
+    """Every image below a folder, nested or flat, in the order of its relative path.
+
+    Args:
+        root: the folder.
+        labels: the first folder level below ``root`` is the class (attribute ``label``); images that
+            lie directly in ``root`` have none.
+        captions: the text of an image is the file ``name.txt`` beside it, one caption a line.
+
+    Raises:
+        ValueError: ``root`` is missing, no folder or without images; labels or captions are wanted
+            and are not there.
+    """
+
+    def __init__(self, root: str | Path, *, labels: bool = False, captions: bool = False) -> None:
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            fault = "is a file" if self.root.exists() else "does not exist"
+            raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
+        files = _relative_files(self.root)
+        self._files = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+        if not self._files:
+            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}")
+        self._has_captions = captions
+        if captions:
+            missing = [file for file in self._files if _text_file(file) not in files]
+            if missing:
+                raise ValueError(
+                    f"Folder: {len(missing)} of {len(self._files)} images below {str(root)!r} have no caption file, "
+                    f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
+                )
+        self.attributes: dict[str, list[str]] = {}
+        if labels:
+            self.attributes["label"] = [file.partition("/")[0] if "/" in file else "" for file in self._files]
+            if not any(self.attributes["label"]):
+                raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, index: int) -> str:
+        """The path relative to the root, with forward slashes."""
+        return self._files[index]
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, upright.
+
+        Raises:
+            OSError: the file is no image or damaged; the message names its path.
+        """
+        path = self.root / self._files[index]
+        return decode(path, str(path))
+
+    def captions(self, index: int) -> list[str]:
+        """The lines of the text file beside the image that are not empty."""
+        if not self._has_captions:
+            return []
+        lines = (self.root / _text_file(self._files[index])).read_text(encoding="utf-8").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+
+
+def _relative_files(root: Path) -> set[str]:
+    """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
+    files: set[str] = set()
+    for folder, _, names in os.walk(root, followlinks=True):
+        relative = Path(folder).relative_to(root)
+        files.update((relative / name).as_posix() for name in names if not name.startswith("."))
+    return files
+
+
+def _text_file(image_file: str) -> str:
+    """The caption file that belongs to an image."""
+    return image_file.rpartition(".")[0] + ".txt"

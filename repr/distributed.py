@@ -1,0 +1,50 @@
+"""Communication between processes; every function is a no-op on one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.num_rows = x.shape[0]
+        out = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
+        dist.all_gather(list(out.split(x.shape[0])), x.contiguous())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        # Every rank differentiates its own copy of the same global loss: the sum over ranks is W times the
+        # true gradient, and the mean that DDP and FSDP2 take afterwards makes it exact.
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate the rows of all ranks, in rank order, keeping gradients.
+
+    Args:
+        x: (B, ...) with the same B on every rank.
+
+    Returns:
+        (W * B, ...). The gradient that reaches ``x`` is the sum over ranks of the gradients of their
+        losses; when every rank computes the same loss of the gathered rows, the mean over ranks that DDP
+        takes of parameter gradients equals the gradient of one process on the same global batch.
+    """
+    return _Gather.apply(x) if world_size() > 1 else x

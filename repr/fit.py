@@ -1,0 +1,171 @@
+"""Pretrain an encoder: ``python -m repr.fit [experiment=NAME] [KEY=VALUE ...]``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from repr.config import ConfigError, check, compose, load_run
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+Results = dict[str, tuple[float, float | None]]
+
+
+def fit(cfg: DictConfig) -> Results:
+    """Build what the config says, train it, evaluate it.
+
+    The run folder receives ``config.yaml``, ``checkpoints/``, ``metrics.csv`` and TensorBoard events.
+
+    Args:
+        cfg: from :func:`repr.config.compose`, or from :func:`repr.config.load_run` with ``resume`` set.
+
+    Returns:
+        ``<set>/<metric>`` -> (value, level at chance or None), of the evaluation after the last step.
+
+    Raises:
+        ConfigError: the config has faults; all of them are told.
+    """
+    if cfg.run_folder is None:
+        cfg.run_folder = f"runs/{cfg.name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+    check(cfg)
+    # Imported here, so that a mistyped option is refused before the seconds that these take.
+    import lightning.pytorch as pl
+    from hydra.utils import instantiate
+
+    from repr.callbacks.checkpoint import AtomicCheckpointIO
+    from repr.callbacks.evaluation import Evaluation
+    from repr.models.pretrained import last_checkpoint, load_weights
+
+    _quiet()
+    folder = Path(cfg.run_folder)
+    checkpoint = last_checkpoint(folder / "checkpoints") if cfg.resume else None
+    if cfg.resume and checkpoint is None:
+        raise ConfigError([f"{folder} has no checkpoint to resume from: start the experiment anew"])
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = instantiate(cfg.data)
+    objective = instantiate(cfg.objective)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=[instantiate(node) for node in cfg.logger.values() if node],
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(folder),
+        use_distributed_sampler=False,  # ours gives every number of processes the same global batch
+    )
+    if cfg.init_from and checkpoint is None:
+        report = load_weights(objective, cfg.init_from)
+        trainer.print(report)
+    if trainer.is_global_zero:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        _carry_metrics(trainer, folder, checkpoint)
+    trainer.fit(objective, datamodule, ckpt_path=checkpoint)
+    evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
+    if any(evaluation.step != trainer.global_step for evaluation in evaluations):
+        trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
+    return {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m repr.fit", description="Pretrain an encoder.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=demo, optim.lr=1e-3, ...")
+    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
+    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
+    options = parser.parse_args(arguments)
+    try:
+        cfg = _config(options.overrides, options.config_dir)
+        if options.show:
+            print(OmegaConf.to_yaml(cfg))
+            return
+        results = fit(cfg)
+    except SystemExit as stop:
+        if _is_first():
+            print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
+        raise SystemExit(stop.code) from None
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    if _is_first():
+        from rich.console import Console
+
+        from repr.callbacks.evaluation import results_table
+
+        Console().print(results_table(results))
+        print(f"run folder: {cfg.run_folder}")
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, ValueError):
+        return None
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return str(error) if raised_in == "__main__" or raised_in.startswith("repr.") else None
+
+
+def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
+    resume = [override for override in overrides if override.startswith("resume=")]
+    if not resume:
+        return compose(overrides, config_dir=config_dir)
+    folder = resume[-1].removeprefix("resume=")
+    cfg = load_run(folder, [override for override in overrides if override not in resume])
+    cfg.resume = cfg.run_folder = folder
+    return cfg
+
+
+def _is_first() -> bool:
+    """Whether this is the first process, before or after a process group exists."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def _carry_metrics(trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
+    """Keep the rows of ``metrics.csv`` up to the checkpoint; Lightning's logger would start an empty file."""
+    path, kept = folder / "metrics.csv", folder / "metrics.before-resume.csv"
+    if checkpoint is not None and path.is_file():
+        os.replace(path, kept)
+    if not kept.is_file():
+        return
+    step = int(checkpoint.stem.removeprefix("step=")) if checkpoint else 0
+    with kept.open(newline="") as file:
+        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) <= step]
+    for logger in trainer.loggers:
+        if type(logger).__name__ == "CSVLogger":
+            logger.experiment.metrics.extend(rows)
+            logger.save()
+    kept.unlink()
+
+
+def _quiet() -> None:
+    """Silence what Lightning says on every run and no one can act on."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*exists and is not empty.*",  # the run folder is ours
+        ".*does not have many workers.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
+        ".*Checkpoint directory.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+if __name__ == "__main__":
+    main()

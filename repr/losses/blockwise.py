@@ -1,0 +1,222 @@
+"""Reductions over all pairs of two feature sets, a block of rows at a time.
+
+The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
+and columns (CLIP, NT-Xent and, as the squared distance of unit vectors is ``2 - 2 cos``, uniformity),
+and the sum of softplus (the sigmoid loss). Both work in the same way:
+
+* forward visits ``chunk_size`` rows of the logits at a time and keeps the reduced numbers only;
+* backward computes each block again, turns it into d(loss) / d(logits) by means of these numbers, and
+  adds the block's part to the gradients.
+
+Memory is O(N * chunk_size), the gradient is exact, and the price is four products of N x N x D where
+three are needed at least. ``chunk_size=None``, the plain form, is one block that is kept for backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional as F  # noqa: N812
+
+Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
+Block = tuple[slice, slice, Tensor]  # rows, columns, and the logits there
+
+
+def full_precision(features: Tensor) -> torch.autocast:
+    """Autocast off on the device of ``features``: bfloat16 has three digits, a logit of 100 needs more."""
+    return torch.autocast(features.device.type, enabled=False)
+
+
+def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
+    """Scale all rows to length 1, in float32 or, if an input is float64, in float64.
+
+    A row shorter than 1e-12 has no direction: it becomes zero, and so does its gradient.
+
+    Args:
+        features: tensors of the same shape (N, D).
+        num_min: the number of rows below which the loss is undefined.
+
+    Raises:
+        ValueError: the shapes are not (N, D), are not equal, or N is below ``num_min``.
+    """
+    shapes = [tuple(x.shape) for x in features]
+    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
+        raise ValueError(f"features must be (N, D), with the partner of a row in the same row; got {shapes}")
+    if shapes[0][0] < num_min:
+        raise ValueError(
+            f"this loss is undefined for {shapes[0][0]} sample(s): set the batch size to at least {num_min}, "
+            "and drop the last batch if it can be smaller"
+        )
+    dtype = torch.float32
+    for x in features:
+        dtype = torch.promote_types(dtype, x.dtype)
+    return [_unit(x.to(dtype)) for x in features]
+
+
+def _unit(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    # A product needs half the memory of a quotient in backward, which would be the peak of the whole loss.
+    return x * norm.masked_fill(norm < 1e-12, math.inf).reciprocal()
+
+
+def logsumexp(
+    x: Tensor, y: Tensor, scale: float | Tensor, *, pairs: Pairs = "all", chunk_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of the logits ``scale * x @ y.T`` over every row and every column, and their diagonal.
+
+    Args:
+        x: (N, D).
+        y: (N, D).
+        scale: a number, or a 0-dim tensor.
+        pairs: the entries that take part; a row or column without any gives -inf.
+        chunk_size: how many rows of the logits exist at a time; all if None.
+
+    Returns:
+        Three tensors (N,): of rows, of columns, and the diagonal.
+    """
+    return _LogSumExp.apply(x, y, torch.as_tensor(scale).to(x), pairs, _at_least_one(chunk_size))
+
+
+class _LogSumExp(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, chunk_size: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        lse_row, lse_column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), -math.inf), x.new_empty(len(x))
+        for rows, columns, logits in _blocks(x, y, scale, pairs, chunk_size):
+            lse_row[rows] = logits.logsumexp(1)
+            lse_column[columns] = torch.logaddexp(lse_column[columns], logits.logsumexp(0))
+            diagonal[rows] = logits.diagonal(rows.start - columns.start)
+        ctx.save_for_backward(x, y, scale, lse_row, lse_column, logits if chunk_size is None else None)
+        ctx.pairs, ctx.chunk_size = pairs, chunk_size
+        ctx.set_materialize_grads(False)  # what a loss does not use costs no exponentials
+        return lse_row, lse_column, diagonal
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_row: Tensor, grad_column: Tensor | None, grad_diagonal: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x, y, scale, lse_row, lse_column, kept = ctx.saved_tensors
+        # Where no pair takes part the logits are -inf as well, and -inf - (-inf) would be NaN.
+        lse_row = lse_row.masked_fill(lse_row.isneginf(), 0)
+        lse_column = lse_column.masked_fill(lse_column.isneginf(), 0)
+
+        def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
+            weight = (logits - lse_row[rows, None]).exp_().mul_(grad_row[rows, None])
+            if grad_column is not None:
+                spare = logits if kept is None else None  # backward may run again on kept logits
+                share = torch.sub(logits, lse_column[columns], out=spare).exp_()
+                weight.addcmul_(share, grad_column[columns])
+            if grad_diagonal is not None:
+                weight.diagonal(rows.start - columns.start).add_(grad_diagonal[rows])
+            return weight
+
+        blocks = _blocks(x, y, scale, ctx.pairs, ctx.chunk_size, kept)
+        grad_x, grad_y, grad_scale, _ = _gradients(x, y, scale, blocks, weigh)
+        return grad_x, grad_y, grad_scale, None, None
+
+
+def softplus_sum(
+    x: Tensor, y: Tensor, scale: float | Tensor, bias: float | Tensor, *, chunk_size: int | None
+) -> Tensor:
+    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
+
+    Args:
+        x: (N, D).
+        y: (N, D).
+        scale: a number, or a 0-dim tensor.
+        bias: a number, or a 0-dim tensor.
+        chunk_size: how many rows of the logits exist at a time; all if None.
+    """
+    scale, bias = torch.as_tensor(scale).to(x), torch.as_tensor(bias).to(x)
+    return _SoftplusSum.apply(x, y, scale, bias, _at_least_one(chunk_size))
+
+
+class _SoftplusSum(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, chunk_size: int | None) -> Tensor:
+        total = torch.zeros_like(bias)
+        for rows, _, logits in _blocks(x, y, scale, "all", chunk_size):
+            # Above the threshold softplus is the identity; at 40 that is exact in float64 too.
+            total += F.softplus(_margin(rows, logits, bias), threshold=40).sum()
+        ctx.save_for_backward(x, y, scale, bias, logits if chunk_size is None else None)
+        ctx.chunk_size = chunk_size
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, scale, bias, kept = ctx.saved_tensors
+
+        def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
+            weight = _margin(rows, logits, bias).sigmoid_().mul_(grad)
+            weight.diagonal(rows.start).neg_()
+            return weight
+
+        blocks = _blocks(x, y, scale, "all", ctx.chunk_size, kept)
+        return *_gradients(x, y, scale, blocks, weigh), None
+
+
+def _margin(rows: slice, logits: Tensor, bias: Tensor) -> Tensor:
+    """How wrong every pair is: the logit of a false pair, minus the logit of a true one."""
+    margin = logits + bias
+    margin.diagonal(rows.start).neg_()
+    return margin
+
+
+def _at_least_one(chunk_size: int | None) -> int | None:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
+    return chunk_size
+
+
+def _blocks(
+    x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, chunk_size: int | None, kept: Tensor | None = None
+) -> Iterator[Block]:
+    """The logits from top to bottom in blocks of ``chunk_size`` rows."""
+    num = len(x)
+    if kept is not None:
+        yield slice(0, num), slice(0, num), kept
+        return
+    for start in range(0, num, chunk_size or num):
+        rows = slice(start, min(start + (chunk_size or num), num))
+        # No pair below the diagonal takes part in "upper", so nothing left of the block need be computed.
+        columns = slice(start if pairs == "upper" else 0, num)
+        yield rows, columns, _logits(scale * x[rows], y[columns], pairs, start)
+
+
+def _logits(x: Tensor, y: Tensor, pairs: Pairs, start: int) -> Tensor:
+    """All logits of some rows, the first of which is row ``start``; -inf where a pair takes no part."""
+    logits = x @ y.T
+    if pairs == "unequal":
+        logits.diagonal(start).fill_(-math.inf)
+    elif pairs == "upper":
+        square = logits[:, : len(logits)]
+        square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), -math.inf)
+    return logits
+
+
+def _gradients(
+    x: Tensor, y: Tensor, scale: Tensor, blocks: Iterable[Block], weigh: Callable[[slice, slice, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, of y, of the scale, and of a number added to all logits.
+
+    ``weigh`` turns a block of logits into d(loss) / d(logits).
+    """
+    grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
+    grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(scale)
+    with full_precision(x):  # backward may be called under autocast
+        for rows, columns, logits in blocks:
+            weight = weigh(rows, columns, logits)
+            grad_x[rows] = weight @ y[columns]
+            grad_y[columns].addmm_(weight.T, x[rows])
+            grad_scale += (grad_x[rows] * x[rows]).sum()  # the sum of weight times cosine, by way of N x D
+            grad_bias += weight.sum()
+            del logits, weight  # or they would live beside the next block
+    return grad_x.mul_(scale), grad_y.mul_(scale), grad_scale, grad_bias

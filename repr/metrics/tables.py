@@ -1,0 +1,92 @@
+"""What the metrics share: reading a feature table, and ranks in which a tie is no success."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from repr.batch import Features
+
+TIE = 1e-12  # cosines in float64 that differ by less are equal: only the order of summation tells them apart
+
+
+def labelled(features: Features, attribute: str) -> tuple[Tensor, Tensor]:
+    """Give the rows of a table that have a label.
+
+    Args:
+        features: a table of N rows.
+        attribute: a key of ``features.labels``.
+
+    Returns:
+        The positions (M,) of the rows that are not labelled -1, and their labels (M,).
+
+    Raises:
+        ValueError: the table lacks the attribute, or none of its rows is labelled.
+    """
+    if attribute not in features.labels:
+        raise ValueError(f"no labels named {attribute!r}; choose one of {sorted(features.labels)}")
+    labels = features.labels[attribute]
+    rows = (labels >= 0).nonzero().squeeze(1)
+    if len(rows) == 0:
+        raise ValueError(f"no row has a label for {attribute!r}; leave this metric out or give labels")
+    return rows, labels[rows]
+
+
+def finite(features: Tensor) -> Tensor:
+    """Give the features back, if they are numbers.
+
+    Raises:
+        ValueError: a value is NaN or infinite.
+    """
+    if not features.isfinite().all():
+        rows = int((~features.isfinite().flatten(1).all(1)).sum())
+        raise ValueError(
+            f"{rows} of {len(features)} rows hold NaN or infinity: take a checkpoint from before it diverged"
+        )
+    return features
+
+
+def accuracy(name: str, predicted: Tensor, labels: Tensor) -> dict[str, float]:
+    """Give the share of right predictions and, as its chance level, the share of the largest class.
+
+    Args:
+        name: key of the accuracy.
+        predicted: (M,) predicted labels.
+        labels: (M,) true labels.
+
+    Returns:
+        ``name`` and ``name + ".chance"``, in [0, 1]. Whoever always names one class gets at most chance.
+    """
+    largest = labels.unique(return_counts=True)[1].max()
+    return {name: (predicted == labels).double().mean().item(), f"{name}.chance": largest.item() / len(labels)}
+
+
+def ranks(queries: Tensor, candidates: Tensor, query_id: Tensor, candidate_id: Tensor, *, chunk_size: int) -> Tensor:
+    r"""Count, for every query, the wrong candidates at least as near to it as its nearest right one.
+
+    :math:`r_q = |\{c: id_c \ne id_q,\ \cos(q, c) \ge \max_{p: id_p = id_q} \cos(q, p)\}|`
+
+    A tie counts against the query, and so does a comparison with NaN: a model that maps everything to
+    one point, or has diverged, ranks last and not first. Cosines are float64 (the order is then the
+    features' own, also where TF32 or autocast is on); those within 1e-12 are tied.
+
+    Args:
+        queries: (Q, D), not normalised.
+        candidates: (C, D), not normalised.
+        query_id: (Q,) integers.
+        candidate_id: (C,) integers; a candidate is right for the queries of the same number.
+        chunk_size: queries that are compared at a time; memory is chunk_size x C.
+
+    Returns:
+        (Q,) int64 in [0, C - 1]; 0 = the right one is strictly the nearest. A query is among the k
+        nearest when its rank is below k.
+    """
+    candidates = F.normalize(candidates.double(), dim=1)
+    found = []
+    for rows, ids in zip(queries.split(chunk_size), query_id.split(chunk_size), strict=True):
+        cosine = F.normalize(rows.double(), dim=1) @ candidates.T  # (chunk, C)
+        right = ids[:, None] == candidate_id
+        nearest = cosine.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
+        found.append((~(cosine < nearest - TIE) & ~right).sum(1))
+    return torch.cat(found)

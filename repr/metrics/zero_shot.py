@@ -1,0 +1,79 @@
+"""Zero-shot classification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from repr.batch import Features
+from repr.metrics.tables import labelled, ranks
+
+
+@torch.no_grad()
+def zero_shot(
+    bank: Features,
+    query: Features,
+    *,
+    attribute: str,
+    class_embeddings: Tensor,
+    class_labels: Tensor,
+    ks: Sequence[int] = (1, 5),
+    chunk_size: int = 8192,
+) -> dict[str, float]:
+    r"""Share of images whose class is among the k classes with the nearest text embedding.
+
+    :math:`\frac{1}{N} \sum_i [r_i < k]`, where the rank :math:`r_i` counts wrong classes that are at least
+    as near to image i as its own: ties count against the image, and collapsed features get 0.
+
+    Args:
+        bank: not used.
+        query: ``image`` (N, D), normalised inside, and labels; unlabelled rows are left out.
+        attribute: which labels.
+        class_embeddings: (C, D), one a class (see :func:`average_templates`), normalised inside.
+        class_labels: (C,) the distinct labels that they stand for.
+        ks: the k; a k of at least C gives 1 by definition (unless features are NaN).
+        chunk_size: images compared at a time; memory is chunk_size x C float64.
+
+    Returns:
+        ``zero_shot_topk`` in [0, 1]; chance is k/C.
+
+    Raises:
+        ValueError: the table lacks the attribute or has no labelled row; shapes differ; a class is given
+            twice; a label of the query has no class.
+
+    Source: Radford et al., 2021, arXiv 2103.00020, section 3.1.
+    """
+    if class_labels.shape != class_embeddings.shape[:1]:
+        raise ValueError(
+            f"give one label a class: {tuple(class_labels.shape)} labels, {tuple(class_embeddings.shape)} embeddings"
+        )
+    if len(class_labels.unique()) < len(class_labels):
+        raise ValueError("class_labels hold a label twice: average the embeddings of a class into one")
+    rows, labels = labelled(query, attribute)
+    class_labels, class_embeddings = class_labels.to(labels.device), class_embeddings.to(query.image.device)
+    unknown = labels[~torch.isin(labels, class_labels)].unique().tolist()
+    if unknown:
+        raise ValueError(f"labels {unknown} of {attribute!r} have no class embedding: add them to class_labels")
+    rank = ranks(query.image[rows], class_embeddings, labels, class_labels, chunk_size=chunk_size)
+    values = {}
+    for k in ks:
+        values[f"zero_shot_top{k}"] = (rank < k).double().mean().item()
+        values[f"zero_shot_top{k}.chance"] = min(k / len(class_labels), 1.0)
+    return values
+
+
+def average_templates(embeddings: Tensor) -> Tensor:
+    """Average the text embeddings of every class's prompts: normalise each, take the mean, normalise it.
+
+    Args:
+        embeddings: (C, T, D), T prompts for each of C classes, not normalised.
+
+    Returns:
+        (C, D) of unit length.
+
+    Source: Radford et al., 2021, arXiv 2103.00020, section 3.1.4.
+    """
+    return F.normalize(F.normalize(embeddings, dim=-1).mean(1), dim=-1)

@@ -1,0 +1,41 @@
+"""Image backbones: timm's models as they are."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any
+
+import timm
+from torch import nn
+
+
+def backbone(name: str, *, image_size: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Make a timm model without its classifier, called as ``backbone(images) -> (B, num_features)``.
+
+    Args:
+        name: name of a timm model, for example ``vit_base_patch16_224`` or ``resnet50``.
+        image_size: side of the input in pixels; handed over where the architecture depends on it.
+        pretrained: load timm's weights (needs the network).
+        options: further arguments of ``timm.create_model``.
+
+    Raises:
+        ValueError: timm has no such model; the nearest names are given.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; nearest: {', '.join(near)}" if near else "; see timm.list_models()"
+        raise ValueError(f"backbone.name is '{name}', which timm does not have{hint}")
+    if image_size is not None and _takes_image_size(name):
+        options["img_size"] = image_size
+    return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+
+
+def _takes_image_size(name: str) -> bool:
+    """Whether the architecture has parameters (position tables) that depend on the size of the image."""
+    module = inspect.getmodule(timm.model_entrypoint(name))
+    classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
+    return any(
+        "img_size" in inspect.signature(c.__init__).parameters and "num_classes" in inspect.signature(c.__init__).parameters
+        for c in classes
+    )

@@ -1,0 +1,85 @@
+"""The base of every flow: weights, sum, logging, optimizer. It knows no method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+from torch import Tensor, nn
+
+from repr.batch import Batch, StepOutput
+from repr.optim import Optim
+
+
+class Objective(pl.LightningModule):
+    """A flow: how views and pairs move through encoders and heads to unweighted loss terms.
+
+    A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
+    has defaults. A hybrid is nothing special: more terms, more weights.
+
+    Args:
+        backbone: image encoder, (B, 3, H, W) -> (B, num_features).
+        weights: weight of each loss term; a term of weight 0 is not computed.
+        optim: optimizer and schedule.
+
+    Attributes:
+        terms: the unweighted terms of the last step by name, detached; for callbacks.
+    """
+
+    TERMS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, backbone: nn.Module, *, weights: Mapping[str, float], optim: Optim | None = None) -> None:
+        super().__init__()
+        if unknown := sorted(set(weights) - set(self.TERMS)):
+            raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
+        self.backbone = backbone
+        self.weights = {name: float(weight) for name, weight in weights.items() if weight}
+        if not self.weights:
+            raise ValueError(f"objective.weights are all zero; give one of {', '.join(self.TERMS)} a weight")
+        self.optim = optim or Optim()
+        self.terms: dict[str, Tensor] = {}
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Compute the unweighted loss terms of a batch; exactly those that have a weight."""
+        raise NotImplementedError(f"{type(self).__name__} has no step()")
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """What is evaluated and exported: (B, 3, H, W) -> (B, D)."""
+        return self.backbone(images)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings of an evaluation batch, not normalised: ``image``, ``trunk`` and, if there is one, ``text``."""
+        image = self.encode_image(batch["image"])
+        return {"image": image, "trunk": image}
+
+    def update_targets(self) -> None:
+        """Change what follows the weights (teachers, clamps); called once after each optimizer step."""
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the terms."""
+        assert terms.keys() == self.weights.keys(), f"step() gave {sorted(terms)}, weighted are {sorted(self.weights)}"
+        return sum((self.weights[name] * term for name, term in terms.items()), start=next(iter(terms.values())).new_zeros(()))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Sum the terms of :meth:`step` and log ``train/loss``, every term and every other scalar."""
+        output = self.step(batch)
+        loss = self.total(output.terms)
+        self.terms = {name: term.detach() for name, term in output.terms.items()}
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in {**output.terms, **output.logs}.items()})
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Embed an evaluation batch; callbacks collect what this returns."""
+        return self.embed(batch)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimizer, then whatever follows the weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.update_targets()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Build the optimizer and its schedule, stepped once per optimizer step."""
+        optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,0 +1,122 @@
+"""Image-text contrast: CLIP, SigLIP, and CLIP with alignment and uniformity terms (CUA, CUAXU)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from repr.batch import Batch, StepOutput
+from repr.distributed import gather
+from repr.losses import contrastive, hypersphere
+from repr.objectives.base import Objective
+from repr.optim import Optim
+
+Loss = Callable[..., Tensor]
+
+LOSSES: dict[str, Loss] = {
+    "contrast": contrastive.clip,
+    "alignment": hypersphere.alignment,
+    "uniformity": hypersphere.uniformity,
+    "cross_uniformity": hypersphere.cross_uniformity,
+}
+
+
+class ImageText(Objective):
+    """Two towers on one sphere.
+
+    Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
+    CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone.
+
+    Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; both gathered, then the terms on
+    the global batch in float32. One view, so BatchNorm sees one batch of it; nothing else is gathered.
+
+    Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``.
+
+    Args:
+        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
+        text: text encoder with ``output_dim``, (B, L) -> (B, output_dim), such as
+            ``open_clip.transformer.TextTransformer``.
+        weights: weight of each term; the default is plain CLIP.
+        losses: function of each term where it is not the default. ``contrast`` is called with
+            ``logit_scale`` (and ``logit_bias`` if there is one), the others with features alone.
+        temperature: initial temperature; the logits are cosines divided by it.
+        learn_temperature: whether it is a parameter.
+        temperature_range: bounds to which it is clamped after every step.
+        logit_bias: initial bias of the logits (SigLIP); None: none.
+        optim: optimizer and schedule.
+    """
+
+    TERMS = tuple(LOSSES)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text: nn.Module,
+        *,
+        weights: Mapping[str, float] | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        temperature_range: tuple[float, float] = (0.01, 1.0),
+        logit_bias: float | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        super().__init__(backbone, weights={"contrast": 1.0} if weights is None else weights, optim=optim)
+        if unknown := sorted(set(losses or {}) - set(LOSSES)):
+            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(LOSSES)}")
+        low, high = temperature_range
+        if not 0 < low <= temperature <= high:
+            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
+        self.losses = {**LOSSES, **(losses or {})}
+        self.text = text
+        self.image_projection = nn.Linear(backbone.num_features, text.output_dim, bias=False)
+        # Normal with deviation width^-0.5, as in CLIP: outputs start at about unit length per coordinate.
+        nn.init.normal_(self.image_projection.weight, std=backbone.num_features**-0.5)
+        # A parameter even when it is fixed, so that checkpoints and exports hold it under open_clip's name.
+        learned = "contrast" in self.weights
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learned and learn_temperature)
+        self.log_scale_range = (-math.log(high), -math.log(low))
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D), not normalised."""
+        return self.image_projection(self.backbone(images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D), not normalised."""
+        return self.text(tokens)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""
+        trunk = self.backbone(batch["image"])
+        embeddings = {"trunk": trunk, "image": self.image_projection(trunk)}
+        if "text" in batch:
+            embeddings["text"] = self.encode_text(batch["text"])
+        return embeddings
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Terms on the global batch."""
+        if "text" not in batch:
+            raise ValueError(f"{type(self).__name__} needs captions: set data.tokenizer and a source that has them")
+        image = gather(self.encode_image(batch["views"][0]).float())  # (N, D), N over all ranks
+        text = gather(self.encode_text(batch["text"]).float())  # (N, D)
+        scale = self.logit_scale.exp()
+        terms = {name: self._term(name, image, text, scale) for name in self.weights}
+        return StepOutput(terms, {"image": image, "text": text}, {"temperature": 1 / scale.detach()})
+
+    def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+        loss = self.losses[name]
+        if name == "contrast":
+            bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+            return loss(image, text, logit_scale=scale, **bias)
+        if name == "uniformity":
+            return 0.5 * (loss(image) + loss(text))
+        return loss(image, text)
+
+    def update_targets(self) -> None:
+        """Clamp the temperature."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(*self.log_scale_range)

@@ -1,0 +1,139 @@
+"""Optimizer and learning-rate schedule of every objective: parameter groups, timm's factory, one factor a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import timm.optim
+from timm.models import group_parameters
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimizer of a run; values are used as written, nothing is scaled by the batch size.
+
+    Attributes:
+        name: any optimizer of timm's factory (``timm.optim.list_optimizers()``).
+        lr: peak learning rate.
+        weight_decay: decay of every parameter with two or more dimensions. Biases, gains of norms and
+            learned scalars have fewer, and pulling those to zero changes what the network can express
+            instead of how large its weights are.
+        decay_1d: decay those too (some papers do).
+        options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
+        schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
+        warmup_steps: steps of linear warm-up; the first step already has ``lr / warmup_steps``.
+        final_lr: learning rate at the end of the cosine or of the cooldown.
+        cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``.
+        cooldown_power: shape of that fall; 1 is linear.
+        layer_decay: factor by which the learning rate of the backbone falls from each layer to the one
+            below it, as timm's ``group_matcher`` counts layers; everything outside the backbone keeps
+            the full rate. None: no such decay.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    decay_1d: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    final_lr: float = 0.0
+    cooldown_steps: int = 0
+    cooldown_power: float = 1.0
+    layer_decay: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.schedule not in ("cosine", "constant"):
+            raise ValueError(f"optim.schedule is '{self.schedule}'; set it to cosine or constant")
+        if self.cooldown_steps and self.schedule != "constant":
+            raise ValueError("optim.cooldown_steps belongs to optim.schedule=constant")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optim.layer_decay is {self.layer_decay}; set it between 0 and 1, or to null")
+
+    def build(self, module: nn.Module, total_steps: int, *, backbone: str = "backbone") -> tuple[Optimizer, LambdaLR]:
+        """Make the optimizer of ``module`` and the schedule to step once per optimizer step.
+
+        Args:
+            module: what is trained; parameters that need no gradient are left out.
+            total_steps: optimizer steps of the whole run.
+            backbone: name of the sub-module to which ``layer_decay`` applies.
+
+        Raises:
+            ValueError: warm-up and cooldown are longer than the run, or timm has no such optimizer.
+        """
+        if self.warmup_steps + self.cooldown_steps > total_steps:
+            raise ValueError(
+                f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
+                f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
+            )
+        if self.name.lower() not in timm.optim.list_optimizers():
+            raise ValueError(f"optim.name is '{self.name}'; timm knows {', '.join(timm.optim.list_optimizers())}")
+        optimizer = timm.optim.create_optimizer_v2(
+            self.param_groups(module, backbone=backbone), opt=self.name, lr=self.lr, **dict(self.options)
+        )
+        factor = partial(
+            lr_factor,
+            total=total_steps,
+            schedule=self.schedule,
+            warmup=self.warmup_steps,
+            final=self.final_lr / self.lr if self.lr else 0.0,
+            cooldown=self.cooldown_steps,
+            power=self.cooldown_power,
+        )
+        return optimizer, LambdaLR(optimizer, factor)
+
+    def param_groups(self, module: nn.Module, *, backbone: str = "backbone") -> list[dict[str, Any]]:
+        """Group trainable parameters by (learning rate, weight decay)."""
+        scales = self._layer_scales(module, backbone)
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        for name, param in module.named_parameters():
+            if not param.requires_grad:
+                continue
+            decay = self.weight_decay if self.decay_1d or param.ndim > 1 else 0.0
+            lr = self.lr * scales.get(name, 1.0)
+            group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
+            group["params"].append(param)
+        return list(groups.values())
+
+    def _layer_scales(self, module: nn.Module, backbone: str) -> dict[str, float]:
+        if self.layer_decay is None:
+            return {}
+        trunk = module.get_submodule(backbone)
+        if not hasattr(trunk, "group_matcher"):
+            raise ValueError(f"optim.layer_decay needs a timm backbone, and {type(trunk).__name__} tells no layers")
+        layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+        top = max(layers.values())
+        return {f"{backbone}.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
+
+
+def lr_factor(
+    step: int,
+    *,
+    total: int,
+    schedule: Schedule,
+    warmup: int = 0,
+    final: float = 0.0,
+    cooldown: int = 0,
+    power: float = 1.0,
+) -> float:
+    """Learning rate at ``step`` (from 0) as a share of the peak: linear warm-up, then cosine or constant.
+
+    Warm-up ends at the peak at step ``warmup - 1`` and the cosine starts one step later, as in open_clip;
+    ``final`` is reached one step after the last.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    if schedule == "cosine":
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = min((total - step) / cooldown, 1.0) if cooldown else 1.0
+    return final + (1 - final) * max(left, 0.0) ** power if cooldown else 1.0

@@ -1,0 +1,66 @@
+import runpy
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from repr.data.sources import Emoji
+from repr.data.views import View
+
+
+@pytest.fixture
+def config(root, tmp_path):
+    def make(data, views, *overrides):
+        (tmp_path / "run.yaml").write_text(
+            f"defaults: [{{data: {data}}}, {{views: {views}}}, _self_]\n"
+            f"seed: 7\nhydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
+        )
+        with initialize_config_dir(str(tmp_path), version_base=None):
+            return compose("run", list(overrides))
+
+    return make
+
+
+def test_emoji_config_builds_and_gives_batches(config):
+    datamodule = instantiate(config("emoji", "clip_small", "data.num_workers=0", "data.batch_size=8").data)
+    assert type(datamodule.eval) is dict
+    assert datamodule.eval_names == ["bank", "val", "test_style"]
+    assert datamodule.seed == 7
+    batch = next(iter(datamodule.train_dataloader()))
+    assert [view.shape for view in batch["views"]] == [(8, 3, 48, 48)]
+    assert batch["label"].shape == (8, 4)
+    assert {name: len(classes) for name, classes in datamodule.attributes.items()} == {
+        "category": 9, "subcategory": 98, "style": 6, "concept": 1907,
+    }  # fmt: skip
+
+
+def test_folder_config_needs_a_root(config, tmp_path):
+    with pytest.raises(MissingMandatoryValue, match=r"data\.train\.root"):
+        instantiate(config("folder", "simclr").data)
+    for row in range(4):
+        Emoji("val").image(row).save(tmp_path / f"{row}.png")
+    overrides = f"data.train.root={tmp_path}", "data.batch_size=4", "data.num_workers=0"
+    datamodule = instantiate(config("folder", "simclr", *overrides).data)
+    batch = next(iter(datamodule.train_dataloader()))
+    assert [view.shape for view in batch["views"]] == [(4, 3, 224, 224)] * 2
+
+
+@pytest.mark.parametrize("name", ["clip", "clip_small", "simclr"])
+def test_views_are_views(config, name):
+    views = instantiate(config("emoji", name).views)
+    assert all(isinstance(view, View) for view in views.values())
+
+
+def test_class_file_is_what_the_tool_writes(root):
+    path = root / "conf" / "eval" / "classes" / "emoji_val.yaml"
+    assert path.read_text(encoding="utf-8") == runpy.run_path(str(root / "tools" / "emoji_classes.py"))["class_file"](
+        "val"
+    )
+    classes, val = OmegaConf.to_container(OmegaConf.load(path)), Emoji("val")
+    assert classes["attribute"] == "concept"
+    assert classes["templates"] == ["{}"]
+    expected = {concept: val.captions(row)[0] for row, concept in enumerate(val.attributes["concept"])}
+    assert classes["names"] == expected
+    assert len(expected) == 293

@@ -1,0 +1,281 @@
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from repr.batch import sample_seed
+from repr.data.datamodule import DataModule
+from repr.data.datasets import draw_captions
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, epoch_order
+from repr.data.sources import Emoji
+from repr.data.views import View, crop_views, draw, evaluation_view
+
+
+def flat(batch):
+    """Every tensor of a batch by name."""
+    views = {f"view{position}": view for position, view in enumerate(batch.get("views", ()))}
+    return {key: value for key, value in batch.items() if key != "views"} | views
+
+
+def assert_equal(ours, expected):
+    assert ours.keys() == expected.keys()
+    for key, value in expected.items():
+        assert torch.equal(ours[key], value), key
+
+
+def two_epochs(loader):
+    batches = []
+    for epoch in (0, 1):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        batches += [flat(batch) for batch in loader]
+    return batches
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    views = {
+        "large": View(size=24, scale=(0.3, 1), flip=0.5, brightness=0.4, hue=0.1),
+        "small": View(size=12, scale=(0.1, 0.3), count=2, flip=0.5, blur_prob=0.5),
+    }
+    return DataModule(
+        train=Emoji("train", captions=["caption", "keywords"]), eval={"val": Emoji("val")}, views=views, batch_size=12,
+        eval_batch_size=12, image_size=24, seed=3, mean=(0.5,) * 3, std=(0.5,) * 3, bank_size=50,
+        tokenizer=lambda texts: torch.tensor([[len(text), sum(map(ord, text))] for text in texts]),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def expected_batches(emoji):
+    """Three batches of two epochs each, in this process, by one rank."""
+    dataset = emoji.train_dataloader().dataset
+    return two_epochs(DataLoader(dataset, batch_sampler=EpochBatchSampler(40, 12, seed=3), collate_fn=dict))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_global_batch_is_the_same_for_all_workers_and_ranks(emoji, expected_batches, num_workers, world_size):
+    loader = emoji.train_dataloader()
+    ranks = []
+    for rank in range(world_size):
+        sampler = EpochBatchSampler(40, 12, seed=3, rank=rank, world_size=world_size)
+        options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        ranks.append(two_epochs(DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=dict, **options)))
+    assert len(expected_batches) == 6
+    for parts, expected in zip(zip(*ranks, strict=True), expected_batches, strict=True):
+        assert_equal({key: torch.cat([part[key] for part in parts]) for key in expected}, expected)
+
+
+def test_a_batch_can_be_drawn_again_by_hand(make_datamodule):
+    datamodule = make_datamodule(num_workers=2)
+    loader = datamodule.train_dataloader()
+    loader.batch_sampler.sampler.set_epoch(4)
+    batch = list(loader)[2]
+    index = epoch_order(31, 5, 4)[12:18]
+    seed = sample_seed(5, 4, index)
+    crops, colour = draw(seed, datamodule.views)
+    views, boxes = crop_views([datamodule.train.image(row) for row in index.tolist()], crops, datamodule.views)
+    text = datamodule.tokenizer(draw_captions(datamodule.train, seed, index))
+    label = index[:, None] % 2  # 'even' is before 'odd'
+    expected = {
+        "index": index,
+        "seed": seed,
+        "views": views,
+        "boxes": boxes,
+        "colour": colour,
+        "text": text,
+        "label": label,
+    }
+    assert_equal(flat(batch), flat(expected))
+    assert [view.shape for view in views] == [(6, 3, 16, 16), (6, 3, 8, 8)]
+    assert (boxes.shape, colour.shape) == ((6, 2, 4), (6, 2, 8))
+
+
+def test_epochs_differ(make_datamodule):
+    batches = two_epochs(make_datamodule(train=make_datamodule().train, batch_size=31).train_dataloader())
+    first, second = ({key: value[batch["index"].argsort()] for key, value in batch.items()} for batch in batches)
+    assert torch.equal(first["index"], second["index"])
+    assert not torch.equal(batches[0]["index"], batches[1]["index"])
+    for key in ("seed", "boxes", "colour", "view0", "view1", "text"):
+        same = (first[key].flatten(1) if first[key].ndim > 1 else first[key][:, None]) == second[key].reshape(31, -1)
+        assert same.all(dim=1).sum() < 25, key
+
+
+def test_captions_are_drawn_evenly(noise):
+    index = torch.arange(2000)
+    drawn = draw_captions(noise(2000), sample_seed(0, 0, index), index)
+    assert sum(text.startswith("picture") for text in drawn) == pytest.approx(1000, abs=100)
+
+
+def test_labels_have_one_vocabulary_over_all_sets(make_datamodule, noise):
+    train, val = noise(12), noise(4)
+    train.attributes = {"colour": ["red", "", "blue"] * 4, "parity": ["even", "odd"] * 6}
+    val.attributes = {"colour": ["green", "blue", "", "red"]}
+    datamodule = make_datamodule(train=train, eval={"val": val})
+    assert datamodule.attributes == {"colour": ["blue", "green", "red"], "parity": ["even", "odd"]}
+    bank, val_loader = datamodule.val_dataloader()
+    assert torch.cat([batch["label"] for batch in bank])[:3].tolist() == [[2, 0], [-1, 1], [0, 0]]
+    assert torch.cat([batch["label"] for batch in val_loader]).tolist() == [[1, -1], [0, -1], [-1, -1], [2, -1]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_loaders(make_datamodule, num_workers):
+    datamodule = make_datamodule(num_workers=num_workers, bank_size=10)
+    loaders = datamodule.val_dataloader()
+    assert datamodule.eval_names == ["bank", "val", "other"]
+    tables = [[flat(batch) for batch in loader] for loader in loaders]
+    assert [len(table) for table in tables] == [3, 3, 1]
+    index = torch.cat([batch["index"] for batch in tables[0]])
+    assert index.tolist() == [0, 3, 6, 9, 12, 15, 18, 21, 24, 27]
+    batch = tables[0][1]
+    assert batch.keys() == {"index", "image", "text", "label"}
+    assert batch["image"].dtype == torch.uint8
+    assert torch.equal(batch["image"][2], evaluation_view(datamodule.train.image(18), 12))
+    assert torch.equal(batch["text"][2], datamodule.tokenizer(["picture 18"])[0])
+    assert batch["label"].tolist() == [[0], [1], [0], [1]]
+
+
+def test_evaluation_ranks_give_every_row(make_datamodule):
+    dataset = make_datamodule().val_dataloader()[1].dataset
+    ranks = [
+        DataLoader(dataset, batch_sampler=EvalBatchSampler(10, 8, rank=r, world_size=4), collate_fn=dict)
+        for r in range(4)
+    ]
+    index = [row for parts in zip(*ranks, strict=True) for part in parts for row in part["index"].tolist()]
+    assert list(dict.fromkeys(index)) == list(range(10))
+    assert len(index) == 12
+
+
+def test_without_tokenizer_eval_sets_or_labels(make_datamodule, noise):
+    train = noise(8)
+    train.attributes = {}
+    datamodule = make_datamodule(train=train, eval={}, tokenizer=None)
+    batch = next(iter(datamodule.train_dataloader()))
+    assert batch.keys() == {"index", "seed", "views", "boxes", "colour"}
+    assert datamodule.eval_names == datamodule.val_dataloader() == []
+
+
+def test_an_evaluation_set_need_not_have_captions(make_datamodule, noise):
+    silent = noise(4)
+    silent.captions = lambda index: []
+    _, loader = make_datamodule(eval={"silent": silent}).val_dataloader()
+    assert "text" not in next(iter(loader))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 32}, "batch of 32 but only 31"),
+        ({"eval_batch_size": 0}, "data.eval_batch_size=0"),
+        ({"bank_size": 40}, "data.bank_size=40; set it from 1 to 31"),
+        ({"views": {}}, "at least one view"),
+        ({"train": Emoji("val", captions=[])}, "data.train offers no captions"),
+    ],
+)
+def test_errors_at_construction(make_datamodule, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_datamodule(**options)
+
+
+def test_bank_is_no_name_for_an_evaluation_set(make_datamodule, noise):
+    with pytest.raises(ValueError, match="rename the set"):
+        make_datamodule(eval={"bank": noise(4)})
+
+
+def test_a_row_without_caption_is_named(make_datamodule, noise):
+    train = noise(31)
+    train.captions = lambda index: ["text"] if index == 0 else []
+    with pytest.raises(ValueError, match=r"noise-\d+: no caption"):
+        list(make_datamodule(train=train, num_workers=1).train_dataloader())
+
+
+def test_device_half_runs_after_the_transfer(make_datamodule):
+    datamodule = make_datamodule()
+
+    def transferred(batch):
+        return datamodule.on_after_batch_transfer(
+            datamodule.transfer_batch_to_device(batch, torch.device("cpu"), 0), dataloader_idx=0
+        )
+
+    batch = next(iter(datamodule.train_dataloader()))
+    colour = batch["colour"].clone()
+    ours = transferred(batch)
+    assert [view.dtype for view in ours["views"]] == [torch.float32] * 2
+    assert torch.equal(ours["colour"], colour)
+    again = transferred(ours)
+    assert all(torch.equal(a, b) for a, b in zip(again["views"], ours["views"], strict=True))
+    image = transferred(next(iter(datamodule.val_dataloader()[0])))["image"]
+    pixels = evaluation_view(datamodule.train.image(0), 12) / 255
+    expected = (pixels - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    torch.testing.assert_close(image[0], expected)
+    batch["boxes"] = batch["boxes"].bfloat16()
+    with pytest.raises(ValueError, match="bf16-mixed"):
+        transferred(batch)
+
+
+def test_loaders_leave_the_global_generator_alone(make_datamodule):
+    datamodule = make_datamodule(num_workers=1)
+    before = torch.get_rng_state()
+    list(datamodule.train_dataloader())
+    list(datamodule.val_dataloader()[1])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Seen(LightningModule):
+    """Keeps the epoch, rows, seeds and pixels of every training batch, and what it was evaluated on."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches, self.evaluated = [], []
+
+    def training_step(self, batch, batch_idx):
+        pixels = [view.mean().item() for view in batch["views"]]
+        self.batches.append((self.current_epoch, batch["index"].tolist(), batch["seed"].tolist(), pixels))
+        return self.weight * 0 + self.weight
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        self.evaluated.append((dataloader_idx, batch["image"].dtype, batch["index"].tolist()))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(datamodule, folder, *, checkpoint=None, every=1, **options):
+    module = Seen()
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0,
+        callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)], **options,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+    return module
+
+
+@pytest.mark.filterwarnings("error:.*your dataloader is not resumable")
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(make_datamodule, tmp_path, num_workers, accumulate):
+    options = {"accumulate_grad_batches": accumulate, "limit_val_batches": 0}  # 5 batches an epoch
+    whole = fit(make_datamodule(num_workers=num_workers), tmp_path, **options).batches
+    assert [epoch for epoch, *_ in whole] == [0] * 5 + [1] * 5 + [2] * 5
+    steps = -(-5 // accumulate)
+    for step in (1, steps, steps + 1, 2 * steps - 1):
+        epoch, within = divmod(step, steps)
+        state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["DataModule"]
+        assert state == {"epoch": epoch, "batch": within * accumulate}
+        resumed = fit(
+            make_datamodule(num_workers=num_workers),
+            tmp_path / "again",
+            checkpoint=tmp_path / f"step={step}.ckpt",
+            **options,
+        )
+        assert resumed.batches == whole[5 * epoch + within * accumulate :], step
+
+
+def test_validation_in_fit_runs_over_all_sets(make_datamodule, tmp_path):
+    module = fit(make_datamodule(bank_size=4), tmp_path, limit_train_batches=2, check_val_every_n_epoch=3)
+    assert [loader for loader, *_ in module.evaluated] == [0, 1, 1, 1, 2]
+    assert {dtype for _, dtype, _ in module.evaluated} == {torch.float32}
+    state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["DataModule"]
+    assert state == {"epoch": 1, "batch": 1}  # two batches an epoch, as limited

@@ -1,0 +1,102 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, epoch_order
+
+
+def batches(*sizes, epoch=0, **options):
+    sampler = EpochBatchSampler(*sizes, **options)
+    if epoch:
+        sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    world=st.integers(1, 4),
+    per_rank=st.integers(1, 5),
+    num_batches=st.integers(1, 6),
+    rest=st.integers(0, 19),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 300),
+)
+def test_an_epoch_is_a_permutation_cut_into_batches_and_ranks(world, per_rank, num_batches, rest, seed, epoch):
+    size = world * per_rank
+    num_samples = num_batches * size + rest % size
+    whole = batches(num_samples, size, seed=seed, epoch=epoch)
+    assert len(whole) == num_batches == len(EpochBatchSampler(num_samples, size, seed=seed))
+    assert {row_epoch for batch in whole for row_epoch, _ in batch} == {epoch}
+    rows = [row for batch in whole for _, row in batch]
+    assert len(set(rows)) == len(rows) == num_batches * size
+    assert rows == epoch_order(num_samples, seed, epoch)[: len(rows)].tolist()
+    ranks = [batches(num_samples, size, seed=seed, epoch=epoch, rank=r, world_size=world) for r in range(world)]
+    assert [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)] == whole
+
+
+def test_every_row_is_left_out_in_some_epoch_only():
+    seen = [{row for batch in batches(10, 4, seed=1, epoch=e) for _, row in batch} for e in range(12)]
+    assert all(len(rows) == 8 for rows in seen)
+    assert set.union(*seen) == set(range(10))
+
+
+def test_order_differs_between_epochs_and_seeds():
+    orders = [tuple(epoch_order(50, seed, epoch).tolist()) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
+def test_start_applies_to_its_epoch_only():
+    whole = {epoch: batches(23, 4, seed=3, epoch=epoch) for epoch in (4, 5)}
+    sampler = EpochBatchSampler(23, 4, seed=3, epoch=4, start=2)
+    assert len(sampler) == 5
+    assert list(sampler) == whole[4][2:]
+    sampler.sampler.set_epoch(4)  # as Lightning does, before and after the first iter
+    assert list(sampler) == whole[4][2:]
+    sampler.sampler.set_epoch(5)
+    assert list(sampler) == whole[5]
+
+
+def test_an_iterator_keeps_the_epoch_it_was_made_in():
+    sampler = EpochBatchSampler(23, 4, seed=3)
+    iterator = iter(sampler)
+    sampler.set_epoch(7)
+    assert next(iterator)[0][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 24}, "batch of 24 but only 23 .* set data.batch_size <= 23"),
+        ({"batch_size": 4, "world_size": 3}, "data.batch_size=4 .* positive multiple of 3"),
+        ({"batch_size": 0}, "positive multiple"),
+        ({"batch_size": 4, "start": 5}, "start at batch 5 of 5"),
+        ({"batch_size": 4, "rank": 2, "world_size": 2}, "rank 2 does not exist"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        EpochBatchSampler(23, options.pop("batch_size"), seed=0, **options)
+
+
+@settings(max_examples=60, deadline=None)
+@given(world=st.integers(1, 4), per_rank=st.integers(1, 5), num_rows=st.integers(1, 60))
+def test_evaluation_is_in_order_with_equal_batches_on_all_ranks(world, per_rank, num_rows):
+    ranks = [list(EvalBatchSampler(num_rows, world * per_rank, rank=r, world_size=world)) for r in range(world)]
+    assert len({tuple(len(batch) for batch in rank) for rank in ranks}) == 1
+    gathered = [row for parts in zip(*ranks, strict=True) for part in parts for row in part]
+    assert gathered == sorted(gathered)
+    assert list(dict.fromkeys(gathered)) == list(range(num_rows))
+    assert len(gathered) < num_rows + world
+    assert len(EvalBatchSampler(num_rows, world * per_rank)) == len(ranks[0])
+
+
+def test_evaluation_batch_must_be_shared_equally():
+    with pytest.raises(ValueError, match=r"data\.eval_batch_size=3"):
+        EvalBatchSampler(10, 3, world_size=2)
+
+
+def test_order_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    batches(23, 4, seed=3)
+    assert torch.equal(before, torch.get_rng_state())

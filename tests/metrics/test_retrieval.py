@@ -1,0 +1,106 @@
+from math import comb
+
+import numpy as np
+import pytest
+import torch
+
+from repr.metrics.retrieval import chance, retrieval
+
+CAPTION = [5, 2, 5, 9, 2, 5, 0, 7, 7, 3, 5, 1, 0, 4, 6]  # 15 images, 9 captions, neither sorted nor dense
+
+
+def brute(image, text, caption, k):
+    """Recalls by plain loops over every query and every candidate, ties against the query."""
+    x = image / np.linalg.norm(image, axis=1, keepdims=True)
+    y = text / np.linalg.norm(text, axis=1, keepdims=True)
+    cosine = np.round(x @ y.T, 10)  # (image, row of the text)
+    row = {c: caption.index(c) for c in caption}
+    i2t = [sum(cosine[i, row[d]] >= cosine[i, row[c]] for d in row if d != c) < k for i, c in enumerate(caption)]
+    t2i = []
+    for c in row:
+        best = max(cosine[i, row[c]] for i in range(len(caption)) if caption[i] == c)
+        t2i.append(sum(cosine[i, row[c]] >= best for i in range(len(caption)) if caption[i] != c) < k)
+    return np.mean(i2t), np.mean(t2i)
+
+
+def shared(values, caption):
+    """Text features as an encoder gives them: the same for the same caption."""
+    return values[[caption.index(c) for c in caption]]
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("kind", ["random", "ties", "paired"])
+def test_equals_brute_force(table, rng, kind, chunk_size):
+    image, text = torch.randn(2, 15, 6, generator=rng)
+    if kind == "ties":
+        image, text = torch.randint(1, 3, (2, 15, 2), generator=rng).float()  # four points only, in three directions
+    if kind == "paired":
+        text = image + 0.7 * text
+    text = shared(text, CAPTION)
+    values = retrieval(table(image), table(image, text, CAPTION), ks=(1, 2, 5), chunk_size=chunk_size)
+    for k in (1, 2, 5):
+        i2t, t2i = brute(image.double().numpy(), text.double().numpy(), CAPTION, k)
+        assert (values[f"i2t_R@{k}"], values[f"t2i_R@{k}"]) == pytest.approx((i2t, t2i))
+
+
+def test_without_captions_every_row_is_its_own(table, rng):
+    image, text = torch.randn(2, 20, 4, generator=rng)
+    query = table(image, text)
+    assert retrieval(query, query) == retrieval(query, table(image, text, list(range(20))))
+
+
+def test_only_directions_matter(table, rng):
+    image, text = torch.randn(2, 20, 4, generator=rng)
+    scaled = table(image * torch.rand(20, 1, generator=rng), text * 7)
+    assert retrieval(scaled, scaled) == retrieval(scaled, table(image, text))
+
+
+def test_perfect_pairs_are_all_found(table):
+    query = table(torch.eye(12), torch.eye(12))
+    values = retrieval(query, query)
+    assert all(value == 1 for name, value in values.items() if not name.endswith("chance"))
+    assert [values["i2t_R@1.chance"], values["t2i_R@5.chance"]] == pytest.approx([1 / 12, 5 / 12])
+
+
+@pytest.mark.parametrize("value", [0.3, 0.0, torch.nan])
+@pytest.mark.parametrize("size", [7, 130])
+def test_a_collapsed_or_diverged_model_finds_nothing(table, value, size):
+    query = table(torch.full((size, 33), value), torch.full((size, 33), value))
+    values = retrieval(query, query, ks=(1, 5))
+    assert all(value == 0 for name, value in values.items() if not name.endswith("chance"))
+
+
+def test_k_beyond_the_candidates_finds_everything(table, rng):
+    image, text = torch.randn(2, 4, 3, generator=rng)
+    query = table(image, shared(text, [0, 0, 1, 1]), [0, 0, 1, 1])
+    values = retrieval(query, query, ks=(2, 3, 10))
+    assert all(value == 1 for name, value in values.items() if name.startswith("i2t"))  # two captions
+    assert values["t2i_R@3"] == values["t2i_R@3.chance"] == values["t2i_R@10.chance"] == 1  # two images are wrong
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 12, 13, 40])
+def test_chance_is_the_hypergeometric_one(k):
+    num_right, total = [1, 2, 2, 5, 9], 13
+    expected = np.mean([1 - comb(total - m, min(k, total)) / comb(total, min(k, total)) for m in num_right])
+    assert chance(torch.tensor(num_right), total, k) == pytest.approx(expected, rel=1e-12)
+
+
+def test_chance_keeps_its_digits_on_large_tables():
+    assert chance(torch.ones(3, dtype=torch.int64), 10_000_000, 5) == pytest.approx(5e-7, rel=1e-12)
+
+
+def test_random_embeddings_reach_chance(table, rng):
+    runs = []
+    for _ in range(600):
+        image, text = torch.randn(2, 15, 6, generator=rng)
+        query = table(image, shared(text, CAPTION), CAPTION)
+        runs.append(retrieval(query, query, ks=(1, 4)))
+    for name in ("i2t_R@1", "i2t_R@4", "t2i_R@1", "t2i_R@4"):
+        assert np.mean([run[name] for run in runs]) == pytest.approx(runs[0][f"{name}.chance"], abs=0.02)
+    assert runs[0]["i2t_R@4.chance"] == pytest.approx(4 / 9)
+
+
+def test_needs_text(table):
+    query = table(torch.eye(3))
+    with pytest.raises(ValueError, match="text"):
+        retrieval(query, query)

@@ -1,0 +1,54 @@
+"""What holds for every file of conf/objective."""
+
+import pytest
+import torch
+
+from repr.batch import Batch
+from tests.objectives.conftest import OBJECTIVES, build
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -> None:
+    objective = build(name)
+    output = objective.step(batch)
+    assert output.terms.keys() == objective.weights.keys()
+    assert all(term.shape == () and term.dtype == torch.float32 for term in output.terms.values())
+    loss = objective.total(output.terms)
+    assert loss.isfinite()
+    torch.testing.assert_close(loss, sum(objective.weights[k] * v for k, v in output.terms.items()))
+    loss.backward()
+    without = [n for n, p in objective.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
+    assert all(p.grad is None for p in objective.parameters() if not p.requires_grad)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
+    objective = build(name, "optim.lr=1e-3", "optim.schedule=constant")
+    optimizer, schedule = objective.optim.build(objective, 30)
+    losses = []
+    for _ in range(30):
+        loss = objective.total(objective.step(batch).terms)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        objective.update_targets()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_state_dict_restores_the_objective(name: str, batch: Batch) -> None:
+    first, second = build(name, seed=0), build(name, seed=1)
+    second.load_state_dict(first.state_dict())
+    a, b = first.step(batch), second.step(batch)
+    assert all(torch.equal(a.terms[k], b.terms[k]) for k in a.terms)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_half_precision_inputs_of_a_half_precision_model_stay_finite(name: str, batch: Batch) -> None:
+    objective = build(name).bfloat16()
+    batch["views"] = [view.bfloat16() for view in batch["views"]]
+    objective.total(objective.step(batch).terms).backward()
+    assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
