@@ -101,6 +101,7 @@ def uniform(seed: Tensor, num: int, *, stream: int = 0) -> Tensor:
         column alone.
     """
     counter = torch.arange(1, num + 1, device=seed.device, dtype=torch.int64)
-    base = _mix(seed + _GOLDEN * (stream + 1))
+    start = torch.full_like(seed, _GOLDEN) * (stream + 1)  # as a tensor, since this wraps
+    base = _mix(seed + start)  # (B,)
     bits = _mix(base[:, None] + _GOLDEN * counter)  # (B, num)
     return _shift(bits, 40).float() * 2.0**-24

@@ -67,7 +67,8 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
             cfg = hydra_compose("fit", overrides=[*search, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        raise ConfigError([f"{error}".split("\n")[0] if cause is error else f"{error}: {cause}".split("\n")[0]]) from error
+        message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
+        raise ConfigError([message + (" (the form is key=value)" if "parsing override" in message else "")]) from error
     if cfg.smoke:
         cfg = OmegaConf.merge(cfg, OmegaConf.load(CONF / "smoke.yaml"))
         for override in parsed:  # what the user says counts more
@@ -126,10 +127,13 @@ def check(cfg: DictConfig) -> None:
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the most similar of ``names``, or at all of them where none is similar."""
     names = list(names)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not near:  # the last part of a dotted name is what is mistyped most often
-        tails = {full.rsplit(".", 1)[-1]: full for full in names}
-        near = [tails[tail] for tail in difflib.get_close_matches(name.rsplit(".", 1)[-1], tails, n=1)]
+    tails = {full.rsplit(".", 1)[-1]: full for full in names}
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in tails:  # the right name in the wrong place
+        near = [tails[leaf]]
+    else:
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        near = near or [tails[tail] for tail in difflib.get_close_matches(leaf, tails, n=1)]
     if near:
         return f"did you mean '{near[0]}'?"
     return f"choose one of {', '.join(sorted(names))}" if len(names) <= 20 else "python -m repr.fit --show lists them"
@@ -164,10 +168,21 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
         return
     parent, _, leaf = key.rpartition(".")
     node = _select(cfg, parent) if parent else cfg
-    if not (OmegaConf.is_dict(node) and leaf in node) and not (OmegaConf.is_list(node) and leaf.isdigit()):
+    if not (OmegaConf.is_dict(node) and leaf in node.keys()) and not (OmegaConf.is_list(node) and leaf.isdigit()):
         hint = nearest(key, [*_keys(cfg), *groups])
         takes = " (a new argument is added with a plus, as in +" + override.input_line + ")" if "_target_" in (node or {}) else ""
         yield f"there is no option '{key}'; {hint}{takes}"
+    elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
+        yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
+
+
+def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
+    """Words where a number stands, and the like; null, quoted interpolations and lists are left to the target."""
+    kinds = ((bool, "true or false"), ((int, float), "a number"))
+    kind, words = next(((kind, words) for kind, words in kinds if isinstance(old, kind)), (object, ""))
+    free = new is None or isinstance(new, list | dict) or (isinstance(new, str) and "${" in new)
+    if not free and (not isinstance(new, kind) or (isinstance(new, bool) and not isinstance(old, bool) and kind is not object)):
+        yield f"{key} takes {words} (it is {old}), but got '{new}'"
 
 
 def _select(cfg: DictConfig, key: str) -> Any:

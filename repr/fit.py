@@ -75,7 +75,7 @@ def fit(cfg: DictConfig) -> Results:
         _carry_metrics(trainer, folder, checkpoint)
     trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
-    if any(evaluation.step != trainer.global_step for evaluation in evaluations):
+    if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
     return {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
 
@@ -115,8 +115,13 @@ def user_message(error: BaseException) -> str | None:
     """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
-    if not isinstance(error, ValueError):
+    if not isinstance(error, ValueError | OSError):
         return None
+    lines = str(error).splitlines()
+    if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:  # a traceback, as text
+        where = [line for line in lines if line.lstrip().startswith("File ")]
+        ours = bool(where) and f"{os.sep}repr{os.sep}" in where[-1]
+        return lines[-1].partition(": ")[2] if ours else None
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return str(error) if raised_in == "__main__" or raised_in.startswith("repr.") else None
@@ -162,7 +167,7 @@ def _quiet() -> None:
         ".*exists and is not empty.*",  # the run folder is ours
         ".*does not have many workers.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
-        ".*Checkpoint directory.*",
+        ".*LeafSpec.*",  # Lightning's use of torch
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -87,26 +87,22 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save when due; leave when told to.
-
-        Raises:
-            Stopped: a signal came, and the checkpoint is saved.
-        """
+        """Save when due, or when told to stop."""
         step = trainer.global_step
         if step == self._step:
             return  # gradients are being accumulated
         self._step = step
-        stop = self._told_to_stop(trainer)
         last = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
-        if stop or last or (self.every_n_steps and step % self.every_n_steps == 0):
+        if self._told_to_stop(trainer) or last or (self.every_n_steps and step % self.every_n_steps == 0):
             self._save(trainer)
-        if stop:
-            self._leave()
 
-    def on_validation_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        """Leave in the middle of an evaluation only if nothing is lost by it."""
-        if self._saved == self._path(self._step) and self._told_to_stop(trainer):
-            self._leave()
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave if told to; only here, since Lightning logs a step after its ``on_train_batch_end``."""
+        self._leave_if_saved(trainer)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave in the middle of an evaluation if nothing is lost by it."""
+        self._leave_if_saved(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
@@ -128,5 +124,6 @@ class Checkpoints(Checkpoint):
         told = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
 
-    def _leave(self) -> None:
-        raise Stopped(128 + (self._signal or signal.SIGTERM))
+    def _leave_if_saved(self, trainer: pl.Trainer) -> None:
+        if self._saved == self._path(trainer.global_step) and self._told_to_stop(trainer):
+            raise Stopped(128 + (self._signal or signal.SIGTERM))

@@ -37,7 +37,7 @@ class DataModule(LightningDataModule):
         std: likewise.
         tokenizer: list of B texts -> (B, L) int64; None for images only.
         num_workers: worker processes a rank and loader.
-        bank_size: rows of the bank, evenly spread over the training set; None takes all.
+        bank_size: at most this many rows of the training set are the bank, evenly spread; None takes all.
 
     Attributes:
         attributes: attribute -> class names; the position of a name is its label, in one vocabulary
@@ -69,7 +69,7 @@ class DataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
         self.tokenizer, self.num_workers = tokenizer, num_workers
-        self.bank_size = len(train) if bank_size is None else bank_size
+        self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self._position = {"epoch": 0, "batch": 0}
         self._check()
         self.eval_names = ["bank", *self.eval] if self.eval else []
@@ -81,8 +81,8 @@ class DataModule(LightningDataModule):
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if "bank" in self.eval:
             raise ValueError("data.eval: 'bank' is the name of the training set's rows; rename the set")
-        if not 1 <= self.bank_size <= len(self.train):
-            raise ValueError(f"data.bank_size={self.bank_size}; set it from 1 to {len(self.train)}, or null for all")
+        if self.bank_size < 1:
+            raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if self.tokenizer is not None and not self.train.captions(0):
             raise ValueError(
                 "data.tokenizer is set but data.train offers no captions; "

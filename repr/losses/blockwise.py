@@ -46,11 +46,11 @@ def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
     """
     shapes = [tuple(x.shape) for x in features]
     if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"features must be (N, D), with the partner of a row in the same row; got {shapes}")
+        raise ValueError(f"features must be (N, D), and of equal shape where there are two; got {shapes}")
     if shapes[0][0] < num_min:
         raise ValueError(
-            f"this loss is undefined for {shapes[0][0]} sample(s): set the batch size to at least {num_min}, "
-            "and drop the last batch if it can be smaller"
+            f"this loss is undefined for {shapes[0][0]} sample(s): set the batch size to at least {num_min} "
+            "and drop_last=True if the last batch can be smaller"
         )
     dtype = torch.float32
     for x in features:
@@ -65,53 +65,57 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def logsumexp(
-    x: Tensor, y: Tensor, scale: float | Tensor, *, pairs: Pairs = "all", chunk_size: int | None
+    x: Tensor, y: Tensor, scale: float | Tensor, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of the logits ``scale * x @ y.T`` over every row and every column, and their diagonal.
+    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal.
+
+    A row is shifted by ``shift[i]``, a column by ``shift[j]``. The shift is there for precision: results
+    close to 0 keep the digits that a logit of 100 loses in float32.
 
     Args:
         x: (N, D).
         y: (N, D).
         scale: a number, or a 0-dim tensor.
+        shift: (N,), without gradient.
         pairs: the entries that take part; a row or column without any gives -inf.
         chunk_size: how many rows of the logits exist at a time; all if None.
 
     Returns:
         Three tensors (N,): of rows, of columns, and the diagonal.
     """
-    return _LogSumExp.apply(x, y, torch.as_tensor(scale).to(x), pairs, _at_least_one(chunk_size))
+    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, _at_least_one(chunk_size))
 
 
 class _LogSumExp(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, chunk_size: int | None
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, pairs: Pairs, chunk_size: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        lse_row, lse_column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), -math.inf), x.new_empty(len(x))
+        row, column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), -math.inf), x.new_empty(len(x))
         for rows, columns, logits in _blocks(x, y, scale, pairs, chunk_size):
-            lse_row[rows] = logits.logsumexp(1)
-            lse_column[columns] = torch.logaddexp(lse_column[columns], logits.logsumexp(0))
-            diagonal[rows] = logits.diagonal(rows.start - columns.start)
-        ctx.save_for_backward(x, y, scale, lse_row, lse_column, logits if chunk_size is None else None)
+            row[rows] = (logits - shift[rows, None]).logsumexp(1)
+            column[columns] = torch.logaddexp(column[columns], (logits - shift[columns]).logsumexp(0))
+            diagonal[rows] = logits.diagonal(rows.start - columns.start) - shift[rows]
+        ctx.save_for_backward(x, y, scale, shift, row, column, logits if chunk_size is None else None)
         ctx.pairs, ctx.chunk_size = pairs, chunk_size
         ctx.set_materialize_grads(False)  # what a loss does not use costs no exponentials
-        return lse_row, lse_column, diagonal
+        return row, column, diagonal
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_row: Tensor, grad_column: Tensor | None, grad_diagonal: Tensor | None
+        ctx: Any, grad_row: Tensor | None, grad_column: Tensor | None, grad_diagonal: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, y, scale, lse_row, lse_column, kept = ctx.saved_tensors
+        x, y, scale, shift, row, column, kept = ctx.saved_tensors
+        grad_row = torch.zeros_like(row) if grad_row is None else grad_row
         # Where no pair takes part the logits are -inf as well, and -inf - (-inf) would be NaN.
-        lse_row = lse_row.masked_fill(lse_row.isneginf(), 0)
-        lse_column = lse_column.masked_fill(lse_column.isneginf(), 0)
+        row, column = row.masked_fill(row.isneginf(), 0), column.masked_fill(column.isneginf(), 0)
 
         def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
-            weight = (logits - lse_row[rows, None]).exp_().mul_(grad_row[rows, None])
+            weight = (logits - shift[rows, None]).sub_(row[rows, None]).exp_().mul_(grad_row[rows, None])
             if grad_column is not None:
                 spare = logits if kept is None else None  # backward may run again on kept logits
-                share = torch.sub(logits, lse_column[columns], out=spare).exp_()
+                share = torch.sub(logits, shift[columns], out=spare).sub_(column[columns]).exp_()
                 weight.addcmul_(share, grad_column[columns])
             if grad_diagonal is not None:
                 weight.diagonal(rows.start - columns.start).add_(grad_diagonal[rows])
@@ -119,7 +123,7 @@ class _LogSumExp(Function):
 
         blocks = _blocks(x, y, scale, ctx.pairs, ctx.chunk_size, kept)
         grad_x, grad_y, grad_scale, _ = _gradients(x, y, scale, blocks, weigh)
-        return grad_x, grad_y, grad_scale, None, None
+        return grad_x, grad_y, grad_scale, None, None, None
 
 
 def softplus_sum(
@@ -134,8 +138,7 @@ def softplus_sum(
         bias: a number, or a 0-dim tensor.
         chunk_size: how many rows of the logits exist at a time; all if None.
     """
-    scale, bias = torch.as_tensor(scale).to(x), torch.as_tensor(bias).to(x)
-    return _SoftplusSum.apply(x, y, scale, bias, _at_least_one(chunk_size))
+    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), _at_least_one(chunk_size))
 
 
 class _SoftplusSum(Function):
@@ -168,6 +171,11 @@ def _margin(rows: slice, logits: Tensor, bias: Tensor) -> Tensor:
     margin = logits + bias
     margin.diagonal(rows.start).neg_()
     return margin
+
+
+def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    """A 0-dim tensor of the features' precision; a learned scalar keeps its gradient."""
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
 
 def _at_least_one(chunk_size: int | None) -> int | None:

@@ -114,3 +114,18 @@ def test_blur_keeps_constants_and_is_clipped_to_small_images():
     torch.testing.assert_close(
         gaussian_blur(torch.full((2, 3, 4, 6), 0.7), torch.tensor([0.1, 9])), torch.tensor(0.7).expand(2, 3, 4, 6)
     )
+
+
+def test_everything_runs_on_the_device_of_the_views():
+    """Torch's meta device refuses to mix with CPU tensors, as a GPU does."""
+    (ours,) = colour_views([images(48).to("meta")], drawn(48, STRONG), **PLAIN)
+    assert (ours.device.type, ours.shape, ours.dtype) == ("meta", (48, 3, 20, 20), torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("colour_device", ["cpu", "cuda"])
+def test_a_gpu_gives_the_same(colour_device):
+    view, colour = images(96), drawn(96, STRONG)
+    (ours,) = colour_views([view.cuda()], colour.to(colour_device), **PLAIN)
+    (expected,) = colour_views([view], colour, **PLAIN)
+    assert torch.isclose(ours.cpu(), expected, atol=1e-5).float().mean() > 0.9999  # solarize's threshold

@@ -15,7 +15,7 @@ def config(root, tmp_path):
     def make(data, views, *overrides):
         (tmp_path / "run.yaml").write_text(
             f"defaults: [{{data: {data}}}, {{views: {views}}}, _self_]\n"
-            f"seed: 7\nhydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
+            f"seed: 7\nimage_size: 48\ntokenizer: null\nhydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
         )
         with initialize_config_dir(str(tmp_path), version_base=None):
             return compose("run", list(overrides))
@@ -44,12 +44,12 @@ def test_folder_config_needs_a_root(config, tmp_path):
     overrides = f"data.train.root={tmp_path}", "data.batch_size=4", "data.num_workers=0"
     datamodule = instantiate(config("folder", "simclr", *overrides).data)
     batch = next(iter(datamodule.train_dataloader()))
-    assert [view.shape for view in batch["views"]] == [(4, 3, 224, 224)] * 2
+    assert [view.shape for view in batch["views"]] == [(4, 3, 48, 48)] * 2
 
 
 @pytest.mark.parametrize("name", ["clip", "clip_small", "simclr"])
 def test_views_are_views(config, name):
-    views = instantiate(config("emoji", name).views)
+    views = instantiate(config("emoji", name).views, _convert_="all")
     assert all(isinstance(view, View) for view in views.values())
 
 

@@ -11,6 +11,8 @@ from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, epoch_order
 from repr.data.sources import Emoji
 from repr.data.views import View, crop_views, draw, evaluation_view
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The dirpath has changed")
+
 
 def flat(batch):
     """Every tensor of a batch by name."""
@@ -167,7 +169,7 @@ def test_an_evaluation_set_need_not_have_captions(make_datamodule, noise):
     [
         ({"batch_size": 32}, "batch of 32 but only 31"),
         ({"eval_batch_size": 0}, "data.eval_batch_size=0"),
-        ({"bank_size": 40}, "data.bank_size=40; set it from 1 to 31"),
+        ({"bank_size": 0}, "data.bank_size=0; set it to 1 or more"),
         ({"views": {}}, "at least one view"),
         ({"train": Emoji("val", captions=[])}, "data.train offers no captions"),
     ],
@@ -186,7 +188,7 @@ def test_a_row_without_caption_is_named(make_datamodule, noise):
     train = noise(31)
     train.captions = lambda index: ["text"] if index == 0 else []
     with pytest.raises(ValueError, match=r"noise-\d+: no caption"):
-        list(make_datamodule(train=train, num_workers=1).train_dataloader())
+        list(make_datamodule(train=train).train_dataloader())
 
 
 def test_device_half_runs_after_the_transfer(make_datamodule):
@@ -279,3 +281,27 @@ def test_validation_in_fit_runs_over_all_sets(make_datamodule, tmp_path):
     assert {dtype for _, dtype, _ in module.evaluated} == {torch.float32}
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["DataModule"]
     assert state == {"epoch": 1, "batch": 1}  # two batches an epoch, as limited
+
+
+class Kept(Seen):
+    """Writes what its rank saw."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self):
+        torch.save([self.batches, self.evaluated], self.folder / f"rank{self.global_rank}.pt")
+
+
+def test_two_processes_take_their_rank_from_the_trainer(make_datamodule, tmp_path):
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(
+        devices=2, strategy="ddp_fork", max_epochs=2, use_distributed_sampler=False, num_sanity_val_steps=0, **options
+    )
+    trainer.fit(Kept(tmp_path), datamodule=make_datamodule())
+    one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
+    index = [a[1] + b[1] for a, b in zip(one[0], two[0], strict=True)]
+    assert index == [batch.tolist() for epoch in (0, 1) for batch in epoch_order(31, 5, epoch)[:30].split(6)]
+    evaluated = [row for a, b in zip(one[1], two[1], strict=True) if a[0] == 2 for row in a[2] + b[2]]
+    assert evaluated == [0, 1, 2, 2] * 2

@@ -72,8 +72,8 @@ def test_folder_errors_come_at_construction_and_say_what_to_set(tree, prepare, o
         Folder(prepare(tree), **options)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-@pytest.mark.parametrize("damage", ["text", "truncated", "gone"])
+# torch needs 5 s to end a worker that raised, so one case must do
+@pytest.mark.parametrize(("num_workers", "damage"), [(1, "text"), (0, "text"), (0, "truncated"), (0, "gone")])
 def test_a_file_that_is_no_image_is_named(tree, num_workers, damage):
     path = tree / "b" / "two.JPG"
     source = Folder(tree)
@@ -166,6 +166,7 @@ def test_emoji_errors(split, captions, message):
         Emoji(split, captions=captions)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_emoji_can_be_read_after_a_fork_and_after_pickling():
     source = Emoji("val")
     before = np.asarray(source.image(3))  # the parent's handle is open now

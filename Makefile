@@ -1,0 +1,35 @@
+# Each target sets up what it needs on a bare machine: a virtual environment in .venv, and the installation.
+PYTHON ?= python3
+RUN := .venv/bin/python -m
+
+.PHONY: demo test check clean
+
+demo: .venv/installed  ## train the default experiment on the embedded pictures
+	$(RUN) repr.fit
+
+test: .venv/installed-dev  ## run the default tests
+	$(RUN) pytest
+
+check: .venv/installed-dev  ## ruff, mypy, import-linter
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	.venv/bin/lint-imports
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "repr needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "installing repr and PyTorch into .venv (a few GB, one to three minutes) ..."
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv/bin/python
+	@echo "installing repr, PyTorch and the test tools into .venv (a few GB, one to three minutes) ..."
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv

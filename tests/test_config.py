@@ -1,0 +1,139 @@
+"""Composing and checking configs: what is refused, and with what words."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from repr.config import CONF, ConfigError, check, compose, load_run
+
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_checks(experiment: str) -> None:
+    cfg = compose([f"experiment={experiment}", "run_folder=x"])
+    check(cfg)
+    assert cfg.name == experiment
+    assert (CONF / "experiment" / f"{experiment}.yaml").read_text().startswith("# @package _global_\n#")
+
+
+@pytest.mark.parametrize("data", ["emoji", "folder"])
+@pytest.mark.parametrize("views", sorted(path.stem for path in (CONF / "views").glob("*.yaml")))
+def test_every_group_composes(data: str, views: str) -> None:
+    cfg = compose([f"data={data}", f"views={views}", "trainer=ddp", "eval=default", "run_folder=x"])
+    if data == "folder":
+        with pytest.raises(ConfigError, match=r"data\.train\.root has no value"):
+            check(cfg)
+        cfg.data.train.root = "."
+    check(cfg)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("experiment=dmo", "experiment has no option 'dmo'; did you mean 'demo'"),
+        ("objective=cuxau", "did you mean 'cuaxu'"),
+        ("optim.lrr=1", "there is no option 'optim.lrr'; did you mean 'optim.lr'"),
+        ("optm.lr=1", "did you mean 'optim.lr'"),
+        ("lr=1", "did you mean 'optim.lr'"),
+        ("data.batchsize=8", "did you mean 'data.batch_size'"),
+        ("objective.weights.contrastive=1", "did you mean 'objective.weights.contrast'"),
+        ("views.main.sise=3", "did you mean 'views.main.size'"),
+        ("optim.lr=1,2", "one run takes one value"),
+        ("optim.lr", "key=value"),
+        ("optim.lr=", "optim.lr takes a number"),
+        ("data.batch_size=many", "data.batch_size takes a number (it is 256), but got 'many'"),
+        ("data.batch_size=true", "data.batch_size takes a number"),
+        ("smoke=2", "smoke takes true or false"),
+    ],
+)
+def test_a_wrong_override_is_refused_with_the_nearest_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose([override])
+    assert words in str(refused.value)
+
+
+def test_all_wrong_overrides_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        compose(["optim.lrr=1", "data.batchsize=8", "seed=3", "sed=3"])
+    assert len(refused.value.faults) == 3
+
+
+def test_all_faults_of_a_config_are_told_at_once() -> None:
+    cfg = compose(["data=folder", "trainer.devices=3", "data.batch_size=8", "run_folder=x"])
+    OmegaConf.set_struct(cfg, False)
+    cfg = OmegaConf.merge(
+        cfg,
+        {
+            "optim": {"lrr": 1},
+            "eval": {"metrics": {"geometry": {"maxx": 1}, "typo": {"_target_": "repr.metrics.nowhere.f", "_partial_": True}}},
+            "objective": {"weights": {"contrastive": 1.0}, "losses": {"uniformty": {"_target_": "math.exp"}}},
+            "trainer": {"max_epochs": None},
+        },
+    )
+    with pytest.raises(ConfigError) as refused:
+        check(cfg)
+    text = str(refused.value)
+    for words in (
+        "data.train.root has no value",
+        "optim.lrr: repr.optim.Optim takes no such argument; did you mean 'lr'",
+        "eval.metrics.geometry.maxx: repr.metrics.geometry.geometry takes no such argument",
+        "eval.metrics.typo._target_: repr.metrics.nowhere.f does not import",
+        "objective.weights.contrastive: repr.objectives.image_text.ImageText has no such term; did you mean 'contrast'",
+        "objective.losses.uniformty: repr.objectives.image_text.ImageText has no such term; did you mean 'uniformity'",
+        "data.batch_size=8 is the global batch and 3 processes cannot share it evenly",
+        "trainer.max_epochs or trainer.max_steps",
+    ):
+        assert words in text, words
+
+
+def test_a_needed_argument_is_missed() -> None:
+    cfg = compose(["run_folder=x"])
+    OmegaConf.set_struct(cfg, False)
+    del cfg.objective.text
+    with pytest.raises(ConfigError, match=r"objective\.text has no value"):
+        check(cfg)
+
+
+def test_smoke_shrinks_and_the_command_line_counts_more() -> None:
+    cfg = compose(["smoke=true"])
+    assert (cfg.data.batch_size, cfg.image_size, cfg.views.main.size) == (8, 32, 32)
+    assert compose(["smoke=true", "data.batch_size=4"]).data.batch_size == 4
+
+
+def test_a_folder_of_ones_own_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /objective: clip\nname: mine\n")
+    cfg = compose(["experiment=mine"], config_dir=tmp_path)
+    assert (cfg.name, "cross_uniformity" in cfg.objective.weights) == ("mine", False)
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        compose(["experiment=mien"], config_dir=tmp_path)
+    with pytest.raises(ConfigError, match="is not a folder"):
+        compose(config_dir=tmp_path / "nowhere")
+
+
+def test_a_saved_config_is_read_back_and_its_values_can_change(tmp_path: Path) -> None:
+    cfg = compose(["seed=5", f"run_folder={tmp_path}"])
+    OmegaConf.save(cfg, tmp_path / "config.yaml")
+    assert load_run(tmp_path) == cfg
+    assert load_run(tmp_path, ["data.num_workers=3"]).data.num_workers == 3
+    with pytest.raises(ConfigError, match="only single values"):
+        load_run(tmp_path, ["objective=clip"])
+    with pytest.raises(ConfigError, match=r"did you mean 'optim\.lr'"):
+        load_run(tmp_path, ["optim.lrr=1"])
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        load_run(tmp_path / "nowhere")
+
+
+def test_a_mistyped_option_is_refused_before_torch_is_imported() -> None:
+    program = (
+        "import sys\nfrom repr.fit import main\n"
+        "try:\n    main(['optim.lrr=1'])\n"
+        "except SystemExit as stop:\n    print(stop.code)\nprint('torch' in sys.modules, 'lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0].startswith("error: there is no option 'optim.lrr'; did you mean 'optim.lr'?")
+    assert done.stdout.splitlines()[-1] == "False False"

@@ -1,0 +1,183 @@
+"""Whole runs on real pictures, in real processes where a process matters."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from repr.config import compose, load_run
+from repr.fit import fit, main
+from repr.models.pretrained import last_checkpoint
+
+TINY = [
+    "smoke=true", "embed_dim=16", "text.width=32", "text.layers=1", "optim.lr=1e-3",
+    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2",
+]  # fmt: skip
+LONGER = [
+    "trainer.max_epochs=2", "trainer.limit_train_batches=4", "trainer.check_val_every_n_epoch=2",
+    "data.bank_size=500", "data.eval_batch_size=256", "trainer.limit_val_batches=1.0",
+]  # fmt: skip
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "repr.fit", f"run_folder={folder}", *TINY, *overrides]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    path = last_checkpoint(folder / "checkpoints")
+    assert path is not None
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A run of two epochs that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, fit(compose([*TINY, *LONGER, f"run_folder={folder}"]))
+
+
+def test_the_run_folder_holds_everything(whole: tuple[Path, dict]) -> None:
+    folder, results = whole
+    assert load_run(folder).trainer.max_epochs == 2
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step=8.ckpt"]
+    assert list(folder.glob("events.out.tfevents.*"))
+    logged = rows(folder)
+    steps = [int(row["step"]) for row in logged if "train/loss" in row]
+    assert steps == list(range(8))
+    final = {name: float(value) for row in logged for name, value in row.items() if "/" in name}
+    assert {"train/contrast", "train/cross_uniformity", "train/temperature"} <= final.keys()
+    for name, (value, _) in results.items():
+        assert final[name] == pytest.approx(value, nan_ok=True), name
+
+
+def test_every_promised_number_is_there_with_its_chance(whole: tuple[Path, dict]) -> None:
+    _, results = whole
+    for name in ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "knn_category", "ridge_category", "modality_separability"):
+        for data in ("val", "test_style"):
+            value, chance = results[f"{data}/{name}"]
+            assert 0 <= value <= 1, name
+            assert chance is not None, name
+            assert 0 < chance < 1, name
+    for name in ("uniformity_image", "uniformity_text", "cross_uniformity", "alignment", "centroid_distance", "effective_rank_image"):
+        assert results[f"val/{name}"][1] is None
+    assert results["val/zero_shot_top1"][1] == pytest.approx(1 / 293)
+    assert "test_style/zero_shot_top1" not in results
+    # style is labelled, but the vendor of test_style is not in the bank; its concepts are, those of val are not
+    assert "val/knn_style" in results
+    assert "test_style/knn_style" not in results
+    assert "test_style/knn_concept" in results
+    assert "val/knn_concept" not in results
+
+
+def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    first, _ = whole
+    fit(compose([*TINY, *LONGER, f"run_folder={tmp_path / 'same'}"]))
+    fit(compose([*TINY, *LONGER, f"run_folder={tmp_path / 'other'}", "seed=1"]))
+    assert same(weights(first), weights(tmp_path / "same"))
+    assert not same(weights(first), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
+def test_a_stopped_run_goes_on_where_it_was(
+    number: int, step: int, whole: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", f"+callbacks.kill.step={step}", f"+callbacks.kill.number={int(number)}"]
+    stopped = run(tmp_path, *LONGER, *kill)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert f"python -m repr.fit resume={tmp_path}" in stopped.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step={step + 1}.ckpt"]
+    main([f"resume={tmp_path}", "callbacks.kill.step=-1"])
+    assert same(weights(tmp_path), weights(whole[0]))
+    assert "Evaluation" in capsys.readouterr().out
+    trained = [(row["step"], row["train/loss"]) for row in rows(tmp_path) if "train/loss" in row]
+    assert trained == [(row["step"], row["train/loss"]) for row in rows(whole[0]) if "train/loss" in row]
+
+
+def test_a_finished_run_is_evaluated_again(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    folder, results = whole
+    cfg = load_run(folder)
+    cfg.resume = str(folder)
+    again = fit(cfg)
+    assert {name: value for name, (value, _) in again.items()} == pytest.approx(
+        {name: value for name, (value, _) in results.items()}, nan_ok=True
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is not finite at step"):
+        main([f"run_folder={tmp_path}", *TINY, "optim.lr=1e30", "trainer.limit_train_batches=8"])
+    record = json.loads((tmp_path / "non_finite_rank0.json").read_text())
+    assert set(record["bad_terms"]) <= {"contrast", "alignment", "uniformity", "cross_uniformity"}
+    assert record["bad_terms"]
+    assert len(record["index"]) == 8
+
+
+def test_two_processes_train_as_one(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    done = run(tmp_path, *LONGER, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Evaluation") == 1
+    losses = [[float(row["train/loss"]) for row in rows(folder) if "train/loss" in row] for folder in (whole[0], tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    ours, theirs = (
+        {k: float(v) for row in rows(folder) for k, v in row.items() if k.startswith(("val/", "test_style/"))}
+        for folder in (whole[0], tmp_path)
+    )
+    assert ours.keys() == theirs.keys()
+    for name in ("val/uniformity_image", "test_style/alignment", "val/centroid_distance"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+def test_bad_input_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    for i in range(8):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / "broken" / f"{i}.png")
+    (tmp_path / "broken" / "3.png").write_bytes(b"no picture")
+    for i in range(8):
+        (tmp_path / "broken" / f"{i}.txt").write_text(f"picture {i}")
+    (tmp_path / "classes.yaml").write_text("attribute: concept\ntemplates: ['{}']\nnames: {nothing: nothing}\n")
+    torch.save({"state_dict": {"backbone.blocks.0.attn.qkv.weight": torch.zeros(3, 1)}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "code": Path}, tmp_path / "code.ckpt")
+    folder = ["data=folder", "eval=default", "data.train.captions=true"]
+    cases = {
+        (*folder, f"data.train.root={tmp_path}/nowhere"): "nowhere",
+        (*folder, f"data.train.root={tmp_path}/empty"): "no image",
+        (*folder, f"data.train.root={tmp_path}/broken"): "3.png",
+        (*folder, f"data.train.root={tmp_path}/broken", "data.num_workers=1"): "3.png",
+        ("data.batch_size=6000",): "data.batch_size",
+        (f"eval.zero_shot.val={tmp_path}/classes.yaml",): "'nothing'",
+        (f"eval.zero_shot.val={tmp_path}/none.yaml",): "does not exist",
+        (f"init_from={tmp_path}/nowhere.ckpt",): "init_from",
+        (f"init_from={tmp_path}/other.ckpt",): "another architecture",
+        ("backbone.name=vit_tny_patch16_224",): "vit_tiny_patch16_224",
+        ("optim.name=adamww",): "optim.name",
+        ("optim.warmup_steps=100",): "optim.warmup_steps",
+        (f"resume={tmp_path}/empty",): "is not a run folder",
+    }
+    for overrides, words in cases.items():
+        with pytest.raises(SystemExit) as refused:
+            main([*TINY, f"run_folder={tmp_path}/run", *overrides])
+        message = str(refused.value)
+        assert message.startswith("error: "), (overrides, message)
+        assert words in message, (overrides, message)
+        assert "Traceback" not in message, message
+    with pytest.raises(Exception, match="weights_only"):
+        main([*TINY, f"run_folder={tmp_path}/run", f"init_from={tmp_path}/code.ckpt"])
