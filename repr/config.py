@@ -60,7 +60,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
             raise ConfigError(faults)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            chosen = [o.input_line for o in parsed if o.key_or_group in groups]
+            chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups]
             base = hydra_compose("fit", overrides=search + chosen)
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
@@ -70,7 +70,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message + (" (the form is key=value)" if "parsing override" in message else "")]) from error
     if cfg.smoke:
-        cfg = OmegaConf.merge(cfg, OmegaConf.load(CONF / "smoke.yaml"))
+        cfg.merge_with(OmegaConf.load(CONF / "smoke.yaml"))
         for override in parsed:  # what the user says counts more
             if override.key_or_group not in groups and _is_value(override):
                 OmegaConf.update(cfg, override.key_or_group, override.value())
@@ -168,10 +168,12 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
         return
     parent, _, leaf = key.rpartition(".")
     node = _select(cfg, parent) if parent else cfg
-    if not (OmegaConf.is_dict(node) and leaf in node.keys()) and not (OmegaConf.is_list(node) and leaf.isdigit()):
+    known = set(node.keys()) if OmegaConf.is_dict(node) else set()  # `leaf in node` is false where ??? stands
+    if leaf not in known and not (OmegaConf.is_list(node) and leaf.isdigit()):
         hint = nearest(key, [*_keys(cfg), *groups])
-        takes = " (a new argument is added with a plus, as in +" + override.input_line + ")" if "_target_" in (node or {}) else ""
-        yield f"there is no option '{key}'; {hint}{takes}"
+        takes_more = OmegaConf.is_dict(node) and "_target_" in node
+        plus = f" (a new argument is added with a plus, as in +{override.input_line})" if takes_more else ""
+        yield f"there is no option '{key}'; {hint}{plus}"
     elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
         yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
 
@@ -181,7 +183,9 @@ def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
     kinds = ((bool, "true or false"), ((int, float), "a number"))
     kind, words = next(((kind, words) for kind, words in kinds if isinstance(old, kind)), (object, ""))
     free = new is None or isinstance(new, list | dict) or (isinstance(new, str) and "${" in new)
-    if not free and (not isinstance(new, kind) or (isinstance(new, bool) and not isinstance(old, bool) and kind is not object)):
+    if not free and (
+        not isinstance(new, kind) or (isinstance(new, bool) and not isinstance(old, bool) and kind is not object)
+    ):
         yield f"{key} takes {words} (it is {old}), but got '{new}'"
 
 
@@ -194,7 +198,7 @@ def _select(cfg: DictConfig, key: str) -> Any:
 
 def _keys(node: Any, prefix: str = "") -> Iterator[str]:
     """Dotted names of everything below a node, interpolated parts left out."""
-    for key in node if isinstance(node, DictConfig) else ():
+    for key in map(str, node) if isinstance(node, DictConfig) else ():
         yield f"{prefix}{key}"
         if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
             yield from _keys(node[key], f"{prefix}{key}.")
@@ -205,7 +209,7 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path, node
-        for key in node:
+        for key in map(str, node):
             if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
                 yield from _targets(node[key], f"{path}.{key}".lstrip("."))
     elif isinstance(node, ListConfig):

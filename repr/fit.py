@@ -144,6 +144,8 @@ def _is_first() -> bool:
 
 def _carry_metrics(trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
     """Keep the rows of ``metrics.csv`` up to the checkpoint; Lightning's logger would start an empty file."""
+    from lightning.pytorch.loggers import CSVLogger
+
     path, kept = folder / "metrics.csv", folder / "metrics.before-resume.csv"
     if checkpoint is not None and path.is_file():
         os.replace(path, kept)
@@ -153,7 +155,7 @@ def _carry_metrics(trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -
     with kept.open(newline="") as file:
         rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) <= step]
     for logger in trainer.loggers:
-        if type(logger).__name__ == "CSVLogger":
+        if isinstance(logger, CSVLogger):
             logger.experiment.metrics.extend(rows)
             logger.save()
     kept.unlink()

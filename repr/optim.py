@@ -75,8 +75,9 @@ class Optim:
                 f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
             )
-        if self.name.lower() not in timm.optim.list_optimizers():
-            raise ValueError(f"optim.name is '{self.name}'; timm knows {', '.join(timm.optim.list_optimizers())}")
+        known = [str(name) for name in timm.optim.list_optimizers()]
+        if self.name.lower() not in known:
+            raise ValueError(f"optim.name is '{self.name}'; timm has {', '.join(known)}")
         optimizer = timm.optim.create_optimizer_v2(
             self.param_groups(module, backbone=backbone), opt=self.name, lr=self.lr, **dict(self.options)
         )
@@ -107,7 +108,7 @@ class Optim:
     def _layer_scales(self, module: nn.Module, backbone: str) -> dict[str, float]:
         if self.layer_decay is None:
             return {}
-        trunk = module.get_submodule(backbone)
+        trunk: Any = module.get_submodule(backbone)
         if not hasattr(trunk, "group_matcher"):
             raise ValueError(f"optim.layer_decay needs a timm backbone, and {type(trunk).__name__} tells no layers")
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)

@@ -32,9 +32,14 @@ def test_seeds_and_draws_equal_the_formula_in_plain_integers(seed: int, epoch: i
 
 def test_draws_are_uniform_and_independent() -> None:
     index = torch.arange(50_000)
-    parts = [uniform(sample_seed(0, 0, index), 2), uniform(sample_seed(0, 0, index), 2, stream=1), uniform(sample_seed(0, 1, index), 2)]
+    parts = [
+        uniform(sample_seed(0, 0, index), 2),
+        uniform(sample_seed(0, 0, index), 2, stream=1),
+        uniform(sample_seed(0, 1, index), 2),
+    ]
     draws = torch.cat(parts, 1)
-    assert 0 <= draws.min() and draws.max() < 1
+    assert draws.min() >= 0
+    assert draws.max() < 1
     counts = torch.stack([torch.histc(column, 20, 0, 1) for column in draws.T])
     chi2 = ((counts - 2500) ** 2 / 2500).sum(1)
     assert (chi2 < 45).all()  # 19 degrees of freedom: 45 is passed with probability 0.001

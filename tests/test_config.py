@@ -69,7 +69,9 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
         cfg,
         {
             "optim": {"lrr": 1},
-            "eval": {"metrics": {"geometry": {"maxx": 1}, "typo": {"_target_": "repr.metrics.nowhere.f", "_partial_": True}}},
+            "eval": {
+                "metrics": {"geometry": {"maxx": 1}, "typo": {"_target_": "repr.metrics.nowhere.f", "_partial_": True}}
+            },
             "objective": {"weights": {"contrastive": 1.0}, "losses": {"uniformty": {"_target_": "math.exp"}}},
             "trainer": {"max_epochs": None},
         },
@@ -106,7 +108,9 @@ def test_smoke_shrinks_and_the_command_line_counts_more() -> None:
 
 def test_a_folder_of_ones_own_comes_first(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
-    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /objective: clip\nname: mine\n")
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /objective: clip\nname: mine\n"
+    )
     cfg = compose(["experiment=mine"], config_dir=tmp_path)
     assert (cfg.name, "cross_uniformity" in cfg.objective.weights) == ("mine", False)
     with pytest.raises(ConfigError, match="did you mean 'mine'"):

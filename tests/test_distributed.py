@@ -133,18 +133,22 @@ def test_two_processes_give_the_parameters_of_one_after_three_steps(name: str, o
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("loss", ["clip", "sigmoid"])
 def test_gathered_losses_equal_open_clips_on_two_processes(case: str, loss: str, two: list[dict]) -> None:
-    """open_clip's exact forms (gather with gradient; any exchange of SigLIP) give W times the gradient before DDP's mean."""
+    """open_clip's exact forms give W times the gradient before DDP's mean."""
     data = golden("open_clip_dist2")
     variant = "clip_local0_grad1" if loss == "clip" else "siglip_bidir"
     losses = [float(data[f"{case}.{variant}.f64_r{r}"]) for r in range(WORLD)]
     for r, record in enumerate(two):
         ours = record[f"{case}.{loss}"]
         # SigLIP's ranks hold their own rows, ours the global value: the means over ranks agree.
-        assert ours["loss"].item() == pytest.approx(sum(losses) / WORLD, rel=1e-6)  # the stored x have unit length to 1e-7 only
+        assert ours["loss"].item() == pytest.approx(
+            sum(losses) / WORLD, rel=1e-6
+        )  # the stored x have unit length to 1e-7 only
         for key in ("img", "txt"):
             theirs = torch.as_tensor(data[f"{case}.{variant}.grad_{key}_r{r}"])
             x = torch.as_tensor(data[f"{case}.{key}_r{r}"]).double()
-            tangent = theirs - (theirs * x).sum(1, keepdim=True) * x  # ours normalises inside, theirs takes unit vectors
+            tangent = (
+                theirs - (theirs * x).sum(1, keepdim=True) * x
+            )  # ours normalises inside, theirs takes unit vectors
             torch.testing.assert_close(ours[f"grad_{key}"], tangent, rtol=1e-5, atol=1e-6)
 
 
@@ -154,8 +158,13 @@ def gathered_losses(index: int) -> dict[str, dict[str, Tensor]]:
     data = golden("open_clip_dist2")
     for case in CASES:
         scale, bias = (float(data[f"{case}.{key}"]) for key in ("logit_scale", "logit_bias"))
-        for name, loss in (("clip", partial(clip, logit_scale=scale)), ("sigmoid", partial(sigmoid, logit_scale=scale, logit_bias=bias))):
-            image, text = (torch.as_tensor(data[f"{case}.{key}_r{index}"]).double().requires_grad_() for key in ("img", "txt"))
+        for name, loss in (
+            ("clip", partial(clip, logit_scale=scale)),
+            ("sigmoid", partial(sigmoid, logit_scale=scale, logit_bias=bias)),
+        ):
+            image, text = (
+                torch.as_tensor(data[f"{case}.{key}_r{index}"]).double().requires_grad_() for key in ("img", "txt")
+            )
             value = loss(gather(image), gather(text))
             value.backward()
             record[f"{case}.{name}"] = {"loss": value.detach(), "grad_img": image.grad, "grad_txt": text.grad}

@@ -70,13 +70,30 @@ def test_the_run_folder_holds_everything(whole: tuple[Path, dict]) -> None:
 
 def test_every_promised_number_is_there_with_its_chance(whole: tuple[Path, dict]) -> None:
     _, results = whole
-    for name in ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "knn_category", "ridge_category", "modality_separability"):
+    for name in (
+        "i2t_R@1",
+        "i2t_R@5",
+        "i2t_R@10",
+        "t2i_R@1",
+        "t2i_R@5",
+        "t2i_R@10",
+        "knn_category",
+        "ridge_category",
+        "modality_separability",
+    ):
         for data in ("val", "test_style"):
             value, chance = results[f"{data}/{name}"]
             assert 0 <= value <= 1, name
             assert chance is not None, name
             assert 0 < chance < 1, name
-    for name in ("uniformity_image", "uniformity_text", "cross_uniformity", "alignment", "centroid_distance", "effective_rank_image"):
+    for name in (
+        "uniformity_image",
+        "uniformity_text",
+        "cross_uniformity",
+        "alignment",
+        "centroid_distance",
+        "effective_rank_image",
+    ):
         assert results[f"val/{name}"][1] is None
     assert results["val/zero_shot_top1"][1] == pytest.approx(1 / 293)
     assert "test_style/zero_shot_top1" not in results
@@ -99,7 +116,11 @@ def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> Non
 def test_a_stopped_run_goes_on_where_it_was(
     number: int, step: int, whole: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", f"+callbacks.kill.step={step}", f"+callbacks.kill.number={int(number)}"]
+    kill = [
+        "+callbacks.kill._target_=tests.signals.SignalAt",
+        f"+callbacks.kill.step={step}",
+        f"+callbacks.kill.number={int(number)}",
+    ]
     stopped = run(tmp_path, *LONGER, *kill)
     assert stopped.returncode == 128 + number, stopped.stderr
     assert f"python -m repr.fit resume={tmp_path}" in stopped.stderr
@@ -134,7 +155,9 @@ def test_two_processes_train_as_one(whole: tuple[Path, dict], tmp_path: Path) ->
     done = run(tmp_path, *LONGER, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Evaluation") == 1
-    losses = [[float(row["train/loss"]) for row in rows(folder) if "train/loss" in row] for folder in (whole[0], tmp_path)]
+    losses = [
+        [float(row["train/loss"]) for row in rows(folder) if "train/loss" in row] for folder in (whole[0], tmp_path)
+    ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     ours, theirs = (
         {k: float(v) for row in rows(folder) for k, v in row.items() if k.startswith(("val/", "test_style/"))}

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -55,7 +55,7 @@ class Evaluation(pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Refuse class files that do not fit the data, before anything is trained."""
-        data = trainer.datamodule
+        data = _data(trainer)
         if not hasattr(data, "eval_names"):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
         for name, classes in self.classes.items():
@@ -74,7 +74,7 @@ class Evaluation(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: dict[str, Tensor],
+        outputs: Any,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -86,7 +86,7 @@ class Evaluation(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Gather the features and compute all metrics."""
-        data = trainer.datamodule
+        data = _data(trainer)
         tables = {data.eval_names[i]: feature_table(rows, data.attributes) for i, rows in sorted(self._rows.items())}
         self._rows = {}
         if trainer.sanity_checking:
@@ -104,7 +104,9 @@ class Evaluation(pl.Callback):
                         query,
                         attribute=self.classes[name].attribute,
                         class_embeddings=class_embeddings[name],
-                        class_labels=torch.tensor(self.classes[name].ids(data.attributes, name), device=query.image.device),
+                        class_labels=torch.tensor(
+                            self.classes[name].ids(data.attributes, name), device=query.image.device
+                        ),
                     )
                 values |= {f"{name}/{key}": value for key, value in found.items()}
         values = trainer.strategy.broadcast(values)
@@ -145,7 +147,7 @@ def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str,
 
 
 @torch.no_grad()
-def embed_classes(module: pl.LightningModule, classes: Classes) -> Tensor:
+def embed_classes(module: Any, classes: Classes) -> Tensor:
     """One embedding a class, averaged over templates: (C, D)."""
     tokens = module.trainer.datamodule.tokenizer(classes.sentences()).to(module.device)
     embeddings = torch.cat([module.encode_text(part).float() for part in tokens.split(1024)])  # (C * T, D)
@@ -168,6 +170,11 @@ def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
             cells += ["" if value is None else f"{value:.3f}", "" if chance is None else f"{chance:.4f}"]
         table.add_row(metric, *cells)
     return table
+
+
+def _data(trainer: Any) -> Any:
+    """The DataModule, which Lightning's Trainer has without declaring it."""
+    return trainer.datamodule
 
 
 def _value(value: float, chance: float | None) -> str:

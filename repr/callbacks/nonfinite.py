@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -13,8 +14,8 @@ from repr.batch import Batch
 from repr.distributed import rank
 
 
-class NonFiniteLoss(ValueError):
-    """A loss became nan or infinite."""
+class NonFiniteLossError(ValueError):
+    """A loss became NaN or infinite."""
 
 
 class NonFiniteGuard(pl.Callback):
@@ -31,17 +32,21 @@ class NonFiniteGuard(pl.Callback):
         self.folder = Path(folder)
         self._index: list[int] = []
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Agree on the first process's folder."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Remember which samples are in the batch."""
         self._index = batch["index"].tolist() if "index" in batch else []
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         """Check the loss.
 
         Raises:
-            NonFiniteLoss: it is nan or infinite.
+            NonFiniteLossError: it is NaN or infinite.
         """
         if torch.isfinite(loss):
             return
@@ -57,7 +62,7 @@ class NonFiniteGuard(pl.Callback):
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(record, indent=1))
-        raise NonFiniteLoss(
+        raise NonFiniteLossError(
             f"{', '.join(bad)} is not finite at step {trainer.global_step}; the batch's indices are in {path}. "
-            "Lower optim.lr, lengthen optim.warmup_steps, set trainer.gradient_clip_val, or use trainer.precision=32-true"
+            "Lower optim.lr, lengthen optim.warmup_steps, or set trainer.gradient_clip_val or trainer.precision=32-true"
         )

@@ -40,6 +40,7 @@ def _takes_image_size(name: str) -> bool:
     module = inspect.getmodule(timm.model_entrypoint(name))
     classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
     return any(
-        "img_size" in inspect.signature(c.__init__).parameters and "num_classes" in inspect.signature(c.__init__).parameters
+        "img_size" in inspect.signature(c.__init__).parameters
+        and "num_classes" in inspect.signature(c.__init__).parameters
         for c in classes
     )

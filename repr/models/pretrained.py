@@ -34,7 +34,11 @@ class LoadReport:
 
     def __str__(self) -> str:
         parts = [f"init_from {self.source}: {len(self.used)} tensors used"]
-        for label, names in (("resized", self.resized), ("left as initialised", self.missing), ("not needed", self.unused)):
+        for label, names in (
+            ("resized", self.resized),
+            ("left as initialised", self.missing),
+            ("not needed", self.unused),
+        ):
             if names:
                 parts.append(f"{len(names)} {label} ({', '.join(names[:4])}{', ...' if len(names) > 4 else ''})")
         return ", ".join(parts)
@@ -74,7 +78,7 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
             else f"it has no tensor of the backbone, such as '{trunk[0]}'"
         )
         raise ValueError(
-            f"init_from={source} is of another architecture: {example}. Set backbone.name and text to what it was made with"
+            f"init_from={source} is of another architecture: {example}. Set backbone and text to those it was made with"
         )
     module.load_state_dict({name: tensors[name] for name in used}, strict=False)
     return LoadReport(source, used, sorted(set(resized) & set(used)), sorted(own.keys() - set(used)), unused)
@@ -134,7 +138,9 @@ def _fit_positions(module: nn.Module, tensors: dict[str, Tensor]) -> list[str]:
     own = module.state_dict()
     resized = []
     native = {name: tensors.pop(name) for name in list(tensors) if name.startswith("visual.")}
-    trunk = {name.removeprefix("backbone."): tensors.pop(name) for name in list(tensors) if name.startswith("backbone.")}
+    trunk = {
+        name.removeprefix("backbone."): tensors.pop(name) for name in list(tensors) if name.startswith("backbone.")
+    }
     convert = getattr(inspect.getmodule(type(module.backbone)), "checkpoint_filter_fn", None)
     if (native or trunk) and convert is not None:
         old = trunk.get("pos_embed", native.get("visual.positional_embedding"))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from repr.batch import Batch, StepOutput
@@ -59,7 +61,7 @@ class Objective(pl.LightningModule):
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""
         assert terms.keys() == self.weights.keys(), f"step() gave {sorted(terms)}, weighted are {sorted(self.weights)}"
-        return sum((self.weights[name] * term for name, term in terms.items()), start=next(iter(terms.values())).new_zeros(()))
+        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the terms of :meth:`step` and log ``train/loss``, every term and every other scalar."""
@@ -79,7 +81,7 @@ class Objective(pl.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.update_targets()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and its schedule, stepped once per optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

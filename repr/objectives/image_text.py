@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,9 @@ class ImageText(Objective):
             raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
         self.losses = {**LOSSES, **(losses or {})}
         self.text = text
-        self.image_projection = nn.Linear(backbone.num_features, text.output_dim, bias=False)
-        # Normal with deviation width^-0.5, as in CLIP: outputs start at about unit length per coordinate.
-        nn.init.normal_(self.image_projection.weight, std=backbone.num_features**-0.5)
+        width, dim = cast(int, backbone.num_features), cast(int, text.output_dim)
+        self.image_projection = nn.Linear(width, dim, bias=False)
+        nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
         # A parameter even when it is fixed, so that checkpoints and exports hold it under open_clip's name.
         learned = "contrast" in self.weights
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learned and learn_temperature)

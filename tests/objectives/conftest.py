@@ -29,7 +29,24 @@ def build(name: str, *overrides: str, seed: int = 0) -> Objective:
 def make_batch(size: int = 8) -> Batch:
     """Random pictures, each with a caption of its own."""
     generator = torch.Generator().manual_seed(1)
-    words = "red green blue dark bright round square striped small large open closed cat dog bus tree".split()
+    words = [
+        "red",
+        "green",
+        "blue",
+        "dark",
+        "bright",
+        "round",
+        "square",
+        "striped",
+        "small",
+        "large",
+        "open",
+        "closed",
+        "cat",
+        "dog",
+        "bus",
+        "tree",
+    ]
     captions = [f"{words[i % 16]} {words[(i * 7 + 3) % 16]} {i}" for i in range(size)]
     return Batch(
         index=torch.arange(size),

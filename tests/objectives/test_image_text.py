@@ -38,9 +38,15 @@ class Tower(nn.Module):
     ],
 )
 def test_the_flow_equals_the_authors_method(case: str, name: str, weights: dict) -> None:
-    data = {key.removeprefix(f"{case}."): torch.as_tensor(v) for key, v in golden("contrastive_gap").items() if key.startswith(case)}
+    data = {
+        key.removeprefix(f"{case}."): torch.as_tensor(v)
+        for key, v in golden("contrastive_gap").items()
+        if key.startswith(case)
+    }
     image, text = data["img"].requires_grad_(), data["txt"].requires_grad_()
-    flow = ImageText(Tower(image.shape[1]), Tower(image.shape[1]), weights=weights, temperature=data["temperature"].item())
+    flow = ImageText(
+        Tower(image.shape[1]), Tower(image.shape[1]), weights=weights, temperature=data["temperature"].item()
+    )
     with torch.no_grad():
         flow.image_projection.weight.copy_(torch.eye(image.shape[1]))
     loss = flow.total(flow.step(Batch(views=[image], text=text)).terms)
@@ -56,7 +62,9 @@ def test_the_clamp_equals_the_authors(temperature: str) -> None:
     with torch.no_grad():
         flow.logit_scale.fill_(-math.log(float(temperature[1:])))
     flow.update_targets()
-    assert flow.logit_scale.item() == pytest.approx(golden("contrastive_gap")[f"clamp.{temperature}_logit_scale"].item())
+    assert flow.logit_scale.item() == pytest.approx(
+        golden("contrastive_gap")[f"clamp.{temperature}_logit_scale"].item()
+    )
 
 
 def test_only_weighted_terms_are_computed(batch: Batch) -> None:

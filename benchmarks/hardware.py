@@ -1,0 +1,29 @@
+"""The line that names what a benchmark ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def hardware(*libraries: str) -> str:
+    """CPU, cores, threads, GPU if there is one, load of the machine, and versions of ``libraries``."""
+    import torch
+
+    model = platform.processor()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+            break
+    parts = [model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
+    if torch.cuda.is_available():
+        parts.append(torch.cuda.get_device_name())
+    parts.append(f"load {os.getloadavg()[0]:.1f}")
+    for name in libraries:
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            parts.append(f"{name} not installed")
+    return ", ".join(parts)

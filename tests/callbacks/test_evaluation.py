@@ -1,0 +1,43 @@
+"""From rows of batches to tables, and from results to what is printed."""
+
+import io
+
+import torch
+from rich.console import Console
+
+from repr.callbacks.evaluation import feature_table, results_table
+
+
+def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -> None:
+    def rows(index: list[int]) -> dict[str, torch.Tensor]:
+        x = torch.tensor(index)
+        return {
+            "image": x[:, None].float(),
+            "trunk": x[:, None] * 2.0,
+            "text": x[:, None] * 3.0,
+            "batch.index": x,
+            "batch.text": torch.stack([x % 2, x % 2], 1),
+            "batch.label": torch.stack([x, -x], 1),
+        }
+
+    table = feature_table([rows([4, 5, 0]), rows([1, 9, 9])], {"a": [], "b": []})
+    assert table.index.tolist() == [0, 1, 4, 5, 9]
+    assert table.image[:, 0].tolist() == [0, 1, 4, 5, 9]
+    assert table.trunk[:, 0].tolist() == [0, 2, 8, 10, 18]
+    assert table.caption.tolist() == [0, 1, 0, 1, 1]
+    assert table.labels["a"].tolist() == [0, 1, 4, 5, 9]
+    assert table.labels["b"].tolist() == [0, -1, -4, -5, -9]
+
+
+def test_a_set_without_text_or_labels_has_none() -> None:
+    table = feature_table([{"image": torch.ones(2, 3), "trunk": torch.ones(2, 4), "batch.index": torch.arange(2)}], {})
+    assert (table.text, table.caption, table.labels) == (None, None, {})
+
+
+def test_the_printed_table_has_each_number_beside_its_chance() -> None:
+    out = io.StringIO()
+    results = {"val/i2t_R@1": (0.25, 0.0034), "test/i2t_R@1": (0.5, 0.01), "val/uniformity": (-3.2, None)}
+    Console(file=out, width=100).print(results_table(results))
+    lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
+    assert ["i2t_R@1", "0.250", "0.0034", "0.500", "0.0100"] in lines
+    assert ["uniformity", "-3.200"] in lines

@@ -1,0 +1,87 @@
+"""What README and docs tell to type is typed here."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(
+        rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+
+
+def commands(document: str) -> list[str]:
+    joined = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
+    return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What README calls IMAGES: two folders of pictures with captions."""
+    from repr.data.sources import Emoji
+
+    root, source = tmp_path_factory.mktemp("pictures") / "IMAGES", Emoji("val")
+    for i in range(40):
+        path = root / source.attributes["category"][i * 25].replace(" ", "_") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.image(i * 25).save(path)
+        path.with_suffix(".txt").write_text(source.captions(i * 25)[0])
+    return root
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = [
+        command.split()[1]
+        for command in commands("README.md") + commands("CONTRIBUTING.md")
+        if command.startswith("make ")
+    ]
+    assert named[:2] == ["demo", "test"]
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text()
+    assert re.search(r"^demo:.*\n\t\$\(RUN\) repr\.fit$", makefile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m repr.fit")])
+def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
+    """As it stands, but made small."""
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    if any(word.startswith("resume=") for word in words):
+        small = [*words[:3], "smoke=true", f"run_folder={tmp_path}", "backbone.name=test_resnet"]
+        subprocess.run(small, cwd=tmp_path, check=True, capture_output=True)
+        words = [f"resume={tmp_path}" if word.startswith("resume=") else word for word in words]
+    else:
+        words = [word.replace("IMAGES", str(pictures)) for word in words]
+        words += ["smoke=true", f"run_folder={tmp_path}", "backbone.name=test_resnet", "text.layers=1"]
+        words += ["trainer.accelerator=cpu"] if "--show" not in words else []
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_notebook_snippet_of_the_readme_runs(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snippet,) = blocks("README.md", "python")
+    monkeypatch.chdir(pictures.parent)
+    exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "README.md", "exec"), {})
+
+
+def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
+    (code,), (config,) = blocks("docs/add_an_objective.md", "python"), blocks("docs/add_an_objective.md", "yaml")
+    (tmp_path / "two_views.py").write_text(code)
+    (tmp_path / "conf" / "objective").mkdir(parents=True)
+    module = yaml.safe_load(config)["_target_"]
+    assert module == "repr.objectives.two_views.TwoViews"
+    (tmp_path / "conf" / "objective" / "two_views.yaml").write_text(config.replace(module, "two_views.TwoViews"))
+    (command,) = commands("docs/add_an_objective.md")
+    words = [sys.executable, *shlex.split(command)[1:], "--config-dir", "conf", f"run_folder={tmp_path}/run"]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "knn_category" in done.stdout
