@@ -6,7 +6,8 @@ The same model, pictures, steps, temperature and seeds; only the loss changes. R
     python -m benchmarks.claims.contrastive_gap --quick    # one seed and few steps, at most three minutes
     python -m benchmarks.claims.contrastive_gap --write    # also writes benchmarks/results/contrastive_gap.md
 
-The claim (Fahim et al., 2024, arXiv 2405.18570): both variants give a much lower uniformity value and a several-fold smaller centroid distance than CLIP,
+The claim (Fahim et al., 2024, arXiv 2405.18570):
+both variants give a much lower uniformity value and a several-fold smaller centroid distance than CLIP,
 with retrieval about equal. The paper fine-tunes a trained CLIP; here everything starts from random weights, since no
 trained CLIP is to be had without a network.
 """
@@ -112,9 +113,10 @@ def main() -> None:
             "",
             f"Mean and standard deviation over {1 if args.quick else 3} seeds, {epochs} epochs of the embedded emoji "
             f"with the demo's model; on `test_style` unless named. Alignment and both uniformities in nats or squared "
-            f"distance, chance of retrieval 0.004, of separability 0.5, of zero-shot 0.0034.",
+            f"distance; chance of retrieval 0.004, of separability 0.5, of zero-shot 0.0034.",
             "",
-            f"`python -m benchmarks.claims.contrastive_gap {' '.join(sys.argv[1:])}`, {time.monotonic() - start:.0f} s.",
+            f"`{' '.join(['python -m benchmarks.claims.contrastive_gap', *sys.argv[1:]])}`, "
+            f"{time.monotonic() - start:.0f} s.",
             "",
             hardware("torch", "timm", "open_clip_torch"),
             "",

@@ -24,6 +24,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
+NEVER = -1e30  # the logit of a pair that takes no part: its exponential is 0, and unlike -inf it makes no NaN
 Block = tuple[slice, slice, Tensor]  # rows, columns, and the logits there
 
 
@@ -77,7 +78,7 @@ def logsumexp(
         y: (N, D).
         scale: a number, or a 0-dim tensor.
         shift: (N,), without gradient.
-        pairs: the entries that take part; a row or column without any gives -inf.
+        pairs: the entries that take part; a row or column without any gives about -1e30.
         chunk_size: how many rows of the logits exist at a time; all if None.
 
     Returns:
@@ -91,12 +92,12 @@ class _LogSumExp(Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, pairs: Pairs, chunk_size: int | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row, column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), -math.inf), x.new_empty(len(x))
+        row, column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), NEVER), x.new_empty(len(x))
         for rows, columns, logits in _blocks(x, y, scale, pairs, chunk_size):
-            row[rows] = (logits - shift[rows, None]).logsumexp(1)
-            column[columns] = torch.logaddexp(column[columns], (logits - shift[columns]).logsumexp(0))
+            row[rows] = _logsumexp(logits, shift[rows], 1)
+            column[columns] = torch.logaddexp(column[columns], _logsumexp(logits, shift[columns], 0))
             diagonal[rows] = logits.diagonal(rows.start - columns.start) - shift[rows]
-        ctx.save_for_backward(x, y, scale, shift, row, column, logits if chunk_size is None else None)
+        ctx.save_for_backward(x, y, scale, shift, column, logits if chunk_size is None else None)
         ctx.pairs, ctx.chunk_size = pairs, chunk_size
         ctx.set_materialize_grads(False)  # what a loss does not use costs no exponentials
         return row, column, diagonal
@@ -106,13 +107,11 @@ class _LogSumExp(Function):
     def backward(
         ctx: Any, grad_row: Tensor | None, grad_column: Tensor | None, grad_diagonal: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, y, scale, shift, row, column, kept = ctx.saved_tensors
-        grad_row = torch.zeros_like(row) if grad_row is None else grad_row
-        # Where no pair takes part the logits are -inf as well, and -inf - (-inf) would be NaN.
-        row, column = row.masked_fill(row.isneginf(), 0), column.masked_fill(column.isneginf(), 0)
+        x, y, scale, shift, column, kept = ctx.saved_tensors
+        grad_row = x.new_zeros(len(x)) if grad_row is None else grad_row
 
         def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
-            weight = (logits - shift[rows, None]).sub_(row[rows, None]).exp_().mul_(grad_row[rows, None])
+            weight = logits.softmax(1).mul_(grad_row[rows, None])
             if grad_column is not None:
                 spare = logits if kept is None else None  # backward may run again on kept logits
                 share = torch.sub(logits, shift[columns], out=spare).sub_(column[columns]).exp_()
@@ -122,8 +121,13 @@ class _LogSumExp(Function):
             return weight
 
         blocks = _blocks(x, y, scale, ctx.pairs, ctx.chunk_size, kept)
-        grad_x, grad_y, grad_scale, _ = _gradients(x, y, scale, blocks, weigh)
-        return grad_x, grad_y, grad_scale, None, None, None
+        return *_gradients(x, y, scale, blocks, weigh), None, None, None
+
+
+def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
+    """Log-sum-exp of ``logits - shift``; the shift is taken off the largest logit, where it costs no digits."""
+    top = logits.amax(dim)
+    return (top - shift) + (logits - top.unsqueeze(dim)).exp_().sum(dim).log_()
 
 
 def softplus_sum(
@@ -156,14 +160,16 @@ class _SoftplusSum(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, bias, kept = ctx.saved_tensors
+        grad_bias = torch.zeros_like(bias)
 
         def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
             weight = _margin(rows, logits, bias).sigmoid_().mul_(grad)
             weight.diagonal(rows.start).neg_()
+            grad_bias.add_(weight.sum())
             return weight
 
         blocks = _blocks(x, y, scale, "all", ctx.chunk_size, kept)
-        return *_gradients(x, y, scale, blocks, weigh), None
+        return *_gradients(x, y, scale, blocks, weigh), grad_bias, None
 
 
 def _margin(rows: slice, logits: Tensor, bias: Tensor) -> Tensor:
@@ -200,31 +206,26 @@ def _blocks(
 
 
 def _logits(x: Tensor, y: Tensor, pairs: Pairs, start: int) -> Tensor:
-    """All logits of some rows, the first of which is row ``start``; -inf where a pair takes no part."""
+    """All logits of some rows, the first of which is row ``start``."""
     logits = x @ y.T
     if pairs == "unequal":
-        logits.diagonal(start).fill_(-math.inf)
+        logits.diagonal(start).fill_(NEVER)
     elif pairs == "upper":
         square = logits[:, : len(logits)]
-        square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), -math.inf)
+        square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), NEVER)
     return logits
 
 
 def _gradients(
     x: Tensor, y: Tensor, scale: Tensor, blocks: Iterable[Block], weigh: Callable[[slice, slice, Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, of y, of the scale, and of a number added to all logits.
-
-    ``weigh`` turns a block of logits into d(loss) / d(logits).
-    """
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, of y and of the scale; ``weigh`` turns a block of logits into d(loss) / d(logits)."""
     grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-    grad_scale, grad_bias = torch.zeros_like(scale), torch.zeros_like(scale)
     with full_precision(x):  # backward may be called under autocast
         for rows, columns, logits in blocks:
             weight = weigh(rows, columns, logits)
-            grad_x[rows] = weight @ y[columns]
+            torch.mm(weight, y[columns], out=grad_x[rows])
             grad_y[columns].addmm_(weight.T, x[rows])
-            grad_scale += (grad_x[rows] * x[rows]).sum()  # the sum of weight times cosine, by way of N x D
-            grad_bias += weight.sum()
             del logits, weight  # or they would live beside the next block
-    return grad_x.mul_(scale), grad_y.mul_(scale), grad_scale, grad_bias
+    grad_scale = (grad_x * x).sum()  # the sum of weight times cosine, without the matrix
+    return grad_x.mul_(scale), grad_y.mul_(scale), grad_scale

@@ -1,6 +1,7 @@
 """Small objectives and batches, built from the files of conf/objective."""
 
 from collections.abc import Callable
+from functools import cache
 
 import open_clip
 import pytest
@@ -26,33 +27,22 @@ def build(name: str, *overrides: str, seed: int = 0) -> Objective:
     return instantiate(cfg.objective)
 
 
+@cache
+def tokenizer() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer(context_length=12)
+
+
 def make_batch(size: int = 8) -> Batch:
     """Random pictures, each with a caption of its own."""
     generator = torch.Generator().manual_seed(1)
-    words = [
-        "red",
-        "green",
-        "blue",
-        "dark",
-        "bright",
-        "round",
-        "square",
-        "striped",
-        "small",
-        "large",
-        "open",
-        "closed",
-        "cat",
-        "dog",
-        "bus",
-        "tree",
-    ]
-    captions = [f"{words[i % 16]} {words[(i * 7 + 3) % 16]} {i}" for i in range(size)]
+    looks = ("red", "green", "blue", "dark", "striped", "round", "large", "small")
+    things = ("cat", "dog", "bus", "tree", "house", "shoe", "star", "cup")
+    captions = [f"{looks[i % 8]} {things[(i * 3 + i // 8) % 8]} {i}" for i in range(size)]
     return Batch(
         index=torch.arange(size),
         seed=torch.arange(size),
         views=[torch.randn(size, 3, 32, 32, generator=generator)],
-        text=open_clip.SimpleTokenizer(context_length=12)(captions),
+        text=tokenizer()(captions),
     )
 
 
