@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=demo, optim.lr=1e-3, ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
     parser.add_argument("--show", action="store_true", help="print the composed config and leave")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         cfg = _config(options.overrides, options.config_dir)
         if options.show:
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         results = fit(cfg)
     except SystemExit as stop:
-        if _is_first():
+        if type(stop).__name__ == "Stopped" and _is_first():
             print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
         raise SystemExit(stop.code) from None
     except Exception as error:

@@ -111,5 +111,5 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: float | Tensor, chunk_size: in
 
 @torch.no_grad()
 def _similarity(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
-    """Of the true pairs: what they are shifted by cancels in the loss, and keeps small losses precise."""
+    """Logits of the true pairs: as a shift they cancel in the loss and keep the digits of small losses."""
     return (scale * (x * y).sum(1)).to(x.dtype)
