@@ -115,8 +115,8 @@ def main() -> None:
         [
             "# The gap between the modalities",
             "",
-            f"Mean and standard deviation over {1 if args.quick else 3} seeds, {epochs} epochs of the embedded emoji at "
-            "32 pixels with the demo's model; on `test_style` unless named. Alignment in squared distance, both "
+            f"Mean and deviation over {1 if args.quick else 3} seeds, {epochs} epochs of the embedded emoji at "
+            "32 pixels with the demo's model; on `test_style` unless named. Alignment in squared distance, the "
             "uniformities in nats. Chance: retrieval 0.004, separability 0.5, zero-shot 0.0034.",
             "",
             f"`{' '.join(['python -m benchmarks.claims.contrastive_gap', *sys.argv[1:]])}`, "
