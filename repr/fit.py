@@ -107,7 +107,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from repr.callbacks.evaluation import results_table
 
-        Console().print(results_table(results))
+        if results:
+            Console().print(results_table(results))
+        else:
+            print("nothing was evaluated: data.eval names no set")
         print(f"run folder: {cfg.run_folder}")
 
 
@@ -170,6 +173,8 @@ def _quiet() -> None:
         ".*does not have many workers.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
         ".*LeafSpec.*",  # Lightning's use of torch
+        ".*no `val_dataloader`.*",
+        ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 

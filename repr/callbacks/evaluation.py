@@ -28,6 +28,7 @@ class Evaluation(pl.Callback):
 
     Args:
         metrics: functions ``(bank, query) -> dict``, run once a set.
+        pairs: likewise, on sets with captions.
         probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
             classes or more in the set, of which the bank has at least one.
         zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
@@ -41,11 +42,13 @@ class Evaluation(pl.Callback):
     def __init__(
         self,
         metrics: Mapping[str, Metric] | None = None,
+        pairs: Mapping[str, Metric] | None = None,
         probes: Mapping[str, Metric] | None = None,
         zero_shot: Mapping[str, str] | None = None,
         headline: Sequence[str] = (),
     ) -> None:
         self.metrics = metrics or {}
+        self.pairs = pairs or {}
         self.probes = probes or {}
         self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
         self.headline = headline
@@ -118,7 +121,8 @@ class Evaluation(pl.Callback):
 
     def _compute(self, bank: Features, query: Features) -> dict[str, float]:
         values: dict[str, float] = {}
-        for metric in self.metrics.values():
+        pairs = {} if query.text is None else self.pairs
+        for metric in (*pairs.values(), *self.metrics.values()):
             values |= metric(bank, query)
         for attribute, labels in query.labels.items():
             wanted = set(labels.tolist()) - {-1}

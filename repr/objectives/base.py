@@ -69,7 +69,9 @@ class Objective(pl.LightningModule):
         loss = self.total(output.terms)
         self.terms = {name: term.detach() for name, term in output.terms.items()}
         self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in {**output.terms, **output.logs}.items()})
+        rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
+        logs = {**output.terms, **output.logs, "lr": rate}
+        self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:

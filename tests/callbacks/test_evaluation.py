@@ -5,7 +5,8 @@ import io
 import torch
 from rich.console import Console
 
-from repr.callbacks.evaluation import feature_table, results_table
+from repr.batch import Features
+from repr.callbacks.evaluation import Evaluation, Metric, feature_table, results_table
 
 
 def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -> None:
@@ -32,6 +33,20 @@ def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -
 def test_a_set_without_text_or_labels_has_none() -> None:
     table = feature_table([{"image": torch.ones(2, 3), "trunk": torch.ones(2, 4), "batch.index": torch.arange(2)}], {})
     assert (table.text, table.caption, table.labels) == (None, None, {})
+
+
+def test_what_needs_captions_or_shared_classes_is_left_out_without_them() -> None:
+    def metric(name: str) -> Metric:
+        return lambda *tables, attribute="": {name + attribute: 1.0}
+
+    evaluation = Evaluation(metrics={"m": metric("m")}, pairs={"p": metric("p")}, probes={"q": metric("q_")})
+    index, x = torch.arange(4), torch.ones(4, 2)
+    labels = {"a": torch.tensor([0, 1, 2, -1]), "b": torch.tensor([0, 0, 0, 0]), "c": torch.tensor([3, 4, 3, 4])}
+    bank = Features(
+        index, x, x, labels={"a": torch.tensor([1, 1, 1, 1]), "b": torch.zeros(4).long(), "c": torch.zeros(4).long()}
+    )
+    assert evaluation._compute(bank, Features(index, x, x, labels=labels)) == {"m": 1, "q_a": 1}
+    assert evaluation._compute(bank, Features(index, x, x, text=x, labels={})) == {"m": 1, "p": 1}
 
 
 def test_the_printed_table_has_each_number_beside_its_chance() -> None:
