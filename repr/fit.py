@@ -141,8 +141,10 @@ def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
 
 
 def _is_first() -> bool:
-    """Whether this is the first process, before or after a process group exists."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    """Whether this is the first of all processes, however they were started."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _carry_metrics(trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
