@@ -16,15 +16,15 @@ import argparse
 import inspect
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from benchmarks.hardware import hardware
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/loss_memory.md"
@@ -235,26 +235,6 @@ def verdict(rows: list[Row]) -> str:
     )
 
 
-def hardware(load: float, threads: int | None) -> str:
-    import torch
-
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":")[1].strip()
-            break
-    libraries = []
-    for name in ("torch", "open_clip_torch", "lightly"):
-        try:
-            libraries.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            libraries.append(f"{name} not installed")
-    return (
-        f"{model}, {os.cpu_count()} cores, {threads or torch.get_num_threads()} threads, "
-        f"load before {load:.1f} and after {os.getloadavg()[0]:.1f}; {', '.join(libraries)}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="only N = 4096")
@@ -291,7 +271,8 @@ def main() -> None:
             "",
             f"Forward and backward, N x {DIM} float32, chunks of {args.chunk} rows. `{command}`",
             "",
-            hardware(load, args.threads),
+            f"{hardware('torch', 'open_clip_torch', 'lightly')}, load before {load:.1f}"
+            + (f", {args.threads} thread(s) a measurement" if args.threads else ""),
             "",
             table(rows),
             "",

@@ -64,7 +64,7 @@ class Evaluation(pl.Callback):
         for name, classes in self.classes.items():
             if name not in data.eval_names:
                 known = ", ".join(data.eval_names[1:]) or "none"
-                raise ValueError(f"eval.zero_shot names the set '{name}'; data.eval has {known}")
+                raise ValueError(f"eval.zero_shot names the set '{name}'; data.eval has {known}; set eval=default")
             if data.tokenizer is None:
                 raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
             classes.ids(data.attributes, f"eval.zero_shot.{name}")
