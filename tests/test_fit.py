@@ -132,6 +132,22 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert trained == [(row["step"], row["train/loss"]) for row in rows(whole[0]) if "train/loss" in row]
 
 
+@pytest.mark.slow
+def test_two_processes_stop_at_the_same_step_and_one_goes_on(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    kill = [
+        "+callbacks.kill._target_=tests.signals.SignalAt",
+        "+callbacks.kill.step=2",
+        f"+callbacks.kill.number={int(signal.SIGTERM)}",
+    ]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    stopped = run(tmp_path, *LONGER, *ddp, *kill)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=3.ckpt"]
+    main([f"resume={tmp_path}", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
+    losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (whole[0], tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_a_finished_run_is_evaluated_again(whole: tuple[Path, dict], tmp_path: Path) -> None:
     folder, results = whole
     cfg = load_run(folder)

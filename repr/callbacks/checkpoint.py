@@ -74,7 +74,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the two signals."""
         self._step = trainer.global_step
-        self._saved = last_checkpoint(self.folder)
+        self._saved = trainer.strategy.broadcast(last_checkpoint(self.folder))  # others may not see the disk
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
@@ -126,4 +126,5 @@ class Checkpoints(Checkpoint):
 
     def _leave_if_saved(self, trainer: pl.Trainer) -> None:
         if self._saved == self._path(trainer.global_step) and self._told_to_stop(trainer):
-            raise Stopped(128 + (self._signal or signal.SIGTERM))
+            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
+            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
