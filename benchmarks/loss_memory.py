@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.hardware import hardware
+from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/loss_memory.md"
@@ -251,7 +251,7 @@ def main() -> None:
 
     load = os.getloadavg()[0]
     nums = sorted(args.nums or (QUICK_NUMS if args.quick else NUMS))
-    budget, limit = (2.0, 165.0) if args.quick else (8.0, 1700.0)
+    budget, limit = (2.0, 165.0) if args.quick else (4.0, 1700.0)
     end = time.monotonic() + limit
     rows: list[Row] = []
     for num in nums:
@@ -265,26 +265,20 @@ def main() -> None:
     order = {loss: i for i, loss in enumerate(FORMS)}
     rows.sort(key=lambda row: (order[row.loss], row.num))  # a stable sort: implementations stay in order
     command = " ".join(["python -m benchmarks.loss_memory", *(a for a in sys.argv[1:])])
-    text = "\n".join(
-        [
-            "# Time and memory of pairwise losses",
-            "",
-            f"Forward and backward, N x {DIM} float32, chunks of {args.chunk} rows. `{command}`",
-            "",
-            f"{hardware('torch', 'open_clip_torch', 'lightly')}, load before {load:.1f}"
-            + (f", {args.threads} thread(s) a measurement" if args.threads else ""),
-            "",
-            table(rows),
-            "",
-            verdict(rows),
-            *disagreements(rows),
-            "",
-        ]
-    )
-    print(text)
-    if args.write:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(text)
+    lines = [
+        "# Time and memory of pairwise losses",
+        "",
+        f"Forward and backward, N x {DIM} float32, chunks of {args.chunk} rows. `{command}`",
+        "",
+        f"{hardware('torch', 'open_clip_torch', 'lightly')}, load before {load:.1f}"
+        + (f", {args.threads} thread(s) a measurement" if args.threads else ""),
+        "",
+        table(rows),
+        "",
+        verdict(rows),
+        *disagreements(rows),
+    ]
+    publish(lines, RESULTS if args.write else None)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.hardware import hardware
+from benchmarks.report import hardware, publish
 from repr.config import compose
 from repr.fit import fit
 
@@ -114,29 +114,23 @@ def main() -> None:
                 continue
             runs[temperature, loss] = [train([*options, *fixed], seed, small) for seed in range(1 if args.quick else 3)]
             print(f"{time.monotonic() - start:.0f} s: {loss}, temperature {temperature}", file=sys.stderr, flush=True)
-    text = "\n".join(
-        [
-            "# The gap between the modalities",
-            "",
-            f"Mean and deviation over {1 if args.quick else 3} seeds, {epochs} epochs of the embedded emoji at "
-            "32 pixels with the demo's model; on `test_style` unless named. Alignment in squared distance, the "
-            "uniformities in nats. Chance: retrieval 0.004, separability 0.5, zero-shot 0.0034.",
-            "",
-            f"`{' '.join(['python -m benchmarks.claims.contrastive_gap', *sys.argv[1:]])}`, "
-            f"{time.monotonic() - start:.0f} s.",
-            "",
-            hardware("torch", "timm", "open_clip_torch"),
-            "",
-            table(runs),
-            "",
-            *verdict(runs),
-            "",
-        ]
-    )
-    print(text)
-    if args.write:
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(text)
+    lines = [
+        "# The gap between the modalities",
+        "",
+        f"Mean and deviation over {1 if args.quick else 3} seeds, {epochs} epochs of the embedded emoji at "
+        "32 pixels with the demo's model; on `test_style` unless named. Alignment in squared distance, the "
+        "uniformities in nats. Chance: retrieval 0.004, separability 0.5, zero-shot 0.0034.",
+        "",
+        f"`{' '.join(['python -m benchmarks.claims.contrastive_gap', *sys.argv[1:]])}`, "
+        f"{time.monotonic() - start:.0f} s.",
+        "",
+        hardware("torch", "timm", "open_clip_torch"),
+        "",
+        table(runs),
+        "",
+        *verdict(runs),
+    ]
+    publish(lines, RESULTS if args.write else None)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The line that names what a benchmark ran on."""
+"""What every benchmark tells: what it ran on, and its result, printed and kept."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -27,3 +28,12 @@ def hardware(*libraries: str) -> str:
         except PackageNotFoundError:
             parts.append(f"{name} not installed")
     return ", ".join(parts)
+
+
+def publish(lines: Sequence[str], path: Path | None) -> None:
+    """Print a result, and write it to ``path`` if there is one."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
