@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -164,10 +166,14 @@ def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterato
 
 def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[str]]) -> Iterator[str]:
     key = override.key_or_group
-    if key in groups or not _is_value(override) or key.startswith("hydra."):
-        return
     parent, _, leaf = key.rpartition(".")
     node = _select(cfg, parent) if parent else cfg
+    if override.is_add() and OmegaConf.is_dict(node) and "_target_" in node:
+        arguments = _own_arguments(node["_target_"])
+        if arguments is not None and leaf not in arguments:
+            yield f"{key}: {node['_target_']} takes no such argument; {nearest(leaf, arguments)}"
+    if key in groups or not _is_value(override) or key.startswith("hydra."):
+        return
     known = set(node.keys()) if OmegaConf.is_dict(node) else set()  # `leaf in node` is false where ??? stands
     if leaf not in known and not (OmegaConf.is_list(node) and leaf.isdigit()):
         hint = nearest(key, [*_keys(cfg), *groups])
@@ -176,6 +182,26 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
         yield f"there is no option '{key}'; {hint}{plus}"
     elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
         yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
+
+
+def _own_arguments(target: str) -> set[str] | None:
+    """Arguments of a class or function of ours, read from its source, since an import takes seconds; None: any."""
+    module, _, name = target.rpartition(".")
+    spec = find_spec(module) if module.startswith("repr.") else None
+    if spec is None or spec.origin is None:
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+            if not inits:  # a dataclass
+                return {
+                    n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+                }
+            node = inits[0]
+        if isinstance(node, ast.FunctionDef) and node.name in (name, "__init__"):
+            return None if node.args.kwarg else {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} - {"self"}
+    return None
 
 
 def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:

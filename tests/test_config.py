@@ -47,6 +47,11 @@ def test_every_group_composes(data: str, views: str) -> None:
         ("optim.lr=", "optim.lr takes a number"),
         ("data.batch_size=many", "data.batch_size takes a number (it is 256), but got 'many'"),
         ("data.batch_size=true", "data.batch_size takes a number"),
+        ("+optim.lrr=1", "optim.lrr: repr.optim.Optim takes no such argument; did you mean 'lr'"),
+        (
+            "+data.worker=1",
+            "data.worker: repr.data.datamodule.DataModule takes no such argument; did you mean 'num_workers'",
+        ),
         ("smoke=2", "smoke takes true or false"),
     ],
 )

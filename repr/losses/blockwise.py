@@ -151,7 +151,7 @@ class _SoftplusSum(Function):
         total = torch.zeros_like(bias)
         for rows, _, logits in _blocks(x, y, scale, "all", chunk_size):
             # Above the threshold softplus is the identity; at 40 that is exact in float64 too.
-            total += F.softplus(_margin(rows, logits, bias), threshold=40).sum()
+            total += F.softplus(_margin(rows, logits, bias, chunk_size is None), threshold=40).sum()
         ctx.save_for_backward(x, y, scale, bias, logits if chunk_size is None else None)
         ctx.chunk_size = chunk_size
         return total
@@ -163,7 +163,7 @@ class _SoftplusSum(Function):
         grad_bias = torch.zeros_like(bias)
 
         def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
-            weight = _margin(rows, logits, bias).sigmoid_().mul_(grad)
+            weight = _margin(rows, logits, bias, kept is not None).sigmoid_().mul_(grad)
             weight.diagonal(rows.start).neg_()
             grad_bias.add_(weight.sum())
             return weight
@@ -172,9 +172,9 @@ class _SoftplusSum(Function):
         return *_gradients(x, y, scale, blocks, weigh), grad_bias, None
 
 
-def _margin(rows: slice, logits: Tensor, bias: Tensor) -> Tensor:
-    """How wrong every pair is: the logit of a false pair, minus the logit of a true one."""
-    margin = logits + bias
+def _margin(rows: slice, logits: Tensor, bias: Tensor, keep: bool) -> Tensor:
+    """How wrong every pair is: the logit of a false pair, minus the logit of a true one; in place unless kept."""
+    margin = logits + bias if keep else logits.add_(bias)
     margin.diagonal(rows.start).neg_()
     return margin
 
