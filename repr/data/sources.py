@@ -9,28 +9,27 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from repr.data.pictures import IMAGE_SUFFIXES, decode, read_picture
 
 EMOJI_ZIP = Path(__file__).with_name("emoji64.zip")
 EMOJI_ATTRIBUTES = ("category", "subcategory", "style", "concept")
 EMOJI_TEXTS = ("caption", "keywords")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-
-# What Pillow's decoders raise on a damaged file.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 class Source(Protocol):
-    """A data set of N rows. Every member may be called in any worker process, in any order."""
+    """A data set of N rows. Every member may be called in any worker process, in any order.
+
+    A row that cannot be read raises ``OSError`` with a message that names it: training replaces and counts it.
+    Any other error ends the run.
+    """
 
     @property
     def attributes(self) -> Mapping[str, Sequence[str]]:
@@ -43,6 +42,14 @@ class Source(Protocol):
         """A name of the row that does not change between runs."""
         ...
 
+    def encoded(self, index: int) -> bytes:
+        """The picture's file, unchanged.
+
+        Raises:
+            OSError: it cannot be read; the message names it.
+        """
+        ...
+
     def image(self, index: int) -> Image.Image:
         """The picture in RGB, upright, alpha composited on white.
 
@@ -52,40 +59,12 @@ class Source(Protocol):
         ...
 
     def captions(self, index: int) -> list[str]:
-        """The texts the row offers, the main one first; may be empty."""
+        """The texts the row offers, the main one first, without empty ones; may be empty.
+
+        Raises:
+            OSError: they cannot be read; the message names the row.
+        """
         ...
-
-
-def decode(file: str | Path | BinaryIO, name: str, formats: list[str] | None = None) -> Image.Image:
-    """Decode one picture: RGB, EXIF orientation applied, alpha composited on white.
-
-    Args:
-        file: a path or an open binary file.
-        name: what the error calls the picture.
-        formats: Pillow's names of the formats to try; None tries all, which takes as long as a small image.
-
-    Raises:
-        OSError: it is no image, is damaged, or cannot be opened.
-    """
-    try:
-        with Image.open(file, formats=formats) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except _DECODE_ERRORS as error:
-        raise OSError(f"{name}: not readable as an image ({type(error).__name__}: {error})") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip to white
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 @lru_cache(maxsize=8)
@@ -134,10 +113,13 @@ class Emoji:
         """The row's key in the embedded index."""
         return self._keys[index]
 
+    def encoded(self, index: int) -> bytes:
+        """The picture as WebP."""
+        return _open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
+
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, 64 x 64."""
-        data = _open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
-        return decode(BytesIO(data), f"{EMOJI_ZIP}:{self._files[index]}", ["WEBP"])
+        return decode(self.encoded(index), f"{EMOJI_ZIP}:{self._files[index]}", ["WEBP"])
 
     def captions(self, index: int) -> list[str]:
         """The texts chosen by ``captions``, without empty ones."""
@@ -188,14 +170,21 @@ class Folder:
         """The path relative to the root, with forward slashes."""
         return self._files[index]
 
+    def encoded(self, index: int) -> bytes:
+        """The file, unchanged.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return read_picture(str(self.root / self._files[index]))
+
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright.
 
         Raises:
             OSError: the file is no image or damaged; the message names its path.
         """
-        path = self.root / self._files[index]
-        return decode(path, str(path))
+        return decode(self.encoded(index), str(self.root / self._files[index]))
 
     def captions(self, index: int) -> list[str]:
         """The lines of the text file beside the image that are not empty."""

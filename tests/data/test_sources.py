@@ -9,7 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from repr.data.datasets import EvalDataset
-from repr.data.sources import Emoji, Folder, decode
+from repr.data.pictures import decode
+from repr.data.sources import Emoji, Folder
 
 ORIENTATION = 0x0112
 
@@ -21,8 +22,7 @@ def picture(size=(12, 8), colour=(200, 30, 60)):
 def stored(image, kind, **options):
     file = BytesIO()
     image.save(file, kind, **options)
-    file.seek(0)
-    return file
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_a_file_that_is_no_image_is_named(tree, num_workers, damage):
 
 def test_decoding_error_keeps_its_cause():
     with pytest.raises(OSError, match=r"^the name: not readable") as caught:
-        decode(BytesIO(b"GIF89a"), "the name")
+        decode(b"GIF89a", "the name")
     assert caught.value.__cause__ is not None
 
 
