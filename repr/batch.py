@@ -29,6 +29,7 @@ class Batch(TypedDict, total=False):
     text: Tensor  # (B, L) int64, token ids
     label: Tensor  # (B, A) int64, -1 where a sample has no label
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches
+    bad: list[tuple[int, str]]  # rows that could not be read, and why; the DataModule takes it out
 
 
 class StepOutput(NamedTuple):
@@ -72,12 +73,12 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64, the step of SplitMix64
 
 
-def sample_seed(seed: int, epoch: int, index: Tensor) -> Tensor:
+def sample_seed(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
     """Hash (seed, epoch, index) into one int64 a sample.
 
     Args:
         seed: the run's seed.
-        epoch: the epoch, from 0.
+        epoch: the epoch, from 0; or (B,) int64, how often each sample was visited before.
         index: (B,) int64 positions in the data set.
 
     Returns:

@@ -48,3 +48,12 @@ def gather(x: Tensor) -> Tensor:
         takes of parameter gradients equals the gradient of one process on the same global batch.
     """
     return _Gather.apply(x) if world_size() > 1 else x
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The plain Python values of all ranks, in rank order; every rank must call it."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -33,7 +33,8 @@ def fit(cfg: DictConfig) -> Results:
         cfg: from :func:`repr.config.compose`, or from :func:`repr.config.load_run` with ``resume`` set.
 
     Returns:
-        ``<set>/<metric>`` -> (value, level at chance or None), of the evaluation after the last step.
+        ``<set>/<metric>`` -> (value, level at chance or None), of the evaluation after the last step, and
+        ``<set>/num_bad``, the samples that could not be read, where there are any.
 
     Raises:
         ConfigError: the config has faults; all of them are told.
@@ -77,7 +78,9 @@ def fit(cfg: DictConfig) -> Results:
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
     if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
-    return {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
+    results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
+    bad = datamodule.gather_bad()
+    return results | {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

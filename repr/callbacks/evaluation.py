@@ -133,11 +133,11 @@ class Evaluation(pl.Callback):
 
 
 def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]) -> Features:
-    """Join the batches of all ranks into one table in the order of the data set, each sample once."""
+    """Join the batches of all ranks into one table in the order of the data set, each readable sample once."""
     columns = {name: gather(torch.cat([row[name] for row in rows])) for name in rows[0]}
     index, order = columns["batch.index"].sort(stable=True)
-    first = torch.ones_like(index, dtype=torch.bool)
-    first[1:] = index[1:] != index[:-1]
+    first = index >= 0  # negative: could not be read
+    first[1:] &= index[1:] != index[:-1]
     columns = {name: column[order[first]] for name, column in columns.items()}
     tokens, labels = columns.get("batch.text"), columns.get("batch.label")
     return Features(
@@ -171,7 +171,8 @@ def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
         cells = []
         for name in sets:
             value, chance = results.get(f"{name}/{metric}", (None, None))
-            cells += ["" if value is None else f"{value:.3f}", "" if chance is None else f"{chance:.4f}"]
+            shown = "" if value is None else f"{value:.0f}" if metric.startswith("num_") else f"{value:.3f}"
+            cells += [shown, "" if chance is None else f"{chance:.4f}"]
         table.add_row(metric, *cells)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -12,10 +13,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repr.batch import Batch
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, vocabulary
-from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
+from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources import Source
 from repr.data.views import View, expand
+from repr.distributed import gather_objects
+
+_log = logging.getLogger(__name__)
 
 
 class DataModule(LightningDataModule):
@@ -38,8 +42,11 @@ class DataModule(LightningDataModule):
         tokenizer: list of B texts -> (B, L) int64; None for images only.
         num_workers: worker processes a rank and loader.
         bank_size: at most this many rows of the training set are the bank, evenly spread; None takes all.
+        max_bad_fraction: of each set; the run ends once more of its rows cannot be read. Until then another row stands
+            in for a bad one in training, and evaluation leaves it out.
 
     Attributes:
+        bad: set -> row -> why it cannot be read, as far as this process knows.
         attributes: attribute -> class names; the position of a name is its label, in one vocabulary
             over all sets. Column a of ``label`` is the a-th attribute.
         eval_names: names of the evaluation loaders in order, ``bank`` first; empty without ``eval``.
@@ -63,6 +70,7 @@ class DataModule(LightningDataModule):
         tokenizer: Tokenizer | None = None,
         num_workers: int = 0,
         bank_size: int | None = None,
+        max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__()
         self.train, self.eval, self.views = train, dict(eval), expand(views.values())
@@ -70,6 +78,9 @@ class DataModule(LightningDataModule):
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
+        self.max_bad_fraction = max_bad_fraction
+        self.bad: dict[str, dict[int, str]] = {}
+        self.order = EpochOrder(getattr(train, "parts", [(len(train), 1.0)]), seed)
         self._position = {"epoch": 0, "batch": 0}
         self._check()
         self.eval_names = ["bank", *self.eval] if self.eval else []
@@ -77,13 +88,15 @@ class DataModule(LightningDataModule):
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
-        EpochBatchSampler(len(self.train), self.batch_size, seed=self.seed)
+        EpochBatchSampler(self.order, self.batch_size)
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if "bank" in self.eval:
             raise ValueError("data.eval: 'bank' is the name of the training set's rows; rename the set")
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
-        if self.tokenizer is not None and not self.train.captions(0):
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
+        if self.tokenizer is not None and not _has_captions(self.train):
             raise ValueError(
                 "data.tokenizer is set but data.train offers no captions; "
                 "set its `captions`, or data.tokenizer=null for images only"
@@ -93,16 +106,23 @@ class DataModule(LightningDataModule):
         """Training batches of this rank; starts where a loaded state says."""
         rank, world_size = self._rank()
         sampler = EpochBatchSampler(
-            len(self.train),
+            self.order,
             self.batch_size,
-            seed=self.seed,
             rank=rank,
             world_size=world_size,
             epoch=self._position["epoch"],
             start=self._position["batch"],
         )
         labels = class_ids(self.train, self.attributes)
-        dataset = TrainDataset(self.train, self.views, labels, self.tokenizer, self.seed)
+        dataset = TrainDataset(
+            self.train,
+            self.views,
+            labels,
+            self.tokenizer,
+            self.seed,
+            replacement=sampler.replacement,
+            max_bad=self._max_bad(len(self.train)),
+        )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -113,7 +133,7 @@ class DataModule(LightningDataModule):
             source = self.train if name == "bank" else self.eval[name]
             num_rows = self.bank_size if name == "bank" else len(source)
             rows = torch.arange(num_rows) * len(source) // num_rows
-            tokenizer = self.tokenizer if source.captions(0) else None  # a labelled set need not have captions
+            tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
             dataset = EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer)
             sampler = EvalBatchSampler(num_rows, self.eval_batch_size, rank=rank, world_size=world_size)
             # Workers that end with the round: several sets would otherwise keep theirs all through training.
@@ -137,8 +157,15 @@ class DataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """As Lightning's, but ``colour`` stays behind: the device half reads it without waiting for the device."""
-        others = {key: value for key, value in batch.items() if key != "colour"}
+        """As Lightning's, but ``colour`` stays behind: the device half reads it without waiting for the device.
+
+        Raises:
+            ValueError: with the rows of this batch, too many of a set are bad.
+        """
+        if "bad" in batch:
+            name = "train" if "views" in batch else self.eval_names[dataloader_idx]
+            self._note("train" if name == "bank" else name, dict(batch["bad"]))
+        others = {key: value for key, value in batch.items() if key not in ("colour", "bad")}
         moved = super().transfer_batch_to_device(others, device, dataloader_idx)
         return moved | {"colour": batch["colour"]} if "colour" in batch else moved
 
@@ -157,24 +184,63 @@ class DataModule(LightningDataModule):
             batch["image"] = normalise(batch["image"], self.mean, self.std)
         return batch
 
+    def _max_bad(self, num_rows: int) -> int:
+        return int(self.max_bad_fraction * num_rows)
+
+    def _note(self, name: str, rows: Mapping[int, str]) -> None:
+        """Count bad rows of a set, and tell of those that are new."""
+        source = self.train if name == "train" else self.eval[name]
+        known = self.bad.setdefault(name, {})
+        for row, fault in rows.items():
+            if row not in known:
+                known[row] = fault
+                done = "replaced" if name == "train" else "left out"
+                _log.warning("%s: sample %d %s (%d of %d so far): %s", name, row, done, len(known), len(source), fault)
+        if len(known) > self._max_bad(len(source)):
+            raise ValueError(too_many_bad(name, known, len(source)))
+
+    def gather_bad(self) -> dict[str, dict[int, str]]:
+        """Make ``bad`` that of all ranks, in the order of rows; every rank must call it.
+
+        Raises:
+            ValueError: too many rows of a set are bad.
+        """
+        parts = gather_objects(self.bad)
+        for name in dict.fromkeys(name for part in parts for name in part):
+            rows = {row: fault for part in parts for row, fault in part.get(name, {}).items()}
+            self.bad[name] = dict(sorted(rows.items()))
+            self._note(name, {})
+        return self.bad
+
     def state_dict(self) -> dict[str, Any]:
-        """The next batch to train on, ``{"epoch": e, "batch": b}``.
+        """The next batch to train on, ``{"epoch": e, "batch": b}``, and the rows that were found to be bad.
 
         It comes from the optimizer's steps, not from what workers have fetched ahead; micro-batches
         of a step that was not finished are run again.
         """
         if self.trainer is None:
-            return dict(self._position)
-        num_batches = max(1, int(min(len(self.train) // self.batch_size, self.trainer.num_training_batches)))
+            return {**self._position, "bad": self.bad}
+        num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
         accumulate = self.trainer.accumulate_grad_batches
         epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
-        return {"epoch": epoch, "batch": step * accumulate}
+        return {"epoch": epoch, "batch": step * accumulate, "bad": self.gather_bad()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders."""
         self._position = {"epoch": int(state_dict["epoch"]), "batch": int(state_dict["batch"])}
+        self.bad = {name: dict(rows) for name, rows in state_dict.get("bad", {}).items()}
         # Lightning cannot see that the sampler starts at the right batch.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
+
+def _has_captions(source: Source) -> bool:
+    """Whether a source offers captions, told by the first row that can be read."""
+    for row in range(len(source)):
+        try:
+            return bool(source.captions(row))
+        except OSError:
+            continue
+    return False
 
 
 def _as_it_is(batch: Any) -> Any:

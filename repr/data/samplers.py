@@ -6,25 +6,85 @@ batch that one process would have had.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from repr.batch import sample_seed
 
 
-class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
-    """Batches of ``(epoch, index)`` in an order that (seed, epoch) alone decides.
+class Place(NamedTuple):
+    """A place in an epoch and the row that stands there."""
 
-    Global batch k of an epoch is rows ``[k * G, (k + 1) * G)`` of the permutation, G the global batch
+    epoch: int
+    visit: int  # how often the row was visited before; the epoch, where every epoch visits every row once
+    row: int
+
+
+class EpochOrder:
+    """Which rows an epoch visits, and in which order: a function of (seed, epoch) alone.
+
+    A data set has parts, each with a weight w: an epoch visits w times as many rows as the part has. The visits of a
+    part go through it pass by pass, so that with w = 0.5 two epochs make one pass, and with w = 2 an epoch makes two.
+
+    Args:
+        parts: (number of rows, weight) of each part of the data set, in the order of its rows.
+        seed: the run's seed.
+
+    Raises:
+        ValueError: a weight is so small that an epoch visits nothing of its part.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, float]], seed: int) -> None:
+        self.parts, self.seed = [(num, round(num * weight)) for num, weight in parts], seed
+        for (num, visits), (_, weight) in zip(self.parts, parts, strict=True):
+            if visits < 1:
+                raise ValueError(f"weight {weight} of a source of {num} rows visits none of them; set a larger one")
+        self._cached: tuple[int, Tensor] | None = None
+
+    def __len__(self) -> int:
+        """Visits an epoch."""
+        return sum(visits for _, visits in self.parts)
+
+    def rows(self, epoch: int) -> Tensor:
+        """Visit and row of every place of an epoch: (len, 2) int64."""
+        if self._cached is None or self._cached[0] != epoch:
+            first, blocks = 0, []
+            for part, (num, visits) in enumerate(self.parts):
+                begin, end = epoch * visits, (epoch + 1) * visits  # in the endless sequence of passes
+                for visit in range(begin // num, -(-end // num)):
+                    low, high = max(begin - visit * num, 0), min(end - visit * num, num)
+                    index = torch.arange(num) if high - low == num else self._pass(part, visit)[low:high]
+                    blocks.append(torch.stack([torch.full_like(index, visit), first + index], dim=1))
+                first += num
+            self._cached = epoch, torch.cat(blocks)[epoch_order(len(self), self.seed, epoch)]
+        return self._cached[1]
+
+    def _pass(self, part: int, visit: int) -> Tensor:
+        """The order in which a pass through a part is cut into epochs."""
+        num = self.parts[part][0]
+        return _permutation(num, int(sample_seed(self.seed, visit, torch.tensor([-2 - part]))))
+
+    def after(self, place: Place, step: int) -> Place:
+        """The place ``step`` further on in the same epoch, which begins again after its end."""
+        rows = self.rows(place.epoch)
+        number = int(((rows[:, 0] == place.visit) & (rows[:, 1] == place.row)).nonzero()[0])
+        return Place(place.epoch, *rows[(number + step) % len(rows)].tolist())
+
+
+class EpochBatchSampler(Sampler[list[Place]]):
+    """Batches of rows in the order of each epoch.
+
+    Global batch k of an epoch is places ``[k * G, (k + 1) * G)`` of its order, G the global batch
     size; rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is
     dropped. The epoch travels with the index, so workers need not be told of it.
 
     Args:
-        num_samples: rows of the data set.
+        order: of the training set.
         batch_size: of all ranks together.
-        seed: the run's seed.
         rank: this process.
         world_size: number of processes.
         epoch: the epoch of the first iteration.
@@ -37,21 +97,20 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        num_samples: int,
+        order: EpochOrder,
         batch_size: int,
         *,
-        seed: int,
         rank: int = 0,
         world_size: int = 1,
         epoch: int = 0,
         start: int = 0,
     ) -> None:
         _check_batch_size("data.batch_size", batch_size, rank, world_size)
-        if batch_size > num_samples:
+        if batch_size > len(order):
             raise ValueError(
-                f"batch of {batch_size} but only {num_samples} training samples; set data.batch_size <= {num_samples}"
+                f"batch of {batch_size} but only {len(order)} training samples; set data.batch_size <= {len(order)}"
             )
-        self.num_samples, self.global_batch_size, self.seed = num_samples, batch_size, seed
+        self.order, self.global_batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
         self.epoch = self.start_epoch = epoch
         self.start = start
@@ -72,25 +131,36 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also where the first one starts later (Lightning counts on it)."""
-        return self.num_samples // self.global_batch_size
+        return len(self.order) // self.global_batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Place]]:
         # Not a generator: epoch and start are read now, not at the first `next`, so that a loader
         # without workers (lazy) and one with workers (prefetching) see the same.
         return self._batches(self.epoch, self.start if self.epoch == self.start_epoch else 0)
 
-    def _batches(self, epoch: int, start: int) -> Iterator[list[tuple[int, int]]]:
-        order = epoch_order(self.num_samples, self.seed, epoch)
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Place]]:
+        rows = self.order.rows(epoch)
         size = self.global_batch_size // self.world_size
         for batch in range(start, len(self)):
             first = batch * self.global_batch_size + self.rank * size
-            yield [(epoch, index) for index in order[first : first + size].tolist()]
+            yield [Place(epoch, visit, row) for visit, row in rows[first : first + size].tolist()]
+
+    def replacement(self, place: Place) -> Place:
+        """What stands in for a row that cannot be read: the row in the same place of the next batch.
+
+        So it is none of the row's own batch, where a contrastive loss would take the copy for a negative, and two
+        rows of a batch never get the same one.
+        """
+        return self.order.after(place, self.global_batch_size)
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> torch.Tensor:
+def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
     """The permutation of an epoch: (num_samples,) int64, a function of (seed, epoch)."""
-    state = int(sample_seed(seed, epoch, torch.tensor([-1])))  # no sample has index -1
-    return torch.randperm(num_samples, generator=torch.Generator().manual_seed(state))
+    return _permutation(num_samples, int(sample_seed(seed, epoch, torch.tensor([-1]))))  # no sample has index -1
+
+
+def _permutation(num: int, state: int) -> Tensor:
+    return torch.randperm(num, generator=torch.Generator().manual_seed(state))
 
 
 class EvalBatchSampler(Sampler[list[int]]):

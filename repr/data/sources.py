@@ -1,8 +1,8 @@
 """Sources: where the pictures, captions and class names of a data set come from.
 
 A source is map-style and knows nothing of views, batches or ranks. :class:`Source` is the whole
-interface: a table (CSV, Parquet) or tar shards are one more class with these members, named in the
-config by ``_target_``.
+interface; the config names a class with these members by ``_target_``. Tables are in :mod:`repr.data.table`,
+tar shards in :mod:`repr.data.shards`, several sources as one in :mod:`repr.data.mixture`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from repr.data.columns import Labels, Packed, rows_of_part
 from repr.data.pictures import IMAGE_SUFFIXES, decode, read_picture
 
 EMOJI_ZIP = Path(__file__).with_name("emoji64.zip")
@@ -61,6 +62,9 @@ class Source(Protocol):
     def captions(self, index: int) -> list[str]:
         """The texts the row offers, the main one first, without empty ones; may be empty.
 
+        Training draws one a sample and epoch: uniformly, or, where the source has a method
+        ``caption_weights(index)``, with the weights that it gives, one a text.
+
         Raises:
             OSError: they cannot be read; the message names the row.
         """
@@ -100,7 +104,7 @@ class Emoji:
         if isinstance(captions, str) or not set(captions) <= set(EMOJI_TEXTS):
             raise ValueError(f"Emoji: captions={captions!r}; set a list out of {list(EMOJI_TEXTS)}")
         rows = [row for row in rows if row["split"] == split]
-        self.attributes = {name: [row[name] for row in rows] for name in EMOJI_ATTRIBUTES}
+        self.attributes = {name: Labels.of(row[name] for row in rows) for name in EMOJI_ATTRIBUTES}
         self._keys = [row["key"] for row in rows]
         self._files = [row["file"] for row in rows]
         texts = [{"caption": row["caption"], "keywords": ", ".join(row["keywords"])} for row in rows]
@@ -129,38 +133,51 @@ class Emoji:
 class Folder:
     """Every image below a folder, nested or flat, in the order of its relative path.
 
+    A split that is a folder is a source of its own: ``root=IMAGES/train``.
+
     Args:
         root: the folder.
         labels: the first folder level below ``root`` is the class (attribute ``label``); images that
             lie directly in ``root`` have none.
         captions: the text of an image is the file ``name.txt`` beside it, one caption a line.
+        part: ``[low, high)``: only images whose path, hashed to [0, 1), lies there.
 
     Raises:
         ValueError: ``root`` is missing, no folder or without images; labels or captions are wanted
             and are not there.
     """
 
-    def __init__(self, root: str | Path, *, labels: bool = False, captions: bool = False) -> None:
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            fault = "is a file" if self.root.exists() else "does not exist"
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        labels: bool = False,
+        captions: bool = False,
+        part: Sequence[float] | None = None,
+    ) -> None:
+        self.root = os.path.expanduser(root)
+        if not os.path.isdir(self.root):
+            fault = "is a file" if os.path.exists(self.root) else "does not exist"
             raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
         files = _relative_files(self.root)
-        self._files = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
-        if not self._files:
+        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+        if not images:
             raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}")
-        self._has_captions = captions
         if captions:
-            missing = [file for file in self._files if _text_file(file) not in files]
+            missing = [file for file in images if _text_file(file) not in files]
             if missing:
                 raise ValueError(
-                    f"Folder: {len(missing)} of {len(self._files)} images below {str(root)!r} have no caption file, "
+                    f"Folder: {len(missing)} of {len(images)} images below {str(root)!r} have no caption file, "
                     f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
                 )
-        self.attributes: dict[str, list[str]] = {}
+        packed = Packed.of(os.fsencode(file) for file in images)
+        self._files = packed if part is None else packed.take(rows_of_part(packed, part))
+        self._has_captions = captions
+        self.attributes: dict[str, Sequence[str]] = {}
         if labels:
-            self.attributes["label"] = [file.partition("/")[0] if "/" in file else "" for file in self._files]
-            if not any(self.attributes["label"]):
+            folders = (self.key(row).partition("/") for row in range(len(self)))
+            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in folders)
+            if not label.present():
                 raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
 
     def __len__(self) -> int:
@@ -168,7 +185,7 @@ class Folder:
 
     def key(self, index: int) -> str:
         """The path relative to the root, with forward slashes."""
-        return self._files[index]
+        return os.fsdecode(self._files[index])
 
     def encoded(self, index: int) -> bytes:
         """The file, unchanged.
@@ -176,7 +193,7 @@ class Folder:
         Raises:
             OSError: it cannot be read.
         """
-        return read_picture(str(self.root / self._files[index]))
+        return read_picture(os.path.join(self.root, self.key(index)))
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright.
@@ -184,25 +201,70 @@ class Folder:
         Raises:
             OSError: the file is no image or damaged; the message names its path.
         """
-        return decode(self.encoded(index), str(self.root / self._files[index]))
+        return decode(self.encoded(index), os.path.join(self.root, self.key(index)))
 
     def captions(self, index: int) -> list[str]:
-        """The lines of the text file beside the image that are not empty."""
+        """The lines of the text file beside the image that are not empty.
+
+        Raises:
+            OSError: the text file cannot be read, or is not UTF-8.
+        """
         if not self._has_captions:
             return []
-        lines = (self.root / _text_file(self._files[index])).read_text(encoding="utf-8").splitlines()
-        return [line.strip() for line in lines if line.strip()]
+        path = os.path.join(self.root, _text_file(self.key(index)))
+        try:
+            with open(path, "rb") as file:
+                return split_texts(file.read(), path, b"\n")
+        except FileNotFoundError as error:
+            raise OSError(f"{path}: no such file") from error
 
 
-def _relative_files(root: Path) -> set[str]:
+def _relative_files(root: str) -> set[str]:
     """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
     files: set[str] = set()
     for folder, _, names in os.walk(root, followlinks=True):
-        relative = Path(folder).relative_to(root)
-        files.update((relative / name).as_posix() for name in names if not name.startswith("."))
+        relative = folder[len(root) :].strip(os.sep).replace(os.sep, "/")
+        prefix = f"{relative}/" if relative else ""
+        files.update(f"{prefix}{name}" for name in names if not name.startswith("."))
     return files
 
 
 def _text_file(image_file: str) -> str:
     """The caption file that belongs to an image."""
     return image_file.rpartition(".")[0] + ".txt"
+
+
+def split_texts(data: bytes, name: str, separator: bytes) -> list[str]:
+    """The captions in a stored text, without empty ones.
+
+    Args:
+        data: UTF-8, with or without a byte-order mark.
+        name: what the error calls the row.
+        separator: what stands between two captions.
+
+    Raises:
+        OSError: it is not UTF-8.
+    """
+    try:
+        texts = [part.decode("utf-8-sig").strip() for part in data.split(separator)]
+    except UnicodeDecodeError as error:
+        raise OSError(f"{name}: caption is not UTF-8 ({error.reason} at byte {error.start})") from error
+    return [text for text in texts if text]
+
+
+def caption_weights(captions: Sequence[str] | Mapping[str, float], owner: str) -> dict[str, float]:
+    """Column -> weight with which training draws it.
+
+    Args:
+        captions: columns, drawn alike, or column -> weight.
+        owner: what the error calls the source.
+
+    Raises:
+        ValueError: not a list, or a weight that is not positive.
+    """
+    if isinstance(captions, str):
+        raise ValueError(f"{owner}: captions={captions!r}; set a list such as [{captions}], or column: weight")
+    weights = dict(captions) if isinstance(captions, Mapping) else dict.fromkeys(captions, 1.0)
+    if bad := [f"{name}: {weight}" for name, weight in weights.items() if not 0 < weight < float("inf")]:
+        raise ValueError(f"{owner}: captions has the weight {bad[0]}; weights are positive")
+    return {name: float(weight) for name, weight in weights.items()}

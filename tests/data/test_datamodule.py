@@ -4,12 +4,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from repr.batch import sample_seed
+from repr.batch import sample_seed, uniform
 from repr.data.datamodule import DataModule
-from repr.data.datasets import draw_captions
-from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, epoch_order
+from repr.data.datasets import draw_caption
+from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, epoch_order
 from repr.data.sources import Emoji
-from repr.data.views import View, crop_views, draw, evaluation_view
+from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The dirpath has changed")
 
@@ -24,6 +24,11 @@ def assert_equal(ours, expected):
     assert ours.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(ours[key], value), key
+
+
+def draw_captions(source, seed, index):
+    draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
+    return [draw_caption(source, row, number) for row, number in zip(index.tolist(), draws, strict=True)]
 
 
 def two_epochs(loader):
@@ -51,7 +56,9 @@ def emoji():
 def expected_batches(emoji):
     """Three batches of two epochs each, in this process, by one rank."""
     dataset = emoji.train_dataloader().dataset
-    return two_epochs(DataLoader(dataset, batch_sampler=EpochBatchSampler(40, 12, seed=3), collate_fn=dict))
+    return two_epochs(
+        DataLoader(dataset, batch_sampler=EpochBatchSampler(EpochOrder([(40, 1.0)], 3), 12), collate_fn=dict)
+    )
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
@@ -60,7 +67,7 @@ def test_the_global_batch_is_the_same_for_all_workers_and_ranks(emoji, expected_
     loader = emoji.train_dataloader()
     ranks = []
     for rank in range(world_size):
-        sampler = EpochBatchSampler(40, 12, seed=3, rank=rank, world_size=world_size)
+        sampler = EpochBatchSampler(EpochOrder([(40, 1.0)], 3), 12, rank=rank, world_size=world_size)
         options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
         ranks.append(two_epochs(DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=dict, **options)))
     assert len(expected_batches) == 6
@@ -265,7 +272,7 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(make_datamodule, tmp_
     for step in (1, steps, steps + 1, 2 * steps - 1):
         epoch, within = divmod(step, steps)
         state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["DataModule"]
-        assert state == {"epoch": epoch, "batch": within * accumulate}
+        assert state == {"epoch": epoch, "batch": within * accumulate, "bad": {}}
         resumed = fit(
             make_datamodule(num_workers=num_workers),
             tmp_path / "again",
@@ -280,7 +287,7 @@ def test_validation_in_fit_runs_over_all_sets(make_datamodule, tmp_path):
     assert [loader for loader, *_ in module.evaluated] == [0, 1, 1, 1, 2]
     assert {dtype for _, dtype, _ in module.evaluated} == {torch.float32}
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["DataModule"]
-    assert state == {"epoch": 1, "batch": 1}  # two batches an epoch, as limited
+    assert state == {"epoch": 1, "batch": 1, "bad": {}}  # two batches an epoch, as limited
 
 
 class Kept(Seen):

@@ -3,11 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, epoch_order
+from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, Place, epoch_order
+
+
+def make(num_samples, batch_size, *, seed, **options):
+    return EpochBatchSampler(EpochOrder([(num_samples, 1.0)], seed), batch_size, **options)
 
 
 def batches(*sizes, epoch=0, **options):
-    sampler = EpochBatchSampler(*sizes, **options)
+    sampler = make(*sizes, **options)
     if epoch:
         sampler.set_epoch(epoch)
     return list(sampler)
@@ -26,9 +30,9 @@ def test_an_epoch_is_a_permutation_cut_into_batches_and_ranks(world, per_rank, n
     size = world * per_rank
     num_samples = num_batches * size + rest % size
     whole = batches(num_samples, size, seed=seed, epoch=epoch)
-    assert len(whole) == num_batches == len(EpochBatchSampler(num_samples, size, seed=seed))
-    assert {row_epoch for batch in whole for row_epoch, _ in batch} == {epoch}
-    rows = [row for batch in whole for _, row in batch]
+    assert len(whole) == num_batches == len(make(num_samples, size, seed=seed))
+    assert {place.epoch for batch in whole for place in batch} == {epoch}
+    rows = [row for batch in whole for _, _, row in batch]
     assert len(set(rows)) == len(rows) == num_batches * size
     assert rows == epoch_order(num_samples, seed, epoch)[: len(rows)].tolist()
     ranks = [batches(num_samples, size, seed=seed, epoch=epoch, rank=r, world_size=world) for r in range(world)]
@@ -36,7 +40,7 @@ def test_an_epoch_is_a_permutation_cut_into_batches_and_ranks(world, per_rank, n
 
 
 def test_every_row_is_left_out_in_some_epoch_only():
-    seen = [{row for batch in batches(10, 4, seed=1, epoch=e) for _, row in batch} for e in range(12)]
+    seen = [{row for batch in batches(10, 4, seed=1, epoch=e) for _, _, row in batch} for e in range(12)]
     assert all(len(rows) == 8 for rows in seen)
     assert set.union(*seen) == set(range(10))
 
@@ -48,7 +52,7 @@ def test_order_differs_between_epochs_and_seeds():
 
 def test_start_applies_to_its_epoch_only():
     whole = {epoch: batches(23, 4, seed=3, epoch=epoch) for epoch in (4, 5)}
-    sampler = EpochBatchSampler(23, 4, seed=3, epoch=4, start=2)
+    sampler = make(23, 4, seed=3, epoch=4, start=2)
     assert len(sampler) == 5
     assert list(sampler) == whole[4][2:]
     sampler.sampler.set_epoch(4)  # as Lightning does, before and after the first iter
@@ -58,7 +62,7 @@ def test_start_applies_to_its_epoch_only():
 
 
 def test_an_iterator_keeps_the_epoch_it_was_made_in():
-    sampler = EpochBatchSampler(23, 4, seed=3)
+    sampler = make(23, 4, seed=3)
     iterator = iter(sampler)
     sampler.set_epoch(7)
     assert next(iterator)[0][0] == 0
@@ -76,7 +80,7 @@ def test_an_iterator_keeps_the_epoch_it_was_made_in():
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
-        EpochBatchSampler(23, options.pop("batch_size"), seed=0, **options)
+        make(23, options.pop("batch_size"), seed=0, **options)
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,3 +104,42 @@ def test_order_leaves_the_global_generator_alone():
     before = torch.get_rng_state()
     batches(23, 4, seed=3)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    parts=st.lists(
+        st.tuples(st.integers(3, 40), st.sampled_from([0.4, 0.5, 1.0, 1.5, 2.0, 3.25])), min_size=1, max_size=3
+    ),
+    seed=st.integers(0, 99),
+)
+def test_weights_say_how_often_an_epoch_shows_a_row(parts, seed):
+    """Over 20 epochs every row of a part is seen equally often, to one, and never twice as the same views."""
+    order = EpochOrder(parts, seed)
+    places = torch.cat([order.rows(epoch) for epoch in range(20)])
+    assert len({tuple(place) for place in places.tolist()}) == len(places) == 20 * len(order)
+    first = 0
+    for num, weight in parts:
+        mine = (places[:, 1] >= first) & (places[:, 1] < first + num)
+        counts = torch.bincount(places[mine, 1] - first, minlength=num)
+        assert int(counts.sum()) == 20 * round(num * weight)
+        assert counts.max() - counts.min() <= 1
+        first += num
+
+
+def test_without_weights_the_order_is_the_permutation_of_the_epoch():
+    rows = EpochOrder([(7, 1.0), (5, 1.0)], 3).rows(4)
+    assert rows[:, 1].tolist() == epoch_order(12, 3, 4).tolist()
+    assert set(rows[:, 0].tolist()) == {4}
+    with pytest.raises(ValueError, match=r"weight 0\.01 of a source of 7 rows"):
+        EpochOrder([(7, 0.01)], 3)
+
+
+def test_a_bad_row_is_replaced_by_the_one_in_the_same_place_of_the_next_batch():
+    sampler = make(23, 4, seed=3, epoch=2)
+    order = epoch_order(23, 3, 2).tolist()
+    for batch, places in enumerate(sampler):
+        for slot, place in enumerate(places):
+            replacement = sampler.replacement(place)
+            assert replacement == Place(2, 2, order[(4 * (batch + 1) + slot) % 23])
+            assert replacement.row not in [other.row for other in places]
