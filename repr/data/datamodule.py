@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -234,12 +235,11 @@ class DataModule(LightningDataModule):
 
 
 def _has_captions(source: Source) -> bool:
-    """Whether a source offers captions, told by the first row that can be read."""
-    for row in range(len(source)):
-        try:
-            return bool(source.captions(row))
-        except OSError:
-            continue
+    """Whether a source offers captions, told by its first rows, some of which may be damaged."""
+    for row in range(min(len(source), 100)):
+        with suppress(OSError):
+            if source.captions(row):
+                return True
     return False
 
 

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from io import BytesIO
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
@@ -53,6 +53,9 @@ def decode(data: bytes, name: str, formats: list[str] | None = None) -> Image.Im
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
+    except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
+        fault = "of no known format" if data else "an empty file"
+        raise OSError(f"{name}: not readable as an image ({fault})") from error
     except _DECODE_ERRORS as error:
         raise OSError(f"{name}: not readable as an image ({type(error).__name__}: {error})") from error
 

@@ -10,6 +10,7 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,8 @@ class ShardIndex:
                 return
             except OSError as error:
                 fault = f"{place}: {error.strerror}"
-                partial.unlink(missing_ok=True)
+                with suppress(OSError):
+                    partial.unlink()
         print(f"the index of {path} cannot be kept ({fault}); set cache_dir to a folder that can", file=sys.stderr)
 
 

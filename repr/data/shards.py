@@ -37,7 +37,7 @@ class Shards:
         files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
         image: ending of the picture's member; None: the first that is an image's.
         captions: fields of texts, the main one first, or field -> weight. Training draws one text a sample and
-            epoch; a list in JSON is several texts, which share the field's weight.
+            epoch; a member such as ``txt`` is one text, a list in JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
@@ -185,7 +185,7 @@ class Shards:
             if span[1] < 0 and index not in self._faults:
                 continue
             data = self._read(index, span, name)
-            texts = self._json_texts(index, data, name) if ":" in name else split_texts(data, self._name(index), b"\n")
+            texts = self._json_texts(index, data, name) if ":" in name else split_texts(data, self._name(index), b"\0")
             yield from ((text, weight / len(texts)) for text in texts)
 
     def _json_texts(self, index: int, data: bytes, field: str) -> list[str]:

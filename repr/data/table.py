@@ -102,11 +102,11 @@ class Table:
 
     def key(self, index: int) -> str:
         """The picture's path as the table has it; where it has none, the line."""
-        return os.fsdecode(self._paths[index]) or self._name(index)
+        return os.fsdecode(self._paths[index]) or f"line {self._lines[index]}"
 
     def _name(self, index: int) -> str:
         """What errors call a row."""
-        return f"{self.path}, line {self._lines[index]}"
+        return f"{self.path}, line {self._lines[index]} ({os.fsdecode(self._paths[index])})"
 
     def _file(self, index: int) -> str:
         """The picture's path.
@@ -185,12 +185,14 @@ def _read_csv(path: str, columns: Sequence[str], delimiter: str) -> Iterator[tup
             header = next(reader, [])
             _require(path, columns, header)
             positions = {column: header.index(column) for column in columns}
+            line = reader.line_num + 1  # where the next row begins; it may have several lines
             for cells in reader:
                 if len(cells) > len(header):
-                    yield reader.line_num, f"{len(cells)} cells, but the header has {len(header)}: quote the text"
+                    yield line, f"{len(cells)} cells, but the header has {len(header)}: quote the text"
                 elif cells:
                     cells += [""] * (len(header) - len(cells))
-                    yield reader.line_num, {column: cells[position] for column, position in positions.items()}
+                    yield line, {column: cells[position] for column, position in positions.items()}
+                line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(
             f"Table: {path}, line {reader.line_num}: {error}; text with quotes is written in quotes, with each doubled"
