@@ -57,8 +57,8 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         roots.append(Path(config_dir))
         search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     groups = _groups(roots)
+    parsed = _parse(overrides)
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
         if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
             raise ConfigError(faults)
         with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -70,7 +70,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
-        raise ConfigError([message + (" (the form is key=value)" if "parsing override" in message else "")]) from error
+        raise ConfigError([message]) from error
     if cfg.smoke:
         cfg.merge_with(OmegaConf.load(CONF / "smoke.yaml"))
         for override in parsed:  # what the user says counts more
@@ -90,7 +90,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; set resume to a folder below runs/"])
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    parsed = _parse(overrides)
     faults = []
     for override in parsed:
         if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):
@@ -149,6 +149,23 @@ def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
             if path.parent != root:
                 groups.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
     return groups
+
+
+def _parse(overrides: Sequence[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar.
+
+    Raises:
+        ConfigError: one of them is not in it.
+    """
+    parsed = []
+    for override in overrides:
+        try:
+            parsed += OverridesParser.create().parse_overrides([override])
+        except HydraException as error:
+            key, equals, value = override.partition("=")
+            hint = f"; a text with signs like {{}}[], needs quotes within quotes: '{key}=\"{value}\"'" if equals else ""
+            raise ConfigError([f"{override} is not of the form key=value{hint}"]) from error
+    return parsed
 
 
 def _is_value(override: Override) -> bool:

@@ -1,9 +1,12 @@
 """What README and docs tell to type is typed here."""
 
+import io
+import json
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -26,16 +29,29 @@ def commands(document: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What README calls IMAGES: two folders of pictures with captions."""
+    """What README calls IMAGES (two folders of pictures with captions), TABLE.csv and SHARDS, all in one folder."""
     from repr.data.sources import Emoji
 
-    root, source = tmp_path_factory.mktemp("pictures") / "IMAGES", Emoji("val")
-    for i in range(40):
-        path = root / source.attributes["category"][i * 25].replace(" ", "_") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        source.image(i * 25).save(path)
-        path.with_suffix(".txt").write_text(source.captions(i * 25)[0])
-    return root
+    folder, source = tmp_path_factory.mktemp("pictures"), Emoji("val")
+    root = folder / "IMAGES"
+    (folder / "SHARDS").mkdir()
+    table = ["image,title,words,split"]
+    with tarfile.open(folder / "SHARDS" / "a.tar", "w") as archive:
+        for i in range(40):
+            category, title = source.attributes["category"][i * 25], source.captions(i * 25)[0]
+            path = root / category.replace(" ", "_") / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.image(i * 25).save(path)
+            path.with_suffix(".txt").write_text(title)
+            table.append(f'IMAGES/{path.parent.name}/{i}.png,"{title}",{category},{"val" if i % 5 == 0 else "train"}')
+            members = {"webp": source.encoded(i * 25), "txt": title, "json": json.dumps({"category": category})}
+            for ending, data in members.items():
+                content = data if isinstance(data, bytes) else data.encode()
+                member = tarfile.TarInfo(f"{i}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    (folder / "TABLE.csv").write_text("\n".join(table))
+    return folder
 
 
 def test_make_targets_exist() -> None:
@@ -60,7 +76,8 @@ def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path
         subprocess.run(small, cwd=tmp_path, check=True, capture_output=True)
         words = [f"resume={tmp_path}" if word.startswith("resume=") else word for word in words]
     else:
-        words = [word.replace("IMAGES", str(pictures)) for word in words]
+        for name in ("IMAGES", "TABLE.csv", "SHARDS"):
+            words = [word.replace(name, str(pictures / name)) for word in words]
         words += ["smoke=true", f"run_folder={tmp_path}", "backbone.name=test_resnet", "text.layers=1"]
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
     done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
@@ -69,8 +86,22 @@ def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path
 
 def test_the_notebook_snippet_of_the_readme_runs(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (snippet,) = blocks("README.md", "python")
-    monkeypatch.chdir(pictures.parent)
+    monkeypatch.chdir(pictures)
     exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "README.md", "exec"), {})
+
+
+def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repr.config import compose, load_run
+    from repr.fit import fit
+
+    (config,) = blocks("README.md", "yaml")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "ours.yaml").write_text(config)
+    monkeypatch.chdir(pictures)
+    small = ["data=ours", "eval=images", "smoke=true", "backbone.name=test_resnet", "text.layers=1"]
+    cfg = compose([*small, f"run_folder={tmp_path}/run"], config_dir=tmp_path)
+    assert fit(cfg) == {}
+    assert load_run(tmp_path / "run").data.train.weights == [1, 3]
 
 
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:

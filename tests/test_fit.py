@@ -1,11 +1,13 @@
 """Whole runs on real pictures, in real processes where a process matters."""
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from repr.config import compose, load_run
+from repr.data.sources import Emoji
 from repr.fit import fit, main
 from repr.models.pretrained import last_checkpoint
 
@@ -220,3 +223,28 @@ def test_bad_input_is_one_clear_error(tmp_path: Path) -> None:
         assert "Traceback" not in message, message
     with pytest.raises(Exception, match="weights_only"):
         main([*TINY, f"run_folder={tmp_path}/run", f"init_from={tmp_path}/code.ckpt"])
+
+
+def test_a_run_over_damaged_shards_goes_on_and_tells_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    emoji = Emoji("val")
+    for name, rows in (("train", range(64)), ("val", range(64, 96))):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for row in rows:
+                picture = b"damaged" if row in (5, 70) else emoji.encoded(row)
+                for ending, data in (("webp", picture), ("txt", emoji.captions(row)[0].encode())):
+                    member = tarfile.TarInfo(f"{row}.{ending}")
+                    member.size = len(data)
+                    archive.addfile(member, io.BytesIO(data))
+    val = f"{{_target_: repr.data.shards.Shards, files: {tmp_path}/val.tar, captions: [txt]}}"
+    run = [*TINY, f"run_folder={tmp_path}/run", "data=shards", f"data.train.files={tmp_path}/train.tar", "eval=default"]
+    run += [f"+data.eval.val={val}", "trainer.limit_train_batches=8", "trainer.limit_val_batches=1.0"]
+    main([*run, "data.max_bad_fraction=0.05", "data.num_workers=2"])
+    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["num_bad", "1", "1"] in lines
+    told = [record.message for record in caplog.records if "sample" in record.message]
+    assert sorted(line.partition(" (")[0] for line in told) == ["train: sample 5 replaced", "val: sample 6 left out"]
+    assert f"{tmp_path}/train.tar: 5: not readable as an image (of no known format)" in caplog.text
+    with pytest.raises(SystemExit, match=r"1 of 64 samples of train .* data\.max_bad_fraction .*: 5: not readable"):
+        main(run)

@@ -21,7 +21,7 @@ from PIL import Image
 from repr.data.columns import Labels, Packed, rows_of_part
 from repr.data.pictures import IMAGE_SUFFIXES, decode
 from repr.data.shard_index import ShardIndex, json_object
-from repr.data.sources import caption_weights, split_texts
+from repr.data.sources import split_texts, weighted_columns
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 
@@ -36,8 +36,9 @@ class Shards:
     Args:
         files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
         image: ending of the picture's member; None: the first that is an image's.
-        captions: fields of texts, the main one first, or field -> weight. Training draws one text a sample and
-            epoch; a member such as ``txt`` is one text, a list in JSON is several, which share the field's weight.
+        captions: fields of texts, the main one first. Training draws one text a sample and epoch.
+        caption_weights: of the fields, for that draw; None: all alike. A member such as ``txt`` is one text, a list in
+            JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
@@ -51,13 +52,14 @@ class Shards:
         files: str | Sequence[str],
         *,
         image: str | None = None,
-        captions: Sequence[str] | Mapping[str, float] = (),
+        captions: Sequence[str] = (),
+        caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] | Mapping[str, str] = (),
         part: Sequence[float] | None = None,
         cache_dir: str | None = None,
     ) -> None:
         self.files = expand_files([files] if isinstance(files, str) else files)
-        self.weights = caption_weights(captions, "Shards")
+        self.weights = weighted_columns(captions, caption_weights, "Shards")
         if isinstance(labels, str):
             raise ValueError(f"Shards: labels={labels!r}; set a list such as [{labels}]")
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}

@@ -252,19 +252,22 @@ def split_texts(data: bytes, name: str, separator: bytes) -> list[str]:
     return [text for text in texts if text]
 
 
-def caption_weights(captions: Sequence[str] | Mapping[str, float], owner: str) -> dict[str, float]:
-    """Column -> weight with which training draws it.
+def weighted_columns(captions: Sequence[str], weights: Sequence[float] | None, owner: str) -> dict[str, float]:
+    """Column -> weight with which training draws it; None: all alike.
 
     Args:
-        captions: columns, drawn alike, or column -> weight.
+        captions: the columns.
+        weights: one each.
         owner: what the error calls the source.
 
     Raises:
-        ValueError: not a list, or a weight that is not positive.
+        ValueError: not a list, or weights that do not fit.
     """
     if isinstance(captions, str):
-        raise ValueError(f"{owner}: captions={captions!r}; set a list such as [{captions}], or column: weight")
-    weights = dict(captions) if isinstance(captions, Mapping) else dict.fromkeys(captions, 1.0)
-    if bad := [f"{name}: {weight}" for name, weight in weights.items() if not 0 < weight < float("inf")]:
-        raise ValueError(f"{owner}: captions has the weight {bad[0]}; weights are positive")
-    return {name: float(weight) for name, weight in weights.items()}
+        raise ValueError(f"{owner}: captions={captions!r}; set a list such as [{captions}]")
+    weights = [1.0] * len(captions) if weights is None else weights
+    if len(weights) != len(captions) or not all(0 < weight < float("inf") for weight in weights):
+        raise ValueError(
+            f"{owner}: caption_weights={list(weights)} for captions={list(captions)}; set one positive weight each"
+        )
+    return dict(zip(captions, map(float, weights), strict=True))

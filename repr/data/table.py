@@ -16,7 +16,7 @@ from PIL import Image
 
 from repr.data.columns import Labeler, Labels, Packer, rows_of_part
 from repr.data.pictures import decode, read_picture
-from repr.data.sources import caption_weights, split_texts
+from repr.data.sources import split_texts, weighted_columns
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEXT_END = "\0"  # between the texts of one cell that holds several
@@ -32,8 +32,9 @@ class Table:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` (which needs pyarrow: the extra ``parquet``).
         image: the column of the picture's path.
         root: what relative paths start from; None: the folder of the table.
-        captions: columns of texts, the main one first, or column -> weight. Training draws one text a row and epoch.
-            A cell of JSON lines or Parquet may be a list, whose texts share the column's weight.
+        captions: columns of texts, the main one first. Training draws one text a row and epoch.
+        caption_weights: of the columns, for that draw; None: all alike. A cell of JSON lines or Parquet may be a list,
+            whose texts share the column's weight.
         labels: columns of class names, each an attribute.
         where: column -> value or list of values; other rows are left out (a split, a licence).
         part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
@@ -48,14 +49,15 @@ class Table:
         *,
         image: str = "image",
         root: str | Path | None = None,
-        captions: Sequence[str] | Mapping[str, float] = (),
+        captions: Sequence[str] = (),
+        caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] = (),
         where: Mapping[str, Any] | None = None,
         part: Sequence[float] | None = None,
     ) -> None:
         self.path = os.path.expanduser(path)
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
-        self.weights = caption_weights(captions, "Table")
+        self.weights = weighted_columns(captions, caption_weights, "Table")
         if isinstance(labels, str):
             raise ValueError(f"Table: labels={labels!r}; set a list such as [{labels}]")
         wanted = {

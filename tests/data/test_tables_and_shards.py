@@ -111,7 +111,7 @@ def test_a_table_gives_pictures_captions_and_labels_by_column(table: Path) -> No
     def make(**options: object) -> Table:
         return Table(table, image="file", root=table.parent / "pictures", **options)  # type: ignore[arg-type]
 
-    source = make(captions={"title": 3.0, "words": 1.0}, labels=["kind"])
+    source = make(captions=["title", "words"], caption_weights=[3, 1], labels=["kind"])
     lists = table.suffix in (".jsonl", ".parquet")
     assert keys(source) == ["a.png", "deep/b.png", "c.png"]
     assert source.captions(0) == (["An a", "one", "two"] if lists else ["An a", "one"])
@@ -176,7 +176,8 @@ def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
     for options, message in (
         ({"captions": "caption"}, r"set a list such as \[caption\]"),
         ({"labels": "caption"}, r"set a list such as \[caption\]"),
-        ({"captions": {"caption": 0}}, "weights are positive"),
+        ({"captions": ["caption"], "caption_weights": [0]}, "one positive weight each"),
+        ({"captions": ["caption"], "caption_weights": [1, 2]}, "one positive weight each"),
     ):
         with pytest.raises(ValueError, match=message):
             Table(tmp_path / "t.csv", **options)  # type: ignore[arg-type]
@@ -196,8 +197,9 @@ def shards(tmp_path: Path) -> Path:
 
 
 def test_shards_are_read_at_random_with_fields_of_members_and_json(shards: Path) -> None:
-    captions = {"txt": 2.0, "json:title": 1.0, "json:tags": 1.0}
-    source = Shards(str(shards / "s-{00..01}.tar"), captions=captions, labels=["json:kind"])
+    captions = ["txt", "json:title", "json:tags"]
+    files = str(shards / "s-{00..01}.tar")
+    source = Shards(files, captions=captions, caption_weights=[2, 1, 1], labels=["json:kind"])
     assert keys(source) == ["s-00.tar/x/one", "s-00.tar/x/two", "s-01.tar/three"]
     assert source.captions(2) == ["picture three"]
     assert source.captions(0) == ["picture x/one", "a", "b"]
@@ -375,7 +377,7 @@ def test_a_mixture_is_its_sources_one_after_the_other(shards: Path, tmp_path: Pa
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "p.png").write_bytes(png(9))
     (tmp_path / "f" / "p.txt").write_text("from a folder")
-    first = Shards(str(shards / "s-00.tar"), captions={"txt": 1, "json:tags": 1}, labels=["json:kind"])
+    first = Shards(str(shards / "s-00.tar"), captions=["txt", "json:tags"], labels=["json:kind"])
     emoji = Emoji("val")
     parts = [first, Folder(tmp_path / "f", captions=True), emoji]
     mixture = Mixture(parts, weights=[1, 2, 0.5])
