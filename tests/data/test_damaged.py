@@ -230,25 +230,27 @@ def test_damage_is_read_rightly_or_replaced_and_counted(kind, faults, tmp_path_f
                 assert text == (-1 if index in bad else index)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_replacements_do_not_depend_on_workers_or_ranks(num_workers: int, world_size: int, tmp_path: Path) -> None:
-    pictures = [encoded(plain(row)) for row in range(NUM)]
+    pictures = [encoded(plain(row, (40, 30))) for row in range(NUM)]
     for row in (3, 4, 11, 17):
         pictures[row] = b""
-    source = write("folder", tmp_path, pictures, [b"row %d" % row for row in range(NUM)])
+    captions, half = [b"row %d" % row for row in range(NUM)], NUM // 2
+    first = write("folder", tmp_path / "a", pictures[:half], captions[:half])
+    source = Mixture([first, write("shards", tmp_path / "b", pictures[half:], captions[half:])], weights=[1.5, 0.5])
     loader = datamodule(source).train_dataloader()
     expected = list(loader)
     ranks = []
     for rank in range(world_size):
-        sampler = EpochBatchSampler(EpochOrder([(NUM, 1.0)], 1), 6, rank=rank, world_size=world_size)
+        sampler = EpochBatchSampler(EpochOrder(source.parts, 1), 6, rank=rank, world_size=world_size)
         ranks.append(list(DataLoader(loader.dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dict)))
     for batch, parts in zip(expected, zip(*ranks, strict=True), strict=True):
         for key in ("index", "seed", "boxes", "colour", "text"):
             assert torch.equal(batch[key], torch.cat([part[key] for part in parts])), key
         assert torch.equal(batch["views"][0], torch.cat([part["views"][0] for part in parts]))
         assert dict(batch.get("bad", [])) == {row: why for part in parts for row, why in part.get("bad", [])}
-    assert set(dict(pair for batch in expected for pair in batch.get("bad", []))) == {3, 4, 11, 17}
+    assert set(dict(pair for batch in expected for pair in batch.get("bad", []))) <= {3, 4, 11, 17}
 
 
 @pytest.mark.parametrize("num_bad", [1, 2, NUM])

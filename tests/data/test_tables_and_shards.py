@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from repr.data.columns import Labels, Packed, rows_of_part
@@ -310,6 +312,21 @@ def test_shards_that_were_cut_short_are_all_named(shards: Path) -> None:
     assert {line.partition(": ")[0] for line in lines} == {str(shards / name) for name in cuts}
     for words in ("was cut short", "ends without its end mark", "is damaged at byte 2048", "unpack it"):
         assert any(words in line for line in lines), words
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 10_240))
+def test_a_shard_cut_anywhere_is_whole_or_refused(cut: int, tmp_path: Path) -> None:
+    whole = tar(tmp_path / "whole.tar", *sample("one", 1), *sample("two", 2)).read_bytes()
+    end = 6 * 2 * 512  # after it there are only blocks of zeros, one of which is enough
+    path = tmp_path / "cut.tar"
+    path.write_bytes(whole[:cut])
+    if cut >= end + 512:
+        source = Shards(str(path), captions=["txt"])
+        assert [source.captions(row) for row in range(len(source))] == [["picture one"], ["picture two"]]
+    else:
+        with pytest.raises(ValueError, match=r"cut\.tar: (is no tar file, or was cut short|ends without|is damaged)"):
+            Shards(str(path))
 
 
 @pytest.mark.parametrize(
