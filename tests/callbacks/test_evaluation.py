@@ -30,6 +30,14 @@ def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -
     assert table.labels["b"].tolist() == [0, -1, -4, -5, -9]
 
 
+def test_rows_that_could_not_be_read_are_left_out() -> None:
+    index = torch.tensor([3, -2, 0, -2])
+    rows = [{"image": index[:, None].float(), "trunk": index[:, None].float(), "batch.index": index}]
+    table = feature_table(rows, {})
+    assert table.index.tolist() == [0, 3]
+    assert table.image[:, 0].tolist() == [0, 3]
+
+
 def test_a_set_without_text_or_labels_has_none() -> None:
     table = feature_table([{"image": torch.ones(2, 3), "trunk": torch.ones(2, 4), "batch.index": torch.arange(2)}], {})
     assert (table.text, table.caption, table.labels) == (None, None, {})

@@ -298,17 +298,30 @@ class Kept(Seen):
         self.folder = folder
 
     def on_train_end(self):
-        torch.save([self.batches, self.evaluated], self.folder / f"rank{self.global_rank}.pt")
+        bad = self.trainer.datamodule.state_dict()["bad"]
+        torch.save([self.batches, self.evaluated, bad], self.folder / f"rank{self.global_rank}.pt")
 
 
-def test_two_processes_take_their_rank_from_the_trainer(make_datamodule, tmp_path):
+def test_two_processes_take_their_rank_from_the_trainer_and_count_together(make_datamodule, noise, tmp_path):
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = Trainer(
         devices=2, strategy="ddp_fork", max_epochs=2, use_distributed_sampler=False, num_sanity_val_steps=0, **options
     )
-    trainer.fit(Kept(tmp_path), datamodule=make_datamodule())
+    order = [epoch_order(31, 5, epoch) for epoch in (0, 1)]
+    damaged = [int(order[0][0]), int(order[0][3])]  # the first rows of both ranks
+
+    class Damaged(noise):
+        def image(self, index):
+            if index in damaged:
+                raise OSError(f"row {index} is damaged")
+            return super().image(index)
+
+    trainer.fit(Kept(tmp_path), datamodule=make_datamodule(train=Damaged(31), max_bad_fraction=0.1))
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     index = [a[1] + b[1] for a, b in zip(one[0], two[0], strict=True)]
-    assert index == [batch.tolist() for epoch in (0, 1) for batch in epoch_order(31, 5, epoch)[:30].split(6)]
+    expected = [[rows[(p + 6) % 31] if rows[p] in damaged else rows[p] for p in range(30)] for rows in order]
+    assert index == [epoch[p : p + 6] for epoch in torch.tensor(expected).tolist() for p in range(0, 30, 6)]
+    told = {row: f"row {row} is damaged" for row in sorted(damaged)}
+    assert one[2] == two[2] == {"train": told}
     evaluated = [row for a, b in zip(one[1], two[1], strict=True) if a[0] == 2 for row in a[2] + b[2]]
     assert evaluated == [0, 1, 2, 2] * 2
