@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import csv
+import errno
 import logging
 import os
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,10 +44,12 @@ def fit(cfg: DictConfig) -> Results:
     check(cfg)
     # Imported here, so that a mistyped option is refused before the seconds that these take.
     import lightning.pytorch as pl
+    import torch
     from hydra.utils import instantiate
 
     from repr.callbacks.checkpoint import AtomicCheckpointIO
     from repr.callbacks.evaluation import Evaluation
+    from repr.callbacks.files import replacing
     from repr.models.pretrained import last_checkpoint, load_weights
 
     _quiet()
@@ -55,6 +57,8 @@ def fit(cfg: DictConfig) -> Results:
     checkpoint = last_checkpoint(folder / "checkpoints") if cfg.resume else None
     if cfg.resume and checkpoint is None:
         raise ConfigError([f"{folder} has no checkpoint to resume from: start the experiment anew"])
+    # No tensors here, only what stands beside them; Lightning reads the rest.
+    saved = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True) if checkpoint else {}
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.data)
     objective = instantiate(cfg.objective)
@@ -70,10 +74,13 @@ def fit(cfg: DictConfig) -> Results:
     if cfg.init_from and checkpoint is None:
         report = load_weights(objective, cfg.init_from)
         trainer.print(report)
+    if saved:  # refused before the run's files are touched, if it does not fit
+        datamodule.trainer = trainer
+        datamodule.load_state_dict(saved[type(datamodule).__qualname__])
     if trainer.is_global_zero:
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml")
-        _carry_metrics(trainer, folder, checkpoint)
+        with replacing(folder / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(cfg).encode())
+        _keep_metrics(trainer, saved)
     trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
     if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
@@ -121,6 +128,8 @@ def user_message(error: BaseException) -> str | None:
     """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
     if not isinstance(error, ValueError | OSError):
         return None
     lines = str(error).splitlines()
@@ -150,23 +159,20 @@ def _is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _carry_metrics(trainer: pl.Trainer, folder: Path, checkpoint: Path | None) -> None:
-    """Keep the rows of ``metrics.csv`` up to the checkpoint; Lightning's logger would start an empty file."""
-    from lightning.pytorch.loggers import CSVLogger
+def _keep_metrics(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
+    """Keep the rows of ``metrics.csv`` up to the checkpoint; those after it will be written again."""
+    from repr.callbacks.metrics_file import MetricsFile, Row
 
-    path, kept = folder / "metrics.csv", folder / "metrics.before-resume.csv"
-    if checkpoint is not None and path.is_file():
-        os.replace(path, kept)
-    if not kept.is_file():
-        return
-    step = int(checkpoint.stem.removeprefix("step=")) if checkpoint else 0
-    with kept.open(newline="") as file:
-        rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file) if int(row["step"]) <= step]
+    steps = saved.get("global_step", 0)
+    again = saved.get("callbacks", {}).get("Checkpoints", {}).get("evaluate") is not None
+
+    def wanted(row: Row) -> bool:  # a row of training has the number of the step, from 0; one of evaluation likewise
+        trained = any(name.startswith("train/") for name in row)
+        return int(row["step"]) < (steps if trained or not again else steps - 1)
+
     for logger in trainer.loggers:
-        if isinstance(logger, CSVLogger):
-            logger.experiment.metrics.extend(rows)
-            logger.save()
-    kept.unlink()
+        if isinstance(logger, MetricsFile):
+            logger.keep(wanted)
 
 
 def _quiet() -> None:

@@ -1,14 +1,85 @@
-"""A callback that really signals its own process at a given step, so that a test knows when a run is stopped."""
+"""Callbacks that really kill their own process, fill its disk, or write down what it trains on, for tests of runs."""
 
+import json
 import os
+import signal
+import threading
+from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 
 
 class SignalAt(pl.Callback):
+    """Signals its own process when the batch after ``step`` optimizer steps has come."""
+
     def __init__(self, step: int, number: int) -> None:
         self.step, self.number = step, number
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.number)
+
+
+class Record(pl.Callback):
+    """Appends ``[step, epoch, indices]`` of every optimizer step to a file, and ``[step, "evaluation"]``."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.step, self.index = 0, []
+
+    def on_train_start(self, trainer: pl.Trainer, *args: object) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: object, outputs: object, batch: dict, *args: int) -> None:
+        self.index += batch["index"].tolist()
+        if trainer.global_step > self.step:
+            self.step = trainer.global_step
+            self.write([self.step, trainer.current_epoch, self.index])
+            self.index = []
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        self.write([trainer.global_step, "evaluation"])
+
+    def write(self, line: list) -> None:
+        with open(self.file, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+class KillWhileSaving(pl.Callback):
+    """SIGKILL once ``step=<step>.ckpt.part`` is there and has begun to fill; 64 MB in the checkpoint make it last."""
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.path = Path(folder, f"step={step}.ckpt.part")
+
+    def on_train_start(self, *args: object) -> None:
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    def watch(self) -> None:
+        while not (self.path.exists() and self.path.stat().st_size > 2**20):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def state_dict(self) -> dict:
+        return {"ballast": torch.ones(2**24)}
+
+
+class FillDisk(pl.Callback):
+    """Fills the disk below ``folder`` when the batch after ``step`` optimizer steps has come."""
+
+    def __init__(self, folder: str, step: int) -> None:
+        self.folder, self.step = folder, step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == self.step:
+            fill(Path(self.folder, "filler"))
+
+
+def fill(path: Path) -> None:
+    """Writes zeros until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            try:
+                file.write(bytes(4096))
+            except OSError:
+                return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -14,26 +13,24 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
-from repr.models.pretrained import last_checkpoint
+from repr.callbacks.files import PART, replacing
+from repr.distributed import gather, rank
+from repr.models.pretrained import checkpoints
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place, flush it to the disk, then rename it: no half-written file is ever seen."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save ``checkpoint`` to ``path``; whatever stood there stays until the new one is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        """Save ``checkpoint`` to ``path``; whatever stood there stays until the new one is complete.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = True
@@ -54,6 +51,8 @@ class Checkpoints(Checkpoint):
     before is removed once the new one is complete. A signal takes effect after the current optimizer step, on all
     ranks at the same step; a second Ctrl-C stops at once, without saving.
 
+    An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
+
     Args:
         folder: where ``step=<n>.ckpt`` is written.
         every_n_steps: optimizer steps between two checkpoints; None: only at the end of each epoch.
@@ -64,6 +63,8 @@ class Checkpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved: Path | None = None
         self._step = 0
+        self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
+        self._generators: dict[str, Tensor] = {}
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -72,12 +73,55 @@ class Checkpoints(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the two signals."""
+        """Take over the two signals, clear away what a kill has left, and make up for an evaluation."""
         self._step = trainer.global_step
-        self._saved = trainer.strategy.broadcast(last_checkpoint(self.folder))  # others may not see the disk
+        path = self._path(self._step)
+        self._saved = path if trainer.strategy.broadcast(path.is_file()) else None  # others may not see the disk
+        if trainer.is_global_zero:
+            for partial in self.folder.glob(f"*{PART}"):
+                partial.unlink()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
+        self._restore_generators(trainer.strategy.root_device)
+        if self._evaluate is not None:
+            self._run_evaluation(trainer, self._evaluate)
+
+    @staticmethod
+    def _run_evaluation(trainer: pl.Trainer, epoch: int) -> None:
+        """As Lightning does it after a step; when it resumes, it goes on with the next step instead."""
+        loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+        now, progress.completed = progress.completed, epoch  # after the last step of an epoch the next one is current
+        loop.restarting = False
+        loop.batch_progress.reset()
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+        progress.completed = now
+
+    def _save_generators(self, device: torch.device) -> None:
+        """Keep what dropout and drop-path draw from: one row a rank."""
+        states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        self._generators = {name: gather(state[None].to(device)).cpu() for name, state in states.items()}
+
+    def _restore_generators(self, device: torch.device) -> None:
+        """Go on drawing where this rank was; a rank that was not there keeps its seed."""
+        for name, states in self._generators.items():
+            if rank() < len(states):
+                if name == "cpu":
+                    torch.set_rng_state(states[rank()])
+                elif device.type == "cuda":
+                    torch.cuda.set_rng_state(states[rank()], device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators, and the epoch, if an evaluation is due after this step."""
+        return {"evaluate": self._evaluate, "generators": self._generators}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What the run begins with."""
+        self._evaluate, self._generators = state_dict["evaluate"], state_dict["generators"]
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None and number == signal.SIGINT:
@@ -114,11 +158,17 @@ class Checkpoints(Checkpoint):
         return self.folder / f"step={step}.ckpt"
 
     def _save(self, trainer: pl.Trainer) -> None:
-        path, previous = self._path(trainer.global_step), self._saved
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._evaluate = trainer.current_epoch if due else None
+        self._save_generators(trainer.strategy.root_device)
+        path = self._path(trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
-        if previous is not None and previous != path:
-            trainer.strategy.remove_checkpoint(previous)
+        for other in checkpoints(self.folder):  # the one before, and damaged ones that a resumed run has passed over
+            if other != path:
+                trainer.strategy.remove_checkpoint(other)
 
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
         told = self._signal is not None

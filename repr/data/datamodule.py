@@ -214,7 +214,7 @@ class DataModule(LightningDataModule):
         return self.bad
 
     def state_dict(self) -> dict[str, Any]:
-        """The next batch to train on, ``{"epoch": e, "batch": b}``, and the rows that were found to be bad.
+        """The next batch, ``{"epoch": e, "batch": b}``, the options it depends on, and the rows found to be bad.
 
         It comes from the optimizer's steps, not from what workers have fetched ahead; micro-batches
         of a step that was not finished are run again.
@@ -224,14 +224,37 @@ class DataModule(LightningDataModule):
         num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
         accumulate = self.trainer.accumulate_grad_batches
         epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
-        return {"epoch": epoch, "batch": step * accumulate, "bad": self.gather_bad()}
+        position = {"epoch": epoch, "batch": step * accumulate}
+        return {**position, "made_with": self._made_with(), "bad": self.gather_bad()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders."""
+        """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders.
+
+        Raises:
+            ValueError: the position was counted in other batches than those of this run.
+        """
+        made_with, now = state_dict.get("made_with", {}), {} if self.trainer is None else self._made_with()
+        if changed := [name for name in made_with.keys() & now.keys() if made_with[name] != now[name]]:
+            told = "; ".join(f"{name} was {made_with[name]} and is {now[name]}" for name in sorted(changed))
+            raise ValueError(
+                f"cannot resume: {told}, so the checkpoint's place in the epoch means nothing. Set it back, or start "
+                "a new run with init_from"
+            )
         self._position = {"epoch": int(state_dict["epoch"]), "batch": int(state_dict["batch"])}
         self.bad = {name: dict(rows) for name, rows in state_dict.get("bad", {}).items()}
         # Lightning cannot see that the sampler starts at the right batch.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
+    def _made_with(self) -> dict[str, Any]:
+        """What a position in an epoch depends on."""
+        assert self.trainer is not None
+        return {
+            "data.batch_size": self.batch_size,
+            "seed": self.seed,
+            "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
+            "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+            "trainer.limit_train_batches": self.trainer.limit_train_batches,
+        }
 
 
 def _has_captions(source: Source) -> bool:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+import sys
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 # Heads map to a space that the new run may choose anew; of another width they start afresh, as the CUAXU recipe does.
 _HEADS = ("image_projection.weight", "text.text_projection", "text.text_projection.weight")
 _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
+
+_CHECKPOINT_KEYS = ("state_dict", "optimizer_states", "loops", "global_step")
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,52 @@ class LoadReport:
         return ", ".join(parts)
 
 
+def checkpoints(folder: str | Path) -> list[Path]:
+    """The checkpoints ``step=<n>.ckpt`` in ``folder``, the highest step first; they may be damaged."""
+    found = [path for path in Path(folder).glob("step=*.ckpt") if path.stem.removeprefix("step=").isdigit()]
+    return sorted(found, key=lambda path: int(path.stem.removeprefix("step=")), reverse=True)
+
+
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The checkpoint of the highest step in ``folder``, or None."""
-    found = Path(folder).glob("step=*.ckpt")
-    return max(found, key=lambda path: int(path.stem.removeprefix("step=")), default=None)
+    """The whole checkpoint of the highest step in ``folder``, or None where there is none at all.
+
+    A damaged one is passed over, with a line on the terminal that names it and says what is wrong.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole.
+    """
+    faults = []
+    for path in checkpoints(folder):
+        fault = damage(path)
+        if fault is None:
+            return path
+        faults.append(f"{path} is damaged ({fault})")
+        _say(f"skipped: {faults[-1]}")
+    if faults:
+        raise ValueError(f"no whole checkpoint to go on from: {'; '.join(faults)}. Start the run anew")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint of ours, or None: every byte is compared with the checksums in the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return "it is empty" if path.stat().st_size == 0 else f"cut short or overwritten: {error}"
+    if broken is not None:
+        return f"{broken} does not have the checksum it was written with"
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        return f"not a checkpoint: {str(error).splitlines()[0]}"
+    missing = [key for key in _CHECKPOINT_KEYS if not isinstance(content, dict) or key not in content]
+    return f"not a checkpoint of a run: it has no {', '.join(missing)}" if missing else None
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def load_weights(module: nn.Module, source: str) -> LoadReport:

@@ -253,9 +253,10 @@ class Seen(LightningModule):
 def fit(datamodule, folder, *, checkpoint=None, every=1, **options):
     module = Seen()
     trainer = Trainer(
-        accelerator="cpu", max_epochs=3, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)], **options,
+        callbacks=[ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)],
+        **{"max_epochs": 3, **options},
     )  # fmt: skip
     trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
     return module
@@ -272,7 +273,7 @@ def test_a_resumed_run_sees_what_the_uninterrupted_one_saw(make_datamodule, tmp_
     for step in (1, steps, steps + 1, 2 * steps - 1):
         epoch, within = divmod(step, steps)
         state = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["DataModule"]
-        assert state == {"epoch": epoch, "batch": within * accumulate, "bad": {}}
+        assert (state["epoch"], state["batch"]) == (epoch, within * accumulate)
         resumed = fit(
             make_datamodule(num_workers=num_workers),
             tmp_path / "again",
@@ -287,7 +288,32 @@ def test_validation_in_fit_runs_over_all_sets(make_datamodule, tmp_path):
     assert [loader for loader, *_ in module.evaluated] == [0, 1, 1, 1, 2]
     assert {dtype for _, dtype, _ in module.evaluated} == {torch.float32}
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["DataModule"]
-    assert state == {"epoch": 1, "batch": 1, "bad": {}}  # two batches an epoch, as limited
+    assert (state["epoch"], state["batch"]) == (1, 1)  # two batches an epoch, as limited
+
+
+@pytest.mark.parametrize(
+    ("data", "trainer", "words"),
+    [
+        ({"batch_size": 3}, {}, r"data\.batch_size was 6 and is 3"),
+        ({"seed": 6}, {}, "seed was 5 and is 6"),
+        ({}, {"accumulate_grad_batches": 2}, r"trainer\.accumulate_grad_batches was 1 and is 2"),
+        ({}, {"limit_train_batches": 3}, r"trainer\.limit_train_batches was 1\.0 and is 3"),
+        ({"train": 30}, {}, r"training set's parts was \[\[31, 31\]\] and is \[\[30, 30\]\]"),
+    ],
+)
+def test_a_position_counted_in_other_batches_is_refused(make_datamodule, noise, tmp_path, data, trainer, words):
+    options = {"limit_val_batches": 0, "max_epochs": 1}
+    fit(make_datamodule(), tmp_path, **options)
+    data = {name: noise(value) if name == "train" else value for name, value in data.items()}
+    with pytest.raises(ValueError, match=f"cannot resume: .*{words}"):
+        fit(make_datamodule(**data), tmp_path, checkpoint=tmp_path / "step=2.ckpt", **{**options, **trainer})
+
+
+def test_a_position_without_its_options_is_still_read(make_datamodule):
+    datamodule = make_datamodule()
+    datamodule.load_state_dict({"epoch": 1, "batch": 3})
+    sampler = datamodule.train_dataloader().batch_sampler
+    assert (sampler.epoch, sampler.start) == (1, 3)
 
 
 class Kept(Seen):

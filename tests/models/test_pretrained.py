@@ -1,5 +1,6 @@
 """Starting from other weights: what is used, resized, left and refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from repr.models.backbone import backbone
-from repr.models.pretrained import last_checkpoint, load_weights
+from repr.models.pretrained import damage, last_checkpoint, load_weights
 from repr.objectives.image_text import ImageText
 from tests.objectives.conftest import build, make_batch
 
@@ -91,9 +92,75 @@ def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path / "checkpoints") is None
     first = build("clip")
     for step in (9, 10):
-        torch.save({"state_dict": first.state_dict(), "step": step}, tmp_path / "checkpoints" / f"step={step}.ckpt")
+        content = {"state_dict": first.state_dict(), "optimizer_states": [], "loops": {}, "global_step": step}
+        torch.save(content, tmp_path / "checkpoints" / f"step={step}.ckpt")
     assert last_checkpoint(tmp_path / "checkpoints").name == "step=10.ckpt"
     assert load_weights(build("clip", seed=1), str(tmp_path)).missing == []
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Path:
+    """A folder of three checkpoints; large enough tensors that a byte in the middle belongs to one."""
+    for step in (2, 4, 10):
+        content = {"state_dict": {"w": torch.full((1000,), float(step))}, "optimizer_states": [], "loops": {}}
+        torch.save(content | {"global_step": step}, tmp_path / f"step={step}.ckpt")
+    return tmp_path
+
+
+def flipped(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda data: data[:-1], "cut short"),
+        (lambda data: data[: len(data) // 2], "cut short"),
+        (lambda data: b"", "it is empty"),
+        (lambda data: b"no zip" * 100, "cut short or overwritten"),
+        (flipped, "checksum"),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    harm: Callable[[bytes], bytes], reason: str, three: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step, whole in ((10, "step=4.ckpt"), (4, "step=2.ckpt")):
+        path = three / f"step={step}.ckpt"
+        path.write_bytes(harm(path.read_bytes()))
+        (three / "step=12.ckpt.part").write_bytes(b"half")  # never taken for a checkpoint
+        assert last_checkpoint(three).name == whole
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert str(path) in line
+        assert reason in line
+    path = three / "step=2.ckpt"
+    path.write_bytes(harm(path.read_bytes()))
+    with pytest.raises(ValueError, match="no whole checkpoint") as error:
+        last_checkpoint(three)
+    assert all(f"step={step}.ckpt" in str(error.value) for step in (2, 4, 10))
+
+
+def test_every_flipped_byte_of_a_tensor_is_found(three: Path) -> None:
+    path = three / "step=2.ckpt"
+    data = path.read_bytes()
+    start = data.index(torch.full((1000,), 2.0).numpy().tobytes())
+    for position in range(start, start + 4000, 97):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 0x80]) + data[position + 1 :])
+        assert "checksum" in damage(path), position
+    path.write_bytes(data)
+    assert damage(path) is None
+
+
+def test_what_is_no_checkpoint_of_a_run_is_passed_over(three: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": {}}, three / "step=12.ckpt")
+    torch.save({"state_dict": {}, "code": Path}, three / "step=13.ckpt")
+    torch.save(torch.zeros(3), three / "step=14.ckpt")
+    (three / "step=last.ckpt").write_bytes(b"somebody's copy")
+    assert last_checkpoint(three).name == "step=10.ckpt"
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert "it has no state_dict, optimizer_states" in first
+    assert "weights_only" in second or "Weights only" in second
+    assert "it has no optimizer_states, loops, global_step" in third
 
 
 def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
