@@ -1,68 +1,223 @@
-"""Stop at the first loss that is not finite, and say which term and which samples."""
+"""A loss or gradient that is not finite never reaches the weights: the run says what failed, and stops or skips."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from repr.batch import Batch
-from repr.distributed import rank
+from repr.callbacks.files import replacing
+from repr.distributed import gather, rank
 
 
-class NonFiniteLossError(ValueError):
-    """A loss became NaN or infinite."""
+class NonFiniteError(ValueError):
+    """A loss or a gradient became NaN or infinite."""
 
 
 class NonFiniteGuard(pl.Callback):
-    """Stop the run before a loss that is not finite reaches the weights.
+    """Stop the run, or leave the step out, where a loss or gradient is NaN or infinite.
 
-    The step, the terms and the data-set indices of the batch are written to
-    ``<folder>/non_finite_rank<r>.json`` first.
+    Loss and gradients are looked at once an optimizer step, before clipping and update, and all ranks decide alike.
+    Only then, and on all ranks together, is the step run once more to find the first module whose output is not
+    finite. ``<folder>/non_finite_rank<r>.json`` receives the step, the terms, the module and the data-set indices;
+    ``non_finite_rank<r>.pt`` the batch and, on the first rank, ``state_dict``.
+
+    A skipped step changes no weight, no optimizer state and no buffer; the schedule goes on. How many there were is
+    logged as ``train/skipped_steps``. With ``trainer.precision=16-mixed`` infinite gradients are normal: its scaler
+    leaves such steps out, and only the loss is looked at.
 
     Args:
         folder: where to write.
+        action: ``stop`` or ``skip``.
+        max_skips: stop after more than this many skipped steps in a row.
+
+    Raises:
+        ValueError: ``action`` is neither.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self._index: list[int] = []
+    def __init__(self, folder: str | Path, *, action: Literal["stop", "skip"] = "stop", max_skips: int = 10) -> None:
+        if action not in ("stop", "skip"):
+            raise ValueError(f"callbacks.guard.action is '{action}'; set it to stop or skip")
+        self.folder, self.action, self.max_skips = Path(folder), action, max_skips
+        self._skipped = self._in_a_row = 0
+        self._step = -1
+        self._buffers: list[Tensor] = []
+        self._index: list[Tensor] = []  # of every micro-batch of the step
+        self._loss_is_bad: list[Tensor] = []
+        self._batch: Batch = {}  # the one that failed, or the last
+        self._terms: dict[str, Tensor] = {}
+        self._found = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Agree on the first process's folder."""
         self.folder = trainer.strategy.broadcast(self.folder)
 
+    def state_dict(self) -> dict[str, int]:
+        """The steps skipped so far, and those of them in a row."""
+        return {"skipped": self._skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Count on."""
+        self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Remember which samples are in the batch."""
-        self._index = batch["index"].tolist() if "index" in batch else []
+        """Remember the batch, and at the first one of a step what a skip would have to bring back."""
+        if trainer.global_step != self._step or batch_idx % trainer.accumulate_grad_batches == 0:
+            self._step, self._found = trainer.global_step, False
+            self._index, self._loss_is_bad = [], []
+            if self.action == "skip":
+                self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
+        self._index += [batch["index"]] if "index" in batch else []
+        if not self._found:
+            self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        """Check the loss.
+        """Note whether the loss is finite, without waiting for the device."""
+        if not self._found:
+            self._terms = pl_module.terms
+        bad = ~torch.isfinite(loss.detach())
+        self._loss_is_bad.append(bad)
+        if trainer.accumulate_grad_batches > 1:  # the batch would be gone when the step comes to be checked
+            self._found = self._found or bool(bad)
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        """Check, and stop or skip.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite.
+            NonFiniteError: the run is to stop.
         """
-        if torch.isfinite(loss):
+        loss_is_bad = torch.stack(self._loss_is_bad).any()
+        bad = loss_is_bad
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        if getattr(trainer.precision_plugin, "scaler", None) is None and gradients:
+            bad = bad | ~torch.isfinite(get_total_norm(gradients, float("inf")))
+        flags = gather(torch.stack([bad, loss_is_bad])[None])  # (W, 2)
+        if not flags.any():
+            self._in_a_row, self._batch = 0, {}
             return
-        terms = {name: float(term) for name, term in pl_module.terms.items()}
-        bad = [name for name, value in terms.items() if not torch.isfinite(torch.tensor(value))] or ["the weighted sum"]
-        path = self.folder / f"non_finite_rank{rank()}.json"
-        record = {
-            "step": trainer.global_step,
-            "epoch": trainer.current_epoch,
-            "bad_terms": bad,
-            "terms": {name: str(value) for name, value in terms.items()},
-            "index": self._index,
-        }
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1))
-        raise NonFiniteLossError(
-            f"{', '.join(bad)} is not finite at step {trainer.global_step}; the batch's indices are in {path}. "
-            "Lower optim.lr, lengthen optim.warmup_steps, or set trainer.gradient_clip_val or trainer.precision=32-true"
+        what = self._report(trainer, pl_module, flags[:, 1].tolist())
+        self._skipped, self._in_a_row = self._skipped + 1, self._in_a_row + 1
+        if self.action == "stop" or self._in_a_row > self.max_skips:
+            advice = (
+                "callbacks.guard.action=skip leaves such steps out"
+                if self.action == "stop"
+                else f"{self.max_skips} steps before it were skipped; callbacks.guard.max_skips is that number"
+            )
+            raise NonFiniteError(
+                f"{what}. Lower optim.lr, lengthen optim.warmup_steps, or set trainer.gradient_clip_val or "
+                f"trainer.precision=32-true; {advice}"
+            )
+        for parameter in pl_module.parameters():
+            parameter.grad = None  # optimizers pass over such parameters, and their state stays as it is
+        for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
+            buffer.copy_(before)
+        trainer.print(f"skipped: {what}")
+        pl_module.log("train/skipped_steps", float(self._skipped))
+
+    def _report(self, trainer: pl.Trainer, module: Any, bad_losses: list[bool]) -> str:
+        """Find what failed, write it down at the first step of a row, and say it in a few words."""
+        terms = {name: float(term) for name, term in self._terms.items()}
+        bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
+        where = first_module(trainer, module, self._batch)
+        path = self.folder / f"non_finite_rank{rank()}"
+        if self._in_a_row == 0:
+            record = {
+                "step": trainer.global_step,
+                "epoch": trainer.current_epoch,
+                "bad_terms": bad_terms,
+                "terms": {name: str(value) for name, value in terms.items()},
+                "where": where,
+                "index": [row for index in self._index for row in index.tolist()],
+            }
+            with replacing(path.with_suffix(".json")) as file:
+                file.write(json.dumps(record, indent=1).encode())
+            state = {"batch": _to_cpu(self._batch)}
+            if trainer.is_global_zero:
+                state["state_dict"] = _to_cpu(module.state_dict())
+            with replacing(path.with_suffix(".pt")) as file:
+                torch.save(state, file)
+        trainer.strategy.barrier()  # a rank that leaves now would take the others with it
+        if any(bad_losses) and not bad_losses[rank()]:
+            other = bad_losses.index(True)
+            path, where = path.with_name(f"non_finite_rank{other}"), f"only on rank {other}"
+        failed = ", ".join(bad_terms) or ("the loss" if any(bad_losses) else "a gradient")
+        return (
+            f"{failed} is not finite at step {trainer.global_step}: {where}; the batch's indices are in {path}.json, "
+            f"batch and weights in {path}.pt"
         )
+
+
+def first_module(trainer: pl.Trainer, module: Any, batch: Batch) -> str:
+    """Where a step stops being finite: an input, a parameter, a module's output, or a module's gradient.
+
+    Runs the step once more, without gradients; buffers and generators are left as they were. All ranks must call it
+    at the same time, since a step may gather.
+
+    Args:
+        trainer: for its precision.
+        module: an objective whose backward pass has run.
+        batch: the batch to run.
+    """
+    order: list[str] = []  # of the innermost modules, as they ran
+    outputs: list[str] = []  # modules whose output is not finite
+
+    def hook(name: str) -> Any:
+        def note(child: nn.Module, _: Any, output: Any) -> None:
+            if next(child.children(), None) is None:
+                order.append(name)
+            if not all(_is_finite(tensor) for tensor in _tensors(output)):
+                outputs.append(name)
+
+        return note
+
+    handles = [child.register_forward_hook(hook(name)) for name, child in module.named_modules() if name]
+    buffers = [buffer.clone() for buffer in module.buffers()]
+    devices = [module.device] if module.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), trainer.precision_plugin.forward_context():
+            module.step(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for buffer, before in zip(module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    if inputs := [name for name, value in batch.items() if not all(_is_finite(t) for t in _tensors(value))]:
+        return f"the batch's {', '.join(inputs)} are not finite already"
+    if weights := [name for name, parameter in module.named_parameters() if not _is_finite(parameter)]:
+        return f"the parameter {weights[0]} is not finite already"
+    if outputs:
+        return f"the first module whose output is not finite is {outputs[0]}"
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    owners = [name.rpartition(".")[0] for name, gradient in gradients.items() if not _is_finite(gradient)]
+    last = [name for name in order if name in owners] or owners  # backward begins with the module that ran last
+    return f"the first module whose gradient is not finite is {last[-1]}" if last else "every module's output is finite"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _to_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, list):
+        return [_to_cpu(part) for part in value]
+    return {name: _to_cpu(part) for name, part in value.items()}

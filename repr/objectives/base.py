@@ -79,9 +79,10 @@ class Objective(pl.LightningModule):
         return self.embed(batch)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the optimizer, then whatever follows the weights."""
+        """Step the optimizer, then whatever follows the weights; a skipped step has no gradients left."""
         super().optimizer_step(*args, **kwargs)
-        self.update_targets()
+        if any(parameter.grad is not None for parameter in self.parameters()):
+            self.update_targets()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and its schedule, stepped once per optimizer step."""
