@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from repr.batch import Features
@@ -129,6 +128,8 @@ def separability(
     Returns:
         Accuracy in [0, 1]; 0.5 at chance, 1 = the modalities are linearly separable.
     """
+    from sklearn.linear_model import LogisticRegression  # a tenth of a second that the first step need not wait for
+
     pairs = torch.stack([image, text], 1).double().cpu().numpy()  # (N, 2, D)
     pairs = pairs[generator.permutation(len(pairs))[:max_pairs]]
     num_test = max(1, round(0.2 * len(pairs)))
