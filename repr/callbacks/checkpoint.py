@@ -47,8 +47,8 @@ class Checkpoints(Checkpoint):
     """Keep the latest checkpoint of a run, and save one when Ctrl-C or SIGTERM asks the run to stop.
 
     Checkpoints are taken at one place only, right after an optimizer step, so that there is one way to resume:
-    at the end of each epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. The one
-    before is removed once the new one is complete. A signal takes effect after the current optimizer step, on all
+    at the end of each epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. Older
+    ones are removed once the new one is complete. A signal takes effect after the current optimizer step, on all
     ranks at the same step; a second Ctrl-C stops at once, without saving.
 
     An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
@@ -56,11 +56,17 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where ``step=<n>.ckpt`` is written.
         every_n_steps: optimizer steps between two checkpoints; None: only at the end of each epoch.
+        keep: how many stay; with 2 a run whose last one is damaged later goes on from the one before.
+
+    Raises:
+        ValueError: ``keep`` is less than 1.
     """
 
-    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None, keep: int = 1) -> None:
+        if keep < 1:
+            raise ValueError(f"callbacks.checkpoints.keep={keep}; set it to 1 or more")
         self.folder = Path(folder)
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.keep = every_n_steps, keep
         self._saved: Path | None = None
         self._step = 0
         self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
@@ -166,9 +172,13 @@ class Checkpoints(Checkpoint):
         path = self._path(trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
-        for other in checkpoints(self.folder):  # the one before, and damaged ones that a resumed run has passed over
-            if other != path:
-                trainer.strategy.remove_checkpoint(other)
+        found = checkpoints(self.folder)
+        place = found.index(path) if path in found else 0  # others may not see the disk
+        for other in (
+            *found[:place],
+            *found[place + self.keep :],
+        ):  # higher: damaged, a resumed run has passed over them
+            trainer.strategy.remove_checkpoint(other)
 
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
         told = self._signal is not None
