@@ -116,10 +116,11 @@ class Checkpoints(Checkpoint):
         """Go on drawing where this rank was; a rank that was not there keeps its seed."""
         for name, states in self._generators.items():
             if rank() < len(states):
+                state = states[rank()].clone()  # torch crashes on a view into a larger tensor
                 if name == "cpu":
-                    torch.set_rng_state(states[rank()])
+                    torch.set_rng_state(state)
                 elif device.type == "cuda":
-                    torch.cuda.set_rng_state(states[rank()], device)
+                    torch.cuda.set_rng_state(state, device)
 
     def state_dict(self) -> dict[str, Any]:
         """The generators, and the epoch, if an evaluation is due after this step."""

@@ -78,20 +78,25 @@ def last_checkpoint(folder: str | Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint of ours, or None: every byte is compared with the checksums in the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
-        return "it is empty" if path.stat().st_size == 0 else f"cut short or overwritten: {error}"
-    if broken is not None:
-        return f"{broken} does not have the checksum it was written with"
+    """What is wrong with a checkpoint of a run, or None."""
+    if fault := _broken(path):
+        return fault
     try:
         content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         return f"not a checkpoint: {str(error).splitlines()[0]}"
     missing = [key for key in _CHECKPOINT_KEYS if not isinstance(content, dict) or key not in content]
     return f"not a checkpoint of a run: it has no {', '.join(missing)}" if missing else None
+
+
+def _broken(path: Path) -> str | None:
+    """Whether a file of torch.save is cut short or changed; every byte is compared with the checksums it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+        return "it is empty" if path.stat().st_size == 0 else f"cut short or overwritten: {error}"
+    return None if broken is None else f"{broken} does not have the checksum it was written with"
 
 
 @rank_zero_only
@@ -153,6 +158,8 @@ def _read(source: str) -> dict[str, Tensor]:
         path = found
     if not path.is_file():
         raise ValueError(f"init_from={source} does not exist; give a checkpoint, open_clip:NAME/TAG or timm:NAME")
+    if path.suffix == ".ckpt" and (fault := _broken(path)):
+        raise ValueError(f"init_from={source} is damaged ({fault}); give another checkpoint")
     content = torch.load(path, map_location="cpu", weights_only=True)
     return dict(content.get("state_dict", content))
 

@@ -48,6 +48,9 @@ class Weight(LightningModule):
         self.weight, self.dropout = torch.nn.Parameter(torch.ones(8)), torch.nn.Dropout(0.5)
         self.events: list[tuple] = []
 
+    def setup(self, stage: str) -> None:
+        torch.manual_seed(self.global_rank)  # so that a rank which took another's generator would show
+
     def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
         self.events.append(("batch", self.global_step, self.current_epoch, tuple(batch["index"].tolist())))
         loss = self.dropout(self.weight).sum() * batch["views"][0].float().mean()
@@ -80,15 +83,17 @@ class KeepAll(Checkpoints):
         return "Checkpoints"
 
 
-def run(folder: Path, checkpoint: Path | None = None, **options: object) -> tuple[list[tuple], torch.Tensor, list[Row]]:
+def run(
+    folder: Path, checkpoint: Path | None = None, *, devices: int = 1, **options: object
+) -> tuple[list[tuple], torch.Tensor, list[Row]]:
     torch.manual_seed(0)
     data = DataModule(
         train=Grays(31), eval={"val": Grays(4)}, views={"one": View(size=8, scale=(0.5, 1))}, batch_size=6,
         eval_batch_size=4, image_size=8, seed=5, mean=(0.5,) * 3, std=(0.2,) * 3, bank_size=4,
     )  # fmt: skip
     trainer = Trainer(
-        accelerator="cpu", logger=MetricsFile(folder), log_every_n_steps=1, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+        accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto",
+        logger=MetricsFile(folder), log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
         callbacks=[KeepAll(folder / "checkpoints", every_n_steps=1)], plugins=[AtomicCheckpointIO()], **options,
     )  # fmt: skip
     _keep_metrics(trainer, torch.load(checkpoint, weights_only=True) if checkpoint else {})
@@ -127,3 +132,22 @@ def test_a_run_goes_on_from_every_step(
             assert found[0] == expected, step
             assert found[2] == rows, step
         assert torch.equal(found[1], weight), step
+
+
+def test_two_processes_go_on_each_with_its_own_generator(tmp_path: Path) -> None:
+    """Dropout differs between the ranks; so do the weights if one of them draws anything else after a resume."""
+    options = {"devices": 2, "max_epochs": 2, "val_check_interval": 2, "accumulate_grad_batches": 2}
+    _, _, rows = run(tmp_path / "whole", **options)
+    (last,) = (tmp_path / "whole" / "checkpoints").iterdir()
+    generators = torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["generators"]["cpu"]
+    assert not torch.equal(*generators)
+    for step in (2, 3):
+        again = tmp_path / f"from {step}"
+        again.mkdir()
+        shutil.copy(tmp_path / "whole" / "metrics.csv", again)
+        _, _, found = run(again, tmp_path / "whole" / "all" / f"step={step}.ckpt", **options)
+        states = [
+            torch.load(folder / "checkpoints" / last.name, weights_only=True) for folder in (again, last.parents[1])
+        ]
+        assert torch.equal(*(state["state_dict"]["weight"] for state in states))
+        assert found == rows

@@ -168,9 +168,11 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": timm.create_model("test_resnet").state_dict()}, tmp_path / "resnet.ckpt")
     other = {"state_dict": build("clip", "++backbone.embed_dim=48", "++backbone.num_heads=3").state_dict()}
     torch.save(other, tmp_path / "wide.ckpt")
+    (tmp_path / "half.ckpt").write_bytes((tmp_path / "wide.ckpt").read_bytes()[:50_000])
     for source, words in {
         f"{tmp_path}/resnet.ckpt": "another architecture: it has no tensor of the backbone",
         f"{tmp_path}/wide.ckpt": "another architecture: 'backbone.",
+        f"{tmp_path}/half.ckpt": "is damaged (cut short",
         f"{tmp_path}/none.ckpt": "does not exist",
         f"{tmp_path}": "without checkpoints",
         "open_clip:ViT-B-33/openai": "no model 'ViT-B-33'",
