@@ -93,7 +93,8 @@ def run(
     )  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto",
-        logger=MetricsFile(folder), log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0,
+        logger=MetricsFile(folder), log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, num_sanity_val_steps=0,
         callbacks=[KeepAll(folder / "checkpoints", every_n_steps=1)], plugins=[AtomicCheckpointIO()], **options,
     )  # fmt: skip
     _keep_metrics(trainer, torch.load(checkpoint, weights_only=True) if checkpoint else {})
