@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from repr.callbacks.files import DISK_FULL, replacing
 from repr.config import ConfigError, check, compose, load_run
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def fit(cfg: DictConfig) -> Results:
 
     from repr.callbacks.checkpoint import AtomicCheckpointIO
     from repr.callbacks.evaluation import Evaluation
-    from repr.callbacks.files import replacing
     from repr.models.pretrained import last_checkpoint, load_weights
 
     _quiet()
@@ -74,9 +73,9 @@ def fit(cfg: DictConfig) -> Results:
     if cfg.init_from and checkpoint is None:
         report = load_weights(objective, cfg.init_from)
         trainer.print(report)
-    if saved:  # refused before the run's files are touched, if it does not fit
+    if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
-        datamodule.load_state_dict(saved[type(datamodule).__qualname__])
+        datamodule.load_state_dict(position)
     if trainer.is_global_zero:
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg).encode())
@@ -128,7 +127,7 @@ def user_message(error: BaseException) -> str | None:
     """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
     if not isinstance(error, ValueError | OSError):
         return None

@@ -173,13 +173,11 @@ class Checkpoints(Checkpoint):
         path = self._path(trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
-        found = checkpoints(self.folder)
-        place = found.index(path) if path in found else 0  # others may not see the disk
-        for other in (
-            *found[:place],
-            *found[place + self.keep :],
-        ):  # higher: damaged, a resumed run has passed over them
-            trainer.strategy.remove_checkpoint(other)
+        found = checkpoints(self.folder)  # none on a rank that does not see the disk
+        place = found.index(path) if path in found else 0
+        for other in found:  # those of higher steps are damaged, and the run was resumed before them
+            if other not in found[place : place + self.keep]:
+                trainer.strategy.remove_checkpoint(other)
 
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
         told = self._signal is not None

@@ -218,6 +218,6 @@ def _is_finite(tensor: Tensor) -> bool:
 def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    if isinstance(value, list):
-        return [_to_cpu(part) for part in value]
-    return {name: _to_cpu(part) for name, part in value.items()}
+    if isinstance(value, dict):
+        return {name: _to_cpu(part) for name, part in value.items()}
+    return [_to_cpu(part) for part in value] if isinstance(value, list) else value

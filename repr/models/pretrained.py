@@ -94,7 +94,7 @@ def _broken(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, ValueError, zlib.error) as error:
         return "it is empty" if path.stat().st_size == 0 else f"cut short or overwritten: {error}"
     return None if broken is None else f"{broken} does not have the checksum it was written with"
 
