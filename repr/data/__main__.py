@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from repr.data.datamodule import DataModule
+
 WIDTH = 100  # columns of the terminal at most
 NUM_LISTED = 10  # faults and groups that are printed; check.json has all
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; leaves with 1 where a set has too many rows that cannot be read."""
+    """The command line; leaves with 1 where training would stop because too many rows are bad."""
     parser = argparse.ArgumentParser(prog="python -m repr.data", description="Look at a data set.")
     parser.add_argument(
         "command", choices=["check"], help="tell what is in every set, and draw what the model will see"
@@ -77,29 +79,41 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
 
         report = check_data(datamodule, num_rows=num_rows, progress=start)
     sheet, undrawn = contact_sheet(datamodule, font)
-    limit = getattr(datamodule, "max_bad_fraction", 0.01)
-    report["too_many_unreadable"] = [
-        name for name, facts in report["sets"].items() if len(facts["unreadable"]) > limit * facts["read"]
-    ]
+    report["too_many_bad"] = too_many_bad(report, datamodule)
     report["remarks"] = remarks + undrawn
     (out / "check.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
     sheet.save(out / "contact_sheet.png")
-    show(report, console, limit)
+    show(report, console)
     console.print(f"written: {out / 'check.json'}, {out / 'contact_sheet.png'}", soft_wrap=True)
-    return int(bool(report["too_many_unreadable"]))
+    return int(bool(report["too_many_bad"]))
 
 
-def build(cfg: DictConfig) -> tuple[Any, list[str]]:
+def too_many_bad(report: dict[str, Any], datamodule: DataModule) -> list[str]:
+    """A sentence for each set on which training would stop: it counts rows without caption too, if it needs them."""
+    sentences = []
+    for name, facts in report["sets"].items():
+        bad, limit = len(facts["unreadable"]), datamodule.max_bad_fraction
+        if name == "train" and datamodule.tokenizer is not None:
+            bad += facts["captions"]["rows_without"]
+        if bad > int(limit * facts["read"]):
+            sentences.append(
+                f"{name}: {bad:,} of {facts['read']:,} rows cannot be used, more than data.max_bad_fraction={limit:g} "
+                "allows; mend or remove them"
+            )
+    return sentences
+
+
+def build(cfg: DictConfig) -> tuple[DataModule, list[str]]:
     """The data module, also where the batch is larger than the training set; remarks on what training will refuse."""
     from hydra.utils import instantiate
 
     batch_size, cfg.data.batch_size = cfg.data.batch_size, 1
     datamodule = instantiate(cfg.data)
-    rows = len(datamodule.train)
-    datamodule.batch_size = min(batch_size, rows)
-    if batch_size <= rows:
+    num = len(datamodule.order)
+    datamodule.batch_size = min(batch_size, num)
+    if batch_size <= num:
         return datamodule, []
-    return datamodule, [f"train has {rows} rows, fewer than a batch: set data.batch_size={rows} or less"]
+    return datamodule, [f"an epoch of train has {num} samples, fewer than a batch: set data.batch_size={num} or less"]
 
 
 def _progress() -> Progress:
@@ -115,8 +129,8 @@ def _progress() -> Progress:
 # Tables -------------------------------------------------------------------------------------------------------------
 
 
-def show(report: dict[str, Any], console: Console, limit: float) -> None:
-    """Print the report; ``limit`` is the share of rows that may be unreadable."""
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the report."""
     sets = report["sets"]
     for table in (_overview(report), _kinds(sets), _captions(sets), _labels(sets)):
         if table.row_count:
@@ -138,12 +152,8 @@ def show(report: dict[str, Any], console: Console, limit: float) -> None:
         console.print(table, "")
     for remark in report["remarks"]:
         console.print(f"note: {_plain(remark, 500)}")
-    for name in report["too_many_unreadable"]:
-        facts = sets[name]
-        console.print(
-            f"[bold red]{name}: {len(facts['unreadable']) / facts['read']:.1%} of the rows cannot be read; "
-            f"data.max_bad_fraction allows {limit:.1%}"
-        )
+    for sentence in report["too_many_bad"]:
+        console.print(f"[bold red]{sentence}")
 
 
 def _table(title: str, *columns: str) -> Any:

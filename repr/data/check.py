@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
 from repr.data.datamodule import DataModule
-from repr.data.datasets import Tokenizer
+from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer, one_line
 from repr.data.sources import Source
 
 BLOCK = 32  # rows that a worker reads at a time
@@ -59,7 +59,7 @@ def row_facts(source: Source, row: int, count_tokens: Callable[[str], int] | Non
         image = source.image(row)
         texts = source.captions(row)
     except OSError as error:
-        return RowFacts(fault=" ".join(str(error).split()))
+        return RowFacts(fault=one_line(error))
     try:
         with Image.open(BytesIO(data)) as header:
             kind, mode = header.format or "unknown", header.mode
@@ -78,9 +78,9 @@ def caption_digest(text: str) -> int:
 
 
 def token_counter(tokenizer: Tokenizer | None) -> Callable[[str], int] | None:
-    """How many tokens a text has before any is cut; None where the tokenizer cannot tell (it has no ``encode``)."""
+    """How many tokens a text has; None where the tokenizer cannot tell before it cuts them (it has no ``encode``)."""
     encode = getattr(tokenizer, "encode", None)
-    return None if encode is None else lambda text: len(encode(text)) + 2  # start and end
+    return None if encode is None else lambda text: len(encode(text[:MAX_CAPTION_CHARS])) + 2  # start and end
 
 
 class _Blocks(Dataset[list[RowFacts]]):

@@ -12,13 +12,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from repr.batch import Batch
+from repr.batch import Batch, uniform
 from repr.data.check import row_facts, set_names
 from repr.data.datamodule import DataModule
-from repr.data.datasets import TrainDataset, draw_captions
+from repr.data.datasets import TrainDataset, draw_caption
 from repr.data.samplers import EpochBatchSampler
 from repr.data.sources import Source
-from repr.data.views import evaluation_view
+from repr.data.views import Purpose, evaluation_view, stream
 
 Font = ImageFont.FreeTypeFont
 
@@ -94,18 +94,19 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
     loader = datamodule.train_dataloader()
     source, silent = datamodule.train, datamodule.tokenizer is None
     usable = (
-        (epoch, row)
-        for epoch, row in next(iter(cast(EpochBatchSampler, loader.batch_sampler)))
-        if not (facts := row_facts(source, row, None)).fault and (facts.captions or silent)
+        place
+        for place in next(iter(cast(EpochBatchSampler, loader.batch_sampler)))
+        if not (facts := row_facts(source, place.row, None)).fault and (facts.captions or silent)
     )
-    rows = list(islice(usable, num))
-    if not rows:
+    places = list(islice(usable, num))
+    if not places:
         return []
-    batch = datamodule.on_after_batch_transfer(cast(TrainDataset, loader.dataset).__getitems__(rows), 0)
-    index = batch["index"]
-    captions = [""] * len(index) if silent else draw_captions(source, batch["seed"], index)
+    batch = datamodule.on_after_batch_transfer(cast(TrainDataset, loader.dataset).__getitems__(places), 0)
+    index = batch["index"].tolist()
+    draws = uniform(stream(batch["seed"], Purpose.CAPTION), 1)[:, 0].tolist()
+    captions = ["" if silent else draw_caption(source, *drawn) for drawn in zip(index, draws, strict=True)]
     views = [_pictures(view, datamodule, scale) for view in batch["views"]]
-    return [Cell([view[b] for view in views], captions[b], source.key(row)) for b, row in enumerate(index.tolist())]
+    return [Cell([view[b] for view in views], captions[b], source.key(row)) for b, row in enumerate(index)]
 
 
 def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: int) -> list[Cell]:
