@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 from pathlib import Path
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "i
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> Path:
-    """46 pictures with no, one or two captions, names with dots, spaces and the same stem, and two damaged files."""
+    """47 pictures with no, one or two captions, odd names (dots, spaces, very long, the same stem), two damaged."""
     root, source = tmp_path_factory.mktemp("make_shards") / "IMAGES", Emoji("val")
     for i in range(44):
         path = root / f"v1.{i % 3}" / f"{i:02d} a.b {'é' * (i % 2)}.{('png', 'jpg', 'webp', 'gif')[i % 4]}"
@@ -32,6 +33,10 @@ def pictures(tmp_path_factory) -> Path:
         source.image(20 * i).resize((50 + i, 90 - i)).save(path)
         texts = ["", f"picture {i}", f"picture {i}\nbild {i} – ganz nah"][i % 3]
         path.with_suffix(".txt").write_text(texts, encoding="utf-8")
+    deep = root / "v1.3" / ("folder " * 20) / ("of a name " * 15)
+    deep.mkdir(parents=True)
+    source.image(9).save(deep / "long.png")
+    (deep / "long.txt").write_text("too long for the old tar format")
     for name in ("twin.png", "twin.jpg"):
         source.image(5).save(root / name)
     (root / "twin.txt").write_text("twins")
@@ -69,8 +74,8 @@ def test_webdataset_reads_back_what_went_in(source: Folder, whole: Path) -> None
     assert len(files) == 5
     samples = list(webdataset.WebDataset(files, shardshuffle=False))
     rows = good_rows(source)
-    assert len(samples) == len(rows) == 44
-    assert len({sample["__key__"] for sample in samples}) == 44
+    assert len(samples) == len(rows) == 45
+    assert len({sample["__key__"] for sample in samples}) == 45
     kinds = {"jpg", "png", "webp", "gif"}
     for row, sample in zip(rows, samples, strict=True):
         (kind,) = kinds & sample.keys()
@@ -145,6 +150,27 @@ def test_killed_as_soon_as_a_shard_is_there(source: Folder, whole: Path, tmp_pat
     process.join()
     make_shards(source, tmp_path, rows_per_shard=10)
     assert contents(tmp_path) == contents(whole)
+
+
+def cramped(root: Path, out: Path) -> None:
+    """Files may not grow beyond 30 kB, as on a full disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    overrides = ["data=folder", f"data.train.root={root}", "data.train.captions=true", "data.train.labels=true"]
+    main([*overrides, "--out", str(out), "--rows-per-shard", "10"])
+
+
+def test_a_full_disk_is_one_error_and_nothing_is_lost(
+    source: Folder, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    process = multiprocessing.get_context("fork").Process(target=cramped, args=(source.root, out))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert capfd.readouterr().err.strip() == f"error: {out}: [Errno 27] File too large"
+    assert not list(out.glob("*.tar")) + list(out.glob(".*"))
+    make_shards(source, out, rows_per_shard=10)
+    assert contents(out) == contents(whole)
 
 
 def test_a_shard_cut_short_is_written_again(source: Folder, whole: Path, tmp_path: Path) -> None:
