@@ -89,9 +89,9 @@ class _Blocks(Dataset[list[RowFacts]]):
     def __init__(self, source: Source, tokenizer: Tokenizer | None) -> None:
         self.source, self.tokenizer = source, tokenizer
 
-    def __getitems__(self, rows: list[int]) -> list[RowFacts]:
+    def __getitems__(self, rows: np.ndarray) -> list[RowFacts]:
         count_tokens = token_counter(self.tokenizer)
-        return [row_facts(self.source, row, count_tokens) for row in rows]
+        return [row_facts(self.source, row, count_tokens) for row in rows.tolist()]
 
 
 class Scan:
@@ -121,12 +121,12 @@ class Scan:
         self.without_caption = array("q")
         self._rows, self._digests = array("q"), bytearray()  # of readable rows
         self._sizes, self._caption_rows, self._captions = array("i"), array("q"), array("Q")
-        blocks = [rows[start : start + BLOCK].tolist() for start in range(0, len(rows), BLOCK)]
+        blocks: list[Any] = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
         loader = DataLoader(
             _Blocks(source, tokenizer), batch_sampler=blocks, num_workers=num_workers, collate_fn=_as_it_is
         )
         for block, facts in zip(blocks, loader, strict=True):
-            for row, fact in zip(block, facts, strict=True):
+            for row, fact in zip(block.tolist(), facts, strict=True):
                 self._keep(row, fact)
             advance(len(block))
         self.rows = np.array(self._rows, np.int64)
