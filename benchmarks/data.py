@@ -1,0 +1,393 @@
+"""Images a second from folder, table and shards, and what a set of a million rows costs.
+
+Run from the root of the repository::
+
+    python -m benchmarks.data            # half an hour at most on two cores
+    python -m benchmarks.data --quick    # three minutes at most
+    python -m benchmarks.data --write    # also writes benchmarks/results/data.md
+
+All read the same JPEGs, which are made first: 500 x 375, quality 90, composed of embedded emoji and noise. Two kinds of
+line. *Crops*: read, decode, crop to 224 px at random, resize, flip, uint8: what a worker process does in
+training, colour being left to the device. *All on the CPU*: with colour jitter, gray, blur and normalisation, ours
+being worker half and device half one after the other. Peers get the same sizes, batches and law of crops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.report import hardware, publish
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/data.md"
+SIZE, BATCH = 224, 64
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LIMIT = 200  # bytes a row that a worker may hold by itself (issue 3)
+Make = Callable[[Path, int, int], Iterable]  # (folder of the files, views, workers) -> batches
+
+
+# The files ---------------------------------------------------------------------------------------------------------
+
+
+def make_pictures(folder: Path, num: int) -> None:
+    """A folder of classes, a table of the same files, and shards of the same bytes."""
+    from PIL import Image
+
+    from repr.data.sources import Emoji, Folder
+    from tools.make_shards import make_shards
+
+    source, rng = Emoji("train"), np.random.default_rng(0)
+    rows = []
+    for i in range(num):
+        one, two = (source.image(int(row)) for row in rng.integers(0, len(source), 2))
+        pixels = np.asarray(one.resize((500, 375), Image.Resampling.BICUBIC), np.float32)
+        pixels = 0.6 * pixels + rng.normal(50, 9, (375, 500, 1)) + rng.normal(0, 4, (375, 500, 3))
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        picture.paste(two.resize((200, 200), Image.Resampling.BICUBIC), tuple(rng.integers(0, (300, 175)).tolist()))
+        name = f"class{i % 10}/{i:05d}.jpg"
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / "images" / name, quality=90)
+        rows.append([name, f"picture {i}", f"class{i % 10}"])
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "caption", "category"], *rows])
+    make_shards(Folder(folder / "images"), folder / "shards", rows_per_shard=num // 4, tell=lambda line: None)
+
+
+# The pipelines -----------------------------------------------------------------------------------------------------
+
+
+def source_of(kind: str, folder: Path) -> Any:
+    from repr.data.shards import Shards
+    from repr.data.sources import Folder
+    from repr.data.table import Table
+
+    if kind == "folder":
+        return Folder(folder / "images")
+    if kind == "table":
+        return Table(folder / "table.csv", root=folder / "images")
+    return Shards(f"{folder}/shards/train-*.tar")
+
+
+def datamodule(kind: str, folder: Path, views: int, workers: int) -> Any:
+    """Ours, with SimCLR's view."""
+    from repr.data.datamodule import DataModule
+    from repr.data.views import View
+
+    view = View(
+        size=SIZE, count=views, scale=(0.08, 1), flip=0.5, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2,
+        jitter_prob=0.8, gray_prob=0.2, blur_prob=0.5, blur_sigma=(0.1, 2),
+    )  # fmt: skip
+    return DataModule(
+        train=source_of(kind, folder), eval={}, views={"view": view}, batch_size=BATCH, eval_batch_size=BATCH,
+        image_size=SIZE, seed=0, mean=MEAN, std=STD, num_workers=workers,
+    )  # fmt: skip
+
+
+def ours(kind: str, *, device_half: bool) -> Make:
+    def make(folder: Path, views: int, workers: int) -> Iterable:
+        data = datamodule(kind, folder, views, workers)
+        loader = data.train_dataloader()
+        return (data.on_after_batch_transfer(batch, 0) for batch in loader) if device_half else loader
+
+    return make
+
+
+def device_half(folder: Path, views: int, workers: int) -> Iterable:
+    """Colour and normalisation alone, of one batch again and again; CPU only."""
+    data = datamodule("folder", folder, views, 0)
+    batch = next(iter(data.train_dataloader()))
+    while True:
+        yield data.on_after_batch_transfer(batch | {"views": list(batch["views"])}, 0)
+
+
+def crops() -> Callable:
+    from torchvision import transforms as t
+
+    crop = t.RandomResizedCrop(SIZE, scale=(0.08, 1), interpolation=t.InterpolationMode.BICUBIC)
+    return t.Compose([crop, t.RandomHorizontalFlip(), t.PILToTensor()])
+
+
+def simclr() -> Callable:
+    from lightly.transforms.simclr_transform import SimCLRViewTransform
+
+    return SimCLRViewTransform(input_size=SIZE)
+
+
+class Several:
+    """A picture -> several views of it."""
+
+    def __init__(self, transform: Callable, views: int) -> None:
+        self.transform, self.views = transform, views
+
+    def __call__(self, image: Any) -> tuple:  # noqa: D102
+        return tuple(self.transform(image) for _ in range(self.views))
+
+
+def image_folder(transform: Callable[[], Callable]) -> Make:
+    def make(folder: Path, views: int, workers: int) -> Iterable:
+        from lightly.transforms import SimCLRTransform
+        from torch.utils.data import DataLoader
+        from torchvision.datasets import ImageFolder
+
+        two = SimCLRTransform(input_size=SIZE) if transform is simclr and views == 2 else Several(transform(), views)
+        data = ImageFolder(str(folder / "images"), two)
+        return DataLoader(data, BATCH, shuffle=True, num_workers=workers)
+
+    return make
+
+
+def web_dataset(transform: Callable[[], Callable]) -> Make:
+    def make(folder: Path, views: int, workers: int) -> Iterable:
+        import webdataset
+
+        files = sorted(map(str, (folder / "shards").glob("*.tar")))
+        data = webdataset.WebDataset(files, shardshuffle=len(files), nodesplitter=webdataset.split_by_node)
+        data = (
+            data.shuffle(1000)
+            .decode("pil")
+            .to_tuple("jpg")
+            .map_tuple(Several(transform(), views))
+            .batched(BATCH, partial=False)
+        )
+        return webdataset.WebLoader(data, batch_size=None, num_workers=workers)
+
+    return make
+
+
+CROPS: dict[str, Make] = {
+    "ours, folder": ours("folder", device_half=False),
+    "ours, table": ours("table", device_half=False),
+    "ours, shards": ours("shards", device_half=False),
+    "webdataset, torchvision's crops": web_dataset(crops),
+    "ImageFolder, torchvision's crops": image_folder(crops),
+}
+ALL: dict[str, Make] = {
+    "ours, folder": ours("folder", device_half=True),
+    "ours, table": ours("table", device_half=True),
+    "ours, shards": ours("shards", device_half=True),
+    "ours, the device half alone": device_half,
+    "webdataset, lightly's SimCLR": web_dataset(simclr),
+    "ImageFolder, lightly's SimCLR": image_folder(simclr),
+}
+
+
+def rate(make: Make, folder: Path, views: int, workers: int, batches: int) -> float:
+    """Images a second: of CPU time in one process, of the clock with workers, once these are at work."""
+    clock = time.perf_counter if workers else time.process_time
+    stream = iter(make(folder, views, workers))
+    for _ in islice(stream, 4 if workers else 1):
+        pass
+    begin = clock()
+    done = sum(1 for _ in islice(stream, batches))
+    seconds = clock() - begin
+    assert done == batches, "too few pictures for this many batches"
+    return done * BATCH / seconds
+
+
+# A million rows ----------------------------------------------------------------------------------------------------
+
+
+def make_rows(kind: str, folder: Path, num: int) -> None:
+    """A set whose pictures are never read."""
+    folder.mkdir(parents=True)
+    if kind == "folder":
+        for i in range(num):
+            path = folder / f"class{i % 100:02d}" / f"picture_{i:07d}.jpg"
+            if i < 100:
+                path.parent.mkdir()
+            path.touch()
+    elif kind == "table":
+        with (folder / "table.csv").open("w", newline="") as file:
+            write = csv.writer(file).writerow
+            write(["image", "caption", "category"])
+            for i in range(num):
+                write(
+                    [
+                        f"class{i % 100:02d}/picture_{i:07d}.jpg",
+                        f"a caption of some length, number {i}",
+                        f"class{i % 100}",
+                    ]
+                )
+    else:
+        from webdataset.writer import TarWriter
+
+        with TarWriter(str(folder / "first"), encoder=False, mtime=0) as tar:
+            for i in range(num // 100):
+                facts, text = json.dumps({"category": f"class{i % 100}"}), f"a caption of some length, number {i}"
+                tar.write({"__key__": f"picture_{i:07d}", "jpg": b"x", "txt": text.encode(), "json": facts.encode()})
+        for number in range(100):  # one file under 100 names: as much to index, and less to write
+            os.link(folder / "first", folder / f"train-{number:05d}.tar")
+
+
+def private_bytes() -> int:
+    """Memory that this process shares with no other."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+def open_rows(kind: str, folder: Path) -> dict[str, Any]:
+    """Open a set, then read all its columns in two forked workers. In a process of its own."""
+    from repr.data.shards import Shards
+    from repr.data.sources import Folder
+    from repr.data.table import Table
+
+    makers: dict[str, Callable[[], Any]] = {
+        "folder": lambda: Folder(folder, labels=True),
+        "table": lambda: Table(folder / "table.csv", root=folder, captions=["caption"], labels=["category"]),
+        "shards": lambda: Shards(f"{folder}/train-*.tar", captions=["txt"], labels=["json:category"]),
+    }
+    indexing = 0.0
+    if kind == "shards":
+        begin = time.perf_counter()
+        makers[kind]()
+        indexing = time.perf_counter() - begin
+    before, begin = private_bytes(), time.perf_counter()
+    source = makers[kind]()
+    seconds, held = time.perf_counter() - begin, private_bytes() - before
+    workers = [_worker(source) for _ in range(2)]
+    return {
+        "rows": len(source),
+        "seconds": seconds,
+        "main": held / len(source),
+        "worker": max(workers) / len(source),
+        "indexing": indexing,
+    }
+
+
+def _worker(source: Any) -> int:
+    """Private bytes that reading keys, captions and labels of all rows adds to a forked process."""
+    receive, send = os.pipe()
+    if not (child := os.fork()):
+        before = private_bytes()
+        for row in range(len(source)):
+            source.key(row), source.captions(row), [labels[row] for labels in source.attributes.values()]
+        os.write(send, str(private_bytes() - before).encode())
+        os._exit(0)
+    os.close(send)
+    os.waitpid(child, 0)
+    with os.fdopen(receive) as file:
+        return int(file.read())
+
+
+# All together ------------------------------------------------------------------------------------------------------
+
+
+def speed_table(folder: Path, lines: dict[str, Make], repetitions: int, batches: int) -> list[str]:
+    """Best of several repetitions, of which each goes through all lines."""
+    columns = [(views, workers) for workers in (0, 2) for views in (1, 2)]
+    best: dict[tuple[str, int, int], float] = {}
+    for repetition in range(repetitions):
+        for name, make in lines.items():
+            for views, workers in columns:
+                if make is device_half and workers:
+                    continue
+                value = rate(make, folder, views, workers, batches)
+                best[name, views, workers] = max(value, best.get((name, views, workers), 0.0))
+            print(f"repetition {repetition + 1}: {name}", file=sys.stderr, flush=True)
+    base = next(name for name in lines if name.startswith("webdataset"))
+    table = [
+        "| pipeline | 1 view | 2 views | 2 workers, 1 view | 2 workers, 2 views |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name in lines:
+        cells = []
+        for column in columns:
+            value = best.get((name, *column))
+            cells.append("" if value is None else f"{value:.0f} ({value / best[base, *column]:.2f})")
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return table
+
+
+def rows_table(folder: Path, sets: dict[str, int]) -> list[str]:
+    """Opening generated sets."""
+    table = [
+        "| source | rows | first opening s | opening s | main process, bytes a row | worker, bytes a row |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind, num in sets.items():
+        make_rows(kind, folder / kind, num)
+        command = [sys.executable, "-m", "benchmarks.data", "--child", kind, str(folder / kind)]
+        child = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        found = json.loads(child.stdout.splitlines()[-1])
+        shutil.rmtree(folder / kind)
+        first = f"{found['indexing']:.1f}" if found["indexing"] else ""
+        met = "" if found["worker"] <= LIMIT else " MISSED"
+        table.append(
+            f"| {kind} | {found['rows']:,} | {first} | {found['seconds']:.2f} | {found['main']:.0f} | "
+            f"{found['worker']:.0f}{met} |"
+        )
+        print(table[-1], file=sys.stderr, flush=True)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer pictures, repetitions and rows")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        print(json.dumps(open_rows(args.child[0], Path(args.child[1]))))
+        return
+    torch.set_num_threads(1)
+    num, repetitions, batches = (704, 1, 2) if args.quick else (2000, 3, 8)
+    sets = {"table": 100_000, "shards": 100_000} if args.quick else {"table": 10**6, "shards": 10**6, "folder": 10**5}
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pictures(folder, num)
+        size = np.mean([path.stat().st_size for path in (folder / "images").rglob("*.jpg")]) / 1024
+        print(f"{num} pictures of {size:.0f} KiB", file=sys.stderr, flush=True)
+        tables = [speed_table(folder, lines, repetitions, batches) for lines in (CROPS, ALL)]
+        rows = rows_table(folder / "rows", sets)
+    lines = [
+        "# Data",
+        "",
+        f"`{' '.join(['python -m benchmarks.data', *sys.argv[1:]])}`: {num} JPEGs of 500 x 375 and {size:.0f} KiB on "
+        f"average, in the page cache; batches of {BATCH}, views of {SIZE} px, one thread a process.",
+        "",
+        f"{hardware('torch', 'torchvision', 'pillow', 'webdataset', 'lightly')}, load before {load:.1f}",
+        "",
+        f"Images a second, best of {repetitions} interleaved; in brackets the ratio to webdataset. Without workers a "
+        "second is one of CPU time, so that other programs on the machine count little; with two workers it is one of "
+        "the clock.",
+        "",
+        "## Crops, uint8: what a worker does",
+        "",
+        *tables[0],
+        "",
+        "## All on the CPU: crops, colour, blur, normalisation, float32",
+        "",
+        "Ours is both halves; with workers, the device half runs in the main process, a third one on two cores. With a "
+        "GPU it runs there.",
+        "",
+        *tables[1],
+        "",
+        "## Opening a set",
+        "",
+        "Generated rows with a caption and a label each. Shards: the first opening makes the index, the next reads it. "
+        "Memory is private memory (`smaps_rollup`); a worker is a fork that has read key, captions and labels of all "
+        f"rows. Target: at most {LIMIT} bytes a row in a worker.",
+        "",
+        *rows,
+    ]
+    publish(lines, RESULTS if args.write else None)
+
+
+if __name__ == "__main__":
+    main()
