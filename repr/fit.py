@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from repr.callbacks.files import DISK_FULL, replacing
 from repr.config import ConfigError, check, compose, load_run
+from repr.files import DISK_FULL, replacing
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -19,15 +19,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from multiprocessing import parent_process
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -36,6 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 from repr.config import ConfigError, check, compose
 from repr.data.pictures import IMAGE_SUFFIXES
 from repr.data.sources import Source
+from repr.files import PART, replacing
 from repr.fit import user_message
 
 MANIFEST, SUMS, UNREADABLE = "make_shards.json", "SHA256SUMS", "unreadable.tsv"
@@ -129,7 +128,7 @@ class Shards(Dataset[Record]):
         unreadable: list[list[str]] = []
         rows = range(first, min(first + self.rows_per_shard, len(self.source)))
         path = self.out / self.file(number)
-        with written_aside(path) as file:
+        with replacing(path, shared=True) as file:  # a killed run's workers may be at it still
             # PAX, since USTAR ends a run at a key of more than 255 bytes
             owner = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
             with TarWriter(file, encoder=False, format="PAX_FORMAT", **owner) as tar:
@@ -183,20 +182,6 @@ def resized(image: Image.Image, max_side: int, kind: str, quality: int | None) -
     return buffer.getvalue()
 
 
-@contextmanager
-def written_aside(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name once it is whole and on the disk."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # a killed run's workers may be at it still
-    try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def make_shards(
     source: Source,
     out: Path,
@@ -229,7 +214,7 @@ def make_shards(
     if "captions" in source.attributes:
         raise ConfigError(["an attribute is named 'captions', which is the captions' own place in key.json; rename it"])
     out.mkdir(parents=True, exist_ok=True)
-    for part in out.glob(".*.part"):
+    for part in out.glob(f"*{PART}"):
         part.unlink(missing_ok=True)
     shared, fingerprint = survey(source)
     plan = {
@@ -297,7 +282,7 @@ def _save(out: Path, plan: Record, done: dict[str, Record]) -> None:
         MANIFEST: json.dumps({"plan": plan, "shards": done}, indent=1, ensure_ascii=False) + "\n",
     }
     for name, text in texts.items():
-        with written_aside(out / name) as file:
+        with replacing(out / name) as file:
             file.write(text.encode("utf-8", "backslashreplace"))
 
 

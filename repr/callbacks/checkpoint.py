@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from repr.callbacks.files import PART, replacing
 from repr.distributed import gather, rank
+from repr.files import PART, replacing
 from repr.models.pretrained import checkpoints
 
 

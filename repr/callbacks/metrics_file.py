@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from repr.callbacks.files import replacing
+from repr.files import replacing
 
 Row = dict[str, str]
 

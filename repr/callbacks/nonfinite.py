@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from repr.batch import Batch
-from repr.callbacks.files import replacing
 from repr.distributed import gather, rank
+from repr.files import replacing
 
 
 class NonFiniteError(ValueError):

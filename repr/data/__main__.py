@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from repr.config import check, compose
+from repr.files import replacing
 from repr.fit import user_message
 
 if TYPE_CHECKING:
@@ -81,8 +82,10 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     sheet, undrawn = contact_sheet(datamodule, font)
     report["too_many_bad"] = too_many_bad(report, datamodule)
     report["remarks"] = remarks + undrawn
-    (out / "check.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-    sheet.save(out / "contact_sheet.png")
+    with replacing(out / "check.json") as file:
+        file.write(json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
+    with replacing(out / "contact_sheet.png") as file:
+        sheet.save(file, "PNG")
     show(report, console)
     console.print(f"written: {out / 'check.json'}, {out / 'contact_sheet.png'}", soft_wrap=True)
     return int(bool(report["too_many_bad"]))
@@ -170,19 +173,14 @@ def _table(title: str, *columns: str) -> Any:
 
 
 def _overview(report: dict[str, Any]) -> Any:
-    table = _table("Sets", "set", ">rows", ">read", ">unreadable", ">duplicates", ">also in train", ">width", ">height")
+    columns: dict[str, dict[str, str]] = {}
     for name, facts in report["sets"].items():
         leaked = report["leakage"].get(name)
-        table.add_row(
-            name,
-            *(f"{facts[key]:,}" for key in ("rows", "read")),
-            _some(len(facts["unreadable"])),
-            _some(facts["duplicates"]["surplus"]),
-            "" if leaked is None else _some(leaked["rows"]),
-            *(_spread(facts[key]) for key in ("width", "height")),
-        )
-    table.caption = "width and height in pixels, upright: least / median / greatest"
-    return table
+        cells = {"rows": f"{facts['rows']:,}", "rows read": f"{facts['read']:,}"}
+        cells |= {"unreadable": _some(len(facts["unreadable"])), "duplicates": _some(facts["duplicates"]["surplus"])}
+        cells |= {"also in train": "" if leaked is None else _some(leaked["rows"])}
+        columns[name] = cells | {f"{key}, pixels": _spread(facts[key]) for key in ("width", "height")}
+    return _by_set("Sets; sizes upright, as least / median / greatest", columns)
 
 
 def _kinds(sets: dict[str, Any]) -> Any:
@@ -194,16 +192,26 @@ def _kinds(sets: dict[str, Any]) -> Any:
 
 
 def _captions(sets: dict[str, Any]) -> Any:
-    names = (">captions", ">distinct", ">rows without", ">characters", ">words", ">tokens", ">cut")
-    table = _table("Captions", "set", *names)
+    columns: dict[str, dict[str, str]] = {}
     for name, facts in sets.items():
         captions = facts["captions"]
+        columns[name] = cells = {"rows without": _some(captions["rows_without"])}
         if captions["captions"]:
-            cells = [f"{captions['captions']:,}", f"{captions['distinct']:,}", _some(captions["rows_without"])]
-            cells += [_spread(captions.get(key)) for key in ("characters", "words", "tokens")]
-            table.add_row(name, *cells, f"{captions['cut_share']:.1%}" if "cut" in captions else "")
-    lengths = {facts["captions"].get("context_length") for facts in sets.values()} - {None}
-    table.caption = "least / median / greatest" + "".join(f"; cut: longer than {n} tokens" for n in lengths)
+            cells |= {"captions": f"{captions['captions']:,}", "distinct": f"{captions['distinct']:,}"}
+            cells |= {key: _spread(captions.get(key)) for key in ("characters", "words", "tokens")}
+        if "cut" in captions:
+            cells |= {f"longer than {captions['context_length']} tokens": f"{captions['cut_share']:.1%}"}
+    has_any = any("captions" in cells for cells in columns.values())
+    return _by_set("Captions; lengths as least / median / greatest", columns if has_any else {})
+
+
+def _by_set(title: str, columns: dict[str, dict[str, str]]) -> Any:
+    """A row a fact and a column a set, which stays narrow."""
+    table = _table(title, "", *(f">{name}" for name in columns))
+    for label in dict.fromkeys(label for cells in columns.values() for label in cells):
+        row = [cells.get(label, "") for cells in columns.values()]
+        if any(row):
+            table.add_row(label, *row)
     return table
 
 

@@ -10,7 +10,6 @@ import sys
 import tarfile
 import zipfile
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from repr.data.columns import Labels, Packed
+from repr.files import replacing
 
 _VERSION = 1
 _BLOCK = 512  # of the tar format
@@ -198,17 +198,12 @@ class ShardIndex:
         arrays |= {f"label{number}": column.codes for number, column in enumerate(self.labels.values())}
         fault = ""
         for place in _places(path, cache_dir):
-            partial = Path(f"{place}.part{os.getpid()}")
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
+                with replacing(place, shared=True) as file:
                     np.savez(file, **arrays)  # type: ignore[arg-type]
-                os.replace(partial, place)
                 return
             except OSError as error:
-                fault = f"{place}: {error.strerror}"
-                with suppress(OSError):
-                    partial.unlink()
+                fault = f"{place}: {error.strerror or error}"
         print(f"the index of {path} cannot be kept ({fault}); set cache_dir to a folder that can", file=sys.stderr)
 
 

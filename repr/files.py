@@ -1,4 +1,4 @@
-"""Files of a run folder that are replaced as a whole, so that a kill or a full disk never leaves half of one."""
+"""Files that are replaced as a whole, so that a kill or a full disk never leaves half of one."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import BinaryIO
 
 PART = ".part"  # what a file is called until it is complete
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is a limit of the process or the file system
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
     """Open a file beside ``path`` that takes its place once it is complete and on the disk.
 
     Until then, and if writing fails, whatever stood at ``path`` stays.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        shared: other processes may be writing the same file.
 
     Raises:
         OSError: the disk is full; the message says what is kept and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PART)
+    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + PART)
     try:
         with partial.open("wb") as file:
             yield file
@@ -32,23 +36,24 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch hides the first behind the second
-        if not is_disk_full(error):
+        full = disk_full(error)
+        if full is None:
             raise
         raise OSError(
-            f"no space left on the disk for {path}; what was saved before is kept. Make room, then go on with "
-            "python -m repr.fit resume=RUN_FOLDER"
+            f"{path} cannot be written ({full.strerror}); what was saved before is kept. Make room and start again; "
+            "a run goes on with resume=RUN_FOLDER"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, is that of a full disk or a spent quota."""
+def disk_full(error: BaseException | None) -> OSError | None:
+    """The error of a full disk, a spent quota or a limit that led to an error, or None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return True
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _sync_folder(folder: Path) -> None:
