@@ -351,9 +351,9 @@ def main() -> None:
         print(json.dumps(open_rows(args.child[0], Path(args.child[1]))))
         return
     torch.set_num_threads(1)
-    num, repetitions, batches = (704, 1, 2) if args.quick else (2000, 3, 8)
+    num, repetitions, batches = (448, 1, 2) if args.quick else (2000, 3, 8)
     repetitions = args.repetitions or repetitions
-    sets = {"table": 100_000, "shards": 100_000} if args.quick else {"table": 10**6, "shards": 10**6, "folder": 10**5}
+    sets = {"table": 100_000, "shards": 50_000} if args.quick else {"table": 10**6, "shards": 10**6, "folder": 10**5}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -5,8 +5,8 @@ The source is named as for ``repr.fit``; run in the root of the repository::
     python -m tools.make_shards data=folder data.train.root=IMAGES data.train.captions=true --out SHARDS
     python -m repr.fit data=shards 'data.train.files=SHARDS/train-*.tar'
 
-A sample is ``key.<format>`` with the picture's bytes as they are, ``key.txt`` with its caption or, where it has several
-(or one of several lines), ``captions`` in ``key.json``, which also holds its labels by attribute. Rows that cannot be
+A sample is ``key.<format>`` with the picture's bytes as they are, ``key.txt`` with its caption or, where it has several,
+``captions`` in ``key.json``, which also holds its labels by attribute. Rows that cannot be
 read are left out and listed in ``unreadable.tsv``. Shard k holds the rows from k times ``--rows-per-shard`` on. Weights
 of captions are not kept.
 
@@ -163,7 +163,7 @@ class Shards(Dataset[Record]):
         name = member_name(self.source.key(row)) + (f"~{row}" if self.shared[row] else "")
         sample: dict[str, Any] = {"__key__": name, ENDINGS.get(kind, kind.lower()): data}
         facts: dict[str, Any] = {name: labels[row] for name, labels in self.source.attributes.items() if labels[row]}
-        if len(captions) == 1 and "\n" not in captions[0]:
+        if len(captions) == 1:
             sample["txt"] = captions[0].encode()
         elif captions:
             facts["captions"] = captions
