@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -31,6 +32,8 @@ def read_picture(path: str) -> bytes:
         OSError: it cannot be read; the message names it.
     """
     try:
+        if not os.path.isfile(path) and os.path.exists(path):  # reading a pipe would wait for ever
+            raise OSError(0, "no plain file")
         with open(path, "rb") as file:
             return file.read()
     except OSError as error:

@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections import Counter
 from io import BytesIO
@@ -72,12 +73,14 @@ def test_folder_errors_come_at_construction_and_say_what_to_set(tree, prepare, o
         Folder(prepare(tree), **options)
 
 
-@pytest.mark.parametrize("damage", ["text", "truncated", "gone"])
+@pytest.mark.parametrize("damage", ["text", "truncated", "gone", "pipe"])
 def test_a_file_that_is_no_image_is_named_and_left_out_of_evaluation(tree, damage):
     path = tree / "b" / "two.JPG"
     source = Folder(tree)
-    if damage == "gone":
+    if damage in ("gone", "pipe"):
         path.unlink()
+        if damage == "pipe":
+            os.mkfifo(path)
     else:
         path.write_bytes(b"no image at all" if damage == "text" else path.read_bytes()[:-200])
     with pytest.raises(OSError, match=r"two\.JPG: not readable as an image"):
