@@ -122,6 +122,8 @@ def check(cfg: DictConfig) -> None:
         for path, node in _targets(cfg):
             faults += _target_faults(path, node)
         faults += _exclusion_faults(cfg)
+        if not any(fault.startswith(("objective", "backbone", "views", "data.batch_size")) for fault in faults):
+            faults += _flow_faults(cfg)  # it reads those
     if faults:
         raise ConfigError(faults)
 
@@ -286,6 +288,15 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
                     yield f"{path}.{key}.{term}: {name} has no such term; {nearest(term, terms)}"
         for term in set(node.get("losses") or {}) - set(node.get("weights") or {}):
             yield f"{path}.losses.{term} has no weight: set {path}.weights.{term}"
+
+
+def _flow_faults(cfg: DictConfig) -> Iterator[str]:
+    """What the flow itself knows of the options around it."""
+    flow = get_object(cfg.objective["_target_"])
+    if (cfg.get("eval") or {}).get("zero_shot") and not hasattr(flow, "encode_text"):
+        yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
+    if hasattr(flow, "config_faults"):  # a LightningModule of one's own need not have it
+        yield from flow.config_faults(cfg)
 
 
 def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -57,3 +57,36 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad
+
+
+def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+    """Sum or maximum over ranks, element by element.
+
+    Args:
+        x: any shape, the same on every rank.
+        op: a sum keeps gradients, with the convention of :func:`gather`; a maximum has none.
+
+    Returns:
+        A tensor of the same shape; ``x`` itself stays as it is.
+    """
+    if world_size() == 1:
+        return x
+    if op == "sum":
+        return _Sum.apply(x)
+    out = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, dist.ReduceOp.MAX)
+    return out

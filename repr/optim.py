@@ -30,7 +30,8 @@ class Optim:
         decay_1d: decay those too (some papers do).
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
-        warmup_steps: steps of linear warm-up; the first step already has ``lr / warmup_steps``.
+        warmup_steps: steps of linear warm-up, of which the last has ``lr``.
+        warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``.
         final_lr: learning rate at the end of the cosine or of the cooldown.
         cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``.
         cooldown_power: shape of that fall; 1 is linear.
@@ -46,6 +47,7 @@ class Optim:
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
+    warmup_lr: float | None = None
     final_lr: float = 0.0
     cooldown_steps: int = 0
     cooldown_power: float = 1.0
@@ -86,6 +88,7 @@ class Optim:
             total=total_steps,
             schedule=self.schedule,
             warmup=self.warmup_steps,
+            start=None if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr,
             final=self.final_lr / self.lr if self.lr else 0.0,
             cooldown=self.cooldown_steps,
             power=self.cooldown_power,
@@ -122,17 +125,19 @@ def lr_factor(
     total: int,
     schedule: Schedule,
     warmup: int = 0,
+    start: float | None = None,
     final: float = 0.0,
     cooldown: int = 0,
     power: float = 1.0,
 ) -> float:
     """Learning rate at ``step`` (from 0) as a share of the peak: linear warm-up, then cosine or constant.
 
-    Warm-up ends at the peak at step ``warmup - 1`` and the cosine starts one step later, as in open_clip;
-    ``final`` is reached one step after the last.
+    Warm-up runs from ``start`` (None: ``1 / warmup``, as in open_clip) to the peak at step ``warmup - 1``, and the
+    cosine starts one step later; ``final`` is reached one step after the last.
     """
     if step < warmup:
-        return (step + 1) / warmup
+        start = 1 / warmup if start is None else start
+        return start + (1 - start) * step / max(warmup - 1, 1)
     if schedule == "cosine":
         progress = min((step - warmup) / max(total - warmup, 1), 1.0)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,9 +1,10 @@
 """Two real processes (gloo) against one: collectives, and the gradient of every objective under DDP."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,19 +14,31 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
-from repr.distributed import gather, rank, world_size
-from repr.losses.contrastive import clip, sigmoid
+from repr.distributed import all_reduce, gather, rank, world_size
+from repr.losses.clustering import sinkhorn
+from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.objectives.base import Objective
 from tests.golden import golden
-from tests.objectives.conftest import OBJECTIVES, build, make_batch
+from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
 WORLD = 2
+QUEUE = ["objective.queue_length=8", "data.batch_size=8"]  # acts from the second step
+VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
+    "swav, queue": {"name": "swav", "overrides": QUEUE},
+    "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},
+    "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
+}
 CASES = sorted({key.split(".")[0] for key in golden("open_clip_dist2")})
 
 
-def train(name: str, batch: Batch) -> dict[str, Tensor]:
-    """Loss, gradients, and parameters after three optimizer steps; under DDP where there is a process group."""
+def make(name: str, overrides: Sequence[str] = (), backbone: Sequence[str] = VIT) -> Objective:
+    return build(name, "optim.lr=1e-2", *overrides, backbone=backbone)
+
+
+def train(variant: str, batch: Batch) -> dict[str, Tensor]:
+    """Losses, gradients, and state after three optimizer steps; under DDP where there is a process group."""
     torch.manual_seed(0)
-    objective = build(name, "optim.lr=1e-2")
+    objective = make(**VARIANTS[variant])
     optimizer, _ = objective.optim.build(objective, 3)
 
     class Step(torch.nn.Module):
@@ -43,12 +56,13 @@ def train(name: str, batch: Batch) -> dict[str, Tensor]:
         optimizer.zero_grad()
         loss = model()
         loss.backward()
+        record[f"loss.{i}"] = loss.detach()
         if i == 0:
-            record["loss"] = loss.detach()
             record |= {f"grad.{n}": p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
         optimizer.step()
         objective.update_targets()
-    return record | {f"after.{n}": p.detach().clone() for n, p in objective.named_parameters()}
+    record |= {f"after.{n}": p.detach().clone() for n, p in objective.named_parameters()}
+    return record | {f"buffer.{n}": p.clone() for n, p in objective.named_buffers()}
 
 
 def worker(index: int, folder: str) -> None:
@@ -58,14 +72,15 @@ def worker(index: int, folder: str) -> None:
     whole = make_batch(8)
     mine = slice(4 * index, 4 * index + 4)
     batch = Batch(views=[view[mine] for view in whole["views"]], text=whole["text"][mine])
-    record: dict = {name: train(name, batch) for name in OBJECTIVES}
+    record: dict = {variant: train(variant, batch) for variant in VARIANTS}
 
     x = torch.full((2, 3), float(index), requires_grad=True)
     weight = torch.arange(12.0).reshape(4, 3)
     out = gather(x)
     (out * weight).sum().backward()
     record["gather"] = {"out": out.detach(), "grad": x.grad, "ints": gather(torch.tensor([index, 7]))}
-    record |= gathered_losses(index)
+    record["all_reduce"] = reductions(index)
+    record |= gathered_losses(index) | joint_losses(index)
     record["where"] = (rank(), world_size())
     torch.save(record, Path(folder, f"{index}.pt"))
     dist.destroy_process_group()
@@ -86,7 +101,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def one() -> Iterator[dict]:
-    return {name: train(name, make_batch(8)) for name in OBJECTIVES}
+    return {variant: train(variant, make_batch(8)) for variant in VARIANTS}
 
 
 def test_ranks(two: list[dict]) -> None:
@@ -104,10 +119,10 @@ def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> 
     assert gather(x) is x
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_give_the_gradient_of_one(name: str, one: dict, two: list[dict]) -> None:
     for record in two:
-        torch.testing.assert_close(record[name]["loss"], one[name]["loss"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(record[name]["loss.0"], one[name]["loss.0"], rtol=1e-5, atol=0)
         flat = [
             torch.cat([r[name][key].flatten() for key in one[name] if key.startswith("grad.")]).double()
             for r in (record, one)
@@ -117,17 +132,53 @@ def test_two_processes_give_the_gradient_of_one(name: str, one: dict, two: list[
         assert torch.cosine_similarity(flat[0], flat[1], dim=0).item() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_two_processes_give_the_parameters_of_one_after_three_steps(name: str, one: dict, two: list[dict]) -> None:
     # Adam divides by the root of squared gradients, so the rounding of a vanishing gradient moves a weight by up to
     # the learning rate; the update as a whole is compared.
-    start = dict(build(name).named_parameters())
+    start = dict(make(**VARIANTS[name]).named_parameters())
     flat = [
         torch.cat([(r[name][f"after.{key}"] - start[key]).detach().flatten() for key in start]).double()
         for r in (one, two[0], two[1])
     ]
     assert torch.equal(flat[1], flat[2])
     assert torch.cosine_similarity(flat[0], flat[1], dim=0).item() == pytest.approx(1, abs=1e-3)
+    for i in range(3):  # the later ones with what the queue holds
+        torch.testing.assert_close(two[0][name][f"loss.{i}"], one[name][f"loss.{i}"], rtol=1e-3, atol=0)
+    for key in (key for key in one[name] if key.startswith("buffer.")):  # running statistics, the queue
+        torch.testing.assert_close(two[0][name][key], one[name][key], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(two[0][name][key], two[1][name][key], rtol=0, atol=0)
+
+
+def test_all_reduce_keeps_gradients(two: list[dict]) -> None:
+    for record in two:
+        assert record["all_reduce"]["sum"].tolist() == [3, 30]
+        assert record["all_reduce"]["max"].tolist() == [2, 20]
+        assert record["all_reduce"]["grad"].tolist() == [3, 3]  # 1 from the first rank's loss and 2 from the other's
+
+
+@pytest.mark.parametrize("case", ["sinkhorn_a", "sinkhorn_b"])
+def test_sinkhorn_equals_the_authors_on_two_processes(case: str, two: list[dict]) -> None:
+    data = golden("dist2")
+    whole = sinkhorn(
+        torch.as_tensor(data[f"{case}/scores_global"]), epsilon=float(data[f"{case}/epsilon"]), num_iters=3
+    )
+    for rank_, record in enumerate(two):
+        theirs = torch.as_tensor(data[f"{case}/q.rank{rank_}"])
+        torch.testing.assert_close(record[case], theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(whole.chunk(WORLD)[rank_], theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["simclr_a", "simclr_b"])
+def test_nt_xent_equals_the_authors_on_two_processes(case: str, two: list[dict]) -> None:
+    """Each rank of theirs holds the loss of its rows, ours the global one; the gradients are the same."""
+    data = golden("dist2")
+    mean = sum(float(data[f"{case}/loss.rank{r}"]) for r in range(WORLD)) / WORLD
+    for r, record in enumerate(two):
+        assert record[case]["loss"].item() == pytest.approx(mean, rel=1e-5)
+        for key in ("aug1", "aug2"):
+            theirs = torch.as_tensor(data[f"{case}/grad.{key}.rank{r}"])
+            torch.testing.assert_close(record[case][key], theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -168,4 +219,28 @@ def gathered_losses(index: int) -> dict[str, dict[str, Tensor]]:
             value = loss(gather(image), gather(text))
             value.backward()
             record[f"{case}.{name}"] = {"loss": value.detach(), "grad_img": image.grad, "grad_txt": text.grad}
+    return record
+
+
+def reductions(index: int) -> dict[str, Tensor]:
+    x = torch.tensor([1.0, 10.0]).mul(index + 1).requires_grad_()
+    total = all_reduce(x)
+    ((index + 1) * total).sum().backward()
+    return {"sum": total.detach(), "grad": x.grad, "max": all_reduce(x, "max")}
+
+
+def joint_losses(index: int) -> dict[str, Any]:
+    """Our Sinkhorn and NT-Xent on this rank's rows of the stored two-process cases."""
+    data, record = golden("dist2"), {}
+    for case in ("sinkhorn_a", "sinkhorn_b"):
+        mine = torch.as_tensor(data[f"{case}/scores_global"]).chunk(WORLD)[index]
+        record[case] = sinkhorn(mine, epsilon=float(data[f"{case}/epsilon"]), num_iters=3, all_reduce=all_reduce)
+    for case in ("simclr_a", "simclr_b"):
+        views = {
+            key: torch.as_tensor(data[f"{case}/global.{key}"]).chunk(WORLD)[index].clone().requires_grad_()
+            for key in ("aug1", "aug2")
+        }
+        loss = nt_xent(*(gather(view) for view in views.values()), temperature=float(data[f"{case}/temperature"]))
+        loss.backward()
+        record[case] = {"loss": loss.detach()} | {key: view.grad for key, view in views.items()}
     return record

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def backbone(name: str, *, image_size: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -33,6 +35,50 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
     # Convolutions follow the layout of their weights; this one is the faster on CPUs and tensor cores alike
     # (resnet10t at 48 px on two cores: 480 against 359 images/s).
     return model.to(memory_format=torch.channels_last)
+
+
+def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
+    """Encode several views of a batch, with one pass of the backbone for each run of equal sizes.
+
+    Views of one pass share BatchNorm statistics, those of different sizes do not.
+
+    Args:
+        backbone: (N, 3, H, W) -> (N, D).
+        views: V tensors (B, 3, H_v, W_v), equal sizes side by side.
+
+    Returns:
+        (V * B, D): the rows of the first view, then those of the second, and so on.
+
+    Raises:
+        ValueError: the views hold unequal numbers of samples.
+    """
+    if len({len(view) for view in views}) > 1:
+        counts = ", ".join(str(len(view)) for view in views)
+        raise ValueError(f"the views of a batch hold {counts} samples: every view must hold the same samples")
+    runs = [list(run) for _, run in groupby(views, key=lambda view: view.shape[2:])]
+    return torch.cat([backbone(torch.cat(run)) for run in runs])
+
+
+def refused_sizes(sizes: Sequence[int], name: str, **options: Any) -> dict[int, str]:
+    """Which square inputs a backbone cannot take, found by giving it one of each.
+
+    Args:
+        sizes: sides in pixels.
+        name: as for :func:`backbone`.
+        options: likewise.
+
+    Returns:
+        Side -> the first line of what the model says.
+    """
+    model = backbone(name, **options).eval()
+    refused = {}
+    for size in sizes:
+        try:
+            with torch.no_grad():
+                model(torch.zeros(1, 3, size, size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            refused[size] = str(error).split("\n")[0]
+    return refused
 
 
 def _takes_image_size(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -27,6 +27,7 @@ class Objective(pl.LightningModule):
 
     Attributes:
         terms: the unweighted terms of the last step by name, detached; for callbacks.
+        features: the features of the last step by name, detached; likewise.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
@@ -41,6 +42,12 @@ class Objective(pl.LightningModule):
             raise ValueError(f"objective.weights are all zero; give one of {', '.join(self.TERMS)} a weight")
         self.optim = optim or Optim()
         self.terms: dict[str, Tensor] = {}
+        self.features: dict[str, Tensor] = {}
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """What this flow finds wrong in a whole config before anything is built; one message each."""
+        return iter(())
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the unweighted loss terms of a batch; exactly those that have a weight."""
@@ -68,6 +75,7 @@ class Objective(pl.LightningModule):
         output = self.step(batch)
         loss = self.total(output.terms)
         self.terms = {name: term.detach() for name, term in output.terms.items()}
+        self.features = {name: value.detach() for name, value in output.features.items()}
         self.log("train/loss", loss, prog_bar=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         logs = {**output.terms, **output.logs, "lr": rate}

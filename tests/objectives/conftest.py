@@ -1,12 +1,13 @@
 """Small objectives and batches, built from the files of conf/objective."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import open_clip
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from repr.batch import Batch
 from repr.config import CONF, check, compose
@@ -14,14 +15,21 @@ from repr.objectives.base import Objective
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 SMALL = [
-    "image_size=32", "embed_dim=16", "optim.warmup_steps=0", "text.width=32", "text.layers=1", "text.context_length=12",
-    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2",
+    "image_size=32", "small_size=16", "views=multicrop", "eval=images", "embed_dim=16", "optim.warmup_steps=0",
+    "text.width=32", "text.layers=1", "text.context_length=12",
 ]  # fmt: skip
+VIT = [
+    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2",
+    "+backbone.dynamic_img_size=true",
+]  # fmt: skip
+SMALL_HEAD = {"hidden_dim": 32, "dim": 16, "num_prototypes": 12}
 
 
-def build(name: str, *overrides: str, seed: int = 0) -> Objective:
-    """An objective of conf/objective with small towers."""
-    cfg = compose([f"objective={name}", *SMALL, *overrides])
+def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int = 0) -> Objective:
+    """An objective of conf/objective with small towers and a small head."""
+    own = OmegaConf.load(CONF / "objective" / f"{name}.yaml")
+    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in own]
+    cfg = compose([f"objective={name}", *SMALL, *backbone, *head, *overrides])
     check(cfg)
     torch.manual_seed(seed)
     return instantiate(cfg.objective)
@@ -32,16 +40,19 @@ def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=12)
 
 
-def make_batch(size: int = 8) -> Batch:
-    """Random pictures, each with a caption of its own."""
-    generator = torch.Generator().manual_seed(1)
+def make_batch(size: int = 8, seed: int = 1) -> Batch:
+    """Four noisy views of random pictures, two of them small, and a caption for each."""
+    generator = torch.Generator().manual_seed(seed)
     looks = ("red", "green", "blue", "dark", "striped", "round", "large", "small")
     things = ("cat", "dog", "bus", "tree", "house", "shoe", "star", "cup")
     captions = [f"{looks[i % 8]} {things[(i * 3 + i // 8) % 8]} {i}" for i in range(size)]
+    pictures = torch.randn(size, 3, 16, 16, generator=generator)
+    large = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    views = [view + 0.3 * torch.randn(view.shape, generator=generator) for view in (large, large, pictures, pictures)]
     return Batch(
         index=torch.arange(size),
         seed=torch.arange(size),
-        views=[torch.randn(size, 3, 32, 32, generator=generator)],
+        views=views,
         text=tokenizer()(captions),
     )
 

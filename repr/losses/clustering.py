@@ -1,0 +1,125 @@
+"""Cluster assignments that spread a batch evenly over prototypes, and their prediction from other views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from repr.losses.blockwise import full_precision
+
+# (values of this rank, reduction) -> values of all ranks
+Reduce = Callable[[Tensor, Literal["sum", "max"]], Tensor]
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Reduce | None = None) -> Tensor:
+    """Assign samples softly to prototypes so that all prototypes get about the same mass.
+
+    ``Q_nk = u_k exp(s_nk / epsilon) v_n``, with u and v found by ``num_iters`` rounds of::
+
+        u_k = 1 / sum_n exp(s_nk / epsilon) v_n      (over the samples of all ranks, up to a common factor)
+        v_n = 1 / sum_k exp(s_nk / epsilon) u_k
+
+    Shapes: ``scores`` (N, K), cosines of N samples and K prototypes, taken as they are; the result is (N, K), float32
+    whatever comes in, also under autocast, and without gradient.
+
+    Range: entries in [0, 1], every row sums to 1, every column to N / K as nearly as ``num_iters`` rounds bring it.
+    Equal rows give 1 / K everywhere, the fixed point of collapse: entropy ln K nats.
+
+    Source: Cuturi, 2013, arXiv:1306.0895; Caron et al., 2020 (SwAV), arXiv:2006.09882, section 3.1 and appendix A.1,
+    where epsilon is 0.05 and ``num_iters`` 3.
+
+    Departures: none in value. exp(1 / 0.05) has no place in half precision, nor exp(1 / 0.01) in float32: here every
+    row is divided by its own maximum, and v starts at that maximum over the global one, which is the same product.
+    (Below an epsilon of about 0.02 cosines can lie so far apart that the smaller exponential is no float32 number; it
+    counts as 0, and the result stays finite.)
+
+    Several processes: give each its own rows and, as ``all_reduce``, a function ``(tensor, "sum" or "max")`` that
+    reduces over them (``repr.distributed.all_reduce``). It is called once for the maximum and once a round.
+
+    Raises:
+        ValueError: ``scores`` is not a matrix, ``epsilon`` not positive, or ``num_iters`` below 1.
+    """
+    if scores.ndim != 2:
+        raise ValueError(f"scores must be (N, K); got {tuple(scores.shape)}")
+    if epsilon <= 0 or num_iters < 1:
+        raise ValueError(f"sinkhorn: epsilon={epsilon}, num_iters={num_iters}; set epsilon > 0 and num_iters >= 1")
+    reduce = all_reduce or (lambda x, op: x)
+    with full_precision(scores):
+        logits = scores.float() / epsilon
+        top = logits.amax(1)  # (N,)
+        q = logits.sub_(top[:, None]).exp_()  # (N, K), 1 at the best prototype of each sample
+        v = (top - reduce(top.max(), "max")).exp()
+        for _ in range(num_iters):
+            mass = reduce(q.T @ v, "sum")  # (K,)
+            # The mean keeps the scale of v from round to round. A mass of 0 is one that is no float32 number.
+            u = mass.mean() / mass.clamp_min(1e-30)
+            v = (q @ u).reciprocal()
+        return q.mul_(u).mul_(v[:, None])
+
+
+def swapped_prediction(
+    scores: Sequence[Tensor], assignments: Sequence[Tensor], *, assign_views: Sequence[int], temperature: float
+) -> Tensor:
+    """Cross-entropy of predicting the assignments of some views from the scores of all other views.
+
+    With ``S_v`` the scores of view v, ``Q_a`` the assignments of view a and A the ``assign_views``::
+
+        loss = -1/|A| sum_{a in A} 1/(V-1) sum_{v != a} 1/B sum_b sum_k Q_a,bk log softmax(S_v,b / temperature)_k
+
+    Shapes: ``scores`` V tensors (B, K), V >= 2, cosines taken as they are; ``assignments`` a tensor (B, K) for each of
+    ``assign_views``, in that order, whose rows sum to 1. They get no gradient, the scores do.
+
+    Range: [0, ln K + 2 / temperature], in nats. At chance (equal scores): ln K.
+
+    Source: Caron et al., 2020 (SwAV), arXiv:2006.09882, equations 1, 2 and 6.
+
+    Departures: the paper's multi-crop objective (equation 6) is the plain double sum; the authors' code, and this
+    function, take the mean over the V - 1 predicting views and over the assigned views. Always float32 (float64 if a
+    score is), also under autocast; half-precision scores get a gradient of their type.
+
+    Several processes: the mean over processes of their own values is the value of the global batch.
+
+    Raises:
+        ValueError: fewer than two views, views of unequal batch size, or an assign view that does not exist.
+    """
+    check_views(len(scores), assign_views)
+    if len({tuple(s.shape) for s in (*scores, *assignments)}) != 1 or len(assignments) != len(assign_views):
+        raise ValueError(
+            "every view needs scores, and every assign view assignments, of the same (B, K); got scores of "
+            f"{[tuple(s.shape) for s in scores]} and assignments of {[tuple(q.shape) for q in assignments]}"
+        )
+    with full_precision(scores[0]):
+        loss = scores[0].new_zeros((), dtype=torch.promote_types(scores[0].dtype, torch.float32))
+        for view, score in enumerate(scores):
+            targets = [q for q, a in zip(assignments, assign_views, strict=True) if a != view]
+            if targets:
+                logits = score.to(loss.dtype) / temperature
+                target = torch.stack(targets).sum(0) if len(targets) > 1 else targets[0]
+                loss = loss + F.cross_entropy(logits, target.detach().to(loss.dtype))
+        return loss / (len(assign_views) * (len(scores) - 1))
+
+
+def check_views(num_views: int, assign_views: Sequence[int]) -> None:
+    """Refuse views from which nothing can be predicted.
+
+    Raises:
+        ValueError: fewer than two views, no assign view, one twice, or one that does not exist.
+    """
+    if fault := views_fault(num_views, assign_views):
+        raise ValueError(fault)
+
+
+def views_fault(num_views: int, assign_views: Sequence[int]) -> str | None:
+    """What is wrong with a choice of assign views, or None."""
+    if num_views < 2:
+        return f"swapped prediction needs two views or more of each sample, but there is {num_views}: add views"
+    if wrong := [a for a in assign_views if not 0 <= a < num_views]:
+        return f"assign_views names view {wrong[0]}, but the {num_views} views are 0 to {num_views - 1}"
+    if not assign_views or len(set(assign_views)) != len(assign_views):
+        return f"assign_views={list(assign_views)}: name at least one view, and none twice"
+    return None

@@ -1,0 +1,82 @@
+"""BatchNorm whose statistics are those of all ranks, on any device."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, nn
+from torch.nn.modules._functions import SyncBatchNorm as kernels  # noqa: N813 - of torch's module of that name
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from repr.distributed import all_reduce, world_size
+
+
+class SyncBatchNorm(_BatchNorm):
+    """BatchNorm over all ranks; on one process it is plain BatchNorm.
+
+    torch's module of this name refuses the CPU, and so does DDP where it finds one. This one takes torch's kernels on
+    CUDA; elsewhere mean and variance are reduced one after the other by an all-reduce that autograd knows of, which is
+    slower and as exact as on one process. Every rank must hold the same number of rows.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
+        """Normalise (N, C, ...) over all dimensions but the second, and over ranks."""
+        if not self.training or world_size() == 1:
+            return super().forward(input)
+        factor = self._count()
+        if input.is_cuda:
+            statistics = (self.running_mean, self.running_var, self.eps, factor)
+            return kernels.apply(input, self.weight, self.bias, *statistics, dist.group.WORLD, world_size())
+        dims, shape = [0, *range(2, input.ndim)], [1, -1, *[1] * (input.ndim - 2)]
+        x = input.to(torch.promote_types(input.dtype, torch.float32))
+        num = x.numel() // x.shape[1] * world_size()
+        mean = all_reduce(x.sum(dims)) / num  # (C,)
+        x = x - mean.view(shape)
+        variance = all_reduce(x.square().sum(dims)) / num
+        if self.running_mean is not None and self.running_var is not None:
+            self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), factor)
+            unbiased = variance.detach() * num / max(num - 1, 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
+        x = x * (variance + self.eps).rsqrt().view(shape)
+        if self.affine:
+            x = x * self.weight.view(shape) + self.bias.view(shape)
+        return x.to(input.dtype)
+
+    def _count(self) -> float:
+        """Count the batch; the weight with which it enters the running statistics."""
+        if self.num_batches_tracked is None:
+            return 0.0
+        self.num_batches_tracked.add_(1)
+        return 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002
+        """Any number of dimensions."""
+
+
+class SyncBatchNormAct(SyncBatchNorm):
+    """The same followed by what timm's ``BatchNormAct2d`` holds: dropout and activation."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise, drop, activate."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """Exchange every BatchNorm inside ``module`` for one that is synchronised; names and tensors stay.
+
+    Returns:
+        The module itself, or its replacement where it is a BatchNorm.
+    """
+    if isinstance(module, _BatchNorm) and not isinstance(module, SyncBatchNorm | nn.SyncBatchNorm):
+        kind = SyncBatchNormAct if isinstance(module, BatchNormAct2d) else SyncBatchNorm
+        new = kind(module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats)
+        for holder in ("_parameters", "_buffers", "_modules"):
+            setattr(new, holder, getattr(module, holder))
+        return new.train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, synchronise(child))
+    return module

@@ -1,0 +1,122 @@
+"""Joint embedding of views: SimCLR, VICReg, Barlow Twins, alignment and uniformity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import combinations
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from repr.batch import Batch, StepOutput
+from repr.distributed import gather
+from repr.losses import contrastive, decorrelation, hypersphere
+from repr.models.backbone import encode_views, refused_sizes
+from repr.models.batchnorm import synchronise
+from repr.models.heads import Norm, mlp
+from repr.objectives.base import Objective
+from repr.optim import Optim
+
+Loss = Callable[..., Tensor]
+
+PAIRS: dict[str, Loss] = {  # of two views
+    "contrast": partial(contrastive.nt_xent, temperature=0.1),
+    "alignment": hypersphere.alignment,
+    "invariance": decorrelation.invariance,
+    "correlation": partial(decorrelation.cross_correlation, off_diagonal_weight=0.0051),
+}
+SINGLES: dict[str, Loss] = {  # of one view
+    "uniformity": hypersphere.uniformity,
+    "variance": decorrelation.variance,
+    "covariance": decorrelation.covariance,
+}
+
+
+class JointEmbedding(Objective):
+    """Two or more views, one encoder, one head.
+
+    Methods: SimCLR (Chen et al., 2020, arXiv 2002.05709), VICReg (Bardes et al., 2021, arXiv 2105.04906), Barlow
+    Twins (Zbontar et al., 2021, arXiv 2103.03230), alignment and uniformity (Wang and Isola, 2020, arXiv 2005.10242),
+    which differ in ``losses``, ``weights`` and the head's widths alone.
+
+    Flow: views -> backbone, one pass for each resolution -> head, all views together -> gathered -> terms on the
+    global batch in float32. BatchNorm of the backbone sees the views of one resolution together, that of the head all
+    views, both over all ranks. (The authors of VICReg and Barlow Twins pass one view after the other.)
+
+    Terms: of two views, averaged over all pairs of views: ``contrast``, ``alignment``, ``invariance``,
+    ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
+
+    Args:
+        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
+        hidden_dim: width of the head's hidden layers.
+        dim: width of the embedding.
+        num_layers: linear layers of the head.
+        last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
+        last_bias: whether the last layer has a bias where no norm follows.
+        weights: weight of each term; the default is SimCLR.
+        losses: function of each term where it is not the default; called with features alone.
+        optim: optimizer and schedule.
+    """
+
+    TERMS = (*PAIRS, *SINGLES)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        num_layers: int = 2,
+        last_norm: Norm | None = None,
+        last_bias: bool = True,
+        weights: Mapping[str, float] | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        weights = {"contrast": 1.0} if weights is None else weights
+        super().__init__(synchronise(backbone), weights=weights, optim=optim)
+        if unknown := sorted(set(losses or {}) - set(self.TERMS)):
+            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
+        self.losses = {**PAIRS, **SINGLES, **(losses or {})}
+        widths = [cast(int, backbone.num_features), *[hidden_dim] * (num_layers - 1), dim]
+        self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """Too few views, and views that the backbone cannot take."""
+        sizes = view_sizes(cfg)
+        if len(sizes) < 2:
+            yield f"{cls.__name__} compares views of a sample, and views has {len(sizes)}: set views=simclr"
+        yield from backbone_faults(cfg, sizes)
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Terms on the global batch."""
+        if len(batch["views"]) < 2:
+            raise ValueError(f"{type(self).__name__} compares two views or more of a sample, and the batch has one")
+        embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
+        views = [gather(view) for view in embedding.chunk(len(batch["views"]))]  # V x (N, D), N over all ranks
+        terms = {name: self._term(name, views) for name in self.weights}
+        return StepOutput(terms, {"embedding": views[0]}, {})
+
+    def _term(self, name: str, views: list[Tensor]) -> Tensor:
+        loss = self.losses[name]
+        values = [loss(a, b) for a, b in combinations(views, 2)] if name in PAIRS else [loss(x) for x in views]
+        return torch.stack(values).mean()
+
+
+def view_sizes(cfg: Any) -> list[int]:
+    """The sides in pixels of all views that a config draws."""
+    return [view.size for view in (cfg.get("views") or {}).values() for _ in range(view.get("count", 1))]
+
+
+def backbone_faults(cfg: Any, sizes: list[int]) -> Iterator[str]:
+    """Whether the config's backbone takes views of several sizes; those of one size are what it was made for."""
+    if len(set(sizes)) > 1 and cfg.backbone["_target_"] == "repr.models.backbone.backbone":
+        options = {str(k): v for k, v in cfg.backbone.items() if k not in ("_target_", "pretrained")}
+        for size, reason in refused_sizes(sorted(set(sizes)), **options).items():
+            yield (
+                f"backbone.name={cfg.backbone.name} cannot take views of {size} x {size} pixels ({reason}): "
+                "set +backbone.dynamic_img_size=true if it is a ViT, view sizes that its patches divide, or another one"
+            )

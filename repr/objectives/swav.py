@@ -1,0 +1,151 @@
+"""SwAV: views of a sample predict each other's assignment to prototypes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import Optimizer
+
+from repr.batch import Batch, StepOutput
+from repr.distributed import all_reduce, world_size
+from repr.losses.blockwise import full_precision
+from repr.losses.clustering import check_views, sinkhorn, swapped_prediction, views_fault
+from repr.models.backbone import encode_views
+from repr.models.batchnorm import synchronise
+from repr.models.heads import mlp
+from repr.models.queue import Queue, length_fault
+from repr.objectives.base import Objective
+from repr.objectives.joint_embedding import backbone_faults, view_sizes
+from repr.optim import Optim
+
+
+class SwAV(Objective):
+    """Swapped prediction of cluster assignments, with multi-crop.
+
+    Method: SwAV (Caron et al., 2020, arXiv 2006.09882).
+
+    Flow: views -> backbone, one pass for each resolution -> head, all views together -> unit length -> cosines with
+    the prototypes, which are brought to unit length before every forward. The assignments of ``assign_views`` come
+    from Sinkhorn over the batch of all ranks and, once it is full, the queue; every other view predicts them.
+    BatchNorm of the backbone sees the views of one resolution together, that of the head all views, both over all
+    ranks. Gathered: what goes into the queue. Reduced: the mass of each prototype, and the loss.
+
+    Terms: ``swapped_prediction``.
+
+    Args:
+        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
+        hidden_dim: width of the head's hidden layer.
+        dim: width of the embedding.
+        num_prototypes: K.
+        assign_views: positions of the views whose assignments are predicted.
+        temperature: of the predictions.
+        epsilon: of the assignments; smaller is sharper.
+        num_iters: rounds of Sinkhorn.
+        freeze_steps: optimizer steps at the start in which the prototypes get no gradient.
+        queue_length: embeddings of earlier batches that help to assign, for each assign view, of all ranks together;
+            a multiple of the global batch, 0: none.
+        queue_start_step: optimizer step from which the queue is filled.
+        weights: weight of the term.
+        optim: optimizer and schedule.
+    """
+
+    TERMS = ("swapped_prediction",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        num_prototypes: int = 3000,
+        assign_views: Sequence[int] = (0, 1),
+        temperature: float = 0.1,
+        epsilon: float = 0.05,
+        num_iters: int = 3,
+        freeze_steps: int = 0,
+        queue_length: int = 0,
+        queue_start_step: int = 0,
+        weights: Mapping[str, float] | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        weights = {"swapped_prediction": 1.0} if weights is None else weights
+        super().__init__(synchronise(backbone), weights=weights, optim=optim)
+        self.head = mlp([cast(int, backbone.num_features), hidden_dim, dim])
+        self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
+        self.assign_views, self.temperature = tuple(assign_views), temperature
+        self.epsilon, self.num_iters = epsilon, num_iters
+        self.freeze_steps, self.queue_start_step = freeze_steps, queue_start_step
+        self.queue = Queue(len(self.assign_views), queue_length, dim) if queue_length else None
+        self.num_steps = 0  # optimizer steps so far
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """Views that do not fit, and a queue that does not; warns of prototypes that nothing can fill."""
+        options, sizes, batch_size = cfg.objective, view_sizes(cfg), cfg.data.batch_size
+        if fault := views_fault(len(sizes), options.get("assign_views", (0, 1))):
+            yield f"objective: {fault} (views=multicrop has two large and six small ones)"
+        length = options.get("queue_length", 0)
+        if length % batch_size:
+            yield f"objective.{length_fault(length, batch_size)}"
+        num_prototypes = options.get("num_prototypes", 3000)
+        if num_prototypes > length + batch_size and not cfg.smoke:
+            warnings.warn(
+                f"objective.num_prototypes={num_prototypes} are more than the {length + batch_size} samples of queue "
+                "and batch can fill: lower it, or raise objective.queue_length or data.batch_size",
+                stacklevel=2,
+            )
+        yield from backbone_faults(cfg, sizes)
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The loss of the global batch; its gradient is that of this rank's rows, which DDP averages."""
+        views = batch["views"]
+        check_views(len(views), self.assign_views)
+        with torch.no_grad():
+            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+        embedding = F.normalize(self.head(encode_views(self.backbone, views)).float(), dim=1)  # (V * B, D)
+        scores = list(self._scores(embedding).chunk(len(views)))  # V x (B, K)
+        kept = torch.stack([embedding.chunk(len(views))[a] for a in self.assign_views], dim=1).detach()  # (B, A, D)
+        assignments = self._assign(scores)
+        if self.queue is not None and self.num_steps >= self.queue_start_step:
+            self.queue.push(kept)
+        loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
+        loss = all_reduce(loss) / world_size()
+        features = {"embedding": kept[:, 0], "scores": scores[self.assign_views[0]], "assignments": assignments[0]}
+        return StepOutput({"swapped_prediction": loss}, features, {"chance": math.log(scores[0].shape[1])})
+
+    def _scores(self, embedding: Tensor) -> Tensor:
+        """Cosines with the prototypes: (N, D) -> (N, K) float32."""
+        with full_precision(embedding):
+            return self.prototypes(embedding.to(self.prototypes.weight.dtype)).float()
+
+    @torch.no_grad()
+    def _assign(self, scores: list[Tensor]) -> list[Tensor]:
+        """Assignments (B, K) of each assign view."""
+        acts = self.queue is not None and self.queue.is_full
+        found = []
+        for slot, view in enumerate(self.assign_views):
+            rows = scores[view].detach()
+            if acts and self.queue is not None:
+                rows = torch.cat([self._scores(self.queue.mine()[slot].float()), rows])
+            q = sinkhorn(rows, epsilon=self.epsilon, num_iters=self.num_iters, all_reduce=all_reduce)
+            found.append(q[-len(scores[view]) :])
+        return found
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave frozen prototypes out of the step: no gradient, hence no momentum and no decay either."""
+        if self.num_steps < self.freeze_steps:
+            self.prototypes.weight.grad = None
+
+    def update_targets(self) -> None:
+        """Count the step."""
+        self.num_steps += 1
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting where the run stopped."""
+        self.num_steps = int(checkpoint["global_step"])
