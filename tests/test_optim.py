@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
+from repr.config import compose
 from repr.optim import Optim, lr_factor
 from tests.golden import golden
 
@@ -29,6 +31,58 @@ def test_every_schedule_equals_the_authors_numbers(case: str) -> None:
     for name, kwargs in options.items():
         ours = [base * lr_factor(step, total=total, warmup=warmup, **kwargs) for step in range(total)]
         np.testing.assert_allclose(ours, data[f"{case}.{name}"], rtol=1e-12, atol=1e-18, err_msg=name)
+
+
+@pytest.mark.parametrize("case", sorted({key.split("/")[0] for key in golden("slip_schedule")}))
+def test_a_warm_up_from_a_given_rate_equals_the_authors_numbers(case: str) -> None:
+    """The formula of SwAV's script too, which reaches the peak at the last warm-up step."""
+    data = {key.split("/")[1]: value for key, value in golden("slip_schedule").items() if key.startswith(f"{case}/")}
+    per_epoch, total = int(data["iters_per_epoch"]), int(data["epochs"] * data["iters_per_epoch"])
+    base = float(data["base_f64"])
+    options = {"start": float(data["start_f64"]) / base, "final": float(data["final_f64"]) / base}
+    warmup = per_epoch * int(data["warmup_epochs"])
+    ours = [base * lr_factor(step, total=total, schedule="cosine", warmup=warmup, **options) for step in range(total)]
+    np.testing.assert_allclose(ours, data["lr_f64"], rtol=1e-12)
+
+
+def test_swavs_schedule_runs_from_its_start_over_the_peak_to_its_end() -> None:
+    recipe = compose(["experiment=swav_rn50"]).optim
+    optim = instantiate(recipe)
+    optimizer, schedule = optim.build(nn.Linear(2, 2), 5000)
+    rates = []
+    for _ in range(5001):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(0.3)
+    assert rates[3119] == pytest.approx(4.8)
+    assert rates[3120] == pytest.approx(4.8)
+    assert rates[-1] == pytest.approx(0.0048)
+
+
+@pytest.mark.parametrize("case", ["larc0", "larc1"])
+def test_timms_lars_under_our_config_equals_apex_larc(case: str) -> None:
+    data = {key.split("/")[1]: torch.as_tensor(v) for key, v in golden("swav_larc").items() if key.startswith(case)}
+    names = [key.removeprefix("init.") for key in data if key.startswith("init.")]
+    module = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(data[f"init.{name}"].clone()) for name in names})
+    # lr 1 and the schedule constant: the steps' own rates are put in below
+    optim = instantiate(compose(["optim=lars"]).optim, lr=1.0, weight_decay=data["weight_decay"].item(), warmup_steps=0)
+    assert {key: data[key].item() for key in ("momentum", "eps")} == pytest.approx(
+        {key: optim.options[key] for key in ("momentum", "eps")}
+    )
+    assert data["trust"].item() == pytest.approx(optim.options["trust_coeff"])
+    optimizer, _ = optim.build(module, 3)
+    assert len(optimizer.param_groups) == 1  # biases and gains too
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = data["lr"][step].item()
+        frozen = step < data["prototypes_grad_none_for_steps"]
+        for name in names:
+            without = frozen and name == "prototypes.weight"
+            module[name.replace(".", "/")].grad = None if without else data[f"step{step}.grad.{name}"]
+        optimizer.step()
+        for name in names:
+            ours, theirs = module[name.replace(".", "/")].data, data[f"step{step}.param.{name}"]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_the_optimizer_follows_the_schedule() -> None:

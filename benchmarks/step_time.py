@@ -1,0 +1,226 @@
+"""Step time of SimCLR and SwAV: ours, lightly's, stable-pretraining's, on the same backbone; and the data side.
+
+Run from the root of the repository, on an otherwise idle machine::
+
+    python -m benchmarks.step_time            # at most half an hour on two cores
+    python -m benchmarks.step_time --quick    # one small case of each, at most three minutes
+    python -m benchmarks.step_time --write    # also writes benchmarks/results/step_time.md
+
+A step is forward, loss, backward of a batch that is ready, float32. All implementations get the same pictures and a
+backbone of the same class; a peer is its own modules and loss, put together as in its documentation. They are measured
+in turn, a step each, so that whatever else the machine does hits all alike. The least time of each counts, by the clock
+and in seconds of CPU, and the noise is how far a second instance of ours is from the first. SimCLR takes the large
+views only. A library that is not installed is left out.
+
+The data side: pictures a second that one worker hands over, decoded, cropped and, where the library does that there,
+coloured. Ours leaves colour to the training device; what that costs is given too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from benchmarks.report import hardware, publish
+from repr.batch import Batch
+from repr.data.colour import colour_views
+from repr.data.datasets import TrainDataset
+from repr.data.sources import Emoji
+from repr.data.views import View, expand
+from repr.models.backbone import backbone
+from repr.objectives.joint_embedding import JointEmbedding
+from repr.objectives.swav import SwAV
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/step_time.md"
+HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
+# name -> batch size, sizes of the large views, sizes of the small ones
+RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
+BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
+Step = Callable[[], Tensor]  # forward and loss
+
+
+def trunk(name: str, size: int) -> nn.Module:
+    """A timm model; a ViT interpolates its positions for views of another size."""
+    options = {"dynamic_img_size": True} if name.startswith("vit") else {}
+    return backbone(name, image_size=size, **options)
+
+
+# SimCLR and SwAV in each library -------------------------------------------------------------------------------------
+
+
+def ours(method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]) -> tuple[nn.Module, Step]:
+    if method == "SimCLR":
+        flow: Any = JointEmbedding(model, hidden_dim=HIDDEN, dim=DIM, last_norm="affine")
+        batch = Batch(views=large)
+    else:
+        flow = SwAV(model, hidden_dim=HIDDEN, dim=DIM, num_prototypes=PROTOTYPES)
+        batch = Batch(views=[*large, *small])
+    return flow, lambda: flow.total(flow.step(batch).terms)
+
+
+def lightly(method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]) -> tuple[nn.Module, Step]:
+    from lightly.loss import NTXentLoss, SwaVLoss
+    from lightly.models.modules import SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
+
+    width = int(model.num_features)
+    if method == "SimCLR":
+        head, criterion = SimCLRProjectionHead(width, HIDDEN, DIM), NTXentLoss(temperature=0.1)
+        parts = nn.ModuleList([model, head])
+        return parts, lambda: criterion(*(head(model(view)) for view in large))
+    head, prototypes, loss = SwaVProjectionHead(width, HIDDEN, DIM), SwaVPrototypes(DIM, PROTOTYPES), SwaVLoss()
+
+    def step() -> Tensor:
+        prototypes.normalize()
+        scores = [prototypes(F.normalize(head(model(view)), dim=1, p=2)) for view in (*large, *small)]
+        return loss(scores[: len(large)], scores[len(large) :])
+
+    return nn.ModuleList([model, head, prototypes]), step
+
+
+def stable_pretraining(
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]
+) -> tuple[nn.Module, Step]:
+    from stable_pretraining.methods.simclr import SimCLR
+    from stable_pretraining.methods.swav import SwAV as StableSwAV
+
+    if method == "SimCLR":
+        module = SimCLR(model, projector_dims=(HIDDEN, DIM), temperature=0.1)
+        return module, lambda: module(*large).loss
+    module = StableSwAV(model, projector_dims=(HIDDEN, DIM), n_prototypes=PROTOTYPES)
+    return module, lambda: module(global_views=large, local_views=small).loss
+
+
+LIBRARIES = {"ours": ours, "ours again": ours, "lightly": lightly, "stable-pretraining": stable_pretraining}
+
+
+# Measuring -----------------------------------------------------------------------------------------------------------
+
+
+def step_times(method: str, recipe: str, name: str, seconds: float) -> dict[str, list[tuple[float, float]]]:
+    """Seconds by the clock and of CPU of each step of each library, measured in turn for about so long."""
+    size, large_sizes, small_sizes = RECIPES[recipe]
+    generator = torch.Generator().manual_seed(0)
+    large, small = (
+        [torch.randn(size, 3, side, side, generator=generator) for side in sides]
+        for sides in (large_sizes, small_sizes)
+    )
+    candidates: dict[str, tuple[nn.Module, Step]] = {}
+    for library, make in LIBRARIES.items():
+        torch.manual_seed(0)
+        try:
+            candidates[library] = make(method, trunk(name, large_sizes[0]), large, small)
+        except ImportError as error:
+            print(f"{library} is left out: {error}", file=sys.stderr)
+    times: dict[str, list[tuple[float, float]]] = {library: [] for library in candidates}
+    for library in candidates:
+        _step(*candidates[library])  # memory is allocated before anything is measured
+    end, order = time.monotonic() + seconds, list(candidates)
+    while time.monotonic() < end or len(times["ours"]) < 3:
+        for library in order:
+            times[library].append(_step(*candidates[library]))
+        order.append(order.pop(0))
+    return times
+
+
+def _step(module: nn.Module, forward: Step) -> tuple[float, float]:
+    module.zero_grad()
+    clock, cpu = time.perf_counter(), time.process_time()
+    forward().sum().backward()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:
+    """Pictures a second of one worker: ours, our colour half besides, lightly's; three rounds in turn."""
+    from lightly.transforms.swav_transform import SwaVTransform
+
+    _, large, small = RECIPES[recipe]
+    source = Emoji("train")
+    colour: dict[str, Any] = {"flip": 0.5, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    colour |= {"jitter_prob": 0.8, "gray_prob": 0.2, "blur_prob": 0.5, "blur_sigma": (0.1, 2.0)}
+    views = expand([
+        View(large[0], (0.14, 1.0), count=len(large), **colour),
+        View(small[0], (0.05, 0.14), count=len(small), **colour),
+    ])  # fmt: skip
+    dataset = TrainDataset(source, views, torch.zeros(len(source), 0, dtype=torch.int64), None, 0)
+    transform = SwaVTransform(crop_sizes=(large[0], small[0]), crop_counts=(len(large), len(small)))
+    rates: dict[str, list[float]] = {"ours": [], "our colour half": [], "lightly": []}
+    for number in range(3):
+        rows = [(0, number * num + i) for i in range(num)]
+        start = time.perf_counter()
+        batch = dataset.__getitems__(rows)
+        rates["ours"].append(num / (time.perf_counter() - start))
+        start = time.perf_counter()
+        colour_views(batch["views"], batch["colour"], (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        rates["our colour half"].append(num / (time.perf_counter() - start))
+        start = time.perf_counter()
+        for row in batch_views(transform, source, [index for _, index in rows]):
+            torch.stack(row)
+        rates["lightly"].append(num / (time.perf_counter() - start))
+    return rates
+
+
+def batch_views(transform: Callable, source: Emoji, rows: list[int]) -> Iterator[tuple[Tensor, ...]]:
+    """Views of a batch by lightly, one tuple a view, as its data loader would collate them."""
+    yield from zip(*(transform(source.image(row)) for row in rows), strict=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 at the smaller recipe, few steps")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--seconds", type=float, help="of measuring a case; default 180, quick 30")
+    parser.add_argument("--threads", type=int, help="of torch; default: all cores")
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    seconds = args.seconds or (30 if args.quick else 180)
+    few = 1 if args.quick else None
+    load = hardware("torch", "timm", "lightly", "stable-pretraining")
+    lines = [
+        "# Step time of SimCLR and SwAV",
+        "",
+        f"`{' '.join(['python -m benchmarks.step_time', *sys.argv[1:]])}`; the load is that before.",
+        "",
+        load,
+        "",
+        "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for recipe in islice(RECIPES, few):
+        for shown, name in islice(BACKBONES.items(), few):
+            for method in ("SimCLR", "SwAV"):
+                views = recipe if method == "SwAV" else recipe.split(" + ")[0]
+                times = step_times(method, recipe, name, seconds)
+                best = {library: [min(column) for column in zip(*rows, strict=True)] for library, rows in times.items()}
+                first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
+                for library, (clock, cpu) in best.items():
+                    ratios = best["ours"][0] / clock, best["ours"][1] / cpu
+                    numbers = f"{1000 * clock:.0f} | {ratios[0]:.2f} | {1000 * cpu:.0f} | {ratios[1]:.2f}"
+                    lines.append(f"| {first} | {library} | {numbers} | {len(times[library])} |")
+                print(lines[-len(times) :], file=sys.stderr, flush=True)
+    lines += ["", "Pictures of the embedded emoji (64 pixels) a second and worker, best of three:", ""]
+    lines += ["| views | ours | our colour half | lightly | ours / lightly | with colour / lightly |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for recipe in islice(RECIPES, few):
+        torch.set_num_threads(1)
+        rates = {name: max(column) for name, column in worker_rates(recipe, 16 if args.quick else 64).items()}
+        both = 1 / (1 / rates["ours"] + 1 / rates["our colour half"])
+        lines.append(
+            f"| {recipe} | {rates['ours']:.0f} | {rates['our colour half']:.0f} | {rates['lightly']:.0f} | "
+            f"{rates['ours'] / rates['lightly']:.1f} | {both / rates['lightly']:.1f} |"
+        )
+    publish(lines, RESULTS if args.write else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Views of several sizes, BatchNorm over ranks on one process, heads, the queue."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from repr.models.backbone import backbone, encode_views, refused_sizes
+from repr.models.batchnorm import SyncBatchNorm, synchronise
+from repr.models.heads import mlp
+from repr.models.queue import Queue
+
+VIT = {"name": "vit_tiny_patch16_224", "image_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 2}
+
+
+def test_a_vit_takes_views_of_several_sizes_and_its_positions_are_interpolated() -> None:
+    model = backbone(**VIT, dynamic_img_size=True)
+    large, small = torch.randn(2, 3, 64, 64), torch.randn(2, 3, 32, 32)
+    features = encode_views(model, [large, large, small])
+    assert features.shape == (6, 24)
+    torch.testing.assert_close(features[:2], features[2:4])
+    torch.testing.assert_close(features[4:], model(small))
+    features.sum().backward()
+    assert model.pos_embed.grad.abs().sum() > 0
+    assert model.state_dict().keys() == backbone(**VIT).state_dict().keys()
+
+
+def test_what_a_backbone_cannot_take_is_found() -> None:
+    assert list(refused_sizes([32, 64], **VIT)) == [32]
+    assert list(refused_sizes([24, 32, 64], **VIT, dynamic_img_size=True)) == [24]
+    assert refused_sizes([16, 33], "test_resnet") == {}
+
+
+def test_views_of_unequal_batch_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="hold 2, 3 samples"):
+        encode_views(nn.Flatten(), [torch.zeros(2, 3), torch.zeros(3, 3)])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])  # plain, and with activations inside
+def test_a_synchronised_backbone_is_the_same_on_one_process(name: str) -> None:
+    plain = timm.create_model(name, num_classes=0)
+    model = synchronise(copy.deepcopy(plain))
+    kinds = {type(module).__name__ for module in model.modules() if "BatchNorm" in type(module).__name__}
+    assert kinds <= {"SyncBatchNorm", "SyncBatchNormAct"}
+    assert kinds
+    for training in (True, False):
+        x = torch.randn(4, 3, 32, 32)
+        torch.testing.assert_close(model.train(training)(x), plain.train(training)(x))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value)
+    assert isinstance(synchronise(nn.BatchNorm1d(3)), SyncBatchNorm)
+    kept = nn.SyncBatchNorm(3)
+    assert synchronise(kept) is kept
+
+
+def test_heads() -> None:
+    head = mlp([8, 16, 16, 4], last_norm="plain")
+    assert [type(layer).__name__ for layer in head] == [
+        "Linear", "SyncBatchNorm", "ReLU", "Linear", "SyncBatchNorm", "ReLU", "Linear", "SyncBatchNorm",
+    ]  # fmt: skip
+    assert not any(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
+    assert head[-1].weight is None
+    assert head(torch.randn(5, 8)).mean(0).abs().max() < 1e-5
+    assert mlp([8, 4])[0].bias is not None
+    assert mlp([8, 4], last_bias=False)[0].bias is None
+    with pytest.raises(ValueError, match="affine, plain or null"):
+        mlp([8, 4], last_norm="batch")
+
+
+def test_the_queue_is_first_in_first_out() -> None:
+    queue = Queue(2, 6, 1)
+    for step in range(4):
+        assert queue.is_full == (step >= 3)
+        batch = torch.tensor([[10.0 * step, 10 * step + 1], [10 * step + 2, 10 * step + 3]])[..., None]
+        queue.push(batch)  # (B=2, S=2, D=1)
+    assert queue.rows[0, :, 0].tolist() == [30, 32, 20, 22, 10, 12]
+    assert queue.rows[1, :, 0].tolist() == [31, 33, 21, 23, 11, 13]
+    assert torch.equal(queue.mine(), queue.rows)
+    other = Queue(2, 6, 1)
+    other.load_state_dict(queue.state_dict())
+    assert other.is_full
+    with pytest.raises(
+        ValueError, match=r"queue_length=6 is not a multiple of the global batch of 4: set it to 4 or 8"
+    ):
+        queue.push(torch.zeros(4, 2, 1))
