@@ -38,7 +38,7 @@ from repr.objectives.base import Objective
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/swav.md"
 METHODS = {
-    "random encoder": ["experiment=simclr_emoji", "optim.lr=0", "trainer.max_steps=1"],
+    "random encoder": ["experiment=simclr_emoji", "optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"],
     "SimCLR": ["experiment=simclr_emoji"],
     "SwAV, two views": ["experiment=swav_emoji", "objective.queue_length=0", "~views.small"],
     "SwAV, multi-crop": ["experiment=swav_emoji", "objective.queue_length=0"],
@@ -170,6 +170,9 @@ def main() -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         found = {(method, seed): pool.submit(run, method, seed, epochs) for seed in range(seeds) for method in METHODS}
         for (method, seed), future in found.items():
+            if (error := future.exception()) is not None:
+                pool.shutdown(cancel_futures=True)
+                raise error
             numbers = {name: round(value, 3) for name, value in future.result().items()}
             print(f"{time.monotonic() - start:.0f} s: {method}, seed {seed}: {numbers}", file=sys.stderr, flush=True)
     runs = {method: [found[method, seed].result() for seed in range(seeds)] for method in METHODS}
@@ -178,8 +181,8 @@ def main() -> None:
         "",
         f"Mean and deviation over {seeds} seed(s), {epochs} epoch(s) of 87 steps with 64 pictures, timm's "
         "`test_resnet` at 32 pixels, AdamW; augmentations and learning rate of `conf/experiment/swav_emoji.yaml`. The "
-        "multi-crop has two views of 32 pixels and four of 16. kNN and ridge probe on the trunk. `test_style`: concepts "
-        "of the training set, drawn by a vendor never trained on; `val`: concepts never trained on.",
+        "multi-crop has two views of 32 pixels and four of 16. kNN and ridge probe on the trunk. `test_style`: "
+        "concepts of the training set, drawn by a vendor never trained on; `val`: concepts never trained on.",
         "",
         f"`{' '.join(['python -m benchmarks.claims.swav', *sys.argv[1:]])}`, {time.monotonic() - start:.0f} s.",
         "",

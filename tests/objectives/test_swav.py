@@ -1,6 +1,10 @@
 """The SwAV flow: the authors' trajectories, queue, freeze, precision, and what it refuses."""
 
+import csv
 import math
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ from torch import Tensor, nn
 
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
+from repr.fit import main
 from repr.objectives.swav import SwAV
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
@@ -197,3 +202,30 @@ def test_prototypes_that_nothing_can_fill_are_warned_of() -> None:
     check(compose([*few, "objective.queue_length=512"]))
     with pytest.raises(UserWarning, match="num_prototypes=600 are more than the 256 samples"):
         check(compose(few))
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(tmp_path: Path) -> None:
+    """Stopped at step 5, when the queue acts already; the checkpoint holds all of it."""
+    small = [
+        "experiment=swav_emoji", "smoke=true", "objective.queue_length=16", "objective.queue_start_step=1",
+        "objective.freeze_steps=4", "objective.num_prototypes=12", "trainer.limit_train_batches=8", "optim.lr=1e-3",
+        "data.eval={}", "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    main([*small, f"run_folder={tmp_path}/whole"])
+    kill = ["_target_=tests.signals.SignalAt", "step=4", f"number={int(signal.SIGTERM)}"]
+    command = [sys.executable, "-m", "repr.fit", *small, f"run_folder={tmp_path}/two"]
+    command += ["trainer=ddp", "trainer.devices=2", *(f"+callbacks.kill.{option}" for option in kill)]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    (checkpoint,) = (tmp_path / "two/checkpoints").iterdir()
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state["queue.rows"].shape == (2, 16, 128)
+    assert int(state["queue._extra_state"]) == 16
+    main([f"resume={tmp_path}/two", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
+    losses = []
+    for name in ("whole", "two"):
+        with (tmp_path / name / "metrics.csv").open(newline="") as file:
+            losses.append([float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]])
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
