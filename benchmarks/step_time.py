@@ -33,9 +33,9 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.report import hardware, publish
 from repr.batch import Batch
 from repr.data.colour import colour_views
-from repr.data.datasets import TrainDataset
+from repr.data.datamodule import DataModule
 from repr.data.sources import Emoji
-from repr.data.views import View, expand
+from repr.data.views import View
 from repr.models.backbone import backbone
 from repr.objectives.joint_embedding import JointEmbedding
 from repr.objectives.swav import SwAV
@@ -147,11 +147,14 @@ def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:
     source = Emoji("train")
     colour: dict[str, Any] = {"flip": 0.5, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
     colour |= {"jitter_prob": 0.8, "gray_prob": 0.2, "blur_prob": 0.5, "blur_sigma": (0.1, 2.0)}
-    views = expand([
-        View(large[0], (0.14, 1.0), count=len(large), **colour),
-        View(small[0], (0.05, 0.14), count=len(small), **colour),
-    ])  # fmt: skip
-    dataset = TrainDataset(source, views, torch.zeros(len(source), 0, dtype=torch.int64), None, 0)
+    views = {
+        "large": View(large[0], (0.14, 1.0), count=len(large), **colour),
+        "small": View(small[0], (0.05, 0.14), count=len(small), **colour),
+    }
+    mean, std = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
+    sizes = {"batch_size": num, "eval_batch_size": num, "image_size": large[0]}
+    data = DataModule(train=source, eval={}, views=views, seed=0, mean=mean, std=std, **sizes)
+    dataset: Any = data.train_dataloader().dataset
     transform = SwaVTransform(crop_sizes=(large[0], small[0]), crop_counts=(len(large), len(small)))
     rates: dict[str, list[float]] = {"ours": [], "our colour half": [], "lightly": []}
     for number in range(3):
@@ -160,7 +163,7 @@ def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:
         batch = dataset.__getitems__(rows)
         rates["ours"].append(num / (time.perf_counter() - start))
         start = time.perf_counter()
-        colour_views(batch["views"], batch["colour"], (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+        colour_views(batch["views"], batch["colour"], mean, std)
         rates["our colour half"].append(num / (time.perf_counter() - start))
         start = time.perf_counter()
         for row in batch_views(transform, source, [index for _, index in rows]):

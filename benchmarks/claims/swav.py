@@ -38,7 +38,12 @@ from repr.objectives.base import Objective
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/swav.md"
 METHODS = {
-    "random encoder": ["experiment=simclr_emoji", "optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"],
+    "random encoder": [
+        "experiment=simclr_emoji",
+        "optim.lr=0",
+        "optim.warmup_steps=0",
+        "trainer.limit_train_batches=1",
+    ],
     "SimCLR": ["experiment=simclr_emoji"],
     "SwAV, two views": ["experiment=swav_emoji", "objective.queue_length=0", "~views.small"],
     "SwAV, multi-crop": ["experiment=swav_emoji", "objective.queue_length=0"],

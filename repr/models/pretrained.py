@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-# Heads map to a space that the new run may choose anew; of another width they start afresh, as the CUAXU recipe does.
-_HEADS = ("image_projection.weight", "text.text_projection", "text.text_projection.weight")
+# What lies outside the towers maps to a space that the new run may choose anew: of another width it starts afresh, as
+# in the CUAXU recipe. So does the projection that open_clip keeps inside the text tower.
+_HEADS = ("text.text_projection", "text.text_projection.weight")
 _TEXT_TOWER = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 
 _CHECKPOINT_KEYS = ("state_dict", "optimizer_states", "loops", "global_step")
@@ -125,7 +126,8 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
     wrong = {name for name in tensors.keys() & own.keys() if tensors[name].shape != own[name].shape}
     used = sorted(tensors.keys() & own.keys() - wrong)
     trunk = [name for name in own if name.startswith("backbone.")]
-    if (strange := sorted(wrong - set(_HEADS))) or not set(trunk) & set(used):
+    towers = {name for name in wrong if name.startswith(("backbone.", "text."))}
+    if (strange := sorted(towers - set(_HEADS))) or not set(trunk) & set(used):
         example = (
             f"'{strange[0]}' has shape {tuple(tensors[strange[0]].shape)} there and {tuple(own[strange[0]].shape)} here"
             if strange

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
 from repr.fit import main
+from repr.models.pretrained import load_weights
 from repr.objectives.swav import SwAV
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
@@ -101,6 +102,17 @@ def test_the_queue_is_in_the_state_dict(tmp_path: Path) -> None:
     assert torch.equal(second.queue.rows, first.queue.rows)
     values = [flow.step(make_batch(8)).terms["swapped_prediction"] for flow in (first, second)]
     assert torch.equal(*values)
+
+
+def test_prototypes_and_queue_of_another_shape_start_afresh(tmp_path: Path) -> None:
+    old = build("swav", "objective.queue_length=8", "data.batch_size=8")
+    torch.save({"state_dict": old.state_dict()}, tmp_path / "old.ckpt")
+    new = build("swav", "objective.num_prototypes=5", seed=1)
+    report = load_weights(new, str(tmp_path / "old.ckpt"))
+    assert report.missing == ["prototypes.weight"]
+    assert report.unused == ["queue._extra_state", "queue.rows"]
+    assert torch.equal(new.head[0].weight, old.head[0].weight)
+    assert new.num_steps == 0
 
 
 def test_steps_are_counted_on_after_a_resume() -> None:
