@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,16 +23,19 @@ class Queue(nn.Module):
     """
 
     rows: Tensor
+    num_filled: Tensor
 
     def __init__(self, num_slots: int, length: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(num_slots, length, dim))  # newest first
-        self.num_filled = 0  # not a tensor: a GPU would be waited for in every step
+        self.register_buffer("num_filled", torch.zeros((), dtype=torch.int64))
+        self._full = False
 
     @property
     def is_full(self) -> bool:
-        """Whether every row has been written."""
-        return self.num_filled >= self.rows.shape[1]
+        """Whether every row has been written; once it is, no GPU is waited for to know it."""
+        self._full = self._full or int(self.num_filled) >= self.rows.shape[1]
+        return self._full
 
     def mine(self) -> Tensor:
         """This rank's share: (S, length / W, D)."""
@@ -51,15 +56,11 @@ class Queue(nn.Module):
         if length % num:
             raise ValueError(length_fault(length, num))
         self.rows.copy_(torch.cat([new, self.rows[:, : length - num]], dim=1))
-        self.num_filled = min(self.num_filled + num, length)
+        self.num_filled.add_(num).clamp_(max=length)
 
-    def get_extra_state(self) -> Tensor:
-        """How many rows are filled, for the checkpoint."""
-        return torch.tensor(self.num_filled)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take the number from a checkpoint."""
-        self.num_filled = int(state)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._full = False  # as what was loaded says
 
 
 def length_fault(length: int, batch_size: int) -> str:

@@ -82,6 +82,8 @@ def test_the_queue_is_first_in_first_out() -> None:
     other = Queue(2, 6, 1)
     other.load_state_dict(queue.state_dict())
     assert other.is_full
+    other.load_state_dict(Queue(2, 6, 1).state_dict())
+    assert not other.is_full
     with pytest.raises(
         ValueError, match=r"queue_length=6 is not a multiple of the global batch of 4: set it to 4 or 8"
     ):

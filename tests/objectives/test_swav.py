@@ -110,7 +110,7 @@ def test_prototypes_and_queue_of_another_shape_start_afresh(tmp_path: Path) -> N
     new = build("swav", "objective.num_prototypes=5", seed=1)
     report = load_weights(new, str(tmp_path / "old.ckpt"))
     assert report.missing == ["prototypes.weight"]
-    assert report.unused == ["queue._extra_state", "queue.rows"]
+    assert report.unused == ["queue.num_filled", "queue.rows"]
     assert torch.equal(new.head[0].weight, old.head[0].weight)
     assert new.num_steps == 0
 
@@ -233,7 +233,7 @@ def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(tmp_path: Path) ->
     (checkpoint,) = (tmp_path / "two/checkpoints").iterdir()
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["queue.rows"].shape == (2, 16, 128)
-    assert int(state["queue._extra_state"]) == 16
+    assert state["queue.num_filled"] == 16
     main([f"resume={tmp_path}/two", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
     losses = []
     for name in ("whole", "two"):
