@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -142,7 +143,7 @@ def table(runs: dict[str, list[Values]]) -> str:
 
 
 def verdict(runs: dict[str, list[Values]]) -> list[str]:
-    """In words that follow from the numbers; a difference counts beyond the error of the mean of the pairs."""
+    """In words that follow from the numbers; a difference counts if a paired t-test over seeds finds it (5 %)."""
 
     def compare(ours: str, theirs: str) -> str:
         names = list(runs[ours][0])
@@ -151,7 +152,8 @@ def verdict(runs: dict[str, list[Values]]) -> list[str]:
         ]
         mean = statistics.mean(pairs)
         error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("inf")
-        word = "level with" if abs(mean) <= 2 * error else "above" if mean > 0 else "below"
+        limit = stats.t.ppf(0.975, len(pairs) - 1) * error if len(pairs) > 1 else error
+        word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
         spread = f" ± {error:.3f}" if len(pairs) > 1 else ""
         return f"- {ours}: {word} {theirs}; the six numbers differ by {mean:+.3f}{spread} on average."
 
@@ -168,9 +170,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, one epoch")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--seeds", type=int, help="runs of each method; default 3, quick 1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
     args = parser.parse_args()
-    epochs, seeds = (1, 1) if args.quick else (6, 3)
+    epochs, seeds = (1, args.seeds or 1) if args.quick else (6, args.seeds or 3)
     start = time.monotonic()
     with ThreadPoolExecutor(args.jobs) as pool:
         found = {(method, seed): pool.submit(run, method, seed, epochs) for seed in range(seeds) for method in METHODS}
