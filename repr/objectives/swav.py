@@ -18,8 +18,8 @@ from repr.losses.blockwise import full_precision
 from repr.losses.clustering import check_views, sinkhorn, swapped_prediction, views_fault
 from repr.models.backbone import encode_views
 from repr.models.batchnorm import synchronise
+from repr.models.embedding_queue import Queue, length_fault
 from repr.models.heads import mlp
-from repr.models.queue import Queue, length_fault
 from repr.objectives.base import Objective
 from repr.objectives.joint_embedding import backbone_faults, view_sizes
 from repr.optim import Optim

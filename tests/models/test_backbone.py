@@ -9,8 +9,8 @@ from torch import nn
 
 from repr.models.backbone import backbone, encode_views, refused_sizes
 from repr.models.batchnorm import SyncBatchNorm, synchronise
+from repr.models.embedding_queue import Queue
 from repr.models.heads import mlp
-from repr.models.queue import Queue
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
