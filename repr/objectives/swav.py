@@ -90,7 +90,7 @@ class SwAV(Objective):
         options, sizes, batch_size = cfg.objective, view_sizes(cfg), cfg.data.batch_size
         if fault := views_fault(len(sizes), options.get("assign_views", (0, 1))):
             yield f"objective: {fault} (views=multicrop has two large and six small ones)"
-        length = options.get("queue_length", 0)
+        length = options.get("queue_length") or 0
         if length % batch_size:
             yield f"objective.{length_fault(length, batch_size)}"
         num_prototypes = options.get("num_prototypes", 3000)

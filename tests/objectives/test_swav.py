@@ -197,6 +197,7 @@ SMALL = ["tokenizer=null", "eval=images", "views=multicrop", "image_size=64", "s
             ["objective=simclr", "backbone=vit_s16", "backbone.name=vit_tiny_patch16_224", "small_size=24"],
             "cannot take views of 24 x 24",
         ),
+        (["experiment=swav_emoji", "views=simclr"], "views.small.size has no value"),
         (["objective=swav", "eval=emoji"], "encodes images only: set eval=images"),
     ],
 )
