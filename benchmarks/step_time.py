@@ -154,19 +154,18 @@ def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:
     mean, std = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
     sizes = {"batch_size": num, "eval_batch_size": num, "image_size": large[0]}
     data = DataModule(train=source, eval={}, views=views, seed=0, mean=mean, std=std, **sizes)
-    dataset: Any = data.train_dataloader().dataset
+    loader: Any = data.train_dataloader()
     transform = SwaVTransform(crop_sizes=(large[0], small[0]), crop_counts=(len(large), len(small)))
     rates: dict[str, list[float]] = {"ours": [], "our colour half": [], "lightly": []}
-    for number in range(3):
-        rows = [(0, number * num + i) for i in range(num)]
+    for places in islice(loader.batch_sampler, 3):
         start = time.perf_counter()
-        batch = dataset.__getitems__(rows)
+        batch = loader.dataset.__getitems__(places)
         rates["ours"].append(num / (time.perf_counter() - start))
         start = time.perf_counter()
         colour_views(batch["views"], batch["colour"], mean, std)
         rates["our colour half"].append(num / (time.perf_counter() - start))
         start = time.perf_counter()
-        for row in batch_views(transform, source, [index for _, index in rows]):
+        for row in batch_views(transform, source, batch["index"].tolist()):
             torch.stack(row)
         rates["lightly"].append(num / (time.perf_counter() - start))
     return rates
