@@ -5,10 +5,10 @@ The source is named as for ``repr.fit``; run in the root of the repository::
     python -m tools.make_shards data=folder data.train.root=IMAGES data.train.captions=true --out SHARDS
     python -m repr.fit data=shards 'data.train.files=SHARDS/train-*.tar'
 
-A sample is ``key.<format>`` with the picture's bytes as they are, ``key.txt`` with its caption or, where it has several,
-``captions`` in ``key.json``, which also holds its labels by attribute. Rows that cannot be
-read are left out and listed in ``unreadable.tsv``. Shard k holds the rows from k times ``--rows-per-shard`` on. Weights
-of captions are not kept.
+A sample is ``key.<format>`` with the picture's bytes as they are, and ``key.txt`` with its caption or, where it has
+several, ``captions`` in ``key.json``, which also holds its labels by attribute. Rows that cannot be read are left out
+and listed in ``unreadable.tsv``. Shard k holds the rows from k times ``--rows-per-shard`` on. Weights of captions are
+not kept.
 
 A stopped run goes on when the same command is given again, and ends with the same bytes: a shard is written aside,
 flushed and renamed, and ``make_shards.json`` knows those that are done. ``sha256sum -c SHA256SUMS`` verifies them.
