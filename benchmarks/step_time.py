@@ -209,7 +209,7 @@ def main() -> None:
                     ratios = best["ours"][0] / clock, best["ours"][1] / cpu
                     numbers = f"{1000 * clock:.0f} | {ratios[0]:.2f} | {1000 * cpu:.0f} | {ratios[1]:.2f}"
                     lines.append(f"| {first} | {library} | {numbers} | {len(times[library])} |")
-                print(lines[-len(times) :], file=sys.stderr, flush=True)
+                print("\n".join(lines[-len(times) :]), file=sys.stderr, flush=True)
     lines += ["", "Pictures of the embedded emoji (64 pixels) a second and worker, best of three:", ""]
     lines += ["| views | ours | our colour half | lightly | ours / lightly | with colour / lightly |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]

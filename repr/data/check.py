@@ -155,12 +155,6 @@ def _as_it_is(facts: list[RowFacts]) -> list[RowFacts]:
     return facts
 
 
-def set_names(datamodule: DataModule) -> dict[str, Source]:
-    """Every set by the name that the report gives it, the training set first."""
-    evaluation = {f"eval.{name}" if name == "train" else name: source for name, source in datamodule.eval.items()}
-    return {"train": datamodule.train, **evaluation}
-
-
 def check_data(
     datamodule: DataModule,
     *,
@@ -180,7 +174,7 @@ def check_data(
         training set has too).
     """
     scans = {}
-    for name, source in set_names(datamodule).items():
+    for name, source in {"train": datamodule.train, **datamodule.eval}.items():
         num = len(source) if num_rows is None else min(num_rows, len(source))
         rows = np.arange(num) * len(source) // num
         options = {} if progress is None else {"advance": progress(name, num)}

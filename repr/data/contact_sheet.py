@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from repr.batch import Batch, uniform
-from repr.data.check import row_facts, set_names
+from repr.data.check import row_facts
 from repr.data.datamodule import DataModule
 from repr.data.datasets import TrainDataset, draw_caption
 from repr.data.samplers import EpochBatchSampler
@@ -76,7 +76,7 @@ def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple
     sections = [Section(title, columns, train_cells(datamodule, columns * TRAIN_LINES, scale))]
     scale = max(1, round(TARGET / datamodule.image_size))
     columns = _columns([scale * datamodule.image_size])
-    for name, source in islice(set_names(datamodule).items(), 1, 1 + MAX_SETS):
+    for name, source in islice(datamodule.eval.items(), MAX_SETS):
         title = f"{name}: evaluation, {datamodule.image_size} pixels, not augmented"
         sections.append(Section(title, columns, evaluation_cells(datamodule, source, columns, scale)))
     remarks = [f"{section.title.partition(':')[0]}: no row can be shown" for section in sections if not section.cells]

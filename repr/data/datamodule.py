@@ -91,8 +91,8 @@ class DataModule(LightningDataModule):
         """Raise for what would otherwise be found later, in a worker."""
         EpochBatchSampler(self.order, self.batch_size)
         EvalBatchSampler(len(self.train), self.eval_batch_size)
-        if "bank" in self.eval:
-            raise ValueError("data.eval: 'bank' is the name of the training set's rows; rename the set")
+        if taken := {"bank", "train"} & self.eval.keys():
+            raise ValueError(f"data.eval: '{min(taken)}' is the name of the training set's rows; rename the set")
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if not 0 <= self.max_bad_fraction <= 1:

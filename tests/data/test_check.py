@@ -146,11 +146,11 @@ def test_what_is_printed_fits_and_shows_text_as_it_is(messy, capsys, monkeypatch
 def test_the_number_of_workers_does_not_matter(make_datamodule):
     source = Emoji("val", captions=["caption", "keywords"])
     reports = [
-        check_data(make_datamodule(train=source, eval={"train": Emoji("test_style")}, num_workers=num), num_rows=100)
+        check_data(make_datamodule(train=source, eval={"style": Emoji("test_style")}, num_workers=num), num_rows=100)
         for num in (0, 2)
     ]
     assert reports[0] == reports[1]
-    assert reports[0]["sets"].keys() == {"train", "eval.train"}
+    assert reports[0]["sets"].keys() == {"train", "style"}
     train = reports[0]["sets"]["train"]
     assert (train["rows"], train["read"]) == (1008, 100)
     words = [source.captions(n * 1008 // 100) for n in range(100)]

@@ -186,9 +186,10 @@ def test_errors_at_construction(make_datamodule, options, message):
         make_datamodule(**options)
 
 
-def test_bank_is_no_name_for_an_evaluation_set(make_datamodule, noise):
-    with pytest.raises(ValueError, match="rename the set"):
-        make_datamodule(eval={"bank": noise(4)})
+@pytest.mark.parametrize("name", ["bank", "train"])
+def test_the_training_set_keeps_its_names(make_datamodule, noise, name):
+    with pytest.raises(ValueError, match=f"'{name}' is the name of .* rename the set"):
+        make_datamodule(eval={name: noise(4)})
 
 
 def test_a_row_without_caption_is_named(make_datamodule, noise):
