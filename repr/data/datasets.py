@@ -38,7 +38,7 @@ class TrainDataset(Dataset[Batch]):
         labels: (N, A) int64, -1 where there is none; A may be 0.
         tokenizer: None for images only.
         seed: the run's seed.
-        replacement: place -> the place whose row stands in for its own, if that cannot be read.
+        replacement: (place, attempt from 1) -> the place whose row stands in for its own, if that cannot be read.
         max_bad: so many rows may be bad; a batch that finds more by itself ends the run.
     """
 
@@ -50,7 +50,7 @@ class TrainDataset(Dataset[Batch]):
         tokenizer: Tokenizer | None,
         seed: int,
         *,
-        replacement: Callable[[Place], Place],
+        replacement: Callable[[Place, int], Place],
         max_bad: int,
     ) -> None:
         self.source, self.views, self.labels = source, views, labels
@@ -66,18 +66,18 @@ class TrainDataset(Dataset[Batch]):
         Raises:
             ValueError: more than ``max_bad`` rows were bad, or all that there are.
         """
-        places = list(places)
-        batch, faults = self._load(places)
-        slots, bad = list(range(len(places))), dict[int, str]()
+        stands = list(places)  # whose row is in each slot
+        batch, faults = self._load(stands)
+        slots, bad, attempt = list(range(len(places))), dict[int, str](), 0
         while faults:
             slots = [slots[position] for position in faults]
-            known = len(bad)
-            bad |= {places[slot].row: fault for slot, fault in zip(slots, faults.values(), strict=True)}
-            if len(bad) > self.max_bad or len(bad) == known:
+            bad |= {stands[slot].row: fault for slot, fault in zip(slots, faults.values(), strict=True)}
+            attempt += 1
+            if len(bad) > self.max_bad or attempt > len(self):
                 raise ValueError(too_many_bad("train", bad, len(self)))
             for slot in slots:
-                places[slot] = self.replacement(places[slot])
-            again, faults = self._load([places[slot] for slot in slots])
+                stands[slot] = self.replacement(places[slot], attempt)
+            again, faults = self._load([stands[slot] for slot in slots])
             _put(batch, slots, again)
         if bad:
             batch["bad"] = list(bad.items())

@@ -6,6 +6,7 @@ batch that one process would have had.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -145,13 +146,19 @@ class EpochBatchSampler(Sampler[list[Place]]):
             first = batch * self.global_batch_size + self.rank * size
             yield [Place(epoch, visit, row) for visit, row in rows[first : first + size].tolist()]
 
-    def replacement(self, place: Place) -> Place:
+    def replacement(self, place: Place, attempt: int) -> Place:
         """What stands in for a row that cannot be read: the row in the same place of the next batch.
 
         So it is none of the row's own batch, where a contrastive loss would take the copy for a negative, and two
-        rows of a batch never get the same one.
+        rows of a batch do not get the same one.
+
+        Args:
+            place: the row's.
+            attempt: from 1; further ones are batches further on, until the epoch's places are exhausted.
         """
-        return self.order.after(place, self.global_batch_size)
+        size, num = self.global_batch_size, len(self.order)
+        round_trip = num // math.gcd(size, num)  # after so many batches one is back, and takes the place beside
+        return self.order.after(place, attempt * size + attempt // round_trip)
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:

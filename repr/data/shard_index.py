@@ -235,10 +235,11 @@ def _members(path: str, file: Any) -> Any:
         raise ValueError(f"{path}: is no tar file, or was cut short ({error})") from error
     # tarfile takes a header it cannot read, and the end of the file, for the end of the archive.
     file.seek(end)
-    blocks = iter(lambda: file.read(1 << 20), b"")
-    rest = [any(block) for block in blocks]
-    if not rest or any(rest):
-        fault = "ends without its end mark" if not rest else f"is damaged at byte {end}"
+    size, clean = 0, True
+    while block := file.read(1 << 20):
+        size, clean = size + len(block), clean and not any(block)
+    if size < _BLOCK or not clean:
+        fault = f"is damaged at byte {end}" if not clean else "ends without its end mark"
         raise ValueError(f"{path}: {fault}, so samples may be missing")
 
 

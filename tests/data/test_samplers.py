@@ -140,6 +140,16 @@ def test_a_bad_row_is_replaced_by_the_one_in_the_same_place_of_the_next_batch():
     order = epoch_order(23, 3, 2).tolist()
     for batch, places in enumerate(sampler):
         for slot, place in enumerate(places):
-            replacement = sampler.replacement(place)
+            replacement = sampler.replacement(place, 1)
             assert replacement == Place(2, 2, order[(4 * (batch + 1) + slot) % 23])
             assert replacement.row not in [other.row for other in places]
+
+
+@settings(max_examples=60, deadline=None)
+@given(num=st.integers(2, 40), size=st.integers(1, 40), place=st.integers(0, 39))
+def test_replacements_go_through_the_whole_epoch(num, size, place):
+    size, place = min(size, num), place % num
+    sampler = make(num, size, seed=0)
+    first = Place(0, 0, int(epoch_order(num, 0, 0)[place]))
+    rows = [sampler.replacement(first, attempt).row for attempt in range(1, num)]
+    assert sorted([first.row, *rows]) == list(range(num))
