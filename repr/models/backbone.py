@@ -59,6 +59,29 @@ def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
     return torch.cat([backbone(torch.cat(run)) for run in runs])
 
 
+def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
+    """The last map of features of a timm model, before pooling: of a ResNet its last stage, of a ViT its patches.
+
+    A ViT's patches are those after the last norm, without class token and registers.
+
+    Args:
+        backbone: a timm model.
+        images: (B, 3, H, W).
+
+    Returns:
+        (B, C, h, w), row-major: cell (r, c) looks at the r-th strip from the top and the c-th from the left.
+
+    Raises:
+        ValueError: the model gives no map.
+    """
+    intermediates: Any = getattr(backbone, "forward_intermediates", None)
+    if intermediates is None:
+        raise ValueError(
+            f"{type(backbone).__name__} gives no feature map; set backbone.name to a timm ResNet, ConvNeXt or ViT"
+        )
+    return intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
 def refused_sizes(sizes: Sequence[int], name: str, **options: Any) -> dict[int, str]:
     """Which square inputs a backbone cannot take, found by giving it one of each.
 

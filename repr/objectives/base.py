@@ -62,6 +62,16 @@ class Objective(pl.LightningModule):
         image = self.encode_image(batch["image"])
         return {"image": image, "trunk": image}
 
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """What the flow does with the first samples of a training batch, drawn for a person.
+
+        Called in evaluation mode without gradients, on every process.
+
+        Returns:
+            name -> (3, H, W) uint8 on the CPU; the run's report shows them.
+        """
+        return {}
+
     def update_targets(self) -> None:
         """Change what follows the weights (teachers, clamps); called once after each optimizer step."""
 

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from repr.models.backbone import backbone, encode_views, refused_sizes
+from repr.models.backbone import backbone, encode_views, feature_map, refused_sizes
 from repr.models.batchnorm import SyncBatchNorm, synchronise
 from repr.models.embedding_queue import Queue
 from repr.models.heads import mlp
@@ -31,6 +31,30 @@ def test_what_a_backbone_cannot_take_is_found() -> None:
     assert list(refused_sizes([32, 64], **VIT)) == [32]
     assert list(refused_sizes([24, 32, 64], **VIT, dynamic_img_size=True)) == [24]
     assert refused_sizes([16, 33], "test_resnet") == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [({"name": "test_resnet"}, (2, 96, 2, 2)), (VIT, (2, 24, 4, 4)), (VIT | {"reg_tokens": 2}, (2, 24, 4, 4))],
+)
+def test_the_feature_map_is_what_the_model_pools(options: dict, shape: tuple[int, ...]) -> None:
+    model = backbone(**options).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = feature_map(model, images)
+    assert features.shape == shape
+    model.reset_classifier(0, "avg")  # from the class token, where there is one, to the mean of the map
+    pooled = model.forward_features(images)
+    pooled = pooled.mean((2, 3)) if pooled.ndim == 4 else pooled[:, model.num_prefix_tokens :].mean(1)
+    torch.testing.assert_close(features.mean((2, 3)), pooled)
+    top = torch.zeros_like(images)
+    top[:, :, :16, :16] = images[:, :, :16, :16]
+    change = (feature_map(model, top) - feature_map(model, torch.zeros_like(images))).abs().sum(1)
+    assert (change.flatten(1).argmax(1) == 0).all()  # row-major, from the top left
+
+
+def test_a_backbone_without_a_map_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Flatten gives no feature map; set backbone\.name"):
+        feature_map(nn.Flatten(), torch.zeros(1, 3, 8, 8))
 
 
 def test_views_of_unequal_batch_size_are_refused() -> None:
