@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from repr.batch import Batch, StepOutput
+from repr.drawing import Show
 from repr.optim import Optim
 
 
@@ -62,13 +63,17 @@ class Objective(pl.LightningModule):
         image = self.encode_image(batch["image"])
         return {"image": image, "trunk": image}
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """What the flow does with the first samples of a training batch, drawn for a person.
+    def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
+        """What the flow does with a few training samples, drawn for a person; the run's report shows it.
 
-        Called in evaluation mode without gradients, on every process.
+        Called in evaluation mode without gradients, on every process. :mod:`repr.drawing` has the means.
+
+        Args:
+            batch: some rows of a training batch.
+            show: undoes the normalisation of pictures.
 
         Returns:
-            name -> (3, H, W) uint8 on the CPU; the run's report shows them.
+            name -> (3, H, W) uint8 on the CPU.
         """
         return {}
 
