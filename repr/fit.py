@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -27,7 +28,8 @@ Results = dict[str, tuple[float, float | None]]
 def fit(cfg: DictConfig) -> Results:
     """Build what the config says, train it, evaluate it.
 
-    The run folder receives ``config.yaml``, ``checkpoints/``, ``metrics.csv`` and TensorBoard events.
+    The run folder receives ``config.yaml``, ``checkpoints/``, ``metrics.csv``, TensorBoard events, ``pictures/`` and,
+    at the end, ``results.json`` and ``report.html``.
 
     Args:
         cfg: from :func:`repr.config.compose`, or from :func:`repr.config.load_run` with ``resume`` set.
@@ -50,6 +52,7 @@ def fit(cfg: DictConfig) -> Results:
     from repr.callbacks.checkpoint import AtomicCheckpointIO
     from repr.callbacks.evaluation import Evaluation
     from repr.models.pretrained import last_checkpoint, load_weights
+    from repr.report import PAGE, RESULTS, write_report
 
     _quiet()
     folder = Path(cfg.run_folder)
@@ -86,7 +89,12 @@ def fit(cfg: DictConfig) -> Results:
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
     results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
     bad = datamodule.gather_bad()
-    return results | {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
+    results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
+    if trainer.is_global_zero:
+        with replacing(folder / RESULTS) as file:
+            file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
+        write_report([folder], folder / PAGE)
+    return results
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
