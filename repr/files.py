@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,33 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Make a folder beside ``path`` that takes its place once it is complete and on the disk.
+
+    Until then, and if that fails, whatever stood at ``path`` stays. Of two that write the same one, the later wins.
+
+    Raises:
+        OSError: the disk is full, and the like.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = (path.with_name(f"{path.name}.{os.getpid()}{ending}") for ending in (PART, f".old{PART}"))
+    try:
+        partial.mkdir()
+        yield partial
+        for file in filter(Path.is_file, partial.rglob("*")):
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if path.exists():  # a folder cannot be renamed over another
+            os.replace(path, old)
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    finally:
+        for folder in (partial, old):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

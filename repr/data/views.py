@@ -243,6 +243,8 @@ def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: i
 def evaluation_view(image: Image.Image, size: int) -> Tensor:
     """The evaluation transform: shorter side resized to ``size``, centre crop; no randomness.
 
+    To the pixel what open_clip's and timm's transforms do, so that an export can name theirs.
+
     Args:
         image: RGB.
         size: side in pixels.
@@ -250,7 +252,8 @@ def evaluation_view(image: Image.Image, size: int) -> Tensor:
     Returns:
         (3, size, size) uint8; :func:`repr.data.colour.normalise` makes it what a model takes.
     """
-    side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    short = min(image.size)
+    width, height = (int(size * side / short) for side in image.size)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    view = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return torch.from_numpy(np.array(view)).permute(2, 0, 1)

@@ -29,7 +29,7 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; nearest: {', '.join(near)}" if near else "; see timm.list_models()"
         raise ValueError(f"backbone.name is '{name}', which timm does not have{hint}")
-    if image_size is not None and _takes_image_size(name):
+    if image_size is not None and takes_image_size(name):
         options["img_size"] = image_size
     model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     # Convolutions follow the layout of their weights; this one is the faster on CPUs and tensor cores alike
@@ -104,7 +104,7 @@ def refused_sizes(sizes: Sequence[int], name: str, **options: Any) -> dict[int, 
     return refused
 
 
-def _takes_image_size(name: str) -> bool:
+def takes_image_size(name: str) -> bool:
     """Whether the architecture has parameters (position tables) that depend on the size of the image."""
     module = inspect.getmodule(timm.model_entrypoint(name))
     classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]

@@ -1,0 +1,64 @@
+"""Use a trained encoder elsewhere: ``python -m repr.export run=RUN to=open_clip out=DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from repr.config import ConfigError, nearest
+from repr.fit import user_message
+
+DEFAULTS: dict[str, Any] = {"run": None, "to": None, "out": None, "force": False, "untrained_text": False}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m repr.export",
+        description="Write a trained encoder for another library, checked by that library.",
+        epilog="run=RUN: a run folder, or a checkpoint inside one. to=open_clip: both towers, or of an objective on "
+        "images the image tower (with untrained_text=true a whole model); to=timm: the backbone. out=DIR: a new "
+        "folder; force=true replaces an export.",
+    )
+    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
+    words = parser.parse_args(arguments).options
+    try:
+        options = parse(words)
+        from repr.export.folders import export  # here, so that a mistyped option is refused before its seconds
+
+        out = export(options.pop("run"), **options)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    print(f"verified and written: {out}")
+
+
+def parse(words: Sequence[str]) -> dict[str, Any]:
+    """Options of the command line.
+
+    Raises:
+        ConfigError: an unknown one, one of another kind, or one that is missing.
+    """
+    options, faults = dict(DEFAULTS), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not value:
+            faults.append(f"{word} is not of the form key=value")
+        elif key not in options:
+            faults.append(f"there is no option '{key}'; {nearest(key, options)}")
+        elif isinstance(DEFAULTS[key], bool) and value not in ("true", "false"):
+            faults.append(f"{key} takes true or false, but got '{value}'")
+        else:
+            options[key] = value == "true" if isinstance(DEFAULTS[key], bool) else value
+    faults += [f"{key} has no value: set it" for key, value in options.items() if value is None and not faults]
+    if faults:
+        raise ConfigError(faults)
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""Towers as a folder for open_clip: ``open_clip.create_model_and_transforms('local-dir:DIR')``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from open_clip.model import CLIPTextCfg, CustomTextCLIP
+from open_clip.transformer import QuickGELU, TextTransformer
+from torch import Tensor, nn
+
+from repr.config import ConfigError
+from repr.export import native_vit
+from repr.export.timm_trunk import pooling, timm_call, write_json, write_tensors
+from repr.export.trained import Trained
+from repr.export.verify import difference
+
+IMAGE_TOWER = (
+    "image_tower/open_clip_visual.safetensors"  # below the folder, since open_clip takes a file in it for a whole model
+)
+
+Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors under open_clip's names
+
+
+def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: bool = False) -> dict[str, Any]:
+    """Write ``open_clip_config.json`` and the tensors.
+
+    An image-text objective gives ``open_clip_model.safetensors``. One of images alone gives the image tower for
+    ``pretrained_image_path``; with ``untrained_text`` it gives a whole model whose text tower has random weights.
+
+    Args:
+        trained: the objective.
+        folder: an empty folder.
+        pixels: (B, 3, H, W) on which open_clip's tower must give what ours does.
+        untrained_text: see above.
+
+    Returns:
+        What the loader needs besides the folder.
+
+    Raises:
+        ConfigError: open_clip has no such tower or tokenizer.
+    """
+    has_text = hasattr(trained.objective, "encode_text")
+    if untrained_text and has_text:
+        raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
+    model_cfg, tensors = _image_tower(trained, pixels)
+    if has_text:
+        tensors |= _text_tensors(trained)
+    elif untrained_text:
+        tensors = _built(model_cfg).state_dict() | tensors
+    data = trained.cfg.data
+    preprocess_cfg = {"mean": [*data.mean], "std": [*data.std], "interpolation": "bicubic", "resize_mode": "shortest"}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
+    write_json(config, folder / "open_clip_config.json")
+    if has_text or untrained_text:
+        write_tensors(tensors, folder / "open_clip_model.safetensors")
+        return {}
+    (folder / IMAGE_TOWER).parent.mkdir()
+    write_tensors({key.removeprefix("visual."): tensor for key, tensor in tensors.items()}, folder / IMAGE_TOWER)
+    return {"image_tower": IMAGE_TOWER}
+
+
+def _image_tower(trained: Trained, pixels: Tensor) -> Tower:
+    """The first of the ways to say it to open_clip that gives our embeddings: model config, tensors of ``visual``.
+
+    Raises:
+        ConfigError: none does.
+    """
+    with torch.inference_mode():
+        ours = {"embedding": trained.objective.encode_image(pixels)}
+    faults = []
+    for model_cfg, tensors in _candidates(trained, ours["embedding"].shape[1]):
+        visual = _built(model_cfg).visual
+        try:
+            visual.load_state_dict({key.removeprefix("visual."): tensor for key, tensor in tensors.items()})
+        except RuntimeError as error:
+            faults.append(str(error).splitlines()[1].strip())
+            continue
+        with torch.inference_mode():
+            fault = difference({"embedding": visual.eval()(pixels)}, ours)
+        if fault is None:
+            return model_cfg, tensors
+        faults.append(fault)
+    name, options = timm_call(trained)
+    told = ", ".join(f"{key}={value}" for key, value in options.items()) or "no arguments"
+    raise ConfigError(
+        [
+            f"open_clip {open_clip.__version__} cannot express the backbone of {trained.name}: it makes timm's {name} by "
+            f"name alone, here with {told}, and this is not one of its own ViTs ({'; '.join(dict.fromkeys(faults))}). "
+            "Export it with to=timm"
+        ]
+    )
+
+
+def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
+    """By timm's name, then as open_clip's own ViT, whose activation is also the text tower's."""
+    objective, size = trained.objective, trained.cfg.data.image_size
+    text_cfg, quick_gelu = _text_cfg(trained)
+    config: dict[str, Any] = {"embed_dim": dim, "text_cfg": text_cfg, "quick_gelu": quick_gelu, "custom_text": True}
+    if getattr(objective, "logit_bias", None) is not None:
+        config["init_logit_bias"] = float(objective.logit_bias)
+    name, options = timm_call(trained)
+    projection = getattr(objective, "image_projection", None)
+    by_name = {
+        "timm_model_name": name,
+        "timm_pool": pooling(objective.backbone) if projection is None else options.get("global_pool", ""),
+        "timm_proj": "none" if projection is None else "linear",
+        "timm_proj_bias": projection is not None and projection.bias is not None,
+        "image_size": size,
+    }
+    tensors = {f"visual.trunk.{key}": tensor for key, tensor in objective.backbone.state_dict().items()}
+    if projection is not None:
+        tensors |= {f"visual.head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
+    yield config | {"vision_cfg": by_name}, tensors
+    own = native_vit.vision_cfg(objective.backbone, size)
+    if own is None or (projection is not None and projection.bias is not None):
+        return
+    renamed = native_vit.visual_tensors(objective.backbone, None if projection is None else projection.weight)
+    for quick in [quick_gelu] if hasattr(objective, "encode_text") else [False, True]:
+        yield config | {"vision_cfg": own, "quick_gelu": quick}, {f"visual.{k}": t for k, t in renamed.items()}
+
+
+def _built(model_cfg: dict[str, Any]) -> Any:
+    """A model of open_clip with random weights, the same ones each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return CustomTextCLIP(**{key: value for key, value in model_cfg.items() if key != "custom_text"})
+
+
+def _text_tensors(trained: Trained) -> dict[str, Tensor]:
+    objective = trained.objective
+    tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
+    scalars = {"logit_scale": objective.logit_scale, "logit_bias": objective.logit_bias}
+    return tensors | {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
+
+
+def _text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
+    """open_clip's ``text_cfg`` and whether the activation is QuickGELU; an image objective's is that of its config.
+
+    Raises:
+        ConfigError: open_clip cannot be told so.
+    """
+    node = trained.cfg.objective.get("text") or trained.cfg.text
+    target = str(node.get("_target_"))
+    if not (target.startswith("open_clip.") and target.endswith("TextTransformer")):
+        raise ConfigError([f"{trained.name}: text is {target}; only open_clip's TextTransformer can be exported"])
+    options = {str(key): node[key] for key in node if not str(key).startswith("_") and key != "output_dim"}
+    activation = options.pop("act_layer", None)
+    activation = nn.GELU if activation is None else instantiate(activation)
+    known = {field.name for field in fields(CLIPTextCfg)}
+    defaults = {name: parameter.default for name, parameter in inspect.signature(TextTransformer).parameters.items()}
+    unknown = {key: value for key, value in options.items() if key not in known and value != defaults.get(key)}
+    if activation not in (nn.GELU, QuickGELU):
+        unknown["act_layer"] = activation
+    if unknown:
+        told = ", ".join(f"text.{key}={value}" for key, value in unknown.items())
+        raise ConfigError([f"open_clip {open_clip.__version__} cannot express {told} of {trained.name}"])
+    text_cfg = OmegaConf.to_container(OmegaConf.create({key: value for key, value in options.items() if key in known}))
+    assert isinstance(text_cfg, dict)
+    return {**text_cfg, **_tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
+
+
+def _tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str, Any]:
+    """The part of ``text_cfg`` that says how texts become tokens.
+
+    Raises:
+        ConfigError: it is not open_clip's SimpleTokenizer, or gives texts of another length than the tower's.
+    """
+    node = cfg.get("tokenizer")
+    if node is None:
+        return {}
+    options = {str(key): node[key] for key in node if not str(key).startswith("_")}
+    length = options.pop("context_length", context_length)
+    if not str(node.get("_target_")).endswith("SimpleTokenizer"):
+        raise ConfigError(
+            [f"{name}: tokenizer is {node.get('_target_')}; only open_clip.SimpleTokenizer can be exported"]
+        )
+    if length != context_length:
+        raise ConfigError([f"{name}: tokenizer.context_length={length} is not text.context_length={context_length}"])
+    return {"tokenizer_kwargs": options} if options else {}

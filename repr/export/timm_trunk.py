@@ -1,0 +1,96 @@
+"""The image backbone as a folder for timm: ``timm.create_model('local-dir:DIR', pretrained=True)``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from repr.config import ConfigError
+from repr.export.trained import Trained
+from repr.models.backbone import takes_image_size
+
+
+def write(trained: Trained, folder: Path) -> dict[str, Any]:
+    """Write ``config.json`` and ``model.safetensors``: the backbone with its arguments, and the evaluation transform.
+
+    Returns:
+        What the loader needs besides the folder.
+
+    Raises:
+        ConfigError: the backbone is not one that timm can make again.
+    """
+    data, backbone = trained.cfg.data, trained.objective.backbone
+    name, options = timm_call(trained)
+    known = backbone.pretrained_cfg
+    pretrained_cfg = {
+        "custom_load": False,
+        "input_size": [3, data.image_size, data.image_size],
+        "fixed_input_size": "img_size" in options,
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(data.mean),
+        "std": list(data.std),
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": known.get("first_conv"),
+        "classifier": known.get("classifier"),
+    }
+    config = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": backbone.num_features,
+        "global_pool": pooling(backbone),
+        "model_args": options,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    write_json(config, folder / "config.json")
+    write_tensors(backbone.state_dict(), folder / "model.safetensors")
+    return {}
+
+
+def timm_call(trained: Trained) -> tuple[str, dict[str, Any]]:
+    """Name and arguments with which ``timm.create_model`` makes the backbone.
+
+    Raises:
+        ConfigError: the backbone is not timm's, or an argument cannot be written as JSON.
+    """
+    node = trained.cfg.objective.backbone
+    target = node.get("_target_")
+    if target != "repr.models.backbone.backbone":
+        raise ConfigError([f"{trained.name}: backbone is {target}; only repr.models.backbone.backbone can be exported"])
+    ours = ("_target_", "name", "image_size", "pretrained")
+    options: Any = OmegaConf.to_container(OmegaConf.create({str(k): v for k, v in node.items() if k not in ours}))
+    if objects := [key for key, value in options.items() if isinstance(value, dict) and "_target_" in value]:
+        raise ConfigError(
+            [f"{trained.name}: backbone.{objects[0]} is an object, which cannot be exported; give timm's name for it"]
+        )
+    if node.get("image_size") is not None and takes_image_size(node.name):
+        options["img_size"] = node.image_size
+    return node.name, options
+
+
+def pooling(backbone: Any) -> str:
+    """How timm calls the way in which a model pools its last map."""
+    for holder in (backbone, getattr(backbone, "head", None)):
+        pool = getattr(holder, "global_pool", None)
+        if isinstance(pool, str):
+            return pool
+        if isinstance(pool, nn.Module) and hasattr(pool, "pool_type"):
+            return str(pool.pool_type)
+    return ""
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write a config for people to read."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write float32 safetensors; memory layouts and sharing are of no interest to a file."""
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"})

@@ -1,0 +1,108 @@
+"""Trained objectives: read from a run, or copied out of one that is in memory."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from repr.config import ConfigError, load_run
+from repr.models.pretrained import damage, last_checkpoint
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An objective with the config that it was built from.
+
+    Attributes:
+        objective: on the CPU, in evaluation mode; nothing else holds it.
+        cfg: the config of its run.
+        name: what errors call it.
+    """
+
+    objective: Any
+    cfg: DictConfig
+    name: str
+
+    @classmethod
+    def copy_of(cls, objective: nn.Module, cfg: DictConfig, name: str = "the objective") -> Trained:
+        """A copy of an objective in memory, which may go on training where it is.
+
+        Args:
+            objective: built from ``cfg.objective``, on any device.
+            cfg: a whole config, as :func:`repr.config.compose` gives it.
+            name: what errors call it.
+
+        Raises:
+            ConfigError: the config is not that of the objective.
+        """
+        return cls(_rebuilt(cfg, objective.state_dict(), name), cfg, name)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Trained:
+        """The objective of a run folder, from its last whole checkpoint, or of a checkpoint inside a run folder.
+
+        Raises:
+            ConfigError: no run lies there, it has no whole checkpoint, or one that this code does not fit.
+        """
+        path = Path(path)
+        folder = path.parent.parent if path.is_file() else path
+        if not path.exists():
+            raise ConfigError([f"run={path} does not exist; set it to a folder below runs/ or a checkpoint inside one"])
+        if not (folder / "config.yaml").is_file():
+            raise ConfigError([f"run={path} is not (inside) a run folder: {folder}/config.yaml is missing"])
+        checkpoint: Path | None = path
+        if path.is_file():
+            if fault := damage(path):
+                raise ConfigError([f"run={path} is damaged ({fault}); give another checkpoint"])
+        else:
+            checkpoint = last_checkpoint(path / "checkpoints")
+        if checkpoint is None:
+            raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
+        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        cfg = load_run(folder)
+        return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint))
+
+
+def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:
+    """Build the objective of a config, load the tensors, every one.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    cfg = cfg.copy()
+    for node in (cfg.get("backbone"), cfg.objective.get("backbone")):
+        if OmegaConf.is_dict(node) and node.get("pretrained"):
+            node.pretrained = False  # the weights are at hand, the network may not be
+    with torch.random.fork_rng(devices=[]):
+        objective = instantiate(cfg.objective)
+    own = objective.state_dict()
+    faults = [f"'{key}' is missing{_hint(key, tensors.keys() - own.keys())}" for key in own if key not in tensors]
+    faults += [f"'{key}' is not known" for key in tensors if key not in own]
+    faults += [
+        f"'{key}' has shape {tuple(tensors[key].shape)}, not {tuple(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ConfigError(
+            [
+                f"{name} does not fit the objective of its config, as if another version had written it: "
+                f"{'; '.join(faults[:3])}{more}. Export it with the version that trained it, or rename its tensors"
+            ]
+        )
+    objective.load_state_dict(tensors)
+    return objective.eval().requires_grad_(False)
+
+
+def _hint(key: str, others: Any) -> str:
+    near = difflib.get_close_matches(key, list(others), n=1, cutoff=0.6)
+    return f" (it has '{near[0]}')" if near else ""
