@@ -253,6 +253,9 @@ def evaluation_view(image: Image.Image, size: int) -> Tensor:
         (3, size, size) uint8; :func:`repr.data.colour.normalise` makes it what a model takes.
     """
     short = min(image.size)
+    if max(image.size) > 32 * short:  # a strip: resized whole, it would take gigabytes
+        left, top = ((side - min(side, 32 * short)) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     width, height = (int(size * side / short) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     view = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))

@@ -6,13 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from repr.config import ConfigError
+from repr.config import ConfigError, load_run
 from repr.export import openclip, timm_trunk
 from repr.export.trained import Trained
 from repr.export.verify import Samples, our_answers, verify
@@ -24,8 +25,15 @@ MARKS = ("open_clip_config.json", "config.json", "stages.json")  # one of them l
 Source = str | Path | Trained
 
 
+def stage_folders(run: str | Path) -> dict[str, Path]:
+    """The stages ``stage-<n>`` of a multistage run folder in order; empty for any other."""
+    found = [path for path in Path(run).glob("stage-*") if (path / "config.yaml").is_file()]
+    numbers = {int(path.name.removeprefix("stage-")): path for path in found if path.name[6:].isdigit()}
+    return {numbers[number].name: numbers[number] for number in sorted(numbers)}
+
+
 def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = False, force: bool = False) -> Path:
-    """Export one objective.
+    """Export one objective, or all stages of a multistage run folder.
 
     Args:
         source: a run folder, a checkpoint inside one, or :meth:`Trained.copy_of` an objective in memory.
@@ -42,8 +50,13 @@ def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = F
         ValueError: the library gives something else; nothing was kept.
     """
     _check(out, to, force, untrained_text)
+    if not isinstance(source, Trained) and (stages := stage_folders(source)):
+        if untrained_text:
+            raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
+        norm = OmegaConf.select(load_run(source), "procedure.norm", default="joined")
+        return export_stages(stages, out, to=to, norm=norm, force=force)
     with replacing_folder(Path(out)) as folder, _samples() as samples:
-        write_and_verify({folder: _trained(source)}, samples, to=to, untrained_text=untrained_text)
+        verify(*write({folder: _trained(source)}, samples, to=to, untrained_text=untrained_text), samples)
     return Path(out)
 
 
@@ -52,7 +65,7 @@ def export_stages(
     out: str | Path,
     *,
     to: str,
-    normalise_each: bool = False,
+    norm: Literal["joined", "each"] = "joined",
     force: bool = False,
 ) -> Path:
     """Export every stage of multistage learning as a model of its own, ``stages.json``, and ``join.py``.
@@ -64,7 +77,7 @@ def export_stages(
         stages: name of a folder below ``out`` -> run folder, checkpoint, or :class:`Trained`; the first stage first.
         out: the folder; it is there only if every stage and the joined model give our embeddings.
         to: as for :func:`export`; with ``timm`` it is the backbones that are joined.
-        normalise_each: bring each stage to unit length before joining; the authors join raw outputs.
+        norm: ``joined``: one norm over the raw outputs, as the authors; ``each``: each stage at unit length first.
         force: replace an export that is there.
 
     Returns:
@@ -81,68 +94,62 @@ def export_stages(
         trained = {folder / name: _trained(source) for name, source in stages.items()}
         for path in trained:
             path.mkdir()
-        write_and_verify(trained, samples, to=to, joined=folder, normalise_each=normalise_each)
+        exports, answers = write(trained, samples, to=to)
+        entries = [{**entry, "folder": Path(entry["folder"]).name} for entry in exports]
+        timm_trunk.write_json({"stages": entries, "norm": norm}, folder / "stages.json")
+        shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / "join.py")
+        verify([{"to": "joined", "folder": str(folder)}], [_join(answers, norm)], samples)
     return Path(out)
 
 
-def write_and_verify(
-    models: Mapping[Path, Trained],
-    samples: Samples,
-    *,
-    to: str,
-    untrained_text: bool = False,
-    joined: Path | None = None,
-    normalise_each: bool = False,
-) -> None:
-    """Write exports into empty folders, and verify them all in one fresh process.
+def write(
+    models: Mapping[Path, Trained], samples: Samples, *, to: str, untrained_text: bool = False
+) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
+    """Write exports into empty folders.
 
     Args:
         models: folder -> objective.
-        samples: pictures and captions.
+        samples: what they will be shown.
         to: one of ``TARGETS``.
         untrained_text: as for :func:`export`.
-        joined: the folder that receives the reader of all of them; None: each stands for itself.
-        normalise_each: as for :func:`export_stages`.
+
+    Returns:
+        Of each, the arguments of its loader and what it must give: what :func:`repr.export.verify.verify` takes.
 
     Raises:
         ConfigError: the library cannot express one.
-        ValueError: it gives something else than ours.
     """
     exports: list[dict[str, Any]] = []
     answers: list[dict[str, Tensor]] = []
     for folder, trained in models.items():
+        if to == "open_clip":
+            openclip.text_cfg(trained)  # for its errors, before anything is computed
         ours = our_answers(trained, samples, trunk=to == "timm")
         if to == "timm":
-            extra = timm_trunk.write(trained, folder)
+            timm_trunk.write(trained, folder)
+            extra = {}
         else:
             extra = openclip.write(trained, folder, ours["pixels"], untrained_text=untrained_text)
         exports.append({"to": to, "folder": str(folder), **extra})
         answers.append(ours)
-    if joined is not None:
-        answers.append(_join(answers, normalise_each))
-        stages = [{**entry, "folder": Path(entry["folder"]).name} for entry in exports]
-        timm_trunk.write_json({"stages": stages, "normalise_each": normalise_each}, joined / "stages.json")
-        shutil.copyfile(Path(__file__).with_name("join_stages.py"), joined / "join.py")
-        exports.append({"to": "joined", "folder": str(joined)})
-    verify(exports, answers, samples)
+    return exports, answers
 
 
-def _join(answers: Sequence[Mapping[str, Tensor]], normalise_each: bool) -> dict[str, Tensor]:
-    """What the reader must give.
+def _join(answers: Sequence[Mapping[str, Tensor]], norm: str) -> dict[str, Tensor]:
+    """What all stages together must give, and each for itself.
 
     Raises:
         ConfigError: the stages see other pixels or tokens.
     """
-    first = answers[0]
+    joined = dict(answers[0])
     for name in ("pixels", "tokens"):
-        if any(name in answer and not torch.equal(answer[name], first[name]) for answer in answers):
+        if any(name in answer and not torch.equal(answer[name], joined[name]) for answer in answers):
             raise ConfigError([f"the stages do not take the same {name}: train them with one image_size and tokenizer"])
-    joined = {name: tensor for name, tensor in first.items() if name in ("pixels", "tokens")}
     for name in ("image", "text"):
-        if name in first:
-            parts = [normalize(answer[name], dim=-1) if normalise_each else answer[name] for answer in answers]
+        if name in joined:
+            parts = [normalize(answer[name], dim=-1) if norm == "each" else answer[name] for answer in answers]
             joined[name] = normalize(torch.cat(parts, dim=-1), dim=-1)
-    return joined
+    return joined | {f"{name}_{i}": tensor for i, answer in enumerate(answers) for name, tensor in answer.items()}
 
 
 def _trained(source: Source) -> Trained:

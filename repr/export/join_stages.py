@@ -11,9 +11,9 @@ from torch.nn.functional import normalize
 class Joined(torch.nn.Module):
     """The outputs of all stages side by side, at unit length: (B, sum of their widths)."""
 
-    def __init__(self, stages: list[Any], normalise_each: bool) -> None:
+    def __init__(self, stages: list[Any], norm: str) -> None:
         super().__init__()
-        self.stages, self.normalise_each = torch.nn.ModuleList(stages), normalise_each
+        self.stages, self.norm = torch.nn.ModuleList(stages), norm
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, D)."""
@@ -25,7 +25,8 @@ class Joined(torch.nn.Module):
 
     def _join(self, method: str, inputs: torch.Tensor) -> torch.Tensor:
         parts = [getattr(stage, method, stage)(inputs) for stage in self.stages]  # timm's models are called themselves
-        return normalize(torch.cat([normalize(p, dim=-1) if self.normalise_each else p for p in parts], dim=-1), dim=-1)
+        parts = [normalize(part, dim=-1) for part in parts] if self.norm == "each" else parts
+        return normalize(torch.cat(parts, dim=-1), dim=-1)
 
 
 def load(folder: str | Path = Path(__file__).parent) -> tuple[Joined, Any, Any]:
@@ -47,4 +48,4 @@ def load(folder: str | Path = Path(__file__).parent) -> tuple[Joined, Any, Any]:
             model, _, transform = open_clip.create_model_and_transforms(name, pretrained_image_path=weights)
             stages.append(model.eval())
             tokenizer = None if tower else open_clip.get_tokenizer(name)
-    return Joined(stages, manifest["normalise_each"]), transform, tokenizer
+    return Joined(stages, manifest["norm"]), transform, tokenizer

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+Loaded = tuple[Any, Any, Any]  # model, transform of a PIL picture, tokenizer or None
+
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "socket.sendmsg")
 
 
@@ -24,8 +26,8 @@ def close_network(event: str, arguments: tuple) -> None:
         raise OSError(f"loading an export asked for the network: {event} {arguments[1:]}")
 
 
-def load_open_clip(folder: str, image_tower: str | None = None) -> tuple[Any, Any, Any]:
-    """Model, transform, tokenizer; with an image tower, the model's text tower is not trained."""
+def load_open_clip(folder: str, image_tower: str | None = None) -> Loaded:
+    """A whole model, or one whose image tower is read from a file of its own."""
     import open_clip
 
     name, tower = f"local-dir:{folder}", image_tower and f"{folder}/{image_tower}"
@@ -33,15 +35,15 @@ def load_open_clip(folder: str, image_tower: str | None = None) -> tuple[Any, An
     return model.eval(), preprocess, open_clip.get_tokenizer(name)
 
 
-def load_timm(folder: str) -> tuple[Any, Any, Any]:
-    """Model, transform, no tokenizer."""
+def load_timm(folder: str) -> Loaded:
+    """A backbone."""
     import timm
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model)), None
 
 
-def load_joined(folder: str) -> tuple[Any, Any, Any]:
+def load_joined(folder: str) -> Loaded:
     """What the reader beside the stages gives."""
     spec = importlib.util.spec_from_file_location("join", f"{folder}/join.py")
     assert spec is not None
@@ -51,18 +53,46 @@ def load_joined(folder: str) -> tuple[Any, Any, Any]:
     return module.load()
 
 
+def load_stages(folder: str, model: Any) -> list[Loaded]:
+    """The stages of a joined model, each with the transform and the tokenizer that its own folder names."""
+    entries = json.loads(Path(folder, "stages.json").read_text(encoding="utf-8"))["stages"]
+    loaded: list[Loaded] = []
+    for stage, entry in zip(model.stages, entries, strict=True):
+        if entry["to"] == "timm":
+            import timm
+
+            loaded.append((stage, timm.data.create_transform(**timm.data.resolve_model_data_config(stage)), None))
+        else:
+            from open_clip import get_tokenizer
+            from open_clip.transform import PreprocessCfg, image_transform_v2
+
+            transform = image_transform_v2(PreprocessCfg(**stage.visual.preprocess_cfg), is_train=False)
+            loaded.append((stage, transform, get_tokenizer(f"local-dir:{folder}/{entry['folder']}")))
+    return loaded
+
+
 LOADERS = {"open_clip": load_open_clip, "timm": load_timm, "joined": load_joined}
 
 
-def embed(export: dict[str, Any], pictures: list[str], captions: list[str]) -> dict[str, torch.Tensor]:
-    """What an export makes of pictures and captions."""
-    model, preprocess, tokenizer = LOADERS[export["to"]](**{key: value for key, value in export.items() if key != "to"})
+def embed(loaded: Loaded, pictures: list[str], captions: list[str]) -> dict[str, torch.Tensor]:
+    """What a model makes of pictures and captions; texts mean nothing to one that was not trained on them."""
+    model, preprocess, tokenizer = loaded
     pixels = torch.stack([preprocess(Image.open(path)) for path in pictures])
-    answer = {"pixels": pixels, "image": getattr(model, "encode_image", model)(pixels)}
+    encode_image = model.encode_image if hasattr(model, "encode_image") else model
+    answer = {"pixels": pixels, "image": encode_image(pixels)}
     if tokenizer is not None:
         answer["tokens"] = tokenizer(captions)
         answer["text"] = model.encode_text(answer["tokens"])
-    return {name: tensor.contiguous() for name, tensor in answer.items()}
+    return answer
+
+
+def answers(export: dict[str, Any], *samples: list[str]) -> dict[str, torch.Tensor]:
+    """Those of an export, and of stages that it joins, which are read once: ``image_0`` is the first stage's."""
+    loaded = LOADERS[export["to"]](**{key: value for key, value in export.items() if key != "to"})
+    answer = embed(loaded, *samples)
+    for i, stage in enumerate(load_stages(export["folder"], loaded[0]) if export["to"] == "joined" else ()):
+        answer |= {f"{name}_{i}": tensor for name, tensor in embed(stage, *samples).items()}
+    return answer
 
 
 def main(path: str) -> None:
@@ -70,8 +100,9 @@ def main(path: str) -> None:
     sys.addaudithook(close_network)
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     with torch.inference_mode():
-        answers = [embed(export, job["pictures"], job["captions"]) for export in job["exports"]]
-    save_file({f"{i}/{key}": value for i, answer in enumerate(answers) for key, value in answer.items()}, job["answer"])
+        found = [answers(export, job["pictures"], job["captions"]) for export in job["exports"]]
+    tensors = {f"{i}/{name}": tensor.contiguous() for i, answer in enumerate(found) for name, tensor in answer.items()}
+    save_file(tensors, job["answer"])
 
 
 if __name__ == "__main__":

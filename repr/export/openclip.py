@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from open_clip.model import CLIPTextCfg, CustomTextCLIP
 from open_clip.transformer import QuickGELU, TextTransformer
+from timm.models import get_pretrained_cfg_value
 from torch import Tensor, nn
 
 from repr.config import ConfigError
@@ -75,8 +76,13 @@ def _image_tower(trained: Trained, pixels: Tensor) -> Tower:
     """
     with torch.inference_mode():
         ours = {"embedding": trained.objective.encode_image(pixels)}
+    name, options = timm_call(trained)
+    usual: Any = get_pretrained_cfg_value(name, "input_size")
     faults = []
     for model_cfg, tensors in _candidates(trained, ours["embedding"].shape[1]):
+        if "timm_model_name" in model_cfg["vision_cfg"] and options.get("img_size", usual[-1]) != usual[-1]:
+            faults.append(f"{name} is built for {usual[-2]} x {usual[-1]} pixels")
+            continue
         visual = _built(model_cfg).visual
         try:
             visual.load_state_dict({key.removeprefix("visual."): tensor for key, tensor in tensors.items()})
@@ -88,12 +94,11 @@ def _image_tower(trained: Trained, pixels: Tensor) -> Tower:
         if fault is None:
             return model_cfg, tensors
         faults.append(fault)
-    name, options = timm_call(trained)
     told = ", ".join(f"{key}={value}" for key, value in options.items()) or "no arguments"
     raise ConfigError(
         [
-            f"open_clip {open_clip.__version__} cannot express the backbone of {trained.name}: it makes timm's {name} by "
-            f"name alone, here with {told}, and this is not one of its own ViTs ({'; '.join(dict.fromkeys(faults))}). "
+            f"open_clip {open_clip.__version__} cannot express the backbone of {trained.name}: it makes timm's {name} "
+            f"by name alone, here with {told}, and this is none of its own ViTs ({'; '.join(dict.fromkeys(faults))}). "
             "Export it with to=timm"
         ]
     )
@@ -102,8 +107,8 @@ def _image_tower(trained: Trained, pixels: Tensor) -> Tower:
 def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
     """By timm's name, then as open_clip's own ViT, whose activation is also the text tower's."""
     objective, size = trained.objective, trained.cfg.data.image_size
-    text_cfg, quick_gelu = _text_cfg(trained)
-    config: dict[str, Any] = {"embed_dim": dim, "text_cfg": text_cfg, "quick_gelu": quick_gelu, "custom_text": True}
+    told, quick_gelu = text_cfg(trained)
+    config: dict[str, Any] = {"embed_dim": dim, "text_cfg": told, "quick_gelu": quick_gelu, "custom_text": True}
     if getattr(objective, "logit_bias", None) is not None:
         config["init_logit_bias"] = float(objective.logit_bias)
     name, options = timm_call(trained)
@@ -141,7 +146,7 @@ def _text_tensors(trained: Trained) -> dict[str, Tensor]:
     return tensors | {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
 
 
-def _text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
+def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
     """open_clip's ``text_cfg`` and whether the activation is QuickGELU; an image objective's is that of its config.
 
     Raises:
@@ -162,9 +167,8 @@ def _text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
     if unknown:
         told = ", ".join(f"text.{key}={value}" for key, value in unknown.items())
         raise ConfigError([f"open_clip {open_clip.__version__} cannot express {told} of {trained.name}"])
-    text_cfg = OmegaConf.to_container(OmegaConf.create({key: value for key, value in options.items() if key in known}))
-    assert isinstance(text_cfg, dict)
-    return {**text_cfg, **_tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
+    config: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in options.items() if k in known}))
+    return {**config, **_tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
 
 
 def _tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str, Any]:
@@ -178,10 +182,9 @@ def _tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str,
         return {}
     options = {str(key): node[key] for key in node if not str(key).startswith("_")}
     length = options.pop("context_length", context_length)
-    if not str(node.get("_target_")).endswith("SimpleTokenizer"):
-        raise ConfigError(
-            [f"{name}: tokenizer is {node.get('_target_')}; only open_clip.SimpleTokenizer can be exported"]
-        )
+    target = str(node.get("_target_"))
+    if not (target.startswith("open_clip.") and target.endswith("SimpleTokenizer")):
+        raise ConfigError([f"{name}: tokenizer is {target}; only open_clip's SimpleTokenizer can be exported"])
     if length != context_length:
         raise ConfigError([f"{name}: tokenizer.context_length={length} is not text.context_length={context_length}"])
     return {"tokenizer_kwargs": options} if options else {}

@@ -15,11 +15,8 @@ from repr.export.trained import Trained
 from repr.models.backbone import takes_image_size
 
 
-def write(trained: Trained, folder: Path) -> dict[str, Any]:
+def write(trained: Trained, folder: Path) -> None:
     """Write ``config.json`` and ``model.safetensors``: the backbone with its arguments, and the evaluation transform.
-
-    Returns:
-        What the loader needs besides the folder.
 
     Raises:
         ConfigError: the backbone is not one that timm can make again.
@@ -51,7 +48,6 @@ def write(trained: Trained, folder: Path) -> dict[str, Any]:
     }
     write_json(config, folder / "config.json")
     write_tensors(backbone.state_dict(), folder / "model.safetensors")
-    return {}
 
 
 def timm_call(trained: Trained) -> tuple[str, dict[str, Any]]:

@@ -57,7 +57,7 @@ class Trained:
         if not path.exists():
             raise ConfigError([f"run={path} does not exist; set it to a folder below runs/ or a checkpoint inside one"])
         if not (folder / "config.yaml").is_file():
-            raise ConfigError([f"run={path} is not (inside) a run folder: {folder}/config.yaml is missing"])
+            raise ConfigError([f"run={path} is not (inside) a run folder: {folder / 'config.yaml'} is missing"])
         checkpoint: Path | None = path
         if path.is_file():
             if fault := damage(path):
@@ -66,7 +66,7 @@ class Trained:
             checkpoint = last_checkpoint(path / "checkpoints")
         if checkpoint is None:
             raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
-        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         cfg = load_run(folder)
         return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint))
 

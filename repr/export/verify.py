@@ -87,29 +87,41 @@ def verify(exports: Sequence[Mapping[str, Any]], ours: Sequence[Answers], sample
     """Load every export in one fresh process without network and compare what it gives with ours.
 
     Args:
-        exports: arguments of the loader, see :mod:`repr.export.load_elsewhere`.
+        exports: arguments of a loader each, and ``to``, its name, see :mod:`repr.export.load_elsewhere`.
         ours: what each must give.
         samples: what they are shown.
 
     Raises:
         ValueError: an export does not load, or gives something else; nothing of it may be kept.
     """
+    for export, own, theirs in zip(exports, ours, answers_elsewhere(exports, samples), strict=True):
+        if fault := difference(theirs, own):
+            raise ValueError(f"{export['to']} loads {export['folder']}, but {fault}, so it was not kept")
+
+
+def answers_elsewhere(exports: Sequence[Mapping[str, Any]], samples: Samples) -> list[dict[str, Tensor]]:
+    """What a fresh process without this package and without network makes of the samples, for each export.
+
+    Raises:
+        ValueError: it ends with an error.
+    """
     with tempfile.TemporaryDirectory() as work:
         job, answer = Path(work) / "job.json", Path(work) / "answer.safetensors"
-        task = {"exports": exports, "captions": samples.captions, "answer": str(answer)}
-        job.write_text(json.dumps(task | {"pictures": [str(path) for path in samples.pictures]}), encoding="utf-8")
-        # -P: this program's own folder is no place to import from.
-        command = [sys.executable, "-P", str(LOADER), str(job)]
-        done = subprocess.run(
-            command, cwd=work, env=os.environ | LOADER_ENVIRONMENT, capture_output=True, text=True, check=False
-        )
+        pictures = [str(path) for path in samples.pictures]
+        task = {"exports": exports, "pictures": pictures, "captions": samples.captions, "answer": str(answer)}
+        job.write_text(json.dumps(task), encoding="utf-8")
+        # -P: the program's own folder is no place to import from.
+        command, environment = [sys.executable, "-P", str(LOADER), str(job)], os.environ | LOADER_ENVIRONMENT
+        done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             raise ValueError(f"the export does not load in a fresh process, so it was not kept: {last[0]}")
-        theirs = load_file(answer)
-    for i, (export, own) in enumerate(zip(exports, ours, strict=True)):
-        if fault := difference({key: theirs[f"{i}/{key}"] for key in own if f"{i}/{key}" in theirs}, own):
-            raise ValueError(f"{export['to']} loads the export but {fault}, so it was not kept")
+        found = load_file(answer)
+    answers: list[dict[str, Tensor]] = [{} for _ in exports]
+    for name, tensor in found.items():
+        index, _, key = name.partition("/")
+        answers[int(index)][key] = tensor
+    return answers
 
 
 def difference(theirs: Answers, ours: Answers) -> str | None:

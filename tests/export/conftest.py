@@ -1,0 +1,66 @@
+"""Small trained objectives, and a run with a checkpoint."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from repr.config import CONF, compose
+from repr.export.trained import Trained
+from repr.export.verify import Samples
+from tests.objectives.conftest import SMALL, SMALL_HEAD
+
+RUN = [
+    "smoke=true", "objective=clip", "image_size=32", "embed_dim=32", "text.width=32", "text.layers=1", "optim.lr=1e-2",
+    "backbone.name=test_resnet", "data.bank_size=64", "data.batch_size=128", "data.eval_batch_size=256",
+    "trainer.limit_train_batches=30", "trainer.limit_val_batches=1.0",
+]  # fmt: skip
+CLOSED = """
+import socket, sys
+
+def close(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
+        if not (event == "socket.connect" and arguments[0].family == socket.AF_UNIX):
+            raise OSError(f"asked for the network: {event} {arguments[1:]}")
+
+sys.addaudithook(close)
+"""
+
+
+def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet") -> Trained:
+    """An objective of conf/objective whose every weight, mean and variance is its own."""
+    own = OmegaConf.load(CONF / "objective" / f"{objective_name}.yaml")
+    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in own]
+    cfg = compose([f"objective={objective_name}", *SMALL, *head, f"backbone.name={backbone}", *overrides])
+    torch.manual_seed(0)
+    objective = instantiate(cfg.objective)
+    with torch.no_grad():
+        for name, tensor in objective.state_dict().items():
+            if tensor.is_floating_point():
+                noise = 0.05 * torch.randn_like(tensor)
+                tensor.add_(noise.abs() if name.endswith("running_var") else noise)
+    return Trained.copy_of(objective, cfg, f"{objective_name} with {backbone}")
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samples]:
+    return Samples(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture(scope="session")
+def run_and_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run and its export to open_clip, both by the command line, in a process whose network is closed."""
+    folder = tmp_path_factory.mktemp("run")
+    program = (
+        f"{CLOSED}\nfrom repr.fit import main\nmain({[*RUN, f'run_folder={folder}/run']!r})\n"
+        f"from repr.export.__main__ import main\nmain(['run={folder}/run', 'to=open_clip', 'out={folder}/export'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"verified and written: {folder}/export" in done.stdout
+    return folder / "run", folder / "export"

@@ -1,0 +1,228 @@
+"""What is exported gives, in the library it is for, what it gives here."""
+
+import ast
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from repr.config import CONF, ConfigError
+from repr.data.sources import Emoji
+from repr.export.folders import export_stages, write
+from repr.export.trained import Trained
+from repr.export.verify import LOADER, TOLERANCE, Samples, answers_elsewhere, difference
+from tests.export.conftest import trained
+from tests.objectives.conftest import OBJECTIVES
+
+BACKBONES = ("test_resnet", "test_vit", "test_convnext")
+EACH = [(name, BACKBONES[i % 3]) for i, name in enumerate(OBJECTIVES)]
+VIT = ("backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2")
+VITS = {  # of another size, depth and width than the name says
+    "plain": (),
+    "clip": ("backbone.name=vit_base_patch32_clip_224",),
+    "quick": (
+        "backbone.name=vit_base_patch32_clip_quickgelu_224",
+        "+text.act_layer={_target_: hydra.utils.get_class, path: open_clip.transformer.QuickGELU}",
+    ),
+    "average": ("+backbone.global_pool=avg",),
+    "average_after_norm": ("+backbone.global_pool=avg", "+backbone.fc_norm=false"),
+    "scaled": ("+backbone.init_values=0.1", "+backbone.mlp_ratio=2"),
+    "no_biases": ("+backbone.qkv_bias=false", "+backbone.no_embed_class=true"),
+    "dropout": ("+backbone.drop_path_rate=0.2", "+backbone.patch_drop_rate=0.2", "+backbone.drop_rate=0.1"),
+}
+
+
+class Exports:
+    """Exports that are written one after the other and then loaded by one process."""
+
+    def __init__(self, root: Path, samples: Samples) -> None:
+        self.root, self.samples = root, samples
+        self.exports: list[dict[str, Any]] = []
+        self.ours: list[dict[str, Tensor]] = []
+        self.have_text: list[bool] = []
+        self.faults: dict[str, str | None] = {}
+
+    def add(self, name: str, model: Trained, to: str, **options: bool) -> Path:
+        folder = self.root / name
+        folder.mkdir(parents=True)
+        exports, ours = write({folder: model}, self.samples, to=to, **options)
+        self.exports += exports
+        self.ours += ours
+        self.have_text.append(to == "open_clip" and hasattr(model.objective, "encode_text"))
+        return folder
+
+    def load(self) -> None:
+        answers = answers_elsewhere(self.exports, self.samples)
+        for export, own, theirs in zip(self.exports, self.ours, answers, strict=True):
+            self.faults[Path(export["folder"]).relative_to(self.root).as_posix()] = difference(theirs, own)
+
+    def files(self, name: str) -> set[str]:
+        return {path.name for path in (self.root / name).rglob("*.*")}
+
+    def model_cfg(self, name: str) -> dict[str, Any]:
+        return json.loads((self.root / name / "open_clip_config.json").read_text())["model_cfg"]
+
+
+@pytest.fixture(scope="module")
+def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    exports = Exports(tmp_path_factory.mktemp("exports"), samples)
+    pairs = {*EACH, *((name, backbone) for name in ("clip", "simclr") for backbone in BACKBONES)}
+    for name, backbone in sorted(pairs):
+        for to in ("open_clip", "timm"):
+            exports.add(f"{to}/{name}-{backbone}", trained(name, backbone=backbone), to)
+    for name, options in VITS.items():
+        exports.add(f"vit/{name}", trained("clip", *VIT, *options), "open_clip")
+    exports.add("vit/images", trained("simclr", *VIT, "+backbone.global_pool=avg"), "open_clip")
+    exports.add("whole", trained("simclr"), "open_clip", untrained_text=True)
+    exports.add("args", trained("simclr", "+backbone.act_layer=silu"), "timm")
+    exports.load()
+    return exports
+
+
+def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) -> None:
+    assert {name: fault for name, fault in loaded.faults.items() if fault} == {}
+    assert {name.split("/")[1].split("-")[0] for name in loaded.faults if "-" in name} == set(OBJECTIVES)
+    assert loaded.files("timm/clip-test_vit") == {"config.json", "model.safetensors"}
+    assert loaded.files("open_clip/clip-test_vit") == {"open_clip_config.json", "open_clip_model.safetensors"}
+    assert loaded.files("open_clip/simclr-test_vit") == {"open_clip_config.json", "open_clip_visual.safetensors"}
+    for name, answers, has_text in zip(loaded.faults, loaded.ours, loaded.have_text, strict=True):
+        assert ("text" in answers) == has_text, name
+        for kind in ("image", "text") if has_text else ("image",):
+            apart = torch.pdist(answers[kind]) / answers[kind].norm(dim=1).mean()
+            assert apart.max() > 100 * TOLERANCE, f"{name}: the {kind} embeddings cannot be told apart"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
+def test_every_objective_with_every_kind_of_backbone(to: str, samples: Samples, tmp_path: Path) -> None:
+    exports = Exports(tmp_path, samples)
+    for name in OBJECTIVES:
+        for backbone in BACKBONES:
+            exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), to)
+    exports.load()
+    assert {name: fault for name, fault in exports.faults.items() if fault} == {}
+
+
+def test_open_clip_builds_by_timms_name_where_it_can(loaded: Exports) -> None:
+    towers = {name: loaded.model_cfg(f"open_clip/clip-{name}")["vision_cfg"] for name in BACKBONES}
+    assert [tower.get("timm_model_name") for tower in towers.values()] == ["test_resnet", None, "test_convnext"]
+    assert towers["test_vit"]["image_size"] == 32  # by its name it takes 160
+    for name in VITS:
+        assert loaded.model_cfg(f"vit/{name}")["vision_cfg"]["layers"] == 2
+        assert loaded.model_cfg(f"vit/{name}")["quick_gelu"] == (name == "quick")
+
+
+def test_a_whole_model_has_an_untrained_text_tower(loaded: Exports) -> None:
+    name = f"local-dir:{loaded.root / 'whole'}"
+    model, _, _ = open_clip.create_model_and_transforms(name)
+    assert model.encode_text(open_clip.get_tokenizer(name)(["a cat"])).shape == (1, 96)
+
+
+def test_any_change_of_an_export_is_found(samples: Samples, tmp_path: Path) -> None:
+    """Each is what a faulty writer would do."""
+    exports, clip, simclr = Exports(tmp_path, samples), trained("clip", backbone="test_vit"), trained("simclr")
+    for name, model, to, file, where in (
+        ("text", clip, "open_clip", "open_clip_model.safetensors", "text.ln_final.bias"),
+        ("image", simclr, "open_clip", "image_tower/open_clip_visual.safetensors", "trunk.bn1.running_mean"),
+        ("image of timm", simclr, "timm", "model.safetensors", "bn1.running_mean"),
+    ):
+        path = exports.add(name, model, to) / file
+        tensors = load_file(path)
+        tensors[where] += 1e-3
+        save_file(tensors, path)
+    for name, model, to, part, change in (
+        ("pixels", clip, "open_clip", "preprocess_cfg", {"mean": [0.48, 0.46, 0.41]}),
+        ("pixels of crops", clip, "open_clip", "preprocess_cfg", {"resize_mode": "squash"}),
+        ("pixels of timm", simclr, "timm", "pretrained_cfg", {"crop_pct": 0.9}),
+        ("tokens", clip, "open_clip", "model_cfg", {"text_cfg": {"tokenizer_kwargs": {"clean": "whitespace"}}}),
+    ):
+        path = exports.add(name, model, to) / ("config.json" if to == "timm" else "open_clip_config.json")
+        config = json.loads(path.read_text())
+        for key, value in change.items():
+            config[part][key] = {**config[part][key], **value} if isinstance(value, dict) else value
+        path.write_text(json.dumps(config))
+    exports.load()
+    assert all(fault and fault.startswith(f"its {name.split()[0]} ") for name, fault in exports.faults.items()), (
+        exports.faults
+    )
+
+
+def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
+    """Their file says how, and its reader needs nothing of ours; the fresh process has compared what it gives."""
+    models = {"stage-0": trained("clip"), "stage-1": trained("clip", backbone="test_vit")}
+    export_stages(models, tmp_path / "clip", to="open_clip", norm="each")
+    manifest = json.loads((tmp_path / "clip" / "stages.json").read_text())
+    assert manifest == {"stages": [{"to": "open_clip", "folder": name} for name in models], "norm": "each"}
+    assert "repr" not in imported(tmp_path / "clip" / "join.py")
+    with pytest.raises(ConfigError, match="do not take the same pixels"):
+        export_stages({"a": models["stage-0"], "b": trained("clip", "image_size=48")}, tmp_path / "new", to="open_clip")
+    with pytest.raises(ConfigError, match="give each the name of a folder"):
+        export_stages({"a/b": models["stage-0"]}, tmp_path / "new", to="open_clip")
+    assert {path.name for path in tmp_path.iterdir()} == {"clip"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["open_clip", "timm"])
+def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> None:
+    models = {f"stage-{i}": trained("simclr", backbone=backbone) for i, backbone in enumerate(BACKBONES)}
+    export_stages(models, tmp_path / "images", to=to)
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py"}
+
+
+def imported(path: Path) -> set[str]:
+    """The packages that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
+    assert imported(LOADER) == {
+        "importlib",
+        "json",
+        "sys",
+        "pathlib",
+        "typing",
+        "torch",
+        "PIL",
+        "safetensors",
+        "open_clip",
+        "timm",
+    }
+    program = (
+        f"import sys; sys.path.insert(0, {str(LOADER.parent)!r}); import load_elsewhere, socket\n"
+        "sys.addaudithook(load_elsewhere.close_network); socket.create_connection(('127.0.0.1', 9))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "OSError: loading an export asked for the network" in done.stderr
+
+
+def test_zero_shot_by_open_clip_is_the_number_of_the_run(run_and_export: tuple[Path, Path]) -> None:
+    run, export = run_and_export
+    with (run / "metrics.csv").open(newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row.get("val/zero_shot_top1")]
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
+    classes = yaml.safe_load((CONF / "eval/classes/emoji_val.yaml").read_text())
+    tokenizer, names = open_clip.get_tokenizer(f"local-dir:{export}"), list(classes["names"].values())
+    weights = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, names, classes["templates"])
+    source, keys = Emoji("val"), list(classes["names"])
+    with torch.inference_mode():
+        pixels = torch.stack([preprocess(source.image(i)) for i in range(len(source))])
+        scores = model.encode_image(pixels, normalize=True) @ weights
+    for k in (1, 5):
+        found = [
+            concept in (keys[i] for i in top)
+            for concept, top in zip(source.attributes["concept"], scores.topk(k)[1], strict=True)
+        ]
+        assert sum(found) / len(found) == pytest.approx(float(row[f"val/zero_shot_top{k}"]))
+        assert sum(found) > 1.5 * k / len(names) * len(found)  # it has learned something
