@@ -84,9 +84,26 @@ def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands("README.md") if c.startswith("python -m ") and "repr.fit" not in c]
-)
+def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, but for the one that verifies."""
+    from repr.config import compose
+    from repr.export.__main__ import main
+    from repr.fit import fit
+
+    small = ["smoke=true", f"run_folder={tmp_path}/run", "backbone.name=test_resnet", "text.layers=1"]
+    fit(compose([*small, "eval=images"]))
+    monkeypatch.chdir(tmp_path)
+    exports = [c for c in commands("README.md") if c.startswith("python -m repr.export ")]
+    assert len(exports) == 2
+    for command in exports:
+        main([f"run={tmp_path}/run" if word.startswith("run=") else word for word in shlex.split(command)[3:]])
+    assert {path.name for path in (tmp_path / "DIR").iterdir()} == {"config.json", "model.safetensors"}
+
+
+TOOLS = [c for c in commands("README.md") if c.startswith("python -m ") and not re.search(r"repr\.(fit|export)", c)]
+
+
+@pytest.mark.parametrize("command", TOOLS)
 def test_every_other_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
     """Tools are run in the repository, everything else anywhere."""
     for name, path in {"IMAGES": pictures / "IMAGES", "PACKED": tmp_path / "packed"}.items():
