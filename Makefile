@@ -2,13 +2,18 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: demo test check clean
+.PHONY: demo test test-oldest check clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
 
 test: .venv/installed-dev  ## run the default tests
 	$(RUN) pytest
+
+test-oldest: .venv/installed-dev  ## test the exports with the oldest open_clip and timm that pyproject.toml allows
+	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \
+		$$(grep -oE '(open-clip-torch|timm)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export
 
 check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) ruff check .

@@ -71,6 +71,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         _sync_folder(path.parent)
     finally:
+        if old.exists() and not path.exists():
+            os.replace(old, path)
         for folder in (partial, old):
             shutil.rmtree(folder, ignore_errors=True)
 

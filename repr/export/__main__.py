@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from repr.export.folders import export  # here, so that a mistyped option is refused before its seconds
 
         out = export(options.pop("run"), **options)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         message = user_message(error)
         if message is None:

@@ -33,7 +33,7 @@ def stage_folders(run: str | Path) -> dict[str, Path]:
 
 
 def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = False, force: bool = False) -> Path:
-    """Export one objective, or all stages of a multistage run folder.
+    """Export one objective, or all stages of a multistage run folder; of several processes one calls this.
 
     Args:
         source: a run folder, a checkpoint inside one, or :meth:`Trained.copy_of` an objective in memory.

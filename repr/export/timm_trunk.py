@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from repr.config import ConfigError
@@ -88,5 +88,6 @@ def write_json(content: dict[str, Any], path: Path) -> None:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write float32 safetensors; memory layouts and sharing are of no interest to a file."""
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, {"format": "pt"})
+    """Write safetensors, which know neither memory layouts nor shared memory."""
+    # Not save_file, whose error on a full disk is not an OSError.
+    path.write_bytes(save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, {"format": "pt"}))

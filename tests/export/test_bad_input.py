@@ -87,6 +87,15 @@ def test_a_folder_that_exists(
     assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
 
 
+def test_a_full_disk(run_and_export: tuple[Path, Path], small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(shutil.copytree(run_and_export[1], small_disk / "out"))
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "the disk is full" in told([f"run={run_and_export[0]}", "to=open_clip", f"out={out}", "force=true"], capsys)
+    assert {path.name for path in small_disk.iterdir()} == {"out", "filler"}
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
 def test_a_tower_that_the_library_does_not_give_is_not_kept(tmp_path: Path) -> None:
     model = trained("clip", "objective._target_=tests.export.test_bad_input.Louder")
     with pytest.raises(ValueError, match=r"open_clip loads .* but its text differs from ours by .* so it was not kept"):
