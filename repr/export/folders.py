@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,7 +19,7 @@ from repr.export.verify import Samples, our_answers, verify
 from repr.files import replacing_folder
 
 TARGETS = ("open_clip", "timm")
-MARKS = ("open_clip_config.json", "config.json", "stages.json")  # one of them lies in every export
+MARKS = (("open_clip_config.json",), ("config.json", "model.safetensors"), ("stages.json", "join.py"))  # of an export
 
 Source = str | Path | Trained
 
@@ -53,9 +52,12 @@ def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = F
     if not isinstance(source, Trained) and (stages := stage_folders(source)):
         if untrained_text:
             raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
-        norm = OmegaConf.select(load_run(source), "procedure.norm", default="joined")
-        return export_stages(stages, out, to=to, norm=norm, force=force)
-    with replacing_folder(Path(out)) as folder, _samples() as samples:
+        procedure = load_run(source).get("procedure") or {}
+        if len(stages) < (num_stages := procedure.get("num_stages", 0)):
+            raise ConfigError([f"run={source} has {len(stages)} of its {num_stages} stages: resume it first"])
+        return export_stages(stages, out, to=to, norm=procedure.get("norm", "joined"), force=force)
+    with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
+        samples = Samples(Path(work))
         verify(*write({folder: _trained(source)}, samples, to=to, untrained_text=untrained_text), samples)
     return Path(out)
 
@@ -90,7 +92,8 @@ def export_stages(
     _check(out, to, force, untrained_text=False)
     if not stages or any(name != Path(name).name for name in stages):
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
-    with replacing_folder(Path(out)) as folder, _samples() as samples:
+    with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
+        samples = Samples(Path(work))
         trained = {folder / name: _trained(source) for name, source in stages.items()}
         for path in trained:
             path.mkdir()
@@ -156,13 +159,6 @@ def _trained(source: Source) -> Trained:
     return source if isinstance(source, Trained) else Trained.read(source)
 
 
-class _samples(tempfile.TemporaryDirectory):  # noqa: N801 - used as a function
-    """Samples for as long as a block lasts."""
-
-    def __enter__(self) -> Samples:
-        return Samples(Path(super().__enter__()))
-
-
 def _check(out: str | Path, to: str, force: bool, untrained_text: bool) -> None:
     """Raise before anything is read."""
     out = Path(out)
@@ -174,5 +170,6 @@ def _check(out: str | Path, to: str, force: bool, untrained_text: bool) -> None:
         raise ConfigError([f"out={out} is not a folder; choose another"])
     if out.exists() and not force:
         raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
-    if out.exists() and any(out.iterdir()) and not any((out / mark).is_file() for mark in MARKS):
+    names = {path.name for path in out.iterdir()} if out.exists() else set()
+    if names and not any(names.issuperset(mark) for mark in MARKS):
         raise ConfigError([f"out={out} holds something else than an export, which force=true does not remove"])

@@ -23,9 +23,8 @@ from repr.export.timm_trunk import pooling, timm_call, write_json, write_tensors
 from repr.export.trained import Trained
 from repr.export.verify import difference
 
-IMAGE_TOWER = (
-    "image_tower/open_clip_visual.safetensors"  # below the folder, since open_clip takes a file in it for a whole model
-)
+# Below the folder, since open_clip takes a file inside it for a whole model.
+IMAGE_TOWER = "image_tower/open_clip_visual.safetensors"
 
 Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors under open_clip's names
 
@@ -142,7 +141,7 @@ def _built(model_cfg: dict[str, Any]) -> Any:
 def _text_tensors(trained: Trained) -> dict[str, Tensor]:
     objective = trained.objective
     tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
-    scalars = {"logit_scale": objective.logit_scale, "logit_bias": objective.logit_bias}
+    scalars = {key: getattr(objective, key, None) for key in ("logit_scale", "logit_bias")}
     return tensors | {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
 
 
@@ -168,6 +167,10 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
         told = ", ".join(f"text.{key}={value}" for key, value in unknown.items())
         raise ConfigError([f"open_clip {open_clip.__version__} cannot express {told} of {trained.name}"])
     config: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in options.items() if k in known}))
+    if trained.cfg.get("tokenizer") is None and hasattr(trained.objective, "encode_text"):
+        raise ConfigError(
+            [f"{trained.name} encodes text, and tokenizer is null: set it to the one that it was trained with"]
+        )
     return {**config, **_tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
 
 

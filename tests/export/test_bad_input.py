@@ -1,5 +1,6 @@
 """One clear error each, and nothing is lost."""
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,6 +112,7 @@ def test_a_tower_that_the_library_does_not_give_is_not_kept(tmp_path: Path) -> N
         (("+text.use_pad_mask=true",), "cannot express text.use_pad_mask=True"),
         (("+text.act_layer={_target_: hydra.utils.get_class, path: torch.nn.ReLU}",), "cannot express text.act_layer="),
         (("tokenizer.context_length=8",), "tokenizer.context_length=8 is not text.context_length=12"),
+        (("tokenizer=null",), "encodes text, and tokenizer is null"),
         (("tokenizer={_target_: open_clip.tokenizer.SigLipTokenizer}",), "only open_clip's SimpleTokenizer"),
     ],
 )
@@ -152,6 +154,21 @@ def test_weights_of_timm_are_not_asked_for_again() -> None:
     OmegaConf.update(cfg, "backbone.pretrained", True, force_add=True)
     again = Trained.copy_of(model.objective, cfg)
     assert torch.equal(again.objective.backbone.conv1[0].weight, model.objective.backbone.conv1[0].weight)
+
+
+def test_stages_that_are_not_all_there(run_and_export: tuple[Path, Path], tmp_path: Path) -> None:
+    cfg = OmegaConf.load(run_and_export[0] / "config.yaml")
+    (tmp_path / "run").mkdir()
+    OmegaConf.update(cfg, "procedure", {"num_stages": 2, "norm": "each"}, force_add=True)
+    OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
+    (tmp_path / "run" / "stage-0").symlink_to(run_and_export[0])
+    with pytest.raises(ConfigError, match="has 1 of its 2 stages: resume it first"):
+        export(tmp_path / "run", tmp_path / "out", to="open_clip")
+    (tmp_path / "run" / "stage-1").symlink_to(run_and_export[0])
+    export(tmp_path / "run", tmp_path / "out", to="open_clip")
+    manifest = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert [stage["folder"] for stage in manifest["stages"]] == ["stage-0", "stage-1"]
+    assert manifest["norm"] == "each"
 
 
 def test_stage_folders_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
