@@ -47,11 +47,10 @@ def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: boo
     Raises:
         ConfigError: open_clip has no such tower or tokenizer.
     """
-    has_text = hasattr(trained.objective, "encode_text")
-    if untrained_text and has_text:
+    if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
     model_cfg, tensors = _image_tower(trained, pixels)
-    if has_text:
+    if trained.has_text:
         tensors |= _text_tensors(trained)
     elif untrained_text:
         tensors = _built(model_cfg).state_dict() | tensors
@@ -59,7 +58,7 @@ def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: boo
     preprocess_cfg = {"mean": [*data.mean], "std": [*data.std], "interpolation": "bicubic", "resize_mode": "shortest"}
     config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
     write_json(config, folder / "open_clip_config.json")
-    if has_text or untrained_text:
+    if trained.has_text or untrained_text:
         write_tensors(tensors, folder / "open_clip_model.safetensors")
         return {}
     (folder / IMAGE_TOWER).parent.mkdir()
@@ -127,7 +126,7 @@ def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
     if own is None or (projection is not None and projection.bias is not None):
         return
     renamed = native_vit.visual_tensors(objective.backbone, None if projection is None else projection.weight)
-    for quick in [quick_gelu] if hasattr(objective, "encode_text") else [False, True]:
+    for quick in [quick_gelu] if trained.has_text else [False, True]:
         yield config | {"vision_cfg": own, "quick_gelu": quick}, {f"visual.{k}": t for k, t in renamed.items()}
 
 
@@ -167,7 +166,7 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
         told = ", ".join(f"text.{key}={value}" for key, value in unknown.items())
         raise ConfigError([f"open_clip {open_clip.__version__} cannot express {told} of {trained.name}"])
     config: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in options.items() if k in known}))
-    if trained.cfg.get("tokenizer") is None and hasattr(trained.objective, "encode_text"):
+    if trained.cfg.get("tokenizer") is None and trained.has_text:
         raise ConfigError(
             [f"{trained.name} encodes text, and tokenizer is null: set it to the one that it was trained with"]
         )

@@ -31,6 +31,11 @@ class Trained:
     cfg: DictConfig
     name: str
 
+    @property
+    def has_text(self) -> bool:
+        """Whether a text tower was trained; a flow may have the method without one."""
+        return hasattr(self.objective, "encode_text") and getattr(self.objective, "text", None) is not None
+
     @classmethod
     def copy_of(cls, objective: nn.Module, cfg: DictConfig, name: str = "the objective") -> Trained:
         """A copy of an objective in memory, which may go on training where it is.

@@ -77,7 +77,7 @@ def our_answers(trained: Trained, samples: Samples, *, trunk: bool = False) -> d
     encode = objective.backbone if trunk else objective.encode_image
     with torch.inference_mode():
         answers = {"pixels": pixels, "image": encode(pixels)}
-        if hasattr(objective, "encode_text") and not trunk:
+        if trained.has_text and not trunk:
             answers["tokens"] = instantiate(trained.cfg.tokenizer)(samples.captions)
             answers["text"] = objective.encode_text(answers["tokens"])
     return answers

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from repr.config import CONF, compose
+from repr.config import compose
 from repr.export.trained import Trained
 from repr.export.verify import Samples
 from tests.objectives.conftest import SMALL, SMALL_HEAD
@@ -34,9 +33,10 @@ sys.addaudithook(close)
 
 def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet") -> Trained:
     """An objective of conf/objective whose every weight, mean and variance is its own."""
-    own = OmegaConf.load(CONF / "objective" / f"{objective_name}.yaml")
-    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in own]
-    cfg = compose([f"objective={objective_name}", *SMALL, *head, f"backbone.name={backbone}", *overrides])
+    cfg = compose([f"objective={objective_name}", *SMALL, f"backbone.name={backbone}", *overrides])
+    for key, value in SMALL_HEAD.items():
+        if key in cfg.objective:
+            cfg.objective[key] = value
     torch.manual_seed(0)
     objective = instantiate(cfg.objective)
     with torch.no_grad():

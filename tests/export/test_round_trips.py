@@ -12,6 +12,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from hydra.errors import InstantiationException
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,7 +25,6 @@ from tests.export.conftest import trained
 from tests.objectives.conftest import OBJECTIVES
 
 BACKBONES = ("test_resnet", "test_vit", "test_convnext")
-EACH = [(name, BACKBONES[i % 3]) for i, name in enumerate(OBJECTIVES)]
 VIT = ("backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2")
 VITS = {  # of another size, depth and width than the name says
     "plain": (),
@@ -39,6 +39,20 @@ VITS = {  # of another size, depth and width than the name says
     "no_biases": ("+backbone.qkv_bias=false", "+backbone.no_embed_class=true"),
     "dropout": ("+backbone.drop_path_rate=0.2", "+backbone.patch_drop_rate=0.2", "+backbone.drop_rate=0.1"),
 }
+
+
+def takes(name: str) -> list[str]:
+    """The backbones that an objective takes: some need a ViT."""
+    taken = []
+    for backbone in BACKBONES:
+        try:
+            trained(name, backbone=backbone)
+        except InstantiationException as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+        else:
+            taken.append(backbone)
+    return taken
 
 
 class Exports:
@@ -57,7 +71,7 @@ class Exports:
         exports, ours = write({folder: model}, self.samples, to=to, **options)
         self.exports += exports
         self.ours += ours
-        self.have_text.append(to == "open_clip" and hasattr(model.objective, "encode_text"))
+        self.have_text.append(to == "open_clip" and model.has_text)
         return folder
 
     def load(self) -> None:
@@ -75,10 +89,11 @@ class Exports:
 @pytest.fixture(scope="module")
 def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Exports:
     exports = Exports(tmp_path_factory.mktemp("exports"), samples)
-    pairs = {*EACH, *((name, backbone) for name in ("clip", "simclr") for backbone in BACKBONES)}
-    for name, backbone in sorted(pairs):
-        for to in ("open_clip", "timm"):
-            exports.add(f"{to}/{name}-{backbone}", trained(name, backbone=backbone), to)
+    for i, name in enumerate(OBJECTIVES):
+        taken = takes(name)
+        for backbone in taken if name in ("clip", "simclr") else [taken[i % len(taken)]]:
+            for to in ("open_clip", "timm"):
+                exports.add(f"{to}/{name}-{backbone}", trained(name, backbone=backbone), to)
     for name, options in VITS.items():
         exports.add(f"vit/{name}", trained("clip", *VIT, *options), "open_clip")
     exports.add("vit/images", trained("simclr", *VIT, "+backbone.global_pool=avg"), "open_clip")
@@ -106,7 +121,7 @@ def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) 
 def test_every_objective_with_every_kind_of_backbone(to: str, samples: Samples, tmp_path: Path) -> None:
     exports = Exports(tmp_path, samples)
     for name in OBJECTIVES:
-        for backbone in BACKBONES:
+        for backbone in takes(name):
             exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), to)
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
