@@ -23,9 +23,15 @@ from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
 WORLD = 2
 QUEUE = ["objective.queue_length=8", "data.batch_size=8"]  # acts from the second step
+STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
 VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
     "swav, queue": {"name": "swav", "overrides": QUEUE},
     "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},
+    "pixpro, BatchNorm, instance": {
+        "name": "pixpro",
+        "overrides": ["objective.weights.instance=1"],
+        "backbone": STRIDE_8,
+    },
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 CASES = sorted({key.split(".")[0] for key in golden("open_clip_dist2")})
@@ -71,7 +77,7 @@ def worker(index: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=index, world_size=WORLD)
     whole = make_batch(8)
     mine = slice(4 * index, 4 * index + 4)
-    batch = Batch(views=[view[mine] for view in whole["views"]], text=whole["text"][mine])
+    batch = Batch(views=[view[mine] for view in whole["views"]], boxes=whole["boxes"][mine], text=whole["text"][mine])
     record: dict = {variant: train(variant, batch) for variant in VARIANTS}
 
     x = torch.full((2, 3), float(index), requires_grad=True)

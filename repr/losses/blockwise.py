@@ -56,10 +56,11 @@ def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
     dtype = torch.float32
     for x in features:
         dtype = torch.promote_types(dtype, x.dtype)
-    return [_unit(x.to(dtype)) for x in features]
+    return [normalise(x.to(dtype)) for x in features]
 
 
-def _unit(x: Tensor) -> Tensor:
+def normalise(x: Tensor) -> Tensor:
+    """Scale the vectors along the second dimension of (N, D, ...) to length 1, those shorter than 1e-12 to zero."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # A product needs half the memory of a quotient in backward, which would be the peak of the whole loss.
     return x * norm.masked_fill(norm < 1e-12, math.inf).reciprocal()

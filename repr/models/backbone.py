@@ -104,6 +104,33 @@ def refused_sizes(sizes: Sequence[int], name: str, **options: Any) -> dict[int, 
     return refused
 
 
+def map_shape(size: int, name: str, **options: Any) -> tuple[int, int, int]:
+    """The shape of a backbone's feature map for square input, without computing anything.
+
+    Args:
+        size: side in pixels.
+        name: as for :func:`backbone`.
+        options: likewise.
+
+    Returns:
+        Channels, height and width of the map.
+
+    Raises:
+        ValueError: it has no map, takes no such input, or its map has other channels than ``num_features``.
+    """
+    try:
+        with torch.device("meta"), torch.no_grad():
+            model = backbone(name, **options).eval()
+            _, channels, height, width = feature_map(model, torch.empty(1, 3, size, size)).shape
+    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
+        raise ValueError(f"no feature map of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
+    if channels != model.num_features:
+        raise ValueError(
+            f"its map has {channels} channels, and what it pools {model.num_features}: choose a ResNet or ViT"
+        )
+    return channels, height, width
+
+
 def takes_image_size(name: str) -> bool:
     """Whether the architecture has parameters (position tables) that depend on the size of the image."""
     module = inspect.getmodule(timm.model_entrypoint(name))

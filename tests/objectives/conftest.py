@@ -22,6 +22,8 @@ VIT = [
     "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2",
     "+backbone.dynamic_img_size=true",
 ]  # fmt: skip
+# What an objective needs in place of SMALL; contrast of cells needs more than four of them.
+OWN = {"pixpro": ["views=byol"], "pixcontrast": ["views=byol", "+backbone.patch_size=8"]}
 SMALL_HEAD = {"hidden_dim": 32, "dim": 16, "num_prototypes": 12}
 
 
@@ -29,7 +31,9 @@ def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int =
     """An objective of conf/objective with small towers and a small head."""
     own = OmegaConf.load(CONF / "objective" / f"{name}.yaml")
     head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in own]
-    cfg = compose([f"objective={name}", *SMALL, *backbone, *head, *overrides])
+    given = {override.partition("=")[0] for override in OWN.get(name, [])}
+    small = [override for override in SMALL if override.partition("=")[0] not in given]
+    cfg = compose([f"objective={name}", *small, *OWN.get(name, []), *backbone, *head, *overrides])
     check(cfg)
     torch.manual_seed(seed)
     return instantiate(cfg.objective)
@@ -41,7 +45,10 @@ def tokenizer() -> open_clip.SimpleTokenizer:
 
 
 def make_batch(size: int = 8, seed: int = 1) -> Batch:
-    """Four noisy views of random pictures, two of them small, and a caption for each."""
+    """Four noisy views of random pictures, two of them small, and a caption for each.
+
+    The boxes say that the views are crops of various places; pictures are random, so any place is as good.
+    """
     generator = torch.Generator().manual_seed(seed)
     looks = ("red", "green", "blue", "dark", "striped", "round", "large", "small")
     things = ("cat", "dog", "bus", "tree", "house", "shoe", "star", "cup")
@@ -49,10 +56,12 @@ def make_batch(size: int = 8, seed: int = 1) -> Batch:
     pictures = torch.randn(size, 3, 16, 16, generator=generator)
     large = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     views = [view + 0.3 * torch.randn(view.shape, generator=generator) for view in (large, large, pictures, pictures)]
+    corners = 0.25 * torch.rand(size, 4, 2, generator=generator)
     return Batch(
         index=torch.arange(size),
         seed=torch.arange(size),
         views=views,
+        boxes=torch.cat([corners, corners + 0.75], dim=2),
         text=tokenizer()(captions),
     )
 

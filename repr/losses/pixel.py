@@ -1,0 +1,173 @@
+"""Agreement of two crops of an image, cell by cell of their feature maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from repr.losses.blockwise import NEVER, full_precision, normalise
+
+_NUM_SLICES = 8
+
+
+@torch.no_grad()
+def positive_mask(
+    boxes_q: Tensor, boxes_k: Tensor, *, grid_q: Sequence[int], grid_k: Sequence[int], threshold: float
+) -> Tensor:
+    """Which cells of two feature maps look at the same place of the image.
+
+    With ``c`` the centre of a cell in the image and ``d`` the diagonal of a cell of either map::
+
+        mask_nij = |c_ni - c_nj| / max(d_nq, d_nk) < threshold
+
+    Shapes: ``boxes_q`` and ``boxes_k`` (N, 4), ``x0, y0, x1, y1`` in [0, 1] of the image, where ``x1 < x0`` says that
+    the crop is mirrored (``boxes`` of the batch, a view each). ``grid_q`` and ``grid_k`` are height and width of the
+    maps in cells. The result is (N, HWq, HWk) bool, cells in row-major order, without gradient. Swapping the two
+    views transposes it.
+
+    At a threshold of 0.7 the cells of two equal square crops match only themselves, as neighbours lie 1 / sqrt(2) of a
+    diagonal apart. Crops that do not overlap have no positive.
+
+    Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equation 1, where the threshold is 0.7.
+
+    Departures: the paper has "<=", the authors' code and this function "<". The two axes are scaled by width and
+    height of the image each, as in the code, so distances in an image that is not square are not those of its pixels.
+
+    Memory: one float tensor (N, HWq, HWk) inside; the result takes a quarter of it.
+
+    Raises:
+        ValueError: boxes in half precision, or boxes, grids or threshold that do not fit.
+    """
+    for boxes in (boxes_q, boxes_k):
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.shape != boxes_q.shape:
+            raise ValueError(f"boxes must be (N, 4) each; got {tuple(boxes_q.shape)} and {tuple(boxes_k.shape)}")
+        if boxes.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"boxes are {str(boxes.dtype).removeprefix('torch.')}, which moves crops by whole cells: keep them "
+                "float32, with trainer.precision=bf16-mixed or 32-true"
+            )
+    for grid in (grid_q, grid_k):
+        if len(grid) != 2 or min(grid) < 1:
+            raise ValueError(f"a grid is the height and width of a map in cells, both at least 1; got {tuple(grid)}")
+    if not threshold > 0:
+        raise ValueError(f"threshold={threshold}: set it above 0, in diagonals of a cell")
+    (x_q, y_q, diagonal_q), (x_k, y_k, diagonal_k) = _centres(boxes_q, grid_q), _centres(boxes_k, grid_k)
+    dx = (x_q[:, :, None] - x_k[:, None, :]).square_()  # (N, Wq, Wk)
+    dy = (y_q[:, :, None] - y_k[:, None, :]).square_()  # (N, Hq, Hk)
+    distance = dx[:, None, :, None, :] + dy[:, :, None, :, None]  # (N, Hq, Wq, Hk, Wk)
+    distance = distance.flatten(3).flatten(1, 2).sqrt_()  # (N, HWq, HWk)
+    return distance.div_(torch.maximum(diagonal_q, diagonal_k)[:, None, None]) < threshold
+
+
+def _centres(boxes: Tensor, grid: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres of the columns (N, W) and of the rows (N, H) of cells, and the diagonal of a cell (N,)."""
+    x0, y0, x1, y1 = boxes.unsqueeze(2).unbind(1)  # (N, 1) each
+    height, width = grid
+    step_x, step_y = (x1 - x0) / width, (y1 - y0) / height  # negative where mirrored
+    columns, rows = (torch.arange(num, dtype=boxes.dtype, device=boxes.device) + 0.5 for num in (width, height))
+    return columns * step_x + x0, rows * step_y + y0, (step_x.square() + step_y.square()).sqrt().squeeze(1)
+
+
+def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """Minus twice the cosine of the cells that match, averaged over the pairs of an image, then over the images.
+
+    With ``x`` and ``y`` the normalised cells of ``q`` and ``k``::
+
+        loss = -2/N sum_n [ sum_ij mask_nij <x_ni, y_nj> / (sum_ij mask_nij + 1e-6) ]
+
+    Shapes: ``q`` (N, C, HWq) and ``k`` (N, C, HWk), not normalised: that happens inside. ``mask`` (N, HWq, HWk) bool,
+    as from :func:`positive_mask`. Both get a gradient; PixPro's flow hands over ``k`` without.
+
+    Range: [-2, 2]. At chance (directions without relation): 0. An image without a pair counts as 0 in the mean.
+
+    Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equation 5, one direction of it; the authors' code.
+
+    Departures: the paper has no factor 2, the code does; the flow adds the two directions, as the code does. Always
+    float32 (float64 if an input is), also under autocast.
+
+    Several processes: the mean over processes of their own values is the value of the global batch.
+
+    Memory: one float tensor (N, HWq, HWk), for backward only if ``k`` needs a gradient; cosines are never held.
+
+    Raises:
+        ValueError: shapes that do not fit, or a mask that is not bool.
+    """
+    with full_precision(q):
+        q, k = _unit_cells(q, k, mask)
+        pairs = mask.to(q.dtype)
+        matched = torch.bmm(k, pairs.mT)  # (N, C, HWq): the sum of all cells that match
+        return -2 * ((q * matched).sum((1, 2)) / (pairs.sum((1, 2)) + 1e-6)).mean()
+
+
+def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of finding the cells that match among all cells of the other view.
+
+    With ``x`` and ``y`` the normalised cells of ``q`` and ``k``, P(i) the positives of cell i by ``mask``, and A the
+    cells of the image that have any::
+
+        loss = -1/N sum_n 1/|A_n| sum_{i in A_n} log( sum_{j in P(i)} e^{<x_ni, y_nj> / temperature}
+                                                     / sum_j e^{<x_ni, y_nj> / temperature} )
+
+    Shapes: as of :func:`pixel_consistency`.
+
+    Range: [0, 2 / temperature + ln HWk], in nats. At chance (all cosines equal): the mean of ln(HWk / |P(i)|). An
+    image without a pair counts as 0 in the mean.
+
+    Source: Xie et al., 2021 (PixContrast), arXiv:2011.10043, equation 2, one direction of it, temperature 0.3. The
+    authors have published no code of it.
+
+    Departures: the paper does not say what becomes of images whose crops do not overlap; here they count as in
+    :func:`pixel_consistency`. A cell lies "in the overlap" if it has a positive. Always float32 (float64 if an input
+    is), also under autocast.
+
+    Several processes: the mean over processes of their own values is the value of the global batch.
+
+    Memory: N x HWq x HWk similarities, of an eighth of the images at a time, in backward too.
+
+    Raises:
+        ValueError: shapes that do not fit, a mask that is not bool, or a temperature that is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature}: set it above 0")
+    with full_precision(q):
+        q, k = _unit_cells(q, k, mask)
+        return in_slices(partial(_contrast, temperature=temperature), q, k, mask).mean()
+
+
+def _contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+    """The loss of each image (N,)."""
+    logits = torch.bmm(q.mT, k).div_(temperature)  # (N, HWq, HWk)
+    wrong = logits.logsumexp(2) - logits.masked_fill(~mask, NEVER).logsumexp(2)  # (N, HWq)
+    has_positive = mask.any(2)
+    return torch.where(has_positive, wrong, 0).sum(1) / has_positive.sum(1).clamp_min(1)
+
+
+def in_slices(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """``function(*tensors)`` for an eighth of the rows at a time, and once more in backward.
+
+    What it builds from a few images is gone before the next ones come: of tensors with a number for every pair of
+    cells, no more than one of the whole batch is ever held.
+
+    Args:
+        function: of tensors (n, ...), gives (n, ...) whose rows depend on their own row alone.
+        tensors: (N, ...) each.
+    """
+    parts = zip(*(tensor.chunk(_NUM_SLICES) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+
+
+def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Cells of length 1, in float32 or, if an input is float64, in float64."""
+    if q.ndim != 3 or k.ndim != 3 or q.shape[:2] != k.shape[:2]:
+        raise ValueError(f"maps must be (N, C, HW), of equal N and C; got {tuple(q.shape)} and {tuple(k.shape)}")
+    if mask.dtype != torch.bool or mask.shape != (len(q), q.shape[2], k.shape[2]):
+        raise ValueError(
+            f"the mask of maps with {q.shape[2]} and {k.shape[2]} cells must be ({len(q)}, {q.shape[2]}, {k.shape[2]}) "
+            f"bool; got {tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
+        )
+    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
+    return normalise(q.to(dtype)), normalise(k.to(dtype))

@@ -1,0 +1,219 @@
+"""Agreement of two crops cell by cell: PixPro and PixContrast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from repr.batch import Batch, StepOutput
+from repr.distributed import all_reduce, world_size
+from repr.losses.pixel import pixel_consistency, positive_mask
+from repr.models.backbone import feature_map, map_shape
+from repr.models.batchnorm import synchronise
+from repr.models.heads import mlp
+from repr.models.propagation import Propagation
+from repr.models.teacher import Teacher, cosine_momentum
+from repr.objectives.base import Objective
+from repr.objectives.joint_embedding import view_sizes
+from repr.optim import Optim
+
+Loss = Callable[..., Tensor]  # (q, k, mask) -> value
+
+
+class PixPro(Objective):
+    """Two crops of an image agree where they overlap.
+
+    Methods: PixPro and PixContrast (Xie et al., 2021, arXiv 2011.10043), which differ in ``losses`` and in whether
+    there is a propagation module.
+
+    Flow: each view -> backbone's last map -> projector -> propagation: queries; each view -> teacher's backbone and
+    projector: keys. Cells of the queries of one view and the keys of the other match where their places in the image
+    do, by the crop boxes; the loss on them in both directions, added. Instance branch, if it has a weight: map ->
+    ``instance_projector`` -> ``instance_predictor`` -> mean over cells, against the teacher's ``instance_projector`` ->
+    mean over cells. BatchNorm sees one view at a time, of all ranks; the teacher has statistics of its own. Nothing
+    is gathered; terms and logs are means over ranks.
+
+    The teacher follows after every optimizer step, with a momentum that rises from ``momentum`` to 1 over the run along
+    half a cosine; a new run starts with the teacher equal to the student, ``init_from`` included.
+
+    Terms: ``pixel``, ``instance``. Logs: ``no_overlap``, the share of pairs of crops without matching cells, which
+    count as zero; ``matches``, matching pairs of cells an image; ``momentum`` of the last update.
+
+    Evaluated is the mean over the cells of the map. For a ResNet that is the backbone's own output; a ViT's class
+    token is not trained here.
+
+    Args:
+        backbone: a timm model with a feature map of ``num_features`` channels.
+        hidden_dim: width of the hidden layers of projectors and predictor.
+        dim: width of the embedding of a cell.
+        threshold: distance, in diagonals of the larger cell, below which two cells match.
+        gamma: sharpness of the propagation; None: no propagation module, as in PixContrast.
+        num_layers: linear layers of its transform.
+        momentum: of the teacher at the start.
+        weights: weight of each term; the default is PixPro without instance branch.
+        losses: function of each term where it is not the default; called with queries and keys (N, C, HW) and the mask
+            (N, HWq, HWk), ``instance`` with maps of one cell.
+        optim: optimizer and schedule.
+    """
+
+    TERMS = ("pixel", "instance")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int = 4096,
+        dim: int = 256,
+        threshold: float = 0.7,
+        gamma: float | None = 2.0,
+        num_layers: int = 1,
+        momentum: float = 0.99,
+        weights: Mapping[str, float] | None = None,
+        losses: Mapping[str, Loss] | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        weights = {"pixel": 1.0} if weights is None else weights
+        super().__init__(synchronise(backbone), weights=weights, optim=optim)
+        if unknown := sorted(set(losses or {}) - set(self.TERMS)):
+            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"objective.momentum={momentum}; set it from 0 to 1")
+        self.losses = {**dict.fromkeys(self.TERMS, pixel_consistency), **(losses or {})}
+        self.threshold, self.momentum = threshold, momentum
+        self.total_steps: int | None = None  # optimizer steps of the run, once it is known
+        widths = [cast(int, backbone.num_features), hidden_dim, dim]
+        if "pixel" in self.weights:
+            self.projector = mlp(widths)
+            self.propagation = nn.Identity() if gamma is None else Propagation(dim, gamma=gamma, num_layers=num_layers)
+        if "instance" in self.weights:
+            self.instance_projector = mlp(widths)
+            self.instance_predictor = mlp([dim, hidden_dim, dim])
+        heads = {name: head for name, head in self.named_children() if name.endswith("projector")}
+        self.teacher = Teacher(backbone=self.backbone, **heads)
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """Another number of views than two, and backbones without a map of several cells."""
+        sizes = view_sizes(cfg)
+        if len(sizes) != 2:
+            yield f"{cls.__name__} compares two views of a sample, and views has {len(sizes)}: set views=byol"
+        if cfg.backbone["_target_"] == "repr.models.backbone.backbone":
+            options = {str(k): v for k, v in cfg.backbone.items() if k not in ("_target_", "pretrained")}
+            for size in sorted(set(sizes)):
+                try:
+                    _, height, width = map_shape(size, **options)
+                except ValueError as error:
+                    yield f"backbone.name={cfg.backbone.name}: {error}"
+                    return
+                if height * width == 1 and not cfg.smoke:
+                    yield (
+                        f"backbone.name={cfg.backbone.name} makes one cell of a view of {size} x {size} pixels, and "
+                        f"{cls.__name__} compares cells: raise image_size, or set +backbone.output_stride=8"
+                    )
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Terms and logs of this rank's images, averaged over ranks."""
+        views = self._views(batch)
+        maps = [self._map(self.backbone, view) for view in views]
+        with torch.no_grad():
+            targets = [self._map(self.teacher.get_submodule("backbone"), view) for view in views]
+        mask = self._mask(batch, maps)
+        terms, features = {}, {}
+        if "pixel" in self.weights:
+            cells, queries, keys = self._pixels(maps, targets)
+            terms["pixel"] = self._both_ways("pixel", queries, keys, mask)
+            features["cells"] = cells[0].mT.flatten(0, 1)  # (N * HW, C)
+        if "instance" in self.weights:
+            queries, keys = self._instances(maps, targets)
+            terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
+            features["instance"] = queries[0].squeeze(2)
+        matches = mask.sum((1, 2)).float()  # (N,)
+        counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean()}
+        means = mean_over_ranks(terms | counts)
+        logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
+        logs["momentum"] = self._momentum()
+        return StepOutput({name: means[name] for name in terms}, features, logs)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Mean over the cells of the map: (B, 3, H, W) -> (B, C)."""
+        return feature_map(self.backbone, images).mean((2, 3))
+
+    def on_train_start(self) -> None:
+        """Learn how long the run is; a new one starts with the teacher as the student is."""
+        self.total_steps = int(self.trainer.estimated_stepping_batches)
+        if self.global_step == 0:  # init_from may have changed the student
+            self.teacher.restart(self)
+
+    def update_targets(self) -> None:
+        """Let the teacher follow, with the momentum that belongs to the next step."""
+        self.teacher.update(self, self._momentum(ahead=1))
+
+    def _momentum(self, ahead: int = 0) -> float:
+        # Lightning counts a step once the hook that has called update_targets returns.
+        return cosine_momentum(self.global_step + ahead, start=self.momentum, total=self.total_steps)
+
+    def _views(self, batch: Batch) -> list[Tensor]:
+        views = batch["views"][:2]
+        if len(views) < 2:
+            raise ValueError(f"{type(self).__name__} compares two views of a sample, and the batch has one")
+        if "boxes" not in batch:
+            raise ValueError(
+                f"{type(self).__name__} needs the crop box of every view, and the batch has no boxes: take repr's "
+                "DataModule, or give `boxes` (N, V, 4) as repr.data.views.boxes makes them"
+            )
+        num, boxes = len(views[0]), batch["boxes"]
+        if len(views[1]) != num or len(boxes) != num or boxes.ndim != 3 or boxes.shape[1] < 2:
+            raise ValueError(
+                f"two views of {num} and {len(views[1])} samples do not fit boxes of shape {tuple(boxes.shape)}: every "
+                "sample needs a box for each view, (N, V, 4)"
+            )
+        return views
+
+    def _map(self, backbone: nn.Module, view: Tensor) -> Tensor:
+        features = feature_map(backbone, view)
+        if features.shape[1] != backbone.num_features:
+            raise ValueError(
+                f"the backbone's map has {features.shape[1]} channels and its num_features says "
+                f"{backbone.num_features}: set backbone.name to a timm ResNet or ViT"
+            )
+        return features
+
+    def _mask(self, batch: Batch, maps: list[Tensor]) -> Tensor:
+        grid_q, grid_k = (tuple(features.shape[2:]) for features in maps)
+        boxes = batch["boxes"]
+        return positive_mask(boxes[:, 0], boxes[:, 1], grid_q=grid_q, grid_k=grid_k, threshold=self.threshold)
+
+    def _pixels(self, maps: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Projected cells, queries and keys of both views, (N, C, HW) each."""
+        cells = [project(self.projector, features) for features in maps]
+        with torch.no_grad():
+            keys = [project(self.teacher.get_submodule("projector"), features) for features in targets]
+        return cells, [self.propagation(x) for x in cells], keys
+
+    def _instances(self, maps: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Queries and keys of both views as maps of one cell, (N, C, 1) each."""
+        predict = nn.Sequential(self.instance_projector, self.instance_predictor)
+        queries = [project(predict, features).float().mean(2, keepdim=True) for features in maps]
+        with torch.no_grad():
+            head = self.teacher.get_submodule("instance_projector")
+            keys = [project(head, features).float().mean(2, keepdim=True) for features in targets]
+        return queries, keys
+
+    def _both_ways(self, name: str, queries: list[Tensor], keys: list[Tensor], mask: Tensor) -> Tensor:
+        loss = self.losses[name]
+        return loss(queries[0], keys[1], mask) + loss(queries[1], keys[0], mask.mT)
+
+
+def project(head: nn.Module, features: Tensor) -> Tensor:
+    """A head of rows, applied to every cell of a map: (N, C, H, W) -> (N, D, HW)."""
+    rows = features.permute(0, 2, 3, 1)  # (N, H, W, C)
+    return head(rows.flatten(0, 2)).unflatten(0, (len(rows), -1)).mT
+
+
+def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of this rank, averaged over ranks; what backward gives to this rank's part is as without."""
+    means = all_reduce(torch.stack(list(values.values()))) / world_size()
+    return dict(zip(values, means.unbind(), strict=True))
