@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
 import timm.optim
+import torch
 from timm.models import group_parameters
+from timm.optim.lars import Lars
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "constant"]
+LARS_L2 = "lars_l2"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Optim:
     """The optimizer of a run; values are used as written, nothing is scaled by the batch size.
 
     Attributes:
-        name: any optimizer of timm's factory (``timm.optim.list_optimizers()``).
+        name: any optimizer of timm's factory (``timm.optim.list_optimizers()``), or ``lars_l2`` (:class:`LarsL2`).
         lr: peak learning rate.
         weight_decay: decay of every parameter with two or more dimensions. Biases, gains of norms and
             learned scalars have fewer, and pulling those to zero changes what the network can express
@@ -32,6 +35,8 @@ class Optim:
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
         warmup_steps: steps of linear warm-up, of which the last has ``lr``.
         warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``.
+        peak_after_warmup: the first step after the warm-up, instead of its last, is the first with ``lr``; a cosine
+            begins there either way.
         final_lr: learning rate at the end of the cosine or of the cooldown.
         cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``.
         cooldown_power: shape of that fall; 1 is linear.
@@ -48,6 +53,7 @@ class Optim:
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
     warmup_lr: float | None = None
+    peak_after_warmup: bool = False
     final_lr: float = 0.0
     cooldown_steps: int = 0
     cooldown_power: float = 1.0
@@ -77,18 +83,21 @@ class Optim:
                 f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
             )
-        known = [str(name) for name in timm.optim.list_optimizers()]
+        known = [LARS_L2, *map(str, timm.optim.list_optimizers())]
         if self.name.lower() not in known:
-            raise ValueError(f"optim.name is '{self.name}'; timm has {', '.join(known)}")
-        optimizer = timm.optim.create_optimizer_v2(
-            self.param_groups(module, backbone=backbone), opt=self.name, lr=self.lr, **dict(self.options)
-        )
+            raise ValueError(f"optim.name is '{self.name}'; there are {', '.join(known)}")
+        groups, options = self.param_groups(module, backbone=backbone), dict(self.options)
+        if self.name.lower() == LARS_L2:
+            optimizer: Optimizer = LarsL2(groups, lr=self.lr, **options)
+        else:
+            optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **options)
         factor = partial(
             lr_factor,
             total=total_steps,
             schedule=self.schedule,
             warmup=self.warmup_steps,
             start=None if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr,
+            peak_after=self.peak_after_warmup,
             final=self.final_lr / self.lr if self.lr else 0.0,
             cooldown=self.cooldown_steps,
             power=self.cooldown_power,
@@ -119,6 +128,35 @@ class Optim:
         return {f"{backbone}.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
 
 
+class LarsL2(Lars):
+    """LARS that adds the decay to the gradient first and divides by the norm of their sum.
+
+    timm's LARS divides by the sum of their norms instead, as apex's LARC does. This is the form of SimCLR's, PixPro's and
+    MAE's authors. Parameters without decay take plain steps of SGD.
+    """
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take the decay of a group away from timm's step."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        group["decay"], group["weight_decay"] = group["weight_decay"], 0.0
+        group["always_adapt"] = group["decay"] > 0
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Decay, scale, step."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if params and group["decay"]:
+                torch._foreach_add_([p.grad for p in params], params, alpha=group["decay"])
+        super().step()
+        return loss
+
+
 def lr_factor(
     step: int,
     *,
@@ -126,18 +164,19 @@ def lr_factor(
     schedule: Schedule,
     warmup: int = 0,
     start: float | None = None,
+    peak_after: bool = False,
     final: float = 0.0,
     cooldown: int = 0,
     power: float = 1.0,
 ) -> float:
     """Learning rate at ``step`` (from 0) as a share of the peak: linear warm-up, then cosine or constant.
 
-    Warm-up runs from ``start`` (None: ``1 / warmup``, as in open_clip) to the peak at step ``warmup - 1``, and the
-    cosine starts one step later; ``final`` is reached one step after the last.
+    Warm-up runs from ``start`` (None: ``1 / warmup``, as in open_clip) to the peak at step ``warmup - 1``, or at step
+    ``warmup`` with ``peak_after``; that is where the cosine starts. ``final`` is reached one step after the last.
     """
     if step < warmup:
         start = 1 / warmup if start is None else start
-        return start + (1 - start) * step / max(warmup - 1, 1)
+        return start + (1 - start) * step / (warmup if peak_after else max(warmup - 1, 1))
     if schedule == "cosine":
         progress = min((step - warmup) / max(total - warmup, 1), 1.0)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,5 +1,7 @@
 """Schedules against the authors' numbers; parameter groups."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
@@ -8,6 +10,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from repr.config import compose
+from repr.models.teacher import cosine_momentum
 from repr.optim import Optim, lr_factor
 from tests.golden import golden
 
@@ -83,6 +86,58 @@ def test_timms_lars_under_our_config_equals_apex_larc(case: str) -> None:
         for name in names:
             ours, theirs = module[name.replace(".", "/")].data, data[f"step{step}.param.{name}"]
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+PIXPRO = golden("pixpro_schedule_lars")
+
+
+def test_pixpros_schedule_equals_the_authors_numbers() -> None:
+    data = {key.split("/")[1]: v.item() for key, v in PIXPRO.items() if key.startswith("lr_warmup") and v.size == 1}
+    per_epoch, base = data["iters_per_epoch"], data["base_lr"]
+    optim = Optim(
+        lr=base, warmup_steps=data["warmup_epochs"] * per_epoch, warmup_lr=base / data["warmup_multiplier"],
+        peak_after_warmup=True, final_lr=data["eta_min"],
+    )  # fmt: skip
+    optimizer, schedule = optim.build(nn.Linear(2, 2), data["epochs"] * per_epoch)
+    rates = []
+    for _ in range(data["epochs"] * per_epoch):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    np.testing.assert_allclose(rates, PIXPRO["lr_warmup_cosine/lr_f64"], rtol=1e-7)
+
+
+def test_pixpros_momentum_equals_the_authors_numbers() -> None:
+    data = {key.split("/")[1]: value for key, value in PIXPRO.items() if key.startswith("momentum/")}
+    ours = [cosine_momentum(k, start=0.99, total=int(data["K"])) for k in data["k"].tolist()]
+    np.testing.assert_allclose(ours, data["m_f64"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["lars0", "lars1"])
+def test_lars_l2_equals_the_authors_lars(case: str) -> None:
+    """Three steps; biases and gains neither decayed nor scaled."""
+    data = {key.split("/")[1]: torch.as_tensor(v) for key, v in PIXPRO.items() if key.startswith(f"{case}/")}
+    names = [key.removeprefix("init.") for key in data if key.startswith("init.")]
+    module = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(data[f"init.{name}"].clone()) for name in names})
+    recipe = instantiate(compose(["experiment=pixpro_rn50"]).optim)
+    assert (recipe.name, recipe.decay_1d) == ("lars_l2", False)
+    assert {key: data[key].item() for key in ("momentum", "eps")} == pytest.approx(
+        {key: recipe.options[key] for key in ("momentum", "eps")}
+    )
+    assert data["trust"].item() == pytest.approx(recipe.options["trust_coeff"])
+    decay = data["weight_decay"].item()
+    optim = replace(recipe, lr=data["lr"].item(), weight_decay=decay, schedule="constant", warmup_steps=0)
+    optimizer, _ = optim.build(module, 3)
+    for step in range(3):
+        if step == 2:  # as after a resume
+            state, (optimizer, _) = optimizer.state_dict(), optim.build(module, 3)
+            optimizer.load_state_dict(state)
+        for name in names:
+            module[name.replace(".", "/")].grad = data[f"step{step}.grad.{name}"]
+        optimizer.step()
+        for name in names:
+            ours, theirs = module[name.replace(".", "/")].data, data[f"step{step}.param.{name}"]
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_the_optimizer_follows_the_schedule() -> None:
