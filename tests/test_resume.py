@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 import shutil
 import signal
@@ -110,6 +111,29 @@ def test_a_killed_run_goes_on_where_it_was(
     status, out = run(f"resume={folder}", "callbacks.kill.step=-1", f"data.num_workers={resumed_workers}")
     assert status == 0, out
     assert_as_whole(folder, whole, killed_after, saved)
+
+
+PIXPRO = [
+    "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8", "optim.lr=1e-3",
+    "objective.weights.instance=1", *(option for option in SETUP if option not in TINY and "drop_path" not in option),
+]  # fmt: skip
+
+
+def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(run: Run, tmp_path: Path) -> None:
+    """The authors' code starts the schedule anew. A step has two micro-batches, and one update of the teacher."""
+    folders = tmp_path / "whole", tmp_path / "killed"
+    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
+    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
+    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
+        ended, out = run(f"run_folder={folder}", *PIXPRO, f"+callbacks.record.file={folder}.jsonl", *extra)
+        assert ended == status, out
+    ended, out = run(f"resume={folders[1]}", "callbacks.kill.step=-1")
+    assert ended == 0, out
+    assert_as_whole(folders[1], folders[0], 5, 4)
+    assert any(name.startswith("teacher.instance_projector") for name in weights(folders[1]))
+    momenta = [float(row["train/momentum"]) for row in rows(folders[1]) if "train/momentum" in row]
+    expected = [1 - 0.01 * (math.cos(math.pi * step / STEPS) + 1) / 2 for step in range(STEPS)]
+    assert momenta == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whole: Path, tmp_path: Path) -> None:

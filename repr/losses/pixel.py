@@ -99,8 +99,9 @@ def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     with full_precision(q):
         q, k = _unit_cells(q, k, mask)
         pairs = mask.to(q.dtype)
-        matched = torch.bmm(k, pairs.mT)  # (N, C, HWq): the sum of all cells that match
-        return -2 * ((q * matched).sum((1, 2)) / (pairs.sum((1, 2)) + 1e-6)).mean()
+        matched = torch.bmm(pairs, k.mT)  # (N, HWq, C): the sum of all cells that match
+        cosines = torch.bmm(q.mT.flatten(1)[:, None], matched.flatten(1)[:, :, None]).flatten()  # (N,), their sum
+        return -2 * (cosines / (pairs.sum((1, 2)) + 1e-6)).mean()
 
 
 def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) -> Tensor:

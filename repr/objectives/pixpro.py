@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
@@ -18,9 +19,11 @@ from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher, cosine_momentum
 from repr.objectives.base import Objective
 from repr.objectives.joint_embedding import view_sizes
+from repr.objectives.match_picture import draw_matches
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]  # (q, k, mask) -> value
+NUM_SHOWN = 3  # images in a picture
 
 
 class PixPro(Objective):
@@ -140,6 +143,19 @@ class PixPro(Objective):
     def encode_image(self, images: Tensor) -> Tensor:
         """Mean over the cells of the map: (B, 3, H, W) -> (B, C)."""
         return feature_map(self.backbone, images).mean((2, 3))
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+        """``matches``: two crops of a few images, the cells that match, and those whose features are nearest."""
+        few = Batch(views=[view[:16] for view in self._views(batch)], boxes=batch["boxes"][:16])
+        maps = [self._map(self.backbone, view) for view in few["views"]]
+        mask = self._mask(few, maps)
+        shown = mask.sum((1, 2)).argsort(descending=True, stable=True)[:NUM_SHOWN]  # those that overlap most
+        q, k = (F.normalize(features[shown].flatten(2).float(), dim=1) for features in maps)  # (n, C, HW)
+        found = torch.bmm(q.mT, k).argmax(2)
+        views = few["views"][0][shown], few["views"][1][shown]
+        grids = tuple(maps[0].shape[2:]), tuple(maps[1].shape[2:])
+        return {"matches": draw_matches(views, mask[shown], found, grids=grids)}
 
     def on_train_start(self) -> None:
         """Learn how long the run is; a new one starts with the teacher as the student is."""

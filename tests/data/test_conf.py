@@ -47,7 +47,7 @@ def test_folder_config_needs_a_root(config, tmp_path):
     assert [view.shape for view in batch["views"]] == [(4, 3, 48, 48)] * 2
 
 
-@pytest.mark.parametrize("name", ["clip", "clip_small", "simclr"])
+@pytest.mark.parametrize("name", ["clip", "clip_small", "simclr", "byol"])
 def test_views_are_views(config, name):
     views = instantiate(config("emoji", name).views, _convert_="all")
     assert all(isinstance(view, View) for view in views.values())

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repr.losses.pixel import pixel_consistency, pixel_contrast, positive_mask
+from repr.models.propagation import Propagation
 from tests.golden import golden
+from tests.losses.test_laws import Largest
 
 LOSS, CONTRAST = golden("pixpro_loss"), golden("pixcontrast_paper")
 LOSSES = {"consistency": pixel_consistency, "contrast": lambda *x: pixel_contrast(*x, temperature=0.3)}
@@ -204,6 +206,26 @@ def test_values_at_chance_and_at_the_ends_of_the_range() -> None:
     ones = torch.ones(3, 6, 12, dtype=torch.float64)
     assert pixel_consistency(ones, same, mask).item() == pytest.approx(-2)
     assert pixel_consistency(ones, -same, mask).item() == pytest.approx(2)
+
+
+def test_numbers_for_every_pair_of_cells_exist_once_at_most() -> None:
+    """Of 64 images with 36 cells of two numbers; the mask's distances and the float mask of consistency are whole."""
+    num, cells = 64, 36
+    boxes = random_boxes(num, 1), random_boxes(num, 2)
+    q, k = torch.randn(2, num, 2, cells).unbind()
+    q.requires_grad_()
+    with Largest() as distances:
+        mask = positive_mask(*boxes, grid_q=(6, 6), grid_k=(6, 6), threshold=0.7)
+    whole = num * cells * cells
+    assert distances.numel == whole
+    with Largest() as consistency:
+        pixel_consistency(q, k, mask).backward()
+    assert consistency.numel == whole
+    propagation = Propagation(2, gamma=2.0, num_layers=1)
+    for function in (lambda: pixel_contrast(q, k, mask, temperature=0.3), lambda: propagation(q).sum()):
+        with Largest() as sliced:
+            function().backward()
+        assert sliced.numel == whole // 8
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,26 @@
 """The PixPro flow: the authors' two steps, teacher, instance branch, backbones, and what it refuses."""
 
+import math
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from repr.batch import Batch
+from repr.callbacks.nonfinite import NonFiniteGuard
+from repr.config import ConfigError, check, compose
+from repr.losses.pixel import pixel_contrast, positive_mask
+from repr.models.backbone import backbone
 from repr.models.teacher import cosine_momentum
-from repr.objectives.pixpro import PixPro
+from repr.objectives.match_picture import RIGHT, WRONG
+from repr.objectives.pixpro import PixPro, project
+from repr.optim import Optim
 from tests.golden import golden
 from tests.models.test_propagation import PLACES
 
@@ -87,3 +101,241 @@ def test_two_steps_equal_the_authors(case: str) -> None:
     assert len(compared) > 15
     for key in compared:
         torch.testing.assert_close(ours[key].detach(), data[f"final.{key}"].view_as(ours[key]), **CLOSE, msg=key)
+
+
+def flow_of(**options: object) -> PixPro:
+    """Small, with a teacher that differs from the student."""
+    torch.manual_seed(0)
+    flow = PixPro(Encoder(), hidden_dim=10, dim=6, **options)
+    torch.manual_seed(1)
+    for parameter in flow.teacher.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return flow
+
+
+def crops(num: int = 6, size: int = 16) -> Batch:
+    """Two views of random pictures; the crops of the first sample do not overlap, those of the last are mirrored."""
+    generator = torch.Generator().manual_seed(2)
+    views = [torch.randn(num, 3, size, size, generator=generator) for _ in range(2)]
+    corners = 0.2 * torch.rand(num, 2, 2, generator=generator)
+    boxes = torch.cat([corners, corners + 0.6], dim=2)
+    boxes[0] = torch.tensor([[0, 0, 0.3, 0.3], [0.6, 0.6, 1, 1]])
+    boxes[-1, 1] = boxes[-1, 1, [2, 1, 0, 3]]
+    return Batch(views=views, boxes=boxes)
+
+
+def test_the_instance_branch_is_its_formula() -> None:
+    """-2 cos in both directions, after projector, predictor and mean over cells, as in the authors' code."""
+    flow, batch = flow_of(weights={"pixel": 0.0, "instance": 1.0}), crops()
+    assert not hasattr(flow, "projector")
+    term = flow.step(batch).terms["instance"]
+
+    def embed(trunk: nn.Module, *heads: nn.Module) -> list[Tensor]:
+        pooled = []
+        for view in batch["views"]:
+            rows = trunk.forward_intermediates(view)[0].permute(0, 2, 3, 1).reshape(-1, 12)
+            for head in heads:
+                rows = head(rows)
+            pooled.append(F.normalize(rows.view(6, 16, -1).mean(1), dim=1))
+        return pooled
+
+    q = embed(flow.backbone, flow.instance_projector, flow.instance_predictor)
+    k = embed(flow.teacher.backbone, flow.teacher.instance_projector)
+    expected = -2 * (q[0] * k[1]).sum(1).mean() - 2 * (q[1] * k[0]).sum(1).mean()
+    torch.testing.assert_close(term, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_both_terms_are_those_that_each_has_alone() -> None:
+    both = flow_of(weights={"pixel": 1.0, "instance": 0.5})
+    output = both.step(crops())
+    alone = PixPro(Encoder(), hidden_dim=10, dim=6)
+    alone.load_state_dict({name: t for name, t in flow_state(both).items() if "instance" not in name})
+    torch.testing.assert_close(output.terms["pixel"], alone.step(crops()).terms["pixel"])
+    total = both.total(output.terms)
+    torch.testing.assert_close(total, output.terms["pixel"] + 0.5 * output.terms["instance"])
+    total.backward()
+    without = [name for name, p in both.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad is None for p in both.teacher.parameters())
+
+
+def flow_state(flow: PixPro) -> dict[str, Tensor]:
+    """As it was before the step, whose running statistics do not matter here."""
+    return {name: tensor.detach().clone() for name, tensor in flow.state_dict().items()}
+
+
+def test_crops_that_do_not_overlap_count_as_zero_and_are_counted() -> None:
+    batch = crops()
+    output = flow_of().step(batch)
+    assert output.logs["no_overlap"].item() == pytest.approx(1 / 6)
+    assert output.logs["matches"].item() > 0
+    apart = batch["boxes"].clone()
+    apart[:] = apart[0]
+    nothing = flow_of().step(Batch(views=batch["views"], boxes=apart))
+    assert nothing.terms["pixel"].item() == 0
+    assert nothing.logs["no_overlap"].item() == 1
+
+
+def test_pixcontrast_compares_projections_without_propagation() -> None:
+    loss = partial(pixel_contrast, temperature=0.3)
+    flow, batch = flow_of(gamma=None, losses={"pixel": loss}), crops()
+    assert not list(flow.propagation.parameters())
+    term = flow.step(batch).terms["pixel"]
+    maps = [flow.backbone.forward_intermediates(view)[0] for view in batch["views"]]
+    targets = [flow.teacher.backbone.forward_intermediates(view)[0] for view in batch["views"]]
+    q = [project(flow.projector, m) for m in maps]
+    k = [project(flow.teacher.projector, m) for m in targets]
+    mask = positive_mask(*batch["boxes"].unbind(1), grid_q=(4, 4), grid_k=(4, 4), threshold=0.7)
+    torch.testing.assert_close(term, loss(q[0], k[1], mask) + loss(q[1], k[0], mask.mT))
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "vit_tiny_patch16_224", "convnext_atto"])
+def test_backbones_and_what_is_evaluated(name: str) -> None:
+    sizes = {"depth": 2, "embed_dim": 24, "num_heads": 2} if name.startswith("vit") else {}
+    flow = PixPro(backbone(name, image_size=64, **sizes), hidden_dim=8, dim=4)
+    views = [torch.randn(3, 3, 64, 64) for _ in range(2)]
+    output = flow.step(Batch(views=views, boxes=torch.tensor([0.0, 0, 1, 1]).expand(3, 2, 4)))
+    cells = {"test_resnet": 4, "convnext_atto": 4}.get(name, 16)
+    assert output.features["cells"].shape == (3 * cells, 4)
+    assert output.logs["matches"] == cells  # equal square crops match cell by cell
+    flow.eval()
+    image = flow.encode_image(views[0])
+    assert image.shape == (3, flow.backbone.num_features)
+    if name == "test_resnet":
+        torch.testing.assert_close(image, flow.backbone(views[0]))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_a_run_follows_the_schedule_whatever_the_accumulation(precision: str, tmp_path: Path) -> None:
+    """Three micro-batches a step: one update of the teacher a step, with the momentum of that step."""
+
+    class Watched(PixPro):
+        seen: ClassVar[list[float]] = []
+
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            before = self.teacher.projector[0].weight.clone()
+            if batch_idx and batch_idx % 3 == 0:  # the first after an optimizer step
+                expected = torch.lerp(self.last, self.projector[0].weight, 1 - self._momentum())
+                torch.testing.assert_close(before, expected)
+            self.last = before
+            self.seen.append(self._momentum())
+            return super().training_step(batch, batch_idx)
+
+    torch.manual_seed(0)
+    flow = Watched(Encoder(), hidden_dim=8, dim=4, momentum=0.5, optim=Optim(lr=0.1))
+    with torch.no_grad():
+        flow.backbone.c1.weight.mul_(2)  # as init_from does
+    trainer = pl.Trainer(
+        max_epochs=1, accumulate_grad_batches=3, logger=False, enable_checkpointing=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, precision=precision, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(flow, DataLoader([crops() for _ in range(9)], batch_size=None))
+    steps = [0.5, 0.5 + 0.5 * (1 - math.cos(math.pi / 3)) / 2, 0.5 + 0.5 * (1 - math.cos(2 * math.pi / 3)) / 2]
+    assert Watched.seen[-9:] == pytest.approx([m for m in steps for _ in range(3)])
+    assert flow.teacher.backbone.b1.num_batches_tracked == 18
+    assert flow._momentum() == 1.0
+
+
+def test_a_new_run_starts_with_the_teacher_as_the_student_is(tmp_path: Path) -> None:
+    flow = flow_of()
+    trainer = pl.Trainer(
+        max_steps=1, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    start = {name: tensor.clone() for name, tensor in flow.backbone.named_parameters()}
+    flow.momentum = 1.0
+    trainer.fit(flow, DataLoader([crops()], batch_size=None))
+    for name, tensor in flow.teacher.backbone.named_parameters():
+        assert torch.equal(tensor, start[name])
+
+
+def test_a_skipped_step_leaves_the_teacher_alone(tmp_path: Path) -> None:
+    flow = flow_of(momentum=0.5, optim=Optim(lr=0.1))
+    bad = crops()
+    bad["views"][0][0, 0, 0, 0] = torch.nan
+    states = []
+
+    class Keep(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, module: PixPro, *args: object) -> None:
+            states.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+
+    trainer = pl.Trainer(
+        max_steps=4, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False,
+        callbacks=[NonFiniteGuard(tmp_path, action="skip"), Keep()], enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(flow, DataLoader([crops(), bad, crops(), crops()], batch_size=None))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[1]["teacher.projector.0.weight"], states[2]["teacher.projector.0.weight"])
+
+
+def test_the_picture_shows_matches_and_what_was_found() -> None:
+    flow, batch = flow_of().eval(), crops(num=2)
+    batch["boxes"] = torch.tensor([0.0, 0, 1, 1]).expand(2, 2, 4)
+    batch["views"][1] = batch["views"][0]
+    picture = flow.pictures(batch)["matches"]
+    assert picture.dtype == torch.uint8
+    assert picture.shape == (3, 2 * 200 - 8, 4 * 200 - 8)
+    right, wrong = (torch.tensor(colour)[:, None, None] for colour in (RIGHT, WRONG))
+    assert (picture[:, :, 400:] == right).all(0).sum() > 500  # every cell finds itself
+    assert not (picture == wrong).all(0).any()
+    batch["views"][1] = batch["views"][0].flip(3)  # though the boxes say otherwise
+    assert (flow.pictures(batch)["matches"] == wrong).all(0).sum() > 500
+    batch["boxes"] = torch.tensor([[0.0, 0, 0.2, 0.2], [0.5, 0.5, 1, 1]]).expand(2, 2, 4)
+    assert not (flow.pictures(batch)["matches"] == wrong).all(0).any()
+
+
+def without(batch: Batch, key: str) -> Batch:
+    return {name: value for name, value in batch.items() if name != key}
+
+
+def test_batches_that_do_not_fit() -> None:
+    flow, batch = flow_of(), crops()
+    cases = [
+        (without(batch, "boxes"), "the batch has no boxes: take repr's DataModule"),
+        (batch | {"views": batch["views"][:1]}, "compares two views of a sample, and the batch has one"),
+        (batch | {"views": [batch["views"][0], batch["views"][1][:4]]}, "two views of 6 and 4 samples do not fit"),
+        (batch | {"boxes": batch["boxes"][:4]}, r"do not fit boxes of shape \(4, 2, 4\)"),
+        (batch | {"boxes": batch["boxes"][:, 0]}, "every sample needs a box for each view"),
+        (batch | {"boxes": batch["boxes"].half()}, "boxes are float16"),
+    ]
+    for wrong, words in cases:
+        with pytest.raises(ValueError, match=words):
+            flow.step(wrong)
+    with pytest.raises(ValueError, match="map has 12 channels and its num_features says 13"):
+        flow.backbone.num_features = 13
+        flow.step(batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weights": {"pixels": 1}}, r"objective\.weights names pixels"),
+        ({"losses": {"pixels": F.mse_loss}}, r"objective\.losses names pixels"),
+        ({"momentum": 1.5}, r"objective\.momentum=1\.5"),
+        ({"gamma": 0.0}, "gamma > 0"),
+    ],
+)
+def test_bad_options(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PixPro(Encoder(), **options)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["views=clip"], "PixPro compares two views of a sample, and views has 1: set views=byol"),
+        (["views=multicrop"], "and views has 8"),
+        (["backbone.name=test_efficientnet"], "its map has 64 channels, and what it pools 256: choose a ResNet or ViT"),
+        (["backbone.name=test_resnet", "image_size=32"], "makes one cell of a view of 32 x 32 pixels"),
+        (["backbone.name=vit_tiny_patch16_224", "views.second.size=40"], "no feature map of 40 x 40 pixels"),
+        (["eval=emoji"], "encodes images only: set eval=images"),
+    ],
+)
+def test_what_can_be_known_is_refused_by_the_check(overrides: list[str], words: str) -> None:
+    base = ["objective=pixpro", "views=byol", "eval=images", "tokenizer=null", "image_size=64", "run_folder=x"]
+    given = {override.split("=")[0] for override in overrides}
+    cfg = compose([*(override for override in base if override.split("=")[0] not in given), *overrides])
+    with pytest.raises(ConfigError) as refused:
+        check(cfg)
+    assert words in str(refused.value)

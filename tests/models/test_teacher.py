@@ -1,0 +1,72 @@
+"""The teacher: what follows, what does not, and its schedule."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from repr.models.batchnorm import SyncBatchNorm
+from repr.models.teacher import Teacher, cosine_momentum
+
+
+class Owner(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 4, 1), SyncBatchNorm(4))
+        self.head = nn.Linear(4, 2)
+        self.predictor = nn.Linear(2, 2)
+        self.teacher = Teacher(trunk=self.trunk, head=self.head)
+
+
+def test_parameters_follow_and_buffers_do_not() -> None:
+    owner = Owner()
+    before = copy.deepcopy(owner.teacher.state_dict())
+    with torch.no_grad():
+        for parameter in owner.trunk.parameters():
+            parameter.add_(1)
+        owner.head.weight.mul_(3)
+    owner.trunk(torch.randn(8, 3, 2, 2))  # the student's statistics move
+    owner.teacher.update(owner, 0.9)
+    students = {
+        f"{name}.{key}": t for name in ("trunk", "head") for key, t in getattr(owner, name).state_dict().items()
+    }
+    for name, tensor in owner.teacher.state_dict().items():
+        is_buffer = "running" in name or "num_batches" in name
+        expected = before[name] if is_buffer else 0.9 * before[name] + 0.1 * students[name]
+        torch.testing.assert_close(tensor, expected, msg=name)
+    after = copy.deepcopy(owner.teacher.state_dict())
+    owner.teacher.update(owner, 1.0)
+    assert all(torch.equal(after[name], tensor) for name, tensor in owner.teacher.state_dict().items())
+    owner.teacher.update(owner, 0.0)
+    assert torch.equal(owner.teacher.head.weight, owner.head.weight)
+
+
+def test_the_teacher_normalises_by_the_batch_and_keeps_its_own_statistics() -> None:
+    owner = Owner()
+    x = 5 + torch.randn(64, 3, 2, 2)
+    with torch.no_grad():
+        y = owner.teacher.trunk(x)
+    assert y.mean((0, 2, 3)).abs().max() < 1e-5
+    assert owner.teacher.trunk[1].num_batches_tracked == 1
+    assert owner.trunk[1].num_batches_tracked == 0
+    owner.teacher.restart(owner)
+    assert owner.teacher.trunk[1].num_batches_tracked == 0
+    assert torch.equal(owner.teacher.trunk[1].running_mean, owner.trunk[1].running_mean)
+
+
+def test_a_teacher_shares_nothing_and_trains_nothing() -> None:
+    owner = Owner()
+    assert not any(p.requires_grad for p in owner.teacher.parameters())
+    assert all(p.requires_grad for name, p in owner.named_parameters() if not name.startswith("teacher."))
+    places = [tensor.data_ptr() for tensor in (*owner.parameters(), *owner.buffers())]
+    assert len(set(places)) == len(places)
+    names = {name for name in owner.state_dict() if name.startswith("teacher.")}
+    assert names == {f"teacher.{name}" for name in owner.state_dict() if name.startswith(("trunk.", "head."))}
+
+
+@pytest.mark.parametrize(
+    ("step", "total", "expected"), [(0, 10, 0.9), (5, 10, 0.95), (10, 10, 1.0), (12, 10, 1.0), (7, None, 0.9)]
+)
+def test_the_momentum_rises_to_one_and_stays_there(step: int, total: int | None, expected: float) -> None:
+    assert cosine_momentum(step, start=0.9, total=total) == pytest.approx(expected)
