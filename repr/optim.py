@@ -131,8 +131,8 @@ class Optim:
 class LarsL2(Lars):
     """LARS that adds the decay to the gradient first and divides by the norm of their sum.
 
-    timm's LARS divides by the sum of their norms instead, as apex's LARC does. This is the form of SimCLR's, PixPro's and
-    MAE's authors. Parameters without decay take plain steps of SGD.
+    timm's LARS divides by the sum of their norms instead, as apex's LARC does. This is the form of SimCLR's, PixPro's
+    and MAE's authors. Parameters without decay take plain steps of SGD.
     """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import NEVER, full_precision, normalise
+from repr.losses.blockwise import full_precision, normalise
 
-_NUM_SLICES = 8
+_NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next
+_HEADROOM = 60.0  # nats above 1 for the largest exponential of a row, so that one 147 nats below is still a number
 
 
 @torch.no_grad()
@@ -127,7 +128,11 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
 
     Several processes: the mean over processes of their own values is the value of the global batch.
 
-    Memory: N x HWq x HWk similarities, of an eighth of the images at a time, in backward too.
+    A positive that lies more than 147 nats below the best cell, which takes a temperature under 0.014, counts as if it
+    lay there and gets no gradient.
+
+    Memory: two float tensors (N, HWq, HWk) for an eighth of the images at a time; backward needs none, since forward
+    has computed the gradients.
 
     Raises:
         ValueError: shapes that do not fit, a mask that is not bool, or a temperature that is not above 0.
@@ -136,29 +141,42 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
         raise ValueError(f"temperature={temperature}: set it above 0")
     with full_precision(q):
         q, k = _unit_cells(q, k, mask)
-        return in_slices(partial(_contrast, temperature=temperature), q, k, mask).mean()
+        return _Contrast.apply(q, k, mask, temperature)
 
 
-def _contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
-    """The loss of each image (N,)."""
-    logits = torch.bmm(q.mT, k).div_(temperature)  # (N, HWq, HWk)
-    wrong = logits.logsumexp(2) - logits.masked_fill(~mask, NEVER).logsumexp(2)  # (N, HWq)
-    has_positive = mask.any(2)
-    return torch.where(has_positive, wrong, 0).sum(1) / has_positive.sum(1).clamp_min(1)
+class _Contrast(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> Tensor:
+        slices = list(zip(*(x.chunk(_NUM_SLICES) for x in (q.mT, k.mT, mask)), strict=True))  # rows are cells
+        losses, grads_q, grads_k = [], [], []
+        for cells_q, cells_k, pairs in slices:
+            loss, weight = _contrast(torch.bmm(cells_q, cells_k.mT).div_(temperature), pairs)
+            losses.append(loss)
+            weight.div_(temperature * len(q))  # d(loss) / d(cosine)
+            if ctx.needs_input_grad[0]:
+                grads_q.append(torch.bmm(weight, cells_k))
+            if ctx.needs_input_grad[1]:
+                grads_k.append(torch.bmm(weight.mT, cells_q))
+        ctx.save_for_backward(*(torch.cat(grads) if grads else None for grads in (grads_q, grads_k)))
+        return torch.stack(losses).sum() / len(q)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_q, grad_k = (None if kept is None else (grads[0] * kept).mT for kept in ctx.saved_tensors)
+        return grad_q, grad_k, None, None
 
 
-def in_slices(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """``function(*tensors)`` for an eighth of the rows at a time, and once more in backward.
-
-    What it builds from a few images is gone before the next ones come: of tensors with a number for every pair of
-    cells, no more than one of the whole batch is ever held.
-
-    Args:
-        function: of tensors (n, ...), gives (n, ...) whose rows depend on their own row alone.
-        tensors: (N, ...) each.
-    """
-    parts = zip(*(tensor.chunk(_NUM_SLICES) for tensor in tensors), strict=True)
-    return torch.cat([checkpoint(function, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
+def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The sum of the images' losses, and its gradient in the place of the logits (n, HWq, HWk)."""
+    powers = logits.sub_(logits.amax(2, keepdim=True) - _HEADROOM).exp_()
+    right = powers * mask
+    every, positive = powers.sum(2, keepdim=True), right.sum(2, keepdim=True)
+    positive = positive.clamp_min(torch.finfo(positive.dtype).tiny)
+    has_positive = mask.any(2, keepdim=True)  # (n, HWq, 1)
+    share = has_positive / has_positive.sum(1, keepdim=True).clamp_min(1)  # of a cell in its image
+    loss = (share * (every.log() - positive.log())).sum()
+    return loss, powers.mul_(share / every).addcmul_(right, share / positive, value=-1)
 
 
 def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

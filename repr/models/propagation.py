@@ -6,10 +6,12 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from repr.losses.blockwise import full_precision, normalise
-from repr.losses.pixel import in_slices
 from repr.models.heads import mlp
+
+_NUM_SLICES = 8
 
 
 class Propagation(nn.Module):
@@ -22,8 +24,8 @@ class Propagation(nn.Module):
     over all cells j of the image, i among them. The weights do not sum to one, and gradients pass through both factors.
 
     Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equations 3 and 4, gamma 2, one layer; ``v`` is normalised in
-    the authors' code, not in the paper. Always float32 (float64 if the input is), also under autocast. Of similarities,
-    N x HW x HW, an eighth of the images are held at a time.
+    the authors' code, not in the paper. Always float32 (float64 if the input is), also under autocast. Similarities,
+    N x HW x HW, are held for an eighth of the images at a time, and computed again in backward.
 
     Args:
         dim: C.
@@ -47,10 +49,13 @@ class Propagation(nn.Module):
         with full_precision(cells):
             dtype = torch.promote_types(cells.dtype, torch.float32)
             f, v = normalise(cells.to(dtype)), normalise(values.to(dtype))
-            return in_slices(partial(_mix, gamma=self.gamma), f, v)
+            slices = zip(f.chunk(_NUM_SLICES), v.chunk(_NUM_SLICES), strict=True)
+            # Nothing in it is random.
+            again = partial(checkpoint, _mix, gamma=self.gamma, use_reentrant=False, preserve_rng_state=False)
+            return torch.cat([again(*part) for part in slices])
 
 
-def _mix(f: Tensor, v: Tensor, *, gamma: float) -> Tensor:
+def _mix(f: Tensor, v: Tensor, gamma: float) -> Tensor:
     weights = torch.bmm(f.mT, f).relu_()  # (N, HW, HW), symmetric
     if gamma < 1:
         weights = weights + 1e-6  # whose slope at 0 is finite

@@ -133,7 +133,7 @@ class PixPro(Objective):
             queries, keys = self._instances(maps, targets)
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
             features["instance"] = queries[0].squeeze(2)
-        matches = mask.sum((1, 2)).float()  # (N,)
+        matches = mask.sum((1, 2), dtype=torch.float32)  # (N,); as integers they would take twice the memory
         counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean()}
         means = mean_over_ranks(terms | counts)
         logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
