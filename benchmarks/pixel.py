@@ -9,8 +9,8 @@ Run from the root of the repository, on an otherwise idle machine::
 The parts: what 128 images of 224 pixels bring, maps of 7 x 7 (stride 32) and 14 x 14 (patches of 16), 256 channels,
 float32 on the CPU; forward and backward to the queries, keys without gradient, as the flow has them. Times are the
 least CPU time of several repetitions, the two forms in turn; memory, in a process of its own, is the peak of what is
-resident above what was held when the inputs were ready, with an allocator that gives every block back. ``pairs`` is that
-peak in float tensors of the shape (N, HW, HW). The plain forms hold what the formula names: distances, cosines, weights.
+resident above what was held when the inputs were ready, with an allocator that gives every block back. ``pairs`` is
+that peak in float tensors (N, HW, HW). The plain forms hold what the formula names: distances, cosines, weights.
 
 The step: forward and backward of the whole flow with a ResNet-10 at 224 pixels, teacher and propagation included, the
 parts once ours and once plain in turn in one process; values are compared.
@@ -225,8 +225,8 @@ def main() -> None:
         "",
         *table,
         "",
-        "`pairs`: the peak in float tensors (N, HW, HW). A tensor of queries or keys, of which there are several in every"
-        f" part but the mask, is {DIM / 49:.1f} (7 x 7) or {DIM / 196:.1f} (14 x 14) of them.",
+        "`pairs`: the peak in float tensors (N, HW, HW). Every part but the mask holds several tensors of queries or keys, "
+        f"each as large as {DIM / 49:.1f} (7 x 7) or {DIM / 196:.1f} (14 x 14) of them.",
         "",
         *whole,
     ]

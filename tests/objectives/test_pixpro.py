@@ -302,8 +302,8 @@ def test_batches_that_do_not_fit() -> None:
     for wrong, words in cases:
         with pytest.raises(ValueError, match=words):
             flow.step(wrong)
+    flow.backbone.num_features = 13
     with pytest.raises(ValueError, match="map has 12 channels and its num_features says 13"):
-        flow.backbone.num_features = 13
         flow.step(batch)
 
 
