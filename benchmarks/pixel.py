@@ -222,12 +222,12 @@ def main() -> None:
         f"Batch {num}, {DIM} channels, float32, forward and backward, one thread. "
         f"`{' '.join(['python -m benchmarks.pixel', *sys.argv[1:]])}`",
         "",
-        f"{hardware('torch')}, load before {load:.1f}",
+        f"{hardware('torch')}, load before {load:.1f}; seconds of CPU, so other programs disturb little",
         "",
         *table,
         "",
-        "`pairs`: the peak in float tensors (N, HW, HW). Every part but the mask holds several tensors of queries or keys,"
-        f" each as large as {DIM / 49:.1f} (7 x 7) or {DIM / 196:.1f} (14 x 14) of them.",
+        "`pairs`: the peak in float tensors (N, HW, HW). Every part but the mask holds several tensors of queries or "
+        f"keys, each as large as {DIM / 49:.1f} (7 x 7) or {DIM / 196:.1f} (14 x 14) of them.",
         "",
         *whole,
     ]

@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import interpolate
 
-SIDE = 192  # of a crop in the picture, in pixels
-GAP = 8
+from repr.drawing import GAP, PAPER, grid
+
+SIDE = 192  # of a crop, in pixels
 NUM_LINES = 16  # about as many in each pair of crops
 RIGHT, WRONG = (46, 204, 64), (255, 65, 54)
 Point = tuple[float, float]
@@ -27,49 +28,30 @@ def draw_matches(
     where the two match, red where not.
 
     Args:
-        views: (N, 3, H, W) float each, scaled in any way.
+        views: (N, 3, H, W) uint8 each.
         mask: (N, HWq, HWk) bool, which cells match.
         found: (N, HWq) int64, a cell of the second crop for each of the first.
         grids: height and width of the two maps in cells.
 
     Returns:
-        (3, N * 200 - 8, 800 - 8) uint8.
+        (3, H, W) uint8.
     """
-    rows = [
-        torch.cat([_truth(a, b, pairs, grids), _blank(SIDE, GAP), _found(a, b, pairs, cells, grids)], dim=2)
-        for a, b, pairs, cells in zip(*map(_pixels, _alike(*views)), mask.cpu(), found.cpu(), strict=True)
-    ]
-    gap = _blank(GAP, rows[0].shape[2])
-    return torch.cat([part for row in rows for part in (gap, row)][1:], dim=1)
-
-
-def _alike(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both crops of an image stretched by the same factors to [0, 255]."""
-    values = torch.cat([a.float().flatten(1), b.float().flatten(1)], dim=1)
-    low, high = values.amin(1)[:, None, None, None], values.amax(1)[:, None, None, None]
-    scale = 255 / (high - low).clamp_min(1e-6)
-    return (a.float() - low) * scale, (b.float() - low) * scale
-
-
-def _pixels(view: Tensor) -> Tensor:
-    """(N, 3, H, W) float -> (N, 3, SIDE, SIDE) uint8 on the CPU."""
-    return F.interpolate(view, size=(SIDE, SIDE), mode="nearest").clamp(0, 255).byte().cpu()
-
-
-def _blank(height: int, width: int) -> Tensor:
-    return torch.full((3, height, width), 255, dtype=torch.uint8)
+    a, b = (interpolate(view.float().cpu(), size=(SIDE, SIDE)).byte() for view in views)
+    rows = zip(a, b, mask.cpu(), found.cpu(), strict=True)
+    return grid([[_truth(x, y, pairs, grids), _found(x, y, pairs, cells, grids)] for x, y, pairs, cells in rows])
 
 
 def _pair(a: Tensor, b: Tensor) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     """Two crops side by side, a little paler, so that lines stand out."""
-    pixels = torch.cat([a, _blank(SIDE, GAP), b], dim=2).float().mul(0.6).add(102).byte()
+    gap = torch.full((3, SIDE, GAP), PAPER)
+    pixels = torch.cat([a, gap, b], dim=2).float().mul(0.6).add(102).clamp(max=255).byte()
     image = Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
     return image, ImageDraw.Draw(image)
 
 
-def _centre(cell: int, grid: Sequence[int], *, left: int) -> Point:
-    row, column = divmod(cell, grid[1])
-    return left + (column + 0.5) * SIDE / grid[1], (row + 0.5) * SIDE / grid[0]
+def _centre(cell: int, shape: Sequence[int], *, left: int) -> Point:
+    row, column = divmod(cell, shape[1])
+    return left + (column + 0.5) * SIDE / shape[1], (row + 0.5) * SIDE / shape[0]
 
 
 def _dot(draw: ImageDraw.ImageDraw, centre: Point, colour: tuple[int, ...]) -> None:
@@ -77,10 +59,10 @@ def _dot(draw: ImageDraw.ImageDraw, centre: Point, colour: tuple[int, ...]) -> N
     draw.ellipse((x - 5, y - 5, x + 5, y + 5), fill=colour, outline=(255, 255, 255))
 
 
-def _colour(cell: int, grid: Sequence[int]) -> tuple[int, int, int]:
+def _colour(cell: int, shape: Sequence[int]) -> tuple[int, int, int]:
     """Red grows to the right, green downwards."""
-    row, column = divmod(cell, grid[1])
-    return int(255 * (column + 0.5) / grid[1]), int(255 * (row + 0.5) / grid[0]), 160
+    row, column = divmod(cell, shape[1])
+    return int(255 * (column + 0.5) / shape[1]), int(255 * (row + 0.5) / shape[0]), 160
 
 
 def _truth(a: Tensor, b: Tensor, mask: Tensor, grids: tuple[Sequence[int], Sequence[int]]) -> Tensor:

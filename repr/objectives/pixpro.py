@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
+from repr.drawing import Show
 from repr.losses.pixel import pixel_consistency, positive_mask
 from repr.models.backbone import feature_map, map_shape
 from repr.models.batchnorm import synchronise
@@ -144,16 +145,14 @@ class PixPro(Objective):
         """Mean over the cells of the map: (B, 3, H, W) -> (B, C)."""
         return feature_map(self.backbone, images).mean((2, 3))
 
-    @torch.no_grad()
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
+    def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``matches``: two crops of a few images, the cells that match, and those whose features are nearest."""
-        few = Batch(views=[view[:16] for view in self._views(batch)], boxes=batch["boxes"][:16])
-        maps = [self._map(self.backbone, view) for view in few["views"]]
-        mask = self._mask(few, maps)
+        maps = [self._map(self.backbone, view) for view in self._views(batch)]
+        mask = self._mask(batch, maps)
         shown = mask.sum((1, 2)).argsort(descending=True, stable=True)[:NUM_SHOWN]  # those that overlap most
         q, k = (F.normalize(features[shown].flatten(2).float(), dim=1) for features in maps)  # (n, C, HW)
         found = torch.bmm(q.mT, k).argmax(2)
-        views = few["views"][0][shown], few["views"][1][shown]
+        views = show(batch["views"][0][shown]), show(batch["views"][1][shown])
         grids = tuple(maps[0].shape[2:]), tuple(maps[1].shape[2:])
         return {"matches": draw_matches(views, mask[shown], found, grids=grids)}
 
