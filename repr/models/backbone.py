@@ -131,6 +131,12 @@ def map_shape(size: int, name: str, **options: Any) -> tuple[int, int, int]:
     return channels, height, width
 
 
+def pools_class_token(name: str, **options: Any) -> bool:
+    """Whether a backbone's output is its class token, and not a mean of its map; arguments as for :func:`backbone`."""
+    with torch.device("meta"):
+        return getattr(backbone(name, **options), "global_pool", None) == "token"
+
+
 def takes_image_size(name: str) -> bool:
     """Whether the architecture has parameters (position tables) that depend on the size of the image."""
     module = inspect.getmodule(timm.model_entrypoint(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
 from repr.drawing import Show
 from repr.losses.pixel import pixel_consistency, positive_mask
-from repr.models.backbone import feature_map, map_shape
+from repr.models.backbone import feature_map, map_shape, pools_class_token
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
@@ -46,8 +47,8 @@ class PixPro(Objective):
     Terms: ``pixel``, ``instance``. Logs: ``no_overlap``, the share of pairs of crops without matching cells, which
     count as zero; ``matches``, matching pairs of cells an image; ``momentum`` of the last update.
 
-    Evaluated is the mean over the cells of the map. For a ResNet that is the backbone's own output; a ViT's class
-    token is not trained here.
+    Evaluated and exported is what the backbone makes of an image. A ViT's class token is not trained here: let it pool
+    its patches, with ``global_pool=avg fc_norm=false``; the check of the config warns.
 
     Args:
         backbone: a timm model with a feature map of ``num_features`` channels.
@@ -100,7 +101,7 @@ class PixPro(Objective):
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
-        """Another number of views than two, and backbones without a map of several cells."""
+        """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
         sizes = view_sizes(cfg)
         if len(sizes) != 2:
             yield f"{cls.__name__} compares two views of a sample, and views has {len(sizes)}: set views=byol"
@@ -117,6 +118,12 @@ class PixPro(Objective):
                         f"backbone.name={cfg.backbone.name} makes one cell of a view of {size} x {size} pixels, and "
                         f"{cls.__name__} compares cells: raise image_size, or set +backbone.output_stride=8"
                     )
+            if pools_class_token(**options) and not cfg.smoke:
+                warnings.warn(
+                    f"{cls.__name__} trains the patches of {cfg.backbone.name}, not its class token, which is what is "
+                    "evaluated and exported: set +backbone.global_pool=avg +backbone.fc_norm=false",
+                    stacklevel=2,
+                )
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms and logs of this rank's images, averaged over ranks."""
@@ -140,10 +147,6 @@ class PixPro(Objective):
         logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
         logs["momentum"] = self._momentum()
         return StepOutput({name: means[name] for name in terms}, features, logs)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Mean over the cells of the map: (B, 3, H, W) -> (B, C)."""
-        return feature_map(self.backbone, images).mean((2, 3))
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``matches``: two crops of a few images, the cells that match, and those whose features are nearest."""
