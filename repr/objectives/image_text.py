@@ -51,6 +51,7 @@ class ImageText(Objective):
     """
 
     TERMS = tuple(LOSSES)
+    PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
 
     def __init__(
         self,
