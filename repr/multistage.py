@@ -27,7 +27,8 @@ from rich.table import Table
 from repr.callbacks.evaluation import Evaluation
 from repr.callbacks.features import FeatureTable
 from repr.config import ConfigError, check
-from repr.data.clusters import ClusterOrder, Clusters, Leftovers, Mode, describe, keys_hash, save_clusters
+from repr.data.cluster_order import ClusterOrder, describe
+from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
 from repr.distributed import gather_objects, on_first
 from repr.files import replacing
 from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, train

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repr.batch import Batch
-from repr.data.clusters import ClusterOrder, Clusters
+from repr.data.cluster_order import ClusterOrder
+from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
 from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from repr.batch import sample_seed
 
 if TYPE_CHECKING:
-    from repr.data.clusters import ClusterOrder
+    from repr.data.cluster_order import ClusterOrder
 
 
 class Place(NamedTuple):

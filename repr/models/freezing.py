@@ -17,7 +17,8 @@ def freeze(module: nn.Module, towers: Mapping[str, int]) -> None:
     Args:
         module: an objective.
         towers: name of a sub-module (``backbone``, ``text``) -> how many of its last layers are trained, as timm's
-            ``group_matcher`` counts them (a ViT's last norm is one); 0: none, and then any module will do.
+            ``group_matcher`` counts them (a ViT's last norm belongs to its last block);
+            0: none, and then any module will do.
 
     Raises:
         ValueError: there is no such tower, or it has fewer layers, or tells none.
