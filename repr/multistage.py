@@ -50,13 +50,14 @@ class Multistage:
     Attributes:
         num_stages: stage 0, which is an ordinary run, included.
         clustering: config of an estimator like scikit-learn's, with ``fit_predict``; it is made anew for each stage,
-            and its ``random_state``, if it has one, is the run's seed plus the stage.
+            with the stage's seed for its ``random_state``, if it has one.
         cluster_by: which features, of those that the objective's ``predict_step`` gives: ``image``, ``text``, ...; of
             several, a cluster of their product is a cluster of each.
         mode: see :class:`repr.data.clusters.Clusters`.
         leftovers: likewise.
         warm_start: whether a stage starts from the weights of the one before instead of the original ones, which are
-            those of ``init_from``, or random ones of the same seed.
+            those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
+            of another seed in each stage.
         norm: see :func:`repr.models.concat.join`.
         first: values of the config that differ in stage 0.
         later: values of the config that differ in the stages after it.
@@ -155,6 +156,7 @@ class Multistage:
         except OmegaConfBaseException as error:
             option = "procedure.later" if stage else "procedure.first"
             raise ConfigError([f"{option}: {str(error).splitlines()[0]}"]) from error
+        stage_cfg.data.seed = _seed(cfg, stage)
         if stage:
             target = "repr.data.clusters.load_clusters"
             options = {"_target_": target, "path": str(before / CLUSTERS), "mode": self.mode}
@@ -179,11 +181,11 @@ class Multistage:
 
     def _close_stage(self, cfg: DictConfig, stage: int, keys: str, run: Run, table: FeatureTable | None) -> StageRecord:
         """Cluster and write, on the first process."""
-        folder, seed = _folder(cfg, stage), int(cfg.seed)
+        folder, seed = _folder(cfg, stage), _seed(cfg, stage)
         found, coverage = {}, {}
         if table is not None:
             read = table.read.numpy()
-            labels, centroids = cluster(table.features, read, self.clustering, seed + stage)
+            labels, centroids = cluster(table.features, read, self.clustering, seed)
             before = earlier_clusters(_folder(cfg, stage - 1)) if stage else {}
             ids = np.stack([*before.get("ids", ()), labels])
             kept = [
@@ -192,11 +194,10 @@ class Multistage:
             ]
             clusters = save_clusters(folder / CLUSTERS, ids, run.datamodule.train, [*kept, centroids])
             clusters = Clusters(clusters.ids, self.mode, self.leftovers, clusters.keys)
-            batch_size = self.stage_config(cfg, 1).data.batch_size
-            coverage = ClusterOrder(clusters, batch_size, seed).coverage()
+            coverage = ClusterOrder(clusters, self.stage_config(cfg, 1).data.batch_size, seed).coverage()
             found = {
                 "algorithm": OmegaConf.to_container(OmegaConf.create(dict(self.clustering)), resolve=True),
-                "seed": seed + stage, "by": list(self.cluster_by), "samples_read": int(read.sum()),
+                "by": list(self.cluster_by), "samples_read": int(read.sum()),
                 "mode": self.mode, "leftovers": self.leftovers, "sizes": np.bincount(labels[labels >= 0]).tolist(),
             }  # fmt: skip
             print(f"stage {stage}: {describe(coverage)}", flush=True)
@@ -266,6 +267,10 @@ def write_table(path: Path, columns: Mapping[str, Results]) -> None:
         )
     with replacing(path) as file:
         file.write(text.getvalue().encode())
+
+
+def _seed(cfg: DictConfig, stage: int) -> int:
+    return int(cfg.seed) + 1000 * stage
 
 
 def _folder(cfg: DictConfig, stage: int) -> Path:

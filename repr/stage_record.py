@@ -21,7 +21,7 @@ class StageRecord:
 
     Attributes:
         stage: number, from 0.
-        seed: of the run; the clustering has ``seed + stage``.
+        seed: of the order of samples, their views, and the clustering.
         keys: :func:`repr.data.clusters.keys_hash` of the training set.
         checkpoint: path of the final one, relative to the stage's folder.
         checkpoint_sha256: of that file.
