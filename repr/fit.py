@@ -89,7 +89,7 @@ def train(cfg: DictConfig) -> Run:
     from repr.callbacks.evaluation import Evaluation
     from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
-    from repr.report import PAGE, RESULTS, write_report
+    from repr.report import PAGE, write_report
 
     folder = Path(cfg.run_folder)
     checkpoint = last_checkpoint(folder / "checkpoints") if cfg.resume else None
@@ -122,8 +122,7 @@ def train(cfg: DictConfig) -> Run:
     bad = datamodule.gather_bad()
     results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
     if trainer.is_global_zero:
-        with replacing(folder / RESULTS) as file:
-            file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
+        save_results(folder, results)
         write_report([folder], folder / PAGE)
     return Run(objective, datamodule, trainer, results)
 
@@ -153,10 +152,18 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
     )
 
 
-def save_config(cfg: DictConfig) -> None:
+def save_config(cfg: DictConfig, folder: Path | None = None) -> None:
     """Write ``config.yaml`` of a run folder, from which the run can be rebuilt."""
-    with replacing(Path(cfg.run_folder, "config.yaml")) as file:
+    with replacing((folder or Path(cfg.run_folder)) / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(cfg).encode())
+
+
+def save_results(folder: Path, results: Results) -> None:
+    """Write ``results.json`` of a run folder."""
+    from repr.report import RESULTS
+
+    with replacing(folder / RESULTS) as file:
+        file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -251,6 +258,7 @@ def _quiet() -> None:
         ".*LeafSpec.*",  # Lightning's use of torch
         ".*no `val_dataloader`.*",
         ".*custom batch sampler `EvalBatchSampler` for prediction.*",  # it does return all rows
+        ".*in eval mode at the start of training.*",  # they are frozen
         ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -31,12 +31,14 @@ from repr.data.cluster_order import ClusterOrder, describe
 from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
 from repr.distributed import gather_objects, on_first
 from repr.files import replacing
-from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, train
+from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, save_results, train
 from repr.models.concat import Norm
 from repr.models.pretrained import checkpoints
+from repr.report import PAGE, write_report
 from repr.stage_record import CLUSTERS, RECORD, StageRecord, earlier_clusters, read_record, sha256
 from repr.stages import cluster, extract, load_joined, progress
 
+JOINED = "joined"
 SINGLE = {"_target_": "repr.fit.single", "_partial_": True}
 
 
@@ -131,11 +133,19 @@ class Multistage:
         for stage in range(len(records), self.num_stages):
             records.append(self._run_stage(cfg, stage, keys))
         columns = {f"stage-{record.stage}": record.results for record in records}
-        columns["joined"], attributes, headline = self._evaluate_joined(cfg)
+        columns[JOINED], attributes, headline = self._evaluate_joined(cfg)
         if is_first():
-            write_table(Path(cfg.run_folder, "stages.csv"), columns)
+            self._report(cfg, columns)
             Console().print(stage_table(columns, attributes, headline))
         return columns
+
+    def _report(self, cfg: DictConfig, columns: Mapping[str, Results]) -> None:
+        """Write the results of the joined encoder, the table of all, and the page that shows them side by side."""
+        folder = Path(cfg.run_folder)
+        save_config(cfg, folder / JOINED)
+        save_results(folder / JOINED, columns[JOINED])
+        write_table(folder / "stages.csv", columns)
+        write_report([folder / column for column in columns], folder / PAGE)
 
     def stage_config(self, cfg: DictConfig, stage: int) -> DictConfig:
         """The config of a stage, which is an ordinary run with two inputs: ``init_from`` and ``data.clusters``.
