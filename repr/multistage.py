@@ -67,9 +67,9 @@ class Multistage:
 
     num_stages: int
     clustering: Mapping[str, Any]
-    cluster_by: Sequence[str] = ("image",)
-    mode: Mode = "round_robin"
-    leftovers: Leftovers = "drop"
+    cluster_by: Sequence[str]
+    mode: Mode
+    leftovers: Leftovers
     warm_start: bool = False
     norm: Norm = "joined"
     first: Mapping[str, Any] = field(default_factory=dict)
@@ -87,14 +87,14 @@ class Multistage:
         options = cfg.procedure
         if options.num_stages < 1:
             yield f"procedure.num_stages={options.num_stages}; set it to 1 or more"
-        if not options.get("cluster_by", ["image"]) or isinstance(options.get("cluster_by"), str):
+        if not options.cluster_by or isinstance(options.cluster_by, str):
             yield f"procedure.cluster_by={options.cluster_by}; set a list such as [image]"
-        elif "text" in options.get("cluster_by", ()) and not hasattr(flow, "encode_text"):
+        elif "text" in options.cluster_by and not hasattr(flow, "encode_text"):
             yield f"procedure.cluster_by has text, and {flow.__name__} encodes images only; set it to [image]"
         if options.get("norm", "joined") not in ("joined", "each"):
             yield f"procedure.norm={options.norm}; set it to joined or each"
         try:
-            Clusters(torch.zeros(0), options.get("mode", "round_robin"), options.get("leftovers", "drop"))
+            Clusters(torch.zeros(0), options.mode, options.leftovers)
         except ValueError as error:
             yield f"procedure: {error}"
         if OmegaConf.is_dict(cfg.get("data")) and cfg.data.get("clusters"):
@@ -117,17 +117,7 @@ class Multistage:
         for stage in range(min(self.num_stages, 2)):
             check(self.stage_config(cfg, stage))
         keys = keys_hash(instantiate(cfg.data.train))
-        records: list[StageRecord] = []
-        for stage in range(self.num_stages if cfg.resume else 0):
-            record = read_record(_folder(cfg, stage), verify=is_first())
-            if record is None:
-                break
-            if record.keys != keys:
-                raise ValueError(
-                    f"{_folder(cfg, stage)} was made with another training set than data.train gives now (its keys or "
-                    "their order differ); restore the data set, or start a new run"
-                )
-            records.append(record)
+        records = self._finished(cfg, keys) if cfg.resume else []
         if is_first():
             save_config(cfg)
         for stage in range(len(records), self.num_stages):
@@ -138,6 +128,30 @@ class Multistage:
             self._report(cfg, columns)
             Console().print(stage_table(columns, attributes, headline))
         return columns
+
+    def _finished(self, cfg: DictConfig, keys: str) -> list[StageRecord]:
+        """The records of the stages that are done, of those before the first that is not."""
+        records: list[StageRecord] = []
+        for stage in range(self.num_stages):
+            folder = _folder(cfg, stage)
+            record = read_record(folder, verify=is_first())
+            # The last stage of a run that is to have more now has no clusters yet.
+            if record is None or (record.clusters_sha256 is None and stage + 1 < self.num_stages):
+                break
+            if record.keys != keys:
+                raise ValueError(
+                    f"{folder} was made with another training set than data.train gives now (its keys or "
+                    "their order differ); restore the data set, or start a new run"
+                )
+            if record.clustering and record.clustering["how"] != self._how() and is_first():
+                print(f"{folder} is finished and keeps its clusters; the new options of the procedure act after it")
+            records.append(record)
+        return records
+
+    def _how(self) -> dict[str, Any]:
+        """What decides the clusters of a stage."""
+        options = OmegaConf.create({"algorithm": dict(self.clustering), "by": list(self.cluster_by)})
+        return {str(name): value for name, value in OmegaConf.to_container(options, resolve=True).items()}
 
     def _report(self, cfg: DictConfig, columns: Mapping[str, Results]) -> None:
         """Write the results of the joined encoder, the table of all, and the page that shows them side by side."""
@@ -205,11 +219,7 @@ class Multistage:
             clusters = save_clusters(folder / CLUSTERS, ids, run.datamodule.train, [*kept, centroids])
             clusters = Clusters(clusters.ids, self.mode, self.leftovers, clusters.keys)
             coverage = ClusterOrder(clusters, self.stage_config(cfg, 1).data.batch_size, seed).coverage()
-            found = {
-                "algorithm": OmegaConf.to_container(OmegaConf.create(dict(self.clustering)), resolve=True),
-                "by": list(self.cluster_by), "samples_read": int(read.sum()),
-                "mode": self.mode, "leftovers": self.leftovers, "sizes": np.bincount(labels[labels >= 0]).tolist(),
-            }  # fmt: skip
+            found = {"how": self._how(), "samples_read": int(read.sum()), "sizes": np.bincount(labels[read]).tolist()}
             print(f"stage {stage}: {describe(coverage)}", flush=True)
         checkpoint = checkpoints(folder / "checkpoints")[0]
         record = StageRecord(

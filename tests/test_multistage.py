@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, check, compose, load_run
 from repr.fit import main
 from repr.models.pretrained import last_checkpoint
-from repr.multistage import Multistage
 from repr.stage_record import read_record
 from repr.stages import load_joined
 from tests.test_fit import TINY, same, weights
@@ -96,10 +96,6 @@ def test_a_run_leaves_its_stages_their_records_and_a_table(whole: tuple[Path, st
 
 
 def test_batches_of_later_stages_are_of_one_cluster(whole: tuple[Path, str]) -> None:
-    from hydra.utils import instantiate
-
-    from repr.config import load_run
-
     folder, _ = whole
     datamodule = instantiate(load_run(folder / "stage-2").data)
     group = datamodule.order.group
@@ -172,16 +168,21 @@ def test_a_run_that_does_not_fit_any_more_is_refused(whole: tuple[Path, str], tm
     assert "clusters.npz is missing" in refused()
 
 
-def test_a_stage_folder_half_written_is_done_again(run: Run, whole: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_stage_folder_half_written_is_done_again_and_more_stages_may_follow(
+    run: Run, whole: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole[0], folder)
     last = folder / "stage-2"
     (last / "stage.json").unlink()
     (last / "checkpoints" / "step=4.ckpt").rename(last / "checkpoints" / "step=4.ckpt.part")
-    status, out = run(f"resume={folder}")
+    status, out = run(f"resume={folder}", "procedure.num_stages=4", "procedure.clustering.n_clusters=2")
     assert status == 0, out
     assert not list(folder.rglob("*.part"))
     assert same(features(folder), features(whole[0]))
+    assert "stage-1 is finished and keeps its clusters" in out
+    assert arrays(folder / "stage-2")["ids"].max(axis=1).tolist() == [2, 2, 1]
+    assert read_record(folder / "stage-3") is not None
 
 
 def test_both_norms_and_any_number_of_stages_can_be_joined(whole: tuple[Path, str]) -> None:
@@ -300,7 +301,7 @@ def test_two_processes_do_what_one_does(whole: tuple[Path, str], tmp_path: Path)
 def test_processes_choose_no_folder_of_their_own(tmp_path: Path) -> None:
     """The folder's name has the time in it, which differs between processes; the stages follow the first one's."""
     cfg = compose(["procedure=multistage", "smoke=true", f"run_folder={tmp_path}"])
-    stage = Multistage(num_stages=2, clustering={}).stage_config(cfg, 1)
+    stage = instantiate(cfg.procedure).stage_config(cfg, 1)
     assert stage.run_folder == str(tmp_path / "stage-1")
     assert stage.data.clusters.path == str(tmp_path / "stage-0" / "clusters.npz")
     assert stage.callbacks.checkpoints.folder == str(tmp_path / "stage-1" / "checkpoints")

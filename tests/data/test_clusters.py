@@ -291,3 +291,45 @@ def test_a_place_keeps_its_epoch_in_a_worker():
     assert all(place.epoch == 5 for place in places)
     expected = ClusterBatchSampler(order, epoch=5).replacement(places[0], 1)
     assert elsewhere.replacement(places[0], 1) == expected == Place(5, 5, expected.row)
+
+
+class WithBadRows:
+    """Rows 3 and 8 cannot be read."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __getattr__(self, name):
+        return getattr(self.source, name)
+
+    def __len__(self):
+        return len(self.source)
+
+    def image(self, index):
+        if index in (3, 8):
+            raise OSError(f"row {index} is damaged")
+        return self.source.image(index)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_datamodule_gives_batches_of_one_cluster_also_where_rows_are_bad(make_datamodule, noise, num_workers):
+    ids = torch.arange(31) % 3
+    options = {"batch_size": 4, "max_bad_fraction": 0.1, "num_workers": num_workers}
+    datamodule = make_datamodule(train=WithBadRows(noise(31)), clusters=Clusters(ids), **options)
+    batches = list(datamodule.train_dataloader())
+    assert len(batches) == 6  # of 11, 10 and 10 rows
+    assert {row for batch in batches for row, _ in batch.get("bad", ())} <= {3, 8}
+    for batch in batches:
+        assert len(set(ids[batch["index"]].tolist())) == 1
+        assert len(set(batch["index"].tolist())) == 4
+        assert not {3, 8} & set(batch["index"].tolist())
+    assert any("bad" in batch for batch in batches)
+    whole = torch.cat([batch["index"] for batch in datamodule.predict_dataloader()])
+    assert whole.tolist() == [row if row not in (3, 8) else -1 - row for row in range(31)]
+
+
+def test_a_datamodule_refuses_clusters_of_other_rows(make_datamodule):
+    with pytest.raises(ValueError, match=r"31 samples and the clusters were made of 30"):
+        make_datamodule(clusters=Clusters(torch.zeros(30, dtype=torch.int64)))
+    with pytest.raises(ValueError, match="no cluster fills a batch"):
+        make_datamodule(clusters=Clusters(torch.arange(31)))
