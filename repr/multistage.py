@@ -150,8 +150,8 @@ class Multistage:
 
     def _how(self) -> dict[str, Any]:
         """What decides the clusters of a stage."""
-        options = OmegaConf.create({"algorithm": dict(self.clustering), "by": list(self.cluster_by)})
-        return {str(name): value for name, value in OmegaConf.to_container(options, resolve=True).items()}
+        algorithm = OmegaConf.to_container(OmegaConf.create(dict(self.clustering)), resolve=True)
+        return {"algorithm": algorithm, "by": list(self.cluster_by)}
 
     def _report(self, cfg: DictConfig, columns: Mapping[str, Results]) -> None:
         """Write the results of the joined encoder, the table of all, and the page that shows them side by side."""

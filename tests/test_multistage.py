@@ -168,7 +168,7 @@ def test_a_run_that_does_not_fit_any_more_is_refused(whole: tuple[Path, str], tm
     assert "clusters.npz is missing" in refused()
 
 
-def test_a_stage_folder_half_written_is_done_again_and_more_stages_may_follow(
+def test_a_stage_half_written_is_done_again_and_more_may_follow(
     run: Run, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
@@ -258,7 +258,7 @@ def test_objectives_with_negatives_from_the_batch_are_taken(overrides: list[str]
         (["procedure.clustering.n_clusters=200"], "128 samples cannot make 200 clusters"),
         (["data.batch_size=64", "procedure.leftovers=drop", "procedure.clustering.n_clusters=40",
           "+procedure.first.data.batch_size=8"],
-         r"no cluster fills a batch: data.batch_size=64, .* 40 clusters have .* procedure\.leftovers=merge"),
+         r"no cluster fills a batch: data.batch_size=64, .* \d+ clusters have .* procedure\.leftovers=merge"),
     ],
 )  # fmt: skip
 def test_what_shows_between_stages_is_one_clear_error(overrides: list[str], message: str, tmp_path: Path) -> None:
