@@ -79,10 +79,8 @@ class Multistage:
     def config_faults(cls, cfg: Any) -> Iterator[str]:
         """An objective whose negatives are not those of the batch, and options that do not fit."""
         flow = get_object(cfg.objective["_target_"])
-        fault = (
-            flow.negatives_fault(cfg) if hasattr(flow, "negatives_fault") else "it is no repr.objectives.base.Objective"
-        )
-        if fault:
+        negatives_fault = getattr(flow, "negatives_fault", lambda cfg: "nothing is known: it is no Objective")
+        if fault := negatives_fault(cfg):
             yield f"procedure=multistage needs negatives from the batch, and of {flow.__name__} {fault}"
         options = cfg.procedure
         if options.num_stages < 1:
@@ -116,7 +114,7 @@ class Multistage:
         name_folder(cfg)
         for stage in range(min(self.num_stages, 2)):
             check(self.stage_config(cfg, stage))
-        keys = keys_hash(instantiate(cfg.data.train))
+        keys = keys_hash(instantiate(cfg.data.train, _convert_="all"))
         records = self._finished(cfg, keys) if cfg.resume else []
         if is_first():
             save_config(cfg)
@@ -244,7 +242,7 @@ class Multistage:
         nodes = [node for node in cfg.callbacks.values() if node]
         wanted = [node for node in nodes if issubclass(get_object(node["_target_"]), Evaluation)]
         evaluations = [instantiate(node) for node in wanted]
-        joined = load_joined(cfg.run_folder, self.num_stages, norm=self.norm)
+        joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm)
         make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
         results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
         headline = [name for evaluation in evaluations for name in evaluation.headline]
@@ -266,11 +264,14 @@ def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headl
 
 
 def _of_interest(name: str, attributes: Sequence[str], headline: Sequence[str]) -> bool:
-    return name in headline or any(name.endswith(f"_{attribute}") for attribute in attributes)
+    """A probe of an attribute, or a number of the headline with its parts (``mmvp/pairs``, ``mmvp/pairs_colour``)."""
+    parts = any(name == shown or name.startswith(f"{shown}_") for shown in headline)
+    return parts or any(name.endswith(f"_{attribute}") for attribute in attributes)
 
 
 def _short(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    shown = "" if value is None else f"{value:.3f}"
+    return shown.removeprefix("0") if shown.startswith("0.") else shown
 
 
 def write_table(path: Path, columns: Mapping[str, Results]) -> None:

@@ -18,7 +18,8 @@ from repr.callbacks.features import FeatureTable
 from repr.config import load_run
 from repr.fit import Run, make_trainer
 from repr.models.concat import Concat, Encoder, Norm, join
-from repr.models.pretrained import checkpoints
+from repr.models.pretrained import last_checkpoint
+from repr.stage_record import RECORD
 
 
 def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> FeatureTable:
@@ -95,11 +96,9 @@ class Joined(pl.LightningModule):
         self.norm = norm
         has_text = all(hasattr(stage, "encode_text") for stage in stages)
         widths = [stage.text.output_dim if hasattr(stage, "text") else stage.backbone.num_features for stage in stages]
-        towers = [
-            [Encoder(s, f"encode_{k}", w) for s, w in zip(stages, widths, strict=True)] for k in ("image", "text")
-        ]
-        self.image = Concat(towers[0], norm=norm)
-        self.text = Concat(towers[1], norm=norm) if has_text else None
+        pairs = list(zip(stages, widths, strict=True))
+        self.image = Concat([Encoder(stage, "encode_image", width) for stage, width in pairs], norm=norm)
+        self.text = Concat([Encoder(stage, "encode_text", w) for stage, w in pairs], norm=norm) if has_text else None
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """What the stages give for an evaluation batch, joined name by name."""
@@ -125,23 +124,35 @@ class Joined(pl.LightningModule):
         return self.embed(batch)
 
 
-def load_joined(run_folder: str | Path, num_stages: int, *, norm: Norm = "joined") -> Joined:
+def load_joined(run_folder: str | Path, *, num_stages: int | None = None, norm: Norm = "joined") -> Joined:
     """The joined encoder of a multistage run, in evaluation mode, on the CPU.
 
     Args:
         run_folder: of the whole run.
-        num_stages: how many stages, from the first.
+        num_stages: how many stages, from the first; None: all that are finished.
         norm: see :func:`repr.models.concat.join`.
+
+    Raises:
+        ValueError: there is no such stage.
     """
-    stages = [load_objective(Path(run_folder, f"stage-{stage}")) for stage in range(num_stages)]
-    return Joined(stages, norm=norm).eval()
+    num_stages = len(list(Path(run_folder).glob(f"stage-*/{RECORD}"))) if num_stages is None else num_stages
+    if not num_stages:
+        raise ValueError(f"{run_folder} has no finished stage: give the folder of a multistage run")
+    return Joined([load_objective(Path(run_folder, f"stage-{s}")) for s in range(num_stages)], norm=norm).eval()
 
 
 def load_objective(folder: Path) -> Any:
-    """The objective of a run with the weights of its last checkpoint, in evaluation mode, on the CPU."""
+    """The objective of a run with the weights of its last checkpoint, in evaluation mode, on the CPU.
+
+    Raises:
+        ValueError: no run lies there, or it has no whole checkpoint.
+    """
+    cfg, checkpoint = load_run(folder), last_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise ValueError(f"{folder} has no checkpoint: let it train first")
     with torch.random.fork_rng(devices=[]):
-        objective = instantiate(load_run(folder).objective)
-    content = torch.load(checkpoints(folder / "checkpoints")[0], map_location="cpu", weights_only=True, mmap=True)
+        objective = instantiate(cfg.objective)
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     objective.load_state_dict(content["state_dict"])
     return objective.eval().requires_grad_(False)
 

@@ -44,9 +44,9 @@ def kills(clustering: int = -1, stage: str = "none", step: int = 0) -> list[str]
     ]  # fmt: skip
 
 
-def features(folder: Path, num_stages: int = 3, norm: str = "joined") -> dict[str, Tensor]:
+def features(folder: Path, num_stages: int | None = 3, norm: str = "joined") -> dict[str, Tensor]:
     """What the joined encoder gives for a picture and a text."""
-    joined = load_joined(folder, num_stages, norm=norm)
+    joined = load_joined(folder, num_stages=num_stages, norm=norm)
     images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32)
     with torch.no_grad():
         return {"image": joined.encode_image(images), "text": joined.encode_text(torch.arange(32).reshape(2, 16))}
@@ -192,6 +192,9 @@ def test_both_norms_and_any_number_of_stages_can_be_joined(whole: tuple[Path, st
         torch.testing.assert_close(each[name].reshape(2, 3, 16).norm(dim=2), torch.full((2, 3), 3**-0.5))
         assert not torch.allclose(joined[name], each[name], atol=1e-3)
     assert features(whole[0], num_stages=2)["image"].shape == (2, 32)
+    assert same(features(whole[0], num_stages=None), joined)
+    with pytest.raises(ValueError, match="stage-0 has no finished stage"):
+        load_joined(whole[0] / "stage-0")
 
 
 def test_a_pretrained_stage_0_frozen_towers_and_a_warm_start(whole: tuple[Path, str], tmp_path: Path) -> None:
