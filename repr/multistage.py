@@ -252,7 +252,7 @@ class Multistage:
 def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headline: Sequence[str]) -> Table:
     """What every stage and all joined know of each attribute, and the numbers of the headline, beside chance."""
     names = [name for name in list(columns.values())[-1] if _of_interest(name, attributes, headline)]
-    table = Table(title="By stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(title="By stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for column in columns:
         table.add_column(column.removeprefix("stage-"), justify="right")
