@@ -30,6 +30,7 @@ from repr.config import ConfigError, check
 from repr.data.cluster_order import ClusterOrder, describe
 from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
 from repr.distributed import gather_objects, on_first
+from repr.export.folders import TARGETS, export
 from repr.files import replacing
 from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, save_results, train
 from repr.models.concat import Norm
@@ -61,6 +62,7 @@ class Multistage:
             those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
             of another seed in each stage.
         norm: see :func:`repr.models.concat.join`.
+        export: ``open_clip`` or ``timm``: write all stages for that library, which checks them, into ``export/``.
         first: values of the config that differ in stage 0.
         later: values of the config that differ in the stages after it.
     """
@@ -72,6 +74,7 @@ class Multistage:
     leftovers: Leftovers
     warm_start: bool = False
     norm: Norm = "joined"
+    export: str | None = None
     first: Mapping[str, Any] = field(default_factory=dict)
     later: Mapping[str, Any] = field(default_factory=dict)
 
@@ -91,6 +94,8 @@ class Multistage:
             yield f"procedure.cluster_by has text, and {flow.__name__} encodes images only; set it to [image]"
         if options.get("norm", "joined") not in ("joined", "each"):
             yield f"procedure.norm={options.norm}; set it to joined or each"
+        if options.get("export") not in (None, *TARGETS):
+            yield f"procedure.export={options.export}; set it to {', '.join(TARGETS)} or null"
         try:
             Clusters(torch.zeros(0), options.mode, options.leftovers)
         except ValueError as error:
@@ -124,7 +129,12 @@ class Multistage:
         columns[JOINED], attributes, headline = self._evaluate_joined(cfg)
         if is_first():
             self._report(cfg, columns)
-            Console().print(stage_table(columns, attributes, headline))
+            try:
+                if self.export:
+                    out = export(cfg.run_folder, Path(cfg.run_folder, "export"), to=self.export, force=True)
+                    print(f"exported for {self.export}, and verified by it: {out}", flush=True)
+            finally:
+                Console().print(stage_table(columns, attributes, headline))
         return columns
 
     def _finished(self, cfg: DictConfig, keys: str) -> list[StageRecord]:
@@ -252,7 +262,7 @@ class Multistage:
 def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headline: Sequence[str]) -> Table:
     """What every stage and all joined know of each attribute, and the numbers of the headline, beside chance."""
     names = [name for name in list(columns.values())[-1] if _of_interest(name, attributes, headline)]
-    table = Table(title="By stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Evaluation by stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for column in columns:
         table.add_column(column.removeprefix("stage-"), justify="right")

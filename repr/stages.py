@@ -8,17 +8,15 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
 from repr.batch import Batch
 from repr.callbacks.features import FeatureTable
-from repr.config import load_run
+from repr.export.trained import Trained
 from repr.fit import Run, make_trainer
 from repr.models.concat import Concat, Encoder, Norm, join
-from repr.models.pretrained import last_checkpoint
 from repr.stage_record import RECORD
 
 
@@ -141,20 +139,9 @@ def load_joined(run_folder: str | Path, *, num_stages: int | None = None, norm: 
     return Joined([load_objective(Path(run_folder, f"stage-{s}")) for s in range(num_stages)], norm=norm).eval()
 
 
-def load_objective(folder: Path) -> Any:
-    """The objective of a run with the weights of its last checkpoint, in evaluation mode, on the CPU.
-
-    Raises:
-        ValueError: no run lies there, or it has no whole checkpoint.
-    """
-    cfg, checkpoint = load_run(folder), last_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
-        raise ValueError(f"{folder} has no checkpoint: let it train first")
-    with torch.random.fork_rng(devices=[]):
-        objective = instantiate(cfg.objective)
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    objective.load_state_dict(content["state_dict"])
-    return objective.eval().requires_grad_(False)
+def load_objective(folder: str | Path) -> Any:
+    """The objective of a run with the weights of its last whole checkpoint, in evaluation mode, on the CPU."""
+    return Trained.read(folder).objective
 
 
 def progress(cfg: DictConfig) -> list[pl.Callback]:

@@ -68,7 +68,7 @@ def whole(run: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str
 
 def test_a_run_leaves_its_stages_their_records_and_a_table(whole: tuple[Path, str]) -> None:
     folder, out = whole
-    lines = out[out.index("By stage and attribute") :].splitlines()
+    lines = out[out.index("Evaluation by stage and attribute") :].splitlines()
     assert max(map(len, lines[:-1])) <= 80
     assert lines[2].split() == ["0", "1", "2", "joined", "chance"]
     assert {"val/knn_category", "test_style/ridge_concept"} <= {line.split()[0] for line in lines if line.split()}
@@ -289,7 +289,7 @@ def test_two_processes_do_what_one_does(whole: tuple[Path, str], tmp_path: Path)
         check=False, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("By stage and attribute") == 1
+    assert done.stdout.count("Evaluation by stage and attribute") == 1
     for stage in STAGES[:2]:
         one, two = arrays(tmp_path / "one" / stage), arrays(tmp_path / "two" / stage)
         np.testing.assert_array_equal(one["accumulated"], two["accumulated"])
