@@ -90,8 +90,8 @@ class Multistage:
             yield f"procedure.num_stages={options.num_stages}; set it to 1 or more"
         if not options.cluster_by or isinstance(options.cluster_by, str):
             yield f"procedure.cluster_by={options.cluster_by}; set a list such as [image]"
-        elif "text" in options.cluster_by and not hasattr(flow, "encode_text"):
-            yield f"procedure.cluster_by has text, and {flow.__name__} encodes images only; set it to [image]"
+        elif unknown := [name for name in options.cluster_by if name not in getattr(flow, "EMBEDDINGS", (name,))]:
+            yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(flow.EMBEDDINGS)}"
         if options.get("norm", "joined") not in ("joined", "each"):
             yield f"procedure.norm={options.norm}; set it to joined or each"
         if options.get("export") not in (None, *TARGETS):

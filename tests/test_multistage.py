@@ -231,7 +231,10 @@ IMAGES = ["views=simclr", "eval=images", "tokenizer=null"]
         (["objective=barlow_twins", *IMAGES], r"\(correlation\) .* give one of contrast, uniformity a weight"),
         (["objective=swav", *IMAGES], "of SwAV none of its terms"),
         (["objective=swav", *IMAGES, "objective.queue_length=8"], "queue keeps 8 rows of earlier batches"),
-        (["objective=simclr", *IMAGES, "procedure.cluster_by=[text]"], "cluster_by has text, and JointEmbedding"),
+        (
+            ["objective=simclr", *IMAGES, "procedure.cluster_by=[text]"],
+            "names text; JointEmbedding gives image, trunk, proj",
+        ),
         (["procedure.num_stages=0"], r"procedure\.num_stages=0; set it to 1 or more"),
         (["procedure.mode=random"], "mode is 'random'; set it to round_robin or proportional"),
         (["procedure.norm=raw"], "norm=raw; set it to joined or each"),

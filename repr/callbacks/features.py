@@ -51,8 +51,8 @@ class FeatureTable(pl.Callback):
         """
         if missing := [name for name in self.names if name not in outputs]:
             raise ValueError(
-                f"{type(pl_module).__name__} gives no '{missing[0]}' for the samples of data.train; "
-                f"it gives {', '.join(outputs)}: set procedure.cluster_by to one of them"
+                f"{type(pl_module).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
+                f"{', '.join(outputs)}: set procedure.cluster_by to one of them (text needs captions)"
             )
         index = gather(batch["index"])
         kept = {name: gather(F.normalize(outputs[name].float(), dim=1)) for name in self.names}

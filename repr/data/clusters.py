@@ -140,11 +140,14 @@ def accumulate(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         (N,) int64 from 0, -1 for none; and (C, S), the stages' ids of each.
     """
-    known = (ids >= 0).all(axis=0)
-    table, inverse = np.unique(ids[:, known], axis=1, return_inverse=True)
+    rows = np.flatnonzero((ids >= 0).all(axis=0))
+    inverse, first = np.zeros(len(rows), dtype=np.int64), np.zeros(min(len(rows), 1), dtype=np.int64)
+    for stage in ids:  # one sort of integers a stage, not one of columns
+        code = inverse * (int(stage.max(initial=0)) + 1) + stage[rows]
+        _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
     dense = np.full(ids.shape[1], -1, dtype=np.int64)
-    dense[known] = inverse.reshape(-1)
-    return dense, table.T
+    dense[rows] = inverse
+    return dense, ids[:, rows[first]].T
 
 
 def keys_hash(source: Source) -> str:

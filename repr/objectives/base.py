@@ -34,6 +34,7 @@ class Objective(pl.LightningModule):
     TERMS: ClassVar[tuple[str, ...]] = ()
     # Those of TERMS that push each sample away from the other samples of its batch, and from no others.
     PAIRWISE: ClassVar[tuple[str, ...]] = ()
+    EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
 
     def __init__(self, backbone: nn.Module, *, weights: Mapping[str, float], optim: Optim | None = None) -> None:
         super().__init__()

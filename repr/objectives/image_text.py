@@ -52,6 +52,7 @@ class ImageText(Objective):
 
     TERMS = tuple(LOSSES)
     PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
+    EMBEDDINGS = ("image", "trunk", "text")
 
     def __init__(
         self,

@@ -62,6 +62,7 @@ class JointEmbedding(Objective):
 
     TERMS = (*PAIRS, *SINGLES)
     PAIRWISE = ("contrast", "uniformity")
+    EMBEDDINGS = ("image", "trunk", "projection")
 
     def __init__(
         self,
