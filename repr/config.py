@@ -72,11 +72,20 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
     if cfg.smoke:
-        cfg.merge_with(OmegaConf.load(CONF / "smoke.yaml"))
+        cfg.merge_with(_smoke_values(cfg))
         for override in parsed:  # what the user says counts more
             if override.key_or_group not in groups and _is_value(override):
                 OmegaConf.update(cfg, override.key_or_group, override.value())
     return cfg
+
+
+def _smoke_values(cfg: DictConfig) -> DictConfig:
+    """``smoke.yaml``, without those values of a procedure or a text tower that the chosen one does not have."""
+    values = OmegaConf.load(CONF / "smoke.yaml")
+    assert isinstance(values, DictConfig)
+    for section in ("procedure", "text"):
+        values[section] = {key: value for key, value in values[section].items() if key in (cfg.get(section) or {})}
+    return values
 
 
 def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
@@ -122,7 +131,8 @@ def check(cfg: DictConfig) -> None:
         for path, node in _targets(cfg):
             faults += _target_faults(path, node)
         faults += _exclusion_faults(cfg)
-        if not any(fault.startswith(("objective", "backbone", "views", "data.batch_size")) for fault in faults):
+        read = ("objective", "backbone", "views", "data.batch_size", "procedure")
+        if not any(fault.startswith(read) for fault in faults):
             faults += _flow_faults(cfg)  # it reads those
     if faults:
         raise ConfigError(faults)
@@ -295,8 +305,10 @@ def _flow_faults(cfg: DictConfig) -> Iterator[str]:
     flow = get_object(cfg.objective["_target_"])
     if (cfg.get("eval") or {}).get("zero_shot") and not hasattr(flow, "encode_text"):
         yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
-    if hasattr(flow, "config_faults"):  # a LightningModule of one's own need not have it
-        yield from flow.config_faults(cfg)
+    # A LightningModule of one's own need not have it, and a procedure may be a function.
+    for part in (flow, get_object((cfg.get("procedure") or {}).get("_target_", "repr.fit.single"))):
+        if hasattr(part, "config_faults"):
+            yield from part.config_faults(cfg)
 
 
 def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:

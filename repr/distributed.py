@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -57,6 +60,27 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first(work: Callable[[], T]) -> T:
+    """What ``work`` gives on the first process, on all of them; every rank must call it.
+
+    Raises:
+        ValueError: ``work`` has raised it; all ranks do.
+        OSError: likewise.
+    """
+    if world_size() == 1:
+        return work()
+    value = fault = None
+    if rank() == 0:
+        try:
+            value = work()
+        except (ValueError, OSError) as error:
+            fault = error
+    value, fault = gather_objects((value, fault))[0]
+    if fault is not None:
+        raise fault
+    return value
 
 
 class _Sum(torch.autograd.Function):

@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,8 +25,17 @@ if TYPE_CHECKING:
 Results = dict[str, tuple[float, float | None]]
 
 
+class Run(NamedTuple):
+    """What a finished run consists of."""
+
+    objective: pl.LightningModule
+    datamodule: Any
+    trainer: pl.Trainer
+    results: Results
+
+
 def fit(cfg: DictConfig) -> Results:
-    """Build what the config says, train it, evaluate it.
+    """Build what the config says, train it, evaluate it: one run, whatever ``cfg.procedure`` says.
 
     The run folder receives ``config.yaml``, ``checkpoints/``, ``metrics.csv``, TensorBoard events, ``pictures/`` and,
     at the end, ``results.json`` and ``report.html``.
@@ -41,20 +50,47 @@ def fit(cfg: DictConfig) -> Results:
     Raises:
         ConfigError: the config has faults; all of them are told.
     """
+    check(cfg)
+    return train(cfg).results
+
+
+def single(cfg: DictConfig) -> None:
+    """The procedure of one ordinary run: train, and print the evaluation.
+
+    Args:
+        cfg: a config that was checked.
+    """
+    results = train(cfg).results
+    if is_first():
+        from rich.console import Console
+
+        from repr.callbacks.evaluation import results_table
+
+        if results:
+            Console().print(results_table(results))
+        else:
+            print("nothing was evaluated: data.eval names no set")
+
+
+def name_folder(cfg: DictConfig) -> None:
+    """Give a run that has no folder one."""
     if cfg.run_folder is None:
         cfg.run_folder = f"runs/{cfg.name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
-    check(cfg)
+
+
+def train(cfg: DictConfig) -> Run:
+    """As :func:`fit`, for a config that was checked; gives all that was built, too."""
+    name_folder(cfg)
     # Imported here, so that a mistyped option is refused before the seconds that these take.
     import lightning.pytorch as pl
     import torch
     from hydra.utils import instantiate
 
-    from repr.callbacks.checkpoint import AtomicCheckpointIO
     from repr.callbacks.evaluation import Evaluation
+    from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
-    from repr.report import PAGE, RESULTS, write_report
+    from repr.report import PAGE, write_report
 
-    _quiet()
     folder = Path(cfg.run_folder)
     checkpoint = last_checkpoint(folder / "checkpoints") if cfg.resume else None
     if cfg.resume and checkpoint is None:
@@ -65,25 +101,20 @@ def fit(cfg: DictConfig) -> Results:
     datamodule = instantiate(cfg.data)
     objective = instantiate(cfg.objective)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-    trainer = instantiate(
-        cfg.trainer,
-        callbacks=callbacks,
-        logger=[instantiate(node) for node in cfg.logger.values() if node],
-        plugins=[AtomicCheckpointIO()],
-        default_root_dir=str(folder),
-        use_distributed_sampler=False,  # ours gives every number of processes the same global batch
-    )
+    trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
     if cfg.init_from and checkpoint is None:
         report = load_weights(objective, cfg.init_from)
         trainer.print(report)
+    freeze(objective, cfg.get("freeze") or {})
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
     if trainer.is_global_zero:
-        with replacing(folder / "config.yaml") as file:
-            file.write(OmegaConf.to_yaml(cfg).encode())
+        save_config(cfg)
         _keep_metrics(trainer, saved)
     trainer.fit(objective, datamodule, ckpt_path=checkpoint)
+    if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
+        trainer.save_checkpoint(folder / "checkpoints" / "step=0.ckpt")
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
     if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
@@ -91,10 +122,48 @@ def fit(cfg: DictConfig) -> Results:
     bad = datamodule.gather_bad()
     results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
     if trainer.is_global_zero:
-        with replacing(folder / RESULTS) as file:
-            file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
+        save_results(folder, results)
         write_report([folder], folder / PAGE)
-    return results
+    return Run(objective, datamodule, trainer, results)
+
+
+def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
+    """The Trainer of a config.
+
+    Args:
+        cfg: the config.
+        callbacks: all that there are.
+        loggers: likewise.
+    """
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from repr.callbacks.checkpoint import AtomicCheckpointIO
+
+    _quiet()
+    return instantiate(
+        cfg.trainer,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(cfg.run_folder),
+        use_distributed_sampler=False,  # ours gives every number of processes the same global batch
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+
+
+def save_config(cfg: DictConfig, folder: Path | None = None) -> None:
+    """Write ``config.yaml`` of a run folder, from which the run can be rebuilt."""
+    with replacing((folder or Path(cfg.run_folder)) / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(cfg).encode())
+
+
+def save_results(folder: Path, results: Results) -> None:
+    """Write ``results.json`` of a run folder."""
+    from repr.report import RESULTS
+
+    with replacing(folder / RESULTS) as file:
+        file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -109,9 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.show:
             print(OmegaConf.to_yaml(cfg))
             return
-        results = fit(cfg)
+        check(cfg)
+        from hydra.utils import instantiate
+
+        procedure = instantiate(cfg.procedure) if cfg.get("procedure") else single  # runs of old have none
+        procedure(cfg)
     except SystemExit as stop:
-        if type(stop).__name__ == "Stopped" and _is_first():
+        if type(stop).__name__ == "Stopped" and is_first():
             print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
         raise SystemExit(stop.code) from None
     except Exception as error:
@@ -119,15 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if message is None:
             raise
         sys.exit(f"error: {message}")
-    if _is_first():
-        from rich.console import Console
-
-        from repr.callbacks.evaluation import results_table
-
-        if results:
-            Console().print(results_table(results))
-        else:
-            print("nothing was evaluated: data.eval names no set")
+    if is_first():
         print(f"run folder: {cfg.run_folder}")
 
 
@@ -159,7 +224,7 @@ def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     return cfg
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the first of all processes, however they were started."""
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -192,6 +257,8 @@ def _quiet() -> None:
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
         ".*LeafSpec.*",  # Lightning's use of torch
         ".*no `val_dataloader`.*",
+        ".*custom batch sampler `EvalBatchSampler` for prediction.*",  # it does return all rows
+        ".*in eval mode at the start of training.*",  # they are frozen
         ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)

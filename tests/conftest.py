@@ -1,8 +1,10 @@
 """One thread: the models of the tests are tiny, and more threads would wait for one another, here and in processes."""
 
+import json
 import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,21 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
+    log = tmp_path_factory.mktemp("log") / "out"
+    command = [sys.executable, "-m", "tests.server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+
+        def run(*arguments: str) -> tuple[int, str]:
+            server.stdin.write(json.dumps([str(log), *arguments]) + "\n")
+            server.stdin.flush()
+            return int(server.stdout.readline()), log.read_text()
+
+        yield run
+        server.stdin.close()

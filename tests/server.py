@@ -21,6 +21,7 @@ import torch.utils.tensorboard  # noqa: E402
 from repr.callbacks import checkpoint, evaluation, nonfinite, progress, throughput  # noqa: F401, E402
 from repr.data import datamodule  # noqa: F401, E402
 from repr.fit import main  # noqa: E402
+from repr.multistage import Multistage  # noqa: F401, E402
 from repr.objectives import image_text  # noqa: F401, E402
 
 

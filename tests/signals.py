@@ -7,7 +7,9 @@ import threading
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from sklearn.cluster import MiniBatchKMeans
 
 
 class SignalAt(pl.Callback):
@@ -83,3 +85,27 @@ def fill(path: Path) -> None:
                 file.write(bytes(4096))
             except OSError:
                 return
+
+
+class KillInStage(pl.Callback):
+    """SIGKILL when, in the run of one folder, the batch after ``step`` optimizer steps has come."""
+
+    def __init__(self, folder: str, stage: str, step: int) -> None:
+        self.here, self.step = Path(folder).name == stage, step
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        if self.here and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KilledKMeans(MiniBatchKMeans):
+    """SIGKILL instead of clustering, when its seed is that of one stage."""
+
+    def __init__(self, kill_at: int, n_clusters: int, n_init: int = 3, random_state: int | None = None) -> None:
+        super().__init__(n_clusters=n_clusters, n_init=n_init, random_state=random_state)
+        self.kill_at = kill_at
+
+    def fit_predict(self, features: np.ndarray) -> np.ndarray:
+        if self.random_state == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().fit_predict(features)

@@ -1,6 +1,7 @@
 """Rules of the house that no linter knows."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -72,3 +73,4 @@ def test_every_experiment_runs_in_smoke_size(experiment: str, tmp_path: Path) ->
     done = subprocess.run([*command, "trainer.precision=32-true"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Evaluation" in done.stdout
+    shutil.rmtree(tmp_path)  # gigabytes of checkpoints, which pytest would keep

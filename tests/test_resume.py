@@ -6,9 +6,7 @@ import math
 import random
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,24 +21,6 @@ SETUP = [
     "+backbone.drop_path_rate=0.2", "trainer.accumulate_grad_batches=2", "trainer.limit_val_batches=0",
     "callbacks.checkpoints.every_n_steps=2", "+callbacks.record._target_=tests.signals.Record",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
-    log = tmp_path_factory.mktemp("log") / "out"
-    command = [sys.executable, "-m", "tests.server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-
-        def run(*arguments: str) -> tuple[int, str]:
-            server.stdin.write(json.dumps([str(log), *arguments]) + "\n")
-            server.stdin.flush()
-            return int(server.stdout.readline()), log.read_text()
-
-        yield run
-        server.stdin.close()
 
 
 def start(folder: Path, *overrides: str) -> list[str]:

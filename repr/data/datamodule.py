@@ -10,12 +10,15 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repr.batch import Batch
+from repr.data.cluster_order import ClusterOrder
+from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
 from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
-from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources import Source
 from repr.data.views import View, expand
 from repr.distributed import gather_objects
@@ -43,6 +46,7 @@ class DataModule(LightningDataModule):
         tokenizer: list of B texts -> (B, L) int64; None for images only.
         num_workers: worker processes a rank and loader.
         bank_size: at most this many rows of the training set are the bank, evenly spread; None takes all.
+        clusters: of the training set: each batch holds rows of one of them; None: of all.
         max_bad_fraction: of each set; the run ends once more of its rows cannot be read. Until then another row stands
             in for a bad one in training, and evaluation leaves it out.
 
@@ -71,6 +75,7 @@ class DataModule(LightningDataModule):
         tokenizer: Tokenizer | None = None,
         num_workers: int = 0,
         bank_size: int | None = None,
+        clusters: Clusters | None = None,
         max_bad_fraction: float = 0.01,
     ) -> None:
         super().__init__()
@@ -81,7 +86,12 @@ class DataModule(LightningDataModule):
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[str, dict[int, str]] = {}
-        self.order = EpochOrder(getattr(train, "parts", [(len(train), 1.0)]), seed)
+        self.order: EpochOrder | ClusterOrder
+        if clusters is None:
+            self.order = EpochOrder(getattr(train, "parts", [(len(train), 1.0)]), seed)
+        else:
+            clusters.check(train)
+            self.order = ClusterOrder(clusters, batch_size, seed)
         self._position = {"epoch": 0, "batch": 0}
         self._check()
         self.eval_names = ["bank", *self.eval] if self.eval else []
@@ -89,7 +99,7 @@ class DataModule(LightningDataModule):
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
-        EpochBatchSampler(self.order, self.batch_size)
+        self._sampler()
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if taken := {"bank", "train"} & self.eval.keys():
             raise ValueError(f"data.eval: '{min(taken)}' is the name of the training set's rows; rename the set")
@@ -106,13 +116,8 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank; starts where a loaded state says."""
         rank, world_size = self._rank()
-        sampler = EpochBatchSampler(
-            self.order,
-            self.batch_size,
-            rank=rank,
-            world_size=world_size,
-            epoch=self._position["epoch"],
-            start=self._position["batch"],
+        sampler = self._sampler(
+            rank=rank, world_size=world_size, epoch=self._position["epoch"], start=self._position["batch"]
         )
         labels = class_ids(self.train, self.attributes)
         dataset = TrainDataset(
@@ -126,20 +131,31 @@ class DataModule(LightningDataModule):
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
+    def _sampler(self, **options: int) -> EpochBatchSampler:
+        if isinstance(self.order, ClusterOrder):
+            return ClusterBatchSampler(self.order, **options)
+        return EpochBatchSampler(self.order, self.batch_size, **options)
+
+    def predict_dataloader(self) -> DataLoader:
+        """The whole training set with the evaluation transform, in order; this rank's share of each batch."""
+        return self._eval_loader(self.train, torch.arange(len(self.train)))
+
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a name of ``eval_names``; Lightning runs them one after the other."""
-        rank, world_size = self._rank()
         loaders = []
         for name in self.eval_names:
             source = self.train if name == "bank" else self.eval[name]
             num_rows = self.bank_size if name == "bank" else len(source)
-            rows = torch.arange(num_rows) * len(source) // num_rows
-            tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
-            dataset = EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer)
-            sampler = EvalBatchSampler(num_rows, self.eval_batch_size, rank=rank, world_size=world_size)
-            # Workers that end with the round: several sets would otherwise keep theirs all through training.
-            loaders.append(self._loader(dataset, sampler, persistent_workers=False))
+            loaders.append(self._eval_loader(source, torch.arange(num_rows) * len(source) // num_rows))
         return loaders
+
+    def _eval_loader(self, source: Source, rows: Tensor) -> DataLoader:
+        rank, world_size = self._rank()
+        tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
+        dataset = EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer)
+        sampler = EvalBatchSampler(len(rows), self.eval_batch_size, rank=rank, world_size=world_size)
+        # Workers that end with the round: several sets would otherwise keep theirs all through training.
+        return self._loader(dataset, sampler, persistent_workers=False)
 
     def _loader(self, dataset: Dataset[Batch], sampler: Sampler, *, persistent_workers: bool) -> DataLoader:
         """A loader of ready batches. torch itself gives each worker one thread."""
@@ -164,7 +180,8 @@ class DataModule(LightningDataModule):
             ValueError: with the rows of this batch, too many of a set are bad.
         """
         if "bad" in batch:
-            name = "train" if "views" in batch else self.eval_names[dataloader_idx]
+            of_train = "views" in batch or (self.trainer is not None and self.trainer.predicting)
+            name = "train" if of_train else self.eval_names[dataloader_idx]
             self._note("train" if name == "bank" else name, dict(batch["bad"]))
         others = {key: value for key, value in batch.items() if key not in ("colour", "bad")}
         moved = super().transfer_batch_to_device(others, device, dataloader_idx)
@@ -254,6 +271,7 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
+            "data.clusters": self.order.made_with() if isinstance(self.order, ClusterOrder) else None,
         }
 
 

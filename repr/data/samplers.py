@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from repr.batch import sample_seed
+
+if TYPE_CHECKING:
+    from repr.data.cluster_order import ClusterOrder
 
 
 class Place(NamedTuple):
@@ -66,8 +69,7 @@ class EpochOrder:
 
     def _pass(self, part: int, visit: int) -> Tensor:
         """The order in which a pass through a part is cut into epochs."""
-        num = self.parts[part][0]
-        return _permutation(num, int(sample_seed(self.seed, visit, torch.tensor([-2 - part]))))
+        return permutation(self.parts[part][0], self.seed, visit, -2 - part)
 
     def after(self, place: Place, step: int) -> Place:
         """The place ``step`` further on in the same epoch, which begins again after its end."""
@@ -98,7 +100,7 @@ class EpochBatchSampler(Sampler[list[Place]]):
 
     def __init__(
         self,
-        order: EpochOrder,
+        order: EpochOrder | ClusterOrder,
         batch_size: int,
         *,
         rank: int = 0,
@@ -156,17 +158,66 @@ class EpochBatchSampler(Sampler[list[Place]]):
             place: the row's.
             attempt: from 1; further ones are batches further on, until the epoch's places are exhausted.
         """
-        size, num = self.global_batch_size, len(self.order)
-        round_trip = num // math.gcd(size, num)  # after so many batches one is back, and takes the place beside
-        return self.order.after(place, attempt * size + attempt // round_trip)
+        assert isinstance(self.order, EpochOrder)
+        return self.order.after(place, batches_further(attempt, self.global_batch_size, len(self.order)))
+
+
+class ClusterBatchSampler(EpochBatchSampler):
+    """Batches that each hold rows of one cluster, so that all negatives of a contrastive loss come from it.
+
+    Every rank takes its slice of the same batch, hence of the same cluster, and no row is in a batch twice. Length,
+    ``start`` and ``set_epoch`` are those of :class:`EpochBatchSampler`.
+
+    Method: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
+    between ranks, so that rows repeat within a batch; here the order is a function of (seed, epoch).
+
+    Args:
+        order: of the training set's clusters; it knows the size of a batch.
+        rank: this process.
+        world_size: number of processes.
+        epoch: the epoch of the first iteration.
+        start: batches of that epoch to leave out (resume); other epochs are whole.
+
+    Raises:
+        ValueError: the ranks do not divide the batch, or ``start`` lies outside the epoch.
+    """
+
+    def __init__(
+        self, order: ClusterOrder, *, rank: int = 0, world_size: int = 1, epoch: int = 0, start: int = 0
+    ) -> None:
+        super().__init__(order, order.batch_size, rank=rank, world_size=world_size, epoch=epoch, start=start)
+        self.clusters = order
+
+    def replacement(self, place: Place, attempt: int) -> Place:
+        """What stands in for a row that cannot be read: a row of the same cluster, a batch further on among its rows.
+
+        It is none of the row's own batch where the cluster has two batches or more, and two rows of a batch never get
+        the same one.
+
+        Args:
+            place: the row's.
+            attempt: from 1; further ones go on until the cluster is exhausted.
+        """
+        rows = self.clusters.members(place)
+        number = int((rows == place.row).nonzero()[0])
+        step = batches_further(attempt, self.global_batch_size, len(rows))
+        return place._replace(row=int(rows[(number + step) % len(rows)]))
+
+
+def batches_further(attempt: int, size: int, num: int) -> int:
+    """Steps to the same place ``attempt`` batches further on in a ring of ``num`` rows, through all of them."""
+    round_trip = num // math.gcd(size, num)  # after so many batches one is back, and takes the place beside
+    return attempt * size + attempt // round_trip
 
 
 def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
     """The permutation of an epoch: (num_samples,) int64, a function of (seed, epoch)."""
-    return _permutation(num_samples, int(sample_seed(seed, epoch, torch.tensor([-1]))))  # no sample has index -1
+    return permutation(num_samples, seed, epoch, -1)  # no sample has index -1
 
 
-def _permutation(num: int, state: int) -> Tensor:
+def permutation(num: int, seed: int, epoch: int, stream: int) -> Tensor:
+    """A permutation (num,) int64 that is a function of its arguments; ``stream`` is negative, as no row is."""
+    state = int(sample_seed(seed, epoch, torch.tensor([stream])))
     return torch.randperm(num, generator=torch.Generator().manual_seed(state))
 
 

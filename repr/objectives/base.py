@@ -32,6 +32,9 @@ class Objective(pl.LightningModule):
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
+    # Those of TERMS that push each sample away from the other samples of its batch, and from no others.
+    PAIRWISE: ClassVar[tuple[str, ...]] = ()
+    EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
 
     def __init__(self, backbone: nn.Module, *, weights: Mapping[str, float], optim: Optim | None = None) -> None:
         super().__init__()
@@ -49,6 +52,19 @@ class Objective(pl.LightningModule):
     def config_faults(cls, cfg: Any) -> Iterator[str]:
         """What this flow finds wrong in a whole config before anything is built; one message each."""
         return iter(())
+
+    @classmethod
+    def negatives_fault(cls, cfg: Any) -> str | None:
+        """Why batches of one cluster would change nothing that this flow learns from, or None.
+
+        They are of use where the negatives of a sample are the other samples of its batch (``PAIRWISE``).
+        """
+        weights = cfg.objective.get("weights") or dict.fromkeys(cls.TERMS, 1.0)
+        if any(weights.get(term) for term in cls.PAIRWISE):
+            return None
+        terms = ", ".join(term for term, weight in weights.items() if weight)
+        pairwise = f"; give one of {', '.join(cls.PAIRWISE)} a weight" if cls.PAIRWISE else ""
+        return f"none of its terms ({terms}) takes the other samples of a batch for negatives{pairwise}"
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the unweighted loss terms of a batch; exactly those that have a weight."""
@@ -99,6 +115,10 @@ class Objective(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Embed an evaluation batch; callbacks collect what this returns."""
+        return self.embed(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """What a sample may be clustered by: embeddings of an evaluation batch."""
         return self.embed(batch)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -51,6 +51,8 @@ class ImageText(Objective):
     """
 
     TERMS = tuple(LOSSES)
+    PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
+    EMBEDDINGS = ("image", "trunk", "text")
 
     def __init__(
         self,

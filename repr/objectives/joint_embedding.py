@@ -61,6 +61,8 @@ class JointEmbedding(Objective):
     """
 
     TERMS = (*PAIRS, *SINGLES)
+    PAIRWISE = ("contrast", "uniformity")
+    EMBEDDINGS = ("image", "trunk", "projection")
 
     def __init__(
         self,
@@ -99,6 +101,11 @@ class JointEmbedding(Objective):
         views = [gather(view) for view in embedding.chunk(len(batch["views"]))]  # V x (N, D), N over all ranks
         terms = {name: self._term(name, views) for name in self.weights}
         return StepOutput(terms, {"embedding": views[0]}, {})
+
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
+        embeddings = self.embed(batch)
+        return embeddings | {"projection": self.head(embeddings["trunk"])}
 
     def _term(self, name: str, views: list[Tensor]) -> Tensor:
         loss = self.losses[name]

@@ -102,6 +102,13 @@ class SwAV(Objective):
             )
         yield from backbone_faults(cfg, sizes)
 
+    @classmethod
+    def negatives_fault(cls, cfg: Any) -> str | None:
+        """SwAV has no negatives, and a queue keeps rows of other clusters besides."""
+        length = cfg.objective.get("queue_length") or 0
+        queue = f", and its queue keeps {length} rows of earlier batches, hence of other clusters" if length else ""
+        return f"{super().negatives_fault(cfg)}{queue}"
+
     def step(self, batch: Batch) -> StepOutput:
         """The loss of the global batch; its gradient is that of this rank's rows, which DDP averages."""
         views = batch["views"]

@@ -1,0 +1,149 @@
+"""The order of an epoch in which every batch is of one cluster."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from repr.data.clusters import Clusters
+from repr.data.samplers import Place, epoch_order, permutation
+
+_TURN, _SCHEDULE = -(2**40), -(2**40) - 1  # streams of random numbers that no row, order or part of a set uses
+
+
+class ClusterOrder:
+    """Which rows an epoch shows, in batches of one cluster: a function of (seed, epoch) alone.
+
+    Every epoch has the same number of batches.
+
+    Args:
+        clusters: of all rows.
+        batch_size: of all ranks together.
+        seed: the run's.
+
+    Attributes:
+        parts: (number of rows, visits an epoch).
+
+    Raises:
+        ValueError: no cluster fills a batch.
+    """
+
+    def __init__(self, clusters: Clusters, batch_size: int, seed: int) -> None:
+        self.batch_size, self.seed, self.mode, self.leftovers = batch_size, seed, clusters.mode, clusters.leftovers
+        self.cluster_sizes = torch.bincount(clusters.ids[clusters.ids >= 0])
+        groups = torch.arange(len(self.cluster_sizes))
+        if self.leftovers != "drop":
+            groups = _merged(self.cluster_sizes, batch_size)
+        self.group = torch.full_like(clusters.ids, -1)  # (N,)
+        self.group[clusters.ids >= 0] = groups[clusters.ids[clusters.ids >= 0]]
+        self.sizes = torch.bincount(self.group[self.group >= 0])  # (G,)
+        self.num_batches = self.sizes // batch_size  # (G,)
+        self._without = int((self.group < 0).sum())
+        self._first = self.sizes.cumsum(0) - self.sizes
+        self._cached: tuple[int, Tensor] | None = None
+        if not len(self):
+            raise ValueError(self._no_batch())
+        self.parts = [(len(self.group), len(self))]
+        self._ids_hash = hashlib.sha256(clusters.ids.numpy().tobytes()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        """Visits an epoch."""
+        return int(self.num_batches.sum()) * self.batch_size
+
+    def rows(self, epoch: int) -> Tensor:
+        """Visit and row of every place of an epoch, one batch after the other: (len, 2) int64."""
+        group = torch.repeat_interleave(torch.arange(len(self.sizes)), self.num_batches)  # of each batch
+        number = torch.arange(len(group)) - (self.num_batches.cumsum(0) - self.num_batches)[group]  # in its group
+        if self.mode == "round_robin":
+            order = (number * len(self.sizes) + group).argsort()
+        else:
+            order = permutation(len(group), self.seed, epoch, _SCHEDULE)
+        first = (self._first[group] + number * self.batch_size)[order]
+        rows = self._by_group(epoch)[(first[:, None] + torch.arange(self.batch_size)).flatten()]
+        return torch.stack([torch.full_like(rows, epoch), rows], dim=1)
+
+    def members(self, place: Place) -> Tensor:
+        """All rows of a place's cluster in the order of the epoch, those that the epoch leaves out last."""
+        group = int(self.group[place.row])
+        return self._by_group(place.epoch)[self._first[group] :][: self.sizes[group]]
+
+    def made_with(self) -> str:
+        """What the order depends on beside batch size and seed."""
+        return f"{self.mode}, {self.leftovers}, ids {self._ids_hash}"
+
+    def coverage(self) -> dict[str, int]:
+        """What an epoch shows: counts of rows, clusters and batches."""
+        small = self.cluster_sizes < self.batch_size
+        never = self.group[self.group >= 0][self.num_batches[self.group[self.group >= 0]] == 0]
+        return {
+            "samples": len(self.group),
+            "samples_an_epoch": len(self),
+            "batches_an_epoch": len(self) // self.batch_size,
+            "samples_never_drawn": len(never) + self._without,
+            "samples_without_cluster": self._without,
+            "clusters": int((self.cluster_sizes > 0).sum()),
+            "clusters_smaller_than_a_batch": int((small & (self.cluster_sizes > 0)).sum()),
+            "groups_that_fill_a_batch": int((self.num_batches > 0).sum()),
+        }
+
+    def _by_group(self, epoch: int) -> Tensor:
+        """Rows that have a group, group by group in the epoch's order: (M,)."""
+        if self._cached is None or self._cached[0] != epoch:
+            order = epoch_order(len(self.group), self.seed, epoch)
+            key = 2 * self.group + self._left_out(epoch)
+            self._cached = epoch, order[key[order].argsort(stable=True)][self._without :]
+        return self._cached[1]
+
+    def _left_out(self, epoch: int) -> Tensor:
+        """Whether an epoch leaves a row out on purpose: (N,). The turn goes round each group."""
+        out = torch.zeros_like(self.group)
+        if self.leftovers == "carry":
+            order = permutation(len(self.group), self.seed, 0, _TURN)
+            order = order[self.group[order].argsort(stable=True)][self._without :]
+            group = self.group[order]
+            turn, rest = torch.arange(len(order)) - self._first[group], (self.sizes % self.batch_size)[group]
+            out[order] = ((turn - epoch * rest) % self.sizes[group] < rest).long()
+        return out
+
+    def _no_batch(self) -> str:
+        sizes = self.cluster_sizes[self.cluster_sizes > 0].sort().values.tolist()
+        if not sizes:
+            return "no sample of data.train has a cluster"
+        told = f"{sizes[0]} to {sizes[-1]} samples, half of them at most {sizes[(len(sizes) - 1) // 2]}"
+        more = "" if self.leftovers != "drop" else ", or join small clusters with procedure.leftovers=merge"
+        return (
+            f"no cluster fills a batch: data.batch_size={self.batch_size}, and the {len(sizes)} clusters have {told}; "
+            f"lower data.batch_size to {sizes[-1]} or less, or the number of clusters "
+            f"(procedure.clustering.n_clusters){more}"
+        )
+
+
+def _merged(sizes: Tensor, batch_size: int) -> Tensor:
+    """The group of each cluster: small ones share one with the next small ones, until it fills a batch."""
+    groups, num, filled, last = [], 0, batch_size, -1  # `last`: the group that small clusters go to
+    for size in sizes.tolist():
+        if size >= batch_size:
+            groups.append(num)
+            num += 1
+            continue
+        if filled >= batch_size:
+            last, filled, num = num, 0, num + 1
+        groups.append(last)
+        filled += size
+    found = torch.tensor(groups, dtype=torch.int64)
+    if filled < batch_size and num > 1:  # the last of them go to the group before
+        found[found == last] = last - 1 if last else 1
+        found[found > last] -= 1
+    return found
+
+
+def describe(coverage: Mapping[str, int]) -> str:
+    """One line about what an epoch shows."""
+    text = (
+        f"{coverage['clusters']} clusters, {coverage['batches_an_epoch']} batches an epoch with "
+        f"{coverage['samples_an_epoch']} of {coverage['samples']} samples"
+    )
+    return text + (f", {coverage['samples_never_drawn']} never drawn" if coverage["samples_never_drawn"] else "")

@@ -1,0 +1,78 @@
+"""Several encoders as one: their outputs side by side, with one norm or one each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Norm = Literal["joined", "each"]
+
+
+def join(outputs: Sequence[Tensor], norm: Norm) -> Tensor:
+    """Put embeddings of the same samples side by side.
+
+    Source: MCL (Zhang et al., 2024, arXiv 2402.11816), whose authors join raw outputs.
+
+    Args:
+        outputs: S tensors (B, D_s), not normalised.
+        norm: ``joined``: one L2 norm over all, so that an encoder with longer outputs counts more; ``each``: every
+            encoder's output is brought to unit length first, so that all count alike.
+
+    Returns:
+        (B, sum of D_s), of unit length.
+    """
+    if norm == "each":
+        outputs = [F.normalize(output.float(), dim=1) for output in outputs]
+    return F.normalize(torch.cat([output.float() for output in outputs], dim=1), dim=1)
+
+
+class Concat(nn.Module):
+    """Encoders of the same input, joined; called like any backbone or text tower.
+
+    Args:
+        encoders: modules (B, ...) -> (B, D_s), of images or of token ids.
+        norm: see :func:`join`.
+
+    Attributes:
+        num_features: sum of the encoders' widths, where each tells its own (``num_features`` or ``output_dim``).
+        output_dim: the same, the name that text towers use.
+
+    Raises:
+        ValueError: no encoder, or an unknown norm.
+    """
+
+    def __init__(self, encoders: Sequence[nn.Module], *, norm: Norm = "joined") -> None:
+        super().__init__()
+        if not encoders:
+            raise ValueError("Concat joins one encoder or more, and got none")
+        if norm not in ("joined", "each"):
+            raise ValueError(f"norm is '{norm}'; set it to joined (one norm over all) or each (one for each encoder)")
+        self.encoders, self.norm = nn.ModuleList(encoders), norm
+        widths = [getattr(e, "num_features", None) or getattr(e, "output_dim", 0) for e in encoders]
+        self.num_features = self.output_dim = sum(cast(list[int], widths))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, ...) -> (B, num_features), of unit length, float32."""
+        return join([encoder(inputs) for encoder in self.encoders], self.norm)
+
+
+class Encoder(nn.Module):
+    """A method of a module as a module of its own, such as ``encode_image`` of an objective.
+
+    Args:
+        module: what holds the weights.
+        method: name of a method (B, ...) -> (B, D).
+        num_features: D.
+    """
+
+    def __init__(self, module: nn.Module, method: str, num_features: int) -> None:
+        super().__init__()
+        self.module, self.method, self.num_features = module, method, num_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As the method."""
+        return cast(Callable[[Tensor], Tensor], getattr(self.module, self.method))(inputs)

@@ -1,0 +1,19 @@
+"""What a flow says it gives for clustering is what it gives."""
+
+import pytest
+import torch
+
+from tests.objectives.conftest import OBJECTIVES, build
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_declared_embeddings_are_those_of_predict_step(name: str) -> None:
+    objective = build(name).eval()
+    batch = {"image": torch.randn(2, 3, 32, 32)}
+    if hasattr(objective, "encode_text"):
+        batch["text"] = torch.ones(2, objective.text.context_length, dtype=torch.int64)
+    with torch.no_grad():
+        outputs = objective.predict_step(batch, 0)
+    assert set(objective.EMBEDDINGS) <= set(outputs)
+    assert all(len(value) == 2 for value in outputs.values())
+    assert set(objective.PAIRWISE) <= set(objective.TERMS)
