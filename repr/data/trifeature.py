@@ -159,7 +159,7 @@ class Trifeature:
     """Drawn objects: each of 1,000 combinations of colour, shape and texture, several times.
 
     A picture is a function of (``seed``, combination, number of the render); which combinations are held out, of the
-    seed alone. A row is ``combination * renders + render``, in the order of the split's combinations.
+    seed alone. The renders of a combination follow each other, combinations come in random order.
 
     Args:
         split: ``train`` (800 combinations) or ``held_out`` (the other 200).
@@ -196,8 +196,7 @@ class Trifeature:
         self.templates = _checked(TEMPLATES if templates is None else templates)
         order = uniform(sample_seed(seed, 0, torch.arange(NUM_TRAIN + NUM_HELD_OUT)), 1)[:, 0].argsort(stable=True)
         chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
-        self.combinations = chosen.sort().values  # (C,)
-        combination = self.combinations.repeat_interleave(renders)  # (N,)
+        combination = chosen.repeat_interleave(renders)  # (N,)
         render = torch.arange(renders).repeat(len(chosen))
         self._draws = uniform(sample_seed(seed, 1 + render, combination), _NUM_DRAWS).numpy()  # (N, 7)
         codes = np.unravel_index(combination.numpy(), [len(names) for names in ATTRIBUTES.values()])
