@@ -71,7 +71,10 @@ def measure(method: str, num: int) -> dict[str, float]:
 
 def run(method: str, num: int) -> dict[str, float]:
     """The same in a process of its own."""
-    program = "import json, sys; from benchmarks.clustering import measure; print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))"
+    program = (
+        "import json, sys; from benchmarks.clustering import measure; "
+        "print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, method, str(num)],
         cwd=ROOT,
