@@ -25,14 +25,14 @@ from repr.fit import make_trainer
 from repr.stage_record import CLUSTERS
 from repr.stages import Joined, load_objective
 
-SIDE, RENDERS = 32, 12  # pixels; of each combination of trifeature
+SIDE, RENDERS = 32, 8  # pixels; of each combination of trifeature
 Values = dict[str, float]
 
 
 class Small(nn.Sequential):
-    """Four convolutions and the mean over places: (B, 3, 32, 32) -> (B, 96)."""
+    """Four convolutions and the mean over places: (B, 3, 32, 32) -> (B, 64)."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 16) -> None:
         widths = [width, 2 * width, 4 * width, 4 * width]
         layers = zip([3, *widths], widths, [4, 3, 3, 3], [2, 2, 2, 1], strict=False)
         blocks = [
@@ -79,7 +79,7 @@ class RandomClusters(BaseEstimator):
 
 
 COMMON = [
-    f"image_size={SIDE}", "data=default", "data.num_workers=0", "data.batch_size=64", "data.bank_size=3000",
+    f"image_size={SIDE}", "data=default", "data.num_workers=0", "data.batch_size=64", "data.bank_size=2400",
     "~backbone.name", "~backbone.image_size", "backbone._target_=benchmarks.claims.mcl_runs.Small",
     "procedure=multistage", "procedure.norm=each", "procedure.clustering.n_clusters=16",
     "optim.lr=2.0e-3", "optim.weight_decay=0.05", "optim.warmup_steps=30",
