@@ -84,28 +84,21 @@ def seeds_of(jobs: Sequence[Job], first: int, num: int) -> list[str]:
     return [f"{jobs[(first + i) % len(jobs)].name}/stage-0" for i in range(num)]
 
 
-def claim(runner: Runner, steps: int, seeds: int) -> dict[str, dict[str, list[Values]]]:
-    """Setting -> row of its table -> what each seed found."""
+def claim(runner: Runner, number: int, steps: int, seeds: int) -> dict[str, list[Values]]:
+    """Row of the table of a setting -> what each seed found."""
+    setting = list(MAIN.values())[number]
     pool = range(max(seeds + 1, STAGES))  # of stage 0, of which each control joins three
-    staged = {
-        name: [Job(setting, f"main{number}-{seed}", seed, steps, STAGES if seed < seeds else 1) for seed in pool]
-        for number, (name, setting) in enumerate(MAIN.items())
+    jobs = [Job(setting, f"main{number}-{seed}", seed, steps, STAGES if seed < seeds else 1) for seed in pool]
+    random = [replace(job, name=f"random-{job.name}", random=True, start=job.name) for job in jobs[:seeds]]
+    runner.run(jobs)
+    runner.run(random)
+    found = [runner.found[job.name] for job in jobs[:seeds]]
+    return {
+        **{f"stage {stage}": [columns[f"stage-{stage}"] for columns in found] for stage in range(STAGES)},
+        JOINED: [columns["joined"] for columns in found],
+        SEEDS: runner.join([(jobs[seed], seeds_of(jobs, seed, STAGES)) for seed in range(seeds)]),
+        RANDOM: [runner.found[job.name]["joined"] for job in random],
     }
-    random = {
-        name: [replace(job, name=f"random-{job.name}", random=True, start=job.name) for job in jobs[:seeds]]
-        for name, jobs in staged.items()
-    }
-    runner.run([job for jobs in staged.values() for job in jobs])
-    runner.run([job for jobs in random.values() for job in jobs])
-    tables: dict[str, dict[str, list[Values]]] = {}
-    for name, jobs in staged.items():
-        joined = runner.join([(jobs[seed], seeds_of(jobs, seed, STAGES)) for seed in range(seeds)])
-        found = [runner.found[job.name] for job in jobs[:seeds]]
-        tables[name] = {f"stage {stage}": [columns[f"stage-{stage}"] for columns in found] for stage in range(STAGES)}
-        tables[name][JOINED] = [columns["joined"] for columns in found]
-        tables[name][SEEDS] = joined
-        tables[name][RANDOM] = [runner.found[job.name]["joined"] for job in random[name]]
-    return tables
 
 
 def conditions(runner: Runner, steps: int, seeds: int) -> list[str]:
@@ -123,7 +116,7 @@ def conditions(runner: Runner, steps: int, seeds: int) -> list[str]:
         for num in (4, 64)
     }
     grey = jobs[GREY]
-    truth = [replace(job, name=f"truth-{job.seed}", stages=1, truth="colour") for job in grey[:seeds]]
+    truth = [Job(grey[0].setting, f"truth-{seed}", seed + 100, steps, 1, truth="colour") for seed in range(seeds)]
     runner.run([*(job for group in (*jobs.values(), *coarse.values()) for job in group), *truth])
 
     def pairs(group: Sequence[Job]) -> list[list[str]]:
@@ -214,19 +207,6 @@ def main() -> None:
     args = parser.parse_args()
     steps, seeds = (30, 1) if args.quick else (250, 3)
     start = time.monotonic()
-    # Processes that are started anew, since a forked one would inherit torch's threads.
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(args.jobs, get_context("spawn"), prepare) as pool,
-    ):
-        runner = Runner(pool, Path(folder))
-        sections = [
-            line
-            for name, rows in claim(runner, steps, seeds).items()
-            for line in ("", f"## {name}", "", *table(rows), "", *verdict(MAIN[name], rows))
-        ]
-        print("\n".join(sections), file=sys.stderr, flush=True)
-        curve = [] if args.quick else conditions(runner, steps, seeds=2)
     lines = [
         "# Multistage contrastive learning",
         "",
@@ -235,21 +215,31 @@ def main() -> None:
         f"Trifeature: 800 combinations {RENDERS} times, probed on 200 others; emoji: probed on concepts never trained "
         "on. k-means of what `encode_image` gives, 16 clusters for SimCLR on trifeature, else 10; small ones merged.",
         "",
-        f"`{' '.join(['python -m benchmarks.claims.mcl', *sys.argv[1:]])}`, {time.monotonic() - start:.0f} s.",
+        f"`{' '.join(['python -m benchmarks.claims.mcl', *sys.argv[1:]])}`",
         "",
         hardware("torch", "scikit-learn", "lightning"),
-        *sections,
     ]
-    if curve:
-        lines += [
-            "",
-            "## When staging adds to joining",
-            "",
-            "Shape / texture, two stages joined against two seeds joined, mean of two seeds. Purity: share of samples "
-            "whose value of the easiest attribute is the most frequent one in their cluster of stage 0.",
-            "",
-            *curve,
-        ]
+    # Processes that are started anew, since a forked one would inherit torch's threads.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(args.jobs, get_context("spawn"), prepare) as pool,
+    ):
+        runner = Runner(pool, Path(folder))
+        for number, (name, setting) in enumerate(MAIN.items()):
+            rows = claim(runner, number, steps, seeds)
+            lines += ["", f"## {name}", "", *table(rows), "", *verdict(setting, rows)]
+            publish(lines, RESULTS if args.write else None)  # what is done is not lost
+        if not args.quick:
+            lines += [
+                "",
+                "## When staging adds to joining",
+                "",
+                "Shape / texture, two stages joined against two seeds joined, mean of two seeds. Purity: share of "
+                "samples whose value of the easiest attribute is the most frequent one in their cluster of stage 0.",
+                "",
+                *conditions(runner, steps, seeds=2),
+            ]
+    lines += ["", f"{time.monotonic() - start:.0f} s in all."]
     publish(lines, RESULTS if args.write else None)
 
 

@@ -85,7 +85,8 @@ COMMON = [
     "optim.lr=2.0e-3", "optim.weight_decay=0.05", "optim.warmup_steps=30",
     "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000", "+trainer.enable_progress_bar=false",
     "~eval.metrics", "~eval.probes.knn",
-    "callbacks.progress=null", "callbacks.throughput=null", "callbacks.collapse=null", "logger.tensorboard=null",
+    *(f"callbacks.{name}=null" for name in ("progress", "pictures", "throughput", "collapse")),
+    "logger.tensorboard=null",
 ]  # fmt: skip
 BASES = {
     "SimCLR": [
