@@ -130,7 +130,7 @@ def draw_object(
         RGB, size x size. The object never leaves the canvas.
     """
     left, top, rotation, turn, *shifts, hue = draws
-    fine = max(3, -(-160 // size))  # drawn so many times as large, for smooth edges
+    fine = max(2, -(-160 // size))  # drawn so many times as large, for smooth edges
     side = round(2 * RADIUS * size * fine)
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1  # in radii
     sin, cos = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
