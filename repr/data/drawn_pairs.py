@@ -29,7 +29,6 @@ _WORDS = ("YES", "NO", "STOP", "GO", "OPEN", "SHUT", "IN", "OUT", "HOT", "COLD")
 _TURNS = {"up": 0.0, "right": 0.25, "down": 0.5, "left": 0.75}
 _NUM_DRAWS = 12  # numbers that a scene may draw
 
-
 Scene = tuple[str, Callable[[Pen], None]]  # a statement, and what paints the picture of which it is true
 Pair = tuple[Scene, Scene]
 
@@ -118,11 +117,14 @@ def _state(pick: Pick) -> Pair:
         else:
             if state == "a full":
                 pen.polygon([(-0.42, -0.5), (0.42, -0.5), (0.32, 0.75), (-0.32, 0.75)], colour)
-            pen.line([(-0.45, -0.75), (-0.33, 0.77), (0.33, 0.77), (0.45, -0.75)], INK, 0.07)
+            pen.line([(-0.45, -0.75), (-0.33, 0.77), (0.33, 0.77), (0.45, -0.75)], colour, 0.07)
+
+    def scene(state: str) -> Scene:
+        return f"{state} {colour} {thing}", lambda pen: paint(pen, state)
 
     states = {"candle": ("a burning", "an unlit"), "face": ("a smiling", "a frowning"), "glass": ("a full", "an empty")}
     first, second = pick.two(states[thing])
-    return (f"{first} {thing}", lambda pen: paint(pen, first)), (f"{second} {thing}", lambda pen: paint(pen, second))
+    return scene(first), scene(second)
 
 
 def _quantity(pick: Pick) -> Pair:
@@ -261,12 +263,11 @@ class DrawnPairs:
     def __init__(self, *, size: int = 64, pairs: int = 15, seed: int = 0, prefix: str = PREFIX) -> None:
         if size < 32 or pairs < 1:
             raise ValueError(f"DrawnPairs: size={size}, pairs={pairs}; set size to 32 or more and pairs to 1 or more")
-        number = torch.arange(len(SCENES) * pairs)
-        draws = uniform(sample_seed(seed, 0, number), _NUM_DRAWS).tolist()
+        pattern, number = torch.arange(len(SCENES)).repeat_interleave(pairs), torch.arange(pairs).repeat(len(SCENES))
+        draws = uniform(sample_seed(seed, pattern, number), _NUM_DRAWS).tolist()
         patterns = [name for name in SCENES for _ in range(pairs)]
-        self._scenes: list[Scene] = []
-        for pattern, numbers in zip(patterns, draws, strict=True):
-            self._scenes += SCENES[pattern](Pick(numbers))
+        scenes = (SCENES[name](Pick(numbers)) for name, numbers in zip(patterns, draws, strict=True))
+        self._scenes = [scene for pair in scenes for scene in pair]
         self.attributes = {"pattern": Labels.of(name for name in patterns for _ in range(2))}
         self.size, self.prefix, self.pairs = size, prefix, pairs
 

@@ -90,5 +90,7 @@ def test_the_drawn_set_is_a_function_of_its_options() -> None:
         assert source.captions(index) != source.captions(index + 1)
         assert (np.array(again.image(index)) == first).all()
     assert source.captions(0) != DrawnPairs(size=48, seed=1).captions(0)
+    few = DrawnPairs(size=48, pairs=2)
+    assert (few.key(5), few.captions(5)) == ("presence/0b", source.captions(31)) == (source.key(31), few.captions(5))
     with pytest.raises(ValueError, match="size to 32"):
         DrawnPairs(size=8)
