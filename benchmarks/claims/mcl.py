@@ -27,7 +27,7 @@ from pathlib import Path
 
 from scipy import stats
 
-from benchmarks.claims.mcl_runs import EMOJI, RENDERS, TRIFEATURE, Job, Runner, Setting, Values, prepare
+from benchmarks.claims.mcl_runs import EMOJI, RENDERS, TRIFEATURE, Job, Runner, Setting, Values, chance, prepare
 from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +98,7 @@ def claim(runner: Runner, number: int, steps: int, seeds: int) -> dict[str, list
         JOINED: [columns["joined"] for columns in found],
         SEEDS: runner.join([(jobs[seed], seeds_of(jobs, seed, STAGES)) for seed in range(seeds)]),
         RANDOM: [runner.found[job.name]["joined"] for job in random],
+        "chance": [chance(setting)],
     }
 
 

@@ -124,6 +124,13 @@ class Setting:
         return {name: {**kept, "source": {"_target_": self.source, **split}} for name, split in splits.items()}
 
 
+def chance(setting: Setting) -> Values:
+    """Share of the most frequent value of every attribute in the evaluated set."""
+    source = instantiate(setting.sources()["held_out"]["source"])
+    counts = {name: np.bincount(source.attributes[name].codes) for name in setting.attributes}
+    return {name: float(count.max() / len(source)) for name, count in counts.items()}
+
+
 @dataclass(frozen=True)
 class Job:
     """A multistage run."""
