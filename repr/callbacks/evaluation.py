@@ -13,6 +13,7 @@ from torch import Tensor
 from repr.batch import Batch, Features
 from repr.distributed import gather
 from repr.metrics.classes import Classes
+from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
 
 Metric = Callable[..., dict[str, float]]
@@ -32,6 +33,7 @@ class Evaluation(pl.Callback):
         probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
             classes or more in the set, of which the bank has at least one.
         zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
+        choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
         headline: names of the numbers to print after each evaluation.
 
     Attributes:
@@ -45,19 +47,21 @@ class Evaluation(pl.Callback):
         pairs: Mapping[str, Metric] | None = None,
         probes: Mapping[str, Metric] | None = None,
         zero_shot: Mapping[str, str] | None = None,
+        choices: Mapping[str, str] | None = None,
         headline: Sequence[str] = (),
     ) -> None:
         self.metrics = metrics or {}
         self.pairs = pairs or {}
         self.probes = probes or {}
         self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
+        self.choices = choices or {}
         self.headline = headline
         self.results: dict[str, tuple[float, float | None]] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse class files that do not fit the data, before anything is trained."""
+        """Refuse class files and choices that do not fit the data, before anything is trained."""
         data = _data(trainer)
         if not hasattr(data, "eval_names"):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
@@ -68,6 +72,14 @@ class Evaluation(pl.Callback):
             if data.tokenizer is None:
                 raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
             classes.ids(data.attributes, f"eval.zero_shot.{name}")
+        for name, attribute in self.choices.items():
+            if attribute not in getattr(data.eval.get(name), "attributes", {}):
+                raise ValueError(
+                    f"eval.choices.{name}={attribute}, but data.eval has no set '{name}' with this attribute; give it "
+                    f"one, as in +data.eval.{name}._target_=repr.data.drawn_pairs.DrawnPairs, or set eval=default"
+                )
+            if data.tokenizer is None:
+                raise ValueError("eval.choices needs data.tokenizer; set it, or set eval.choices to null")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget what an interrupted round has left."""
@@ -111,6 +123,8 @@ class Evaluation(pl.Callback):
                             self.classes[name].ids(data.attributes, name), device=query.image.device
                         ),
                     )
+                if attribute := self.choices.get(name):
+                    found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
                 values |= {f"{name}/{key}": value for key, value in found.items()}
         values = trainer.strategy.broadcast(values)
         self.results = {k: (v, values.get(k + CHANCE)) for k, v in values.items() if not k.endswith(CHANCE)}

@@ -1,12 +1,17 @@
 """From rows of batches to tables, and from results to what is printed."""
 
 import io
+from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
 
 from repr.batch import Features
 from repr.callbacks.evaluation import Evaluation, Metric, feature_table, results_table
+from repr.config import compose
+from repr.data.drawn_pairs import SCENES
+from repr.fit import fit
 
 
 def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -> None:
@@ -64,3 +69,17 @@ def test_the_printed_table_has_each_number_beside_its_chance() -> None:
     lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
     assert ["i2t_R@1", "0.250", "0.0034", "0.500", "0.0100"] in lines
     assert ["uniformity", "-3.200"] in lines
+
+
+def test_a_set_of_pairs_is_scored_by_pattern_or_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    options = ["experiment=demo", "eval=mmvp", "smoke=true", f"run_folder={tmp_path}", "trainer.limit_val_batches=1.0"]
+    options += ["data.bank_size=8", "~data.eval.val", "~data.eval.test_style", "callbacks.progress=null"]
+    with pytest.raises(ValueError, match=r"no set 'mmvp' with this attribute.*data\.eval\.mmvp\._target_"):
+        fit(compose([*options, "+data.eval.other={_target_: repr.data.sources.Emoji, split: val}"]))
+    drawn = "+data.eval.mmvp={_target_: repr.data.drawn_pairs.DrawnPairs, size: 32, pairs: 2}"
+    results = fit(compose([*options, drawn]))
+    assert results["mmvp/num_pairs"] == (18, None)
+    assert {name for name in results if name.startswith("mmvp/pairs_")} == {f"mmvp/pairs_{name}" for name in SCENES}
+    values = [results[f"mmvp/pairs_{name}"] for name in SCENES]
+    assert all(value in (0, 0.5, 1) and chance == 0.25 for value, chance in values)
+    assert results["mmvp/pairs"] == (pytest.approx(sum(value for value, _ in values) / 9), 0.25)

@@ -7,7 +7,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from repr.data.sources import Emoji
+from repr.data.trifeature import ATTRIBUTES
 from repr.data.views import View
+from repr.metrics.classes import Classes
 
 
 @pytest.fixture
@@ -64,3 +66,14 @@ def test_class_file_is_what_the_tool_writes(root):
     expected = {concept: val.captions(row)[0] for row, concept in enumerate(val.attributes["concept"])}
     assert classes["names"] == expected
     assert len(expected) == 293
+
+
+def test_trifeature_config_builds_and_its_class_files_are_its_attributes(config, root):
+    datamodule = instantiate(config("trifeature", "clip_small", "data.num_workers=0", "data.batch_size=8").data)
+    assert (len(datamodule.train), len(datamodule.eval["held_out"])) == (4800, 600)
+    assert next(iter(datamodule.train_dataloader()))["label"].shape == (8, 3)
+    assert datamodule.train.image(0).size == (48, 48)
+    for attribute, names in ATTRIBUTES.items():
+        classes = Classes.load(root / "conf" / "eval" / "classes" / f"trifeature_{attribute}.yaml")
+        assert (classes.attribute, list(classes.names.values())) == (attribute, names)
+        assert sorted(classes.ids(datamodule.attributes, "here")) == list(range(10))
