@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
-from repr.distributed import all_reduce, gather, rank, world_size
+from repr.callbacks.features import FeatureTable
+from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.objectives.base import Objective
@@ -88,8 +89,33 @@ def worker(index: int, folder: str) -> None:
     record["all_reduce"] = reductions(index)
     record |= gathered_losses(index) | joint_losses(index)
     record["where"] = (rank(), world_size())
+    record["on_first"] = decided_by_the_first()
+    record["features"] = collected(index)
     torch.save(record, Path(folder, f"{index}.pt"))
     dist.destroy_process_group()
+
+
+def decided_by_the_first() -> list:
+    """What it gives, and how it fails, on this rank."""
+
+    def fail() -> None:
+        raise ValueError(f"rank {rank()} cannot")
+
+    try:
+        on_first(fail)
+    except ValueError as error:
+        return [on_first(lambda: {"rank": rank()}), str(error)]
+    return []
+
+
+def collected(index: int) -> dict[str, Tensor]:
+    """Rows 0 to 4, of which 3 could not be read; the last batch has one row, which pads the other rank's share."""
+    table = FeatureTable(["image"], 5)
+    for rows in ([[0, 1], [2, -1 - 3]], [[4], [4]]):
+        mine = torch.tensor(rows[index])
+        outputs = {"image": torch.stack([mine.abs() + 1.0, torch.ones(len(mine))], dim=1)}
+        table.on_predict_batch_end(None, None, outputs, Batch(index=mine), 0)
+    return {"read": table.read, **table.features}
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +139,19 @@ def one() -> Iterator[dict]:
 def test_ranks(two: list[dict]) -> None:
     assert [record["where"] for record in two] == [(0, 2), (1, 2)]
     assert (rank(), world_size()) == (0, 1)
+
+
+def test_the_first_process_decides_for_all_and_fails_for_all(two: list[dict]) -> None:
+    assert [record["on_first"] for record in two] == [[{"rank": 0}, "rank 0 cannot"]] * WORLD
+    assert on_first(lambda: 3) == 3
+
+
+def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
+    table = two[0]["features"]
+    assert table["read"].tolist() == [True, True, True, False, True]
+    expected = torch.tensor([[1.0, 1], [2, 1], [3, 1], [0, 0], [5, 1]])
+    torch.testing.assert_close(table["image"], torch.nn.functional.normalize(expected, dim=1))
+    assert two[1]["features"].keys() == {"read"}
 
 
 def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> None:
