@@ -170,7 +170,32 @@ def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
     if any(getattr(model, name, None) is None for name in needed):
         return f"{type(vit).__name__} has no patch tokens to mask: set backbone to a timm ViT"
     sides = model.patch_embed.img_size if image_size is None else (image_size, image_size)
-    for side, patch in zip(sides, model.patch_embed.patch_size, strict=True):
-        if side % patch:
-            return f"patches of {patch} pixels do not fill an image of {side}: set image_size to a multiple of {patch}"
+    (patch, width), side = model.patch_embed.patch_size, model.patch_embed.img_size[0]
+    if patch != width:
+        return f"{type(vit).__name__} has patches of {patch} x {width} pixels: set backbone to a ViT with square ones"
+    for given in sides:
+        if given % patch:
+            return f"patches of {patch} pixels do not fill an image of {given}: set image_size to a multiple of {patch}"
+        if given != side:
+            return f"the views have {given} pixels and the backbone was made for {side}: set both to image_size"
+    return None
+
+
+def masking_fault(masking: str, scorer: str | None, *, text: bool) -> str | None:
+    """What is wrong with the way in which patches are chosen, or None.
+
+    Args:
+        masking: ``random``, ``block`` or ``text``.
+        scorer: a frozen scorer, if there is one.
+        text: whether the flow contrasts with a text tower, which then can score.
+    """
+    if masking not in ("random", "block", "text"):
+        return f"objective.masking is '{masking}'; set it to random, block or text"
+    if masking == "text" and scorer is None and not text:
+        return (
+            "objective.masking=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run folder, "
+            "or give objective.text and a weight of contrast"
+        )
+    if masking != "text" and scorer is not None:
+        return f"objective.scorer is for objective.masking=text, and masking is {masking}: set one of the two"
     return None
