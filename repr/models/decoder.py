@@ -106,10 +106,8 @@ class Decoder(nn.Module):
         Returns:
             (B, L, patch_dim).
         """
-        num_prefix = self.num_prefix_tokens
         x = self.embed(tokens)
-        prefix, kept = x.split([num_prefix, x.shape[1] - num_prefix], dim=1)
-        blanks = self.mask_token.to(x.dtype).expand(len(x), ids_restore.shape[1] - kept.shape[1], -1)
-        patches = take(torch.cat([kept, blanks], dim=1), ids_restore)
-        x = torch.cat([prefix, patches], dim=1) + self.positions
-        return self.predict(self.norm(self.blocks(x))[:, num_prefix:])
+        num_blanks = len(self.positions) - x.shape[1]
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_blanks, -1)], dim=1)
+        x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
+        return self.predict(self.norm(self.blocks(x))[:, self.num_prefix_tokens :])

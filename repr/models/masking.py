@@ -143,8 +143,7 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
     model: Any = vit
 
     def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        prefix, patches = tokens.split([model.num_prefix_tokens, tokens.shape[1] - model.num_prefix_tokens], dim=1)
-        return torch.cat([prefix, take(patches, ids_keep)], dim=1)
+        return take(tokens, ids_keep, num_prefix_tokens=model.num_prefix_tokens)
 
     hook = model.patch_drop.register_forward_hook(drop)
     try:
@@ -153,9 +152,20 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
         hook.remove()
 
 
-def take(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Pick tokens by position: (B, L, D) and (B, K) -> (B, K, D)."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[2]))
+def take(tokens: Tensor, ids: Tensor, *, num_prefix_tokens: int = 0) -> Tensor:
+    """Pick patches by position, after those tokens that come before them.
+
+    Args:
+        tokens: (B, P + L, D).
+        ids: (B, K) int64, of patches, from 0.
+        num_prefix_tokens: P, of class token and registers.
+
+    Returns:
+        (B, P + K, D).
+    """
+    prefix = torch.arange(num_prefix_tokens, device=ids.device).expand(len(ids), -1)
+    places = torch.cat([prefix, ids + num_prefix_tokens], dim=1)
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
