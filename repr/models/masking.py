@@ -176,9 +176,11 @@ def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
         image_size: side of the views in pixels; None: what the backbone was made for.
     """
     model: Any = vit
-    needed: tuple[str, ...] = ("patch_embed", "patch_drop", "pos_embed", "num_prefix_tokens", "forward_features")
+    needed = ("patch_embed", "patch_drop", "pos_embed", "num_prefix_tokens", "forward_features", "norm")
     if any(getattr(model, name, None) is None for name in needed):
         return f"{type(vit).__name__} has no patch tokens to mask: set backbone to a timm ViT"
+    if isinstance(model.norm, nn.Identity):
+        return f"{type(vit).__name__} normalises after pooling, so its patches stay as they are: set fc_norm=false"
     sides = model.patch_embed.img_size if image_size is None else (image_size, image_size)
     (patch, width), side = model.patch_embed.patch_size, model.patch_embed.img_size[0]
     if patch != width:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, gather, world_size
+from repr.drawing import Show
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
 from repr.models.backbone import feature_map
@@ -278,31 +279,28 @@ class MaskedContrast(Objective):
         tokens = patchify(images.float(), patch_size=self.patch_size)
         return normalize_patches(tokens) if self.normalize_target else tokens
 
-    def pictures(self, batch: Batch) -> dict[str, Tensor]:
-        """``masking``: the first pictures, what is visible of them, and what is made of it.
+    def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
+        """``masking``: the pictures, what is visible of them, and what is made of it.
 
         For text-guided masking the similarity to the caption and the caption too. Of two views the first is drawn.
         """
-        few = Batch(seed=batch["seed"][:8], views=[view[:8] for view in batch["views"]])
-        if "text" in batch:
-            few["text"] = batch["text"][:8]
-        images, num = self._images(few), len(few["seed"])
-        text = None if self.text is None else self.encode_text(_captions(few)).float()
-        mask, similarity = self._mask(images, few, text)
+        images, num = self._images(batch).float(), len(batch["seed"])
+        text = None if self.text is None else self.encode_text(_captions(batch)).float()
+        mask, similarity = self._mask(images, batch, text)
         pred = None
         if self.decoder is not None:
             pred = self.decoder(encode_kept(self.backbone, images, mask.ids_keep), mask.ids_restore).float()
             if self.normalize_target:  # back to the patch's own brightness, which is not predicted
-                patches = patchify(images.float(), patch_size=self.patch_size)
-                variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+                variance, mean = torch.var_mean(patchify(images, patch_size=self.patch_size), dim=-1, keepdim=True)
                 pred = pred * (variance + 1e-6).sqrt() + mean
         picture = draw(
-            images[:num].float(),
+            images[:num],
             mask.removed[:num],
+            show,
             patch_size=self.patch_size,
             pred=None if pred is None else pred[:num],
             similarity=None if similarity is None else similarity[:num],
-            tokens=few["text"] if self.masking == "text" else None,
+            tokens=batch["text"] if self.masking == "text" else None,
         )
         return {"masking": picture}
 

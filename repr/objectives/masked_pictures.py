@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
+from repr.drawing import PAPER, SIDE, Show, enlarge, grid
 from repr.losses.reconstruction import patchify, unpatchify
 
-CELL, SEAM, LINE = 192, 4, 20  # side of a picture, gap between two, height of a line of text, in pixels
-LINES = 2  # of a caption
-BLANK = 0.5  # the gray of a removed patch
+LINE, NUM_LINES = 18, 3  # height of a line of text in pixels; lines of a caption
+BLANK = 128  # the gray of a removed patch
 
 
 def draw(
     images: Tensor,
     removed: Tensor,
+    show: Show,
     *,
     patch_size: int,
     pred: Tensor | None = None,
@@ -29,12 +29,10 @@ def draw(
     From top to bottom: image, image without the removed patches, kept patches with the predicted ones, map of
     similarity (dark to bright from the least to the most similar patch), caption.
 
-    Pixels are shown between the lowest and the highest of each channel in all images, since normalisation is not known
-    here.
-
     Args:
-        images: (B, 3, S, S) float.
+        images: (B, 3, S, S) float, normalised.
         removed: (B, L), 1 = removed.
+        show: undoes the normalisation.
         patch_size: p.
         pred: (B, L, p * p * 3), the patches as predicted; None leaves the row out.
         similarity: (B, L); None leaves the row out.
@@ -43,34 +41,30 @@ def draw(
     Returns:
         (3, H, W) uint8 on the CPU.
     """
-    low, high = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-
-    def shown(x: Tensor) -> Tensor:
-        return ((x - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-
-    holes = unpatchify(removed[..., None].expand(-1, -1, patch_size**2), patch_size=patch_size)  # (B, 1, S, S)
-    rows = [
-        ("image", shown(images)),
-        ("visible", torch.where(holes > 0, torch.full_like(images, BLANK), shown(images))),
-    ]
+    pixels = show(images)
+    holes = unpatchify(removed[..., None].expand(-1, -1, patch_size**2), patch_size=patch_size).cpu() > 0
+    rows = {"image": pixels, "visible": torch.where(holes, BLANK, pixels.int()).byte()}
     if pred is not None:
-        kept = patchify(images, patch_size=patch_size)
-        both = torch.where(removed[..., None] > 0, pred, kept)
-        rows.append(("reconstruction", shown(unpatchify(both, patch_size=patch_size))))
+        both = torch.where(removed[..., None] > 0, pred, patchify(images, patch_size=patch_size))
+        rows["reconstruction"] = show(unpatchify(both, patch_size=patch_size))
     if similarity is not None:
-        least, most = similarity.amin(1, keepdim=True), similarity.amax(1, keepdim=True)
-        side = round(similarity.shape[1] ** 0.5)
-        rows.append(("similarity", _heat(((similarity - least) / (most - least).clamp(min=1e-6)).view(-1, side, side))))
-    captions = [] if tokens is None else [_caption(row) for row in tokens.tolist()]
-    return _paint(rows, captions)
+        rows["similarity"] = _heat(similarity.float().cpu())
+    cells = [[_write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
+    if tokens is not None:
+        cells.append([_write("caption"), *(_write(_caption(row)) for row in tokens.tolist())])
+    return grid(cells)
 
 
-def _heat(x: Tensor) -> Tensor:
-    """(B, h, w) in [0, 1] -> (B, 3, h, w) from black over red to yellow and white."""
-    return torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1)
+def _heat(values: Tensor) -> Tensor:
+    """(B, L) -> (B, 3, h, w) uint8, of each row from the least to the most: black, red, yellow, white."""
+    least, most = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    side = round(values.shape[1] ** 0.5)
+    x = ((values - least) / (most - least).clamp(min=1e-6)).unflatten(1, (side, side))
+    return (torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1) * 255).byte()
 
 
 def _caption(ids: list[int]) -> str:
+    """The words of a row of token ids."""
     from open_clip import SimpleTokenizer
 
     tokenizer = SimpleTokenizer()
@@ -78,32 +72,15 @@ def _caption(ids: list[int]) -> str:
     return tokenizer.decode([token for token in ids if token not in special]).strip()
 
 
-def _paint(rows: list[tuple[str, Tensor]], captions: list[str]) -> Tensor:
-    num, step = len(rows[0][1]), CELL + SEAM
-    width, margin = num * step + SEAM, LINE + SEAM
-    height = len(rows) * (CELL + margin) + (LINE * LINES + SEAM if captions else 0) + SEAM
-    canvas = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(14)
-    y = 0
-    for name, pictures in rows:
-        pen.text((SEAM, y + 2), name, "black", font)
-        cells = F.interpolate(pictures, (CELL, CELL), mode="nearest").mul(255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        for column, cell in enumerate(cells):
-            canvas.paste(Image.fromarray(cell), (SEAM + column * step, y + margin))
-        y += margin + CELL
-    for column, caption in enumerate(captions):
-        for line, text in enumerate(_lines(caption, font)):
-            pen.text((SEAM + column * step, y + SEAM + line * LINE), text, "black", font)
-    return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1)
-
-
-def _lines(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """Words on at most ``LINES`` lines of a cell's width; what is left over is cut."""
-    lines = [""]
+def _write(text: str) -> Tensor:
+    """Words on paper as wide as a picture: (3, H, W) uint8. What does not fit is cut."""
+    font, lines = ImageFont.load_default(14), [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or font.getlength(longer) <= CELL:
+        if not lines[-1] or font.getlength(longer) <= SIDE:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines[:LINES]
+    canvas = Image.new("L", (SIDE, LINE * NUM_LINES), PAPER)
+    ImageDraw.Draw(canvas).text((0, 0), "\n".join(lines[:NUM_LINES]), "black", font)
+    return torch.from_numpy(np.asarray(canvas).copy()).expand(3, -1, -1)

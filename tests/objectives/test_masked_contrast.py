@@ -5,6 +5,7 @@ import math
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import open_clip
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
+from repr.drawing import GAP, shown
 from repr.fit import fit, main
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
@@ -228,17 +230,19 @@ def test_positions_are_fixed_or_learned() -> None:
 @pytest.mark.parametrize("name", MAE)
 def test_pictures_are_drawn(name: str) -> None:
     flow, batch = build(name, SMALL_PATCHES).eval(), make_batch(4)
-    state = torch.get_rng_state()
+    state, show = torch.get_rng_state(), partial(shown, mean=(0.5,) * 3, std=(0.25,) * 3)
     with torch.no_grad():
-        (picture,) = flow.pictures(batch).values()
+        (picture,) = flow.pictures(batch, show).values()
     assert torch.equal(state, torch.get_rng_state())
     assert picture.dtype == torch.uint8
-    rows = 4 if name == "mae_clip_tgm" else 3
-    captions = 44 if name == "mae_clip_tgm" else 0
-    assert picture.shape == (3, rows * (192 + 24) + captions + 4, 4 * 196 + 4)
-    assert picture.float().std() > 20
+    guided = name == "mae_clip_tgm"  # a map of similarity, and captions of three lines
+    assert picture.shape == (3, (4 if guided else 3) * 164 + guided * 58 + GAP, 5 * 164 + GAP)
+    image, visible = (picture[:, y : y + 160, 168:328] for y in (GAP, GAP + 164))  # the first sample
+    holes = (visible == 128).all(0)[::5, ::5]  # 32 pixels, enlarged five times
+    assert holes.sum() == (640 if guided else 512 if name == "cmae" else 768)
+    assert torch.equal(visible[:, ::5, ::5][:, ~holes], image[:, ::5, ::5][:, ~holes])
     flow.decoder = None  # no reconstruction: one row less
-    assert flow.pictures(batch)["masking"].shape[1] == picture.shape[1] - 216
+    assert flow.pictures(batch, show)["masking"].shape[1] == picture.shape[1] - 164
 
 
 @pytest.mark.parametrize("name", MAE)
@@ -282,6 +286,7 @@ SMALL = ["run_folder=x", "eval=images", "image_size=32", *VIT]
         ),
         (["objective=mae", "image_size=40"], "patches of 16 pixels do not fill an image of 40"),
         (["objective=mae", "backbone.image_size=64"], "the views have 32 pixels and the backbone was made for 64"),
+        (["objective=mae", "+backbone.global_pool=avg"], "normalises after pooling"),
         (["objective=mae", "objective.mask_ratio=1.0"], "mask_ratio=1.0 would keep nothing"),
         (["objective=mae", "objective.mask_ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
         (["objective=mae", "image_size=16"], "keeps all 1 patches"),
