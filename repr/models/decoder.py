@@ -45,6 +45,15 @@ def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int 
     return torch.cat([both.new_zeros(num_prefix_tokens, dim), both])
 
 
+def fix_positions(vit: Any) -> None:
+    """Replace a timm ViT's positions by fixed sines and cosines; they stay in the state dict under timm's name."""
+    num_prefix_tokens = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
+    table = sincos_positions(vit.pos_embed.shape[2], vit.patch_embed.grid_size, num_prefix_tokens=num_prefix_tokens)
+    with torch.no_grad():
+        vit.pos_embed.copy_(table[None])
+    vit.pos_embed.requires_grad_(False)
+
+
 class Decoder(nn.Module):
     """Blanks for the removed patches, positions, transformer blocks, pixels (He et al., 2021, arXiv 2111.06377).
 

@@ -16,7 +16,7 @@ from repr.drawing import Show
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
 from repr.models.backbone import feature_map
-from repr.models.decoder import Decoder, sincos_positions
+from repr.models.decoder import Decoder, fix_positions
 from repr.models.heads import mlp
 from repr.models.masking import (
     Mask,
@@ -122,21 +122,13 @@ class MaskedContrast(Objective):
         self.masking, self.num_keep = masking, num_kept(num_patches, mask_ratio)
         self.patch_size, self.normalize_target = int(vit.patch_embed.patch_size[0]), normalize_target
         if positions == "sincos":
-            _fix_positions(vit)
+            fix_positions(vit)
         width = int(vit.num_features)
-        self.decoder = (
-            Decoder(
-                width,
-                self.grid,
-                3 * self.patch_size**2,
-                dim=decoder_dim,
-                depth=decoder_depth,
-                num_heads=decoder_heads,
-                num_prefix_tokens=vit.num_prefix_tokens,
-            )
-            if reconstruct
-            else None
-        )
+        self.decoder = None
+        if reconstruct:
+            sizes: Any = {"dim": decoder_dim, "depth": decoder_depth, "num_heads": decoder_heads}
+            sizes["num_prefix_tokens"] = vit.num_prefix_tokens
+            self.decoder = Decoder(width, self.grid, 3 * self.patch_size**2, **sizes)
         self.text = text if contrast else None
         self.image_projection = self.head = None
         if self.text is not None:
@@ -170,6 +162,8 @@ class MaskedContrast(Objective):
             yield fault
         if cfg.backbone["_target_"] != "repr.models.backbone.backbone":
             return  # the flow itself looks at it
+        if cfg.backbone.get("pretrained") and options.get("positions", "sincos") == "sincos":
+            yield "objective.positions=sincos would replace those of backbone.pretrained=true: set it to learned"
         with torch.device("meta"):
             vit: Any = instantiate(cfg.backbone, pretrained=False)
         if fault := vit_fault(vit, sizes[0]):
@@ -219,17 +213,16 @@ class MaskedContrast(Objective):
         text = None if self.text is None else self.encode_text(_captions(batch)).float()
         mask = self._mask(images, batch, text)[0]
         tokens = encode_kept(self.backbone, images, mask.ids_keep)  # (V * B, P + K, D)
-        terms: dict[str, Tensor] = {}
-        features: dict[str, Tensor] = {}
-        logs: dict[str, Tensor | float] = {}
+        output = StepOutput({}, {}, {})
         if self.decoder is not None:
             pred = self.decoder(tokens, mask.ids_restore)
             loss = masked_mse(pred, self._target(images), mask.removed)
-            terms["reconstruction"] = all_reduce(loss) / world_size()
+            output.terms["reconstruction"] = all_reduce(loss) / world_size()
         if "contrast" in self.weights:
-            terms["contrast"], features = self._contrast(cast(Any, self.backbone).forward_head(tokens), text)
-            logs["temperature"] = (-self.logit_scale.detach()).exp()
-        return StepOutput(terms, features, logs)
+            output.terms["contrast"], features = self._contrast(cast(Any, self.backbone).forward_head(tokens), text)
+            output.features.update(features)
+            output.logs["temperature"] = (-self.logit_scale.detach()).exp()
+        return output
 
     def _contrast(self, pooled: Tensor, text: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """Of pooled kept patches (V * B, D) and texts, gathered: the loss and the features that it compared."""
@@ -284,17 +277,18 @@ class MaskedContrast(Objective):
 
         For text-guided masking the similarity to the caption and the caption too. Of two views the first is drawn.
         """
-        images, num = self._images(batch).float(), len(batch["seed"])
+        images, num = self._images(batch), len(batch["seed"])
         text = None if self.text is None else self.encode_text(_captions(batch)).float()
         mask, similarity = self._mask(images, batch, text)
         pred = None
         if self.decoder is not None:
             pred = self.decoder(encode_kept(self.backbone, images, mask.ids_keep), mask.ids_restore).float()
             if self.normalize_target:  # back to the patch's own brightness, which is not predicted
-                variance, mean = torch.var_mean(patchify(images, patch_size=self.patch_size), dim=-1, keepdim=True)
+                patches = patchify(images.float(), patch_size=self.patch_size)
+                variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
                 pred = pred * (variance + 1e-6).sqrt() + mean
         picture = draw(
-            images[:num],
+            images[:num].float(),
             mask.removed[:num],
             show,
             patch_size=self.patch_size,
@@ -315,12 +309,3 @@ def _captions(batch: Batch) -> Tensor:
     if "text" not in batch:
         raise ValueError("MaskedContrast needs captions here: set data.tokenizer and a source that has them")
     return batch["text"]
-
-
-def _fix_positions(vit: Any) -> None:
-    """Replace a ViT's positions by fixed sines and cosines; they stay in the state dict under timm's name."""
-    num_prefix_tokens = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
-    table = sincos_positions(vit.pos_embed.shape[2], vit.patch_embed.grid_size, num_prefix_tokens=num_prefix_tokens)
-    with torch.no_grad():
-        vit.pos_embed.copy_(table[None])
-    vit.pos_embed.requires_grad_(False)

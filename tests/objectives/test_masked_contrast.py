@@ -241,6 +241,9 @@ def test_pictures_are_drawn(name: str) -> None:
     holes = (visible == 128).all(0)[::5, ::5]  # 32 pixels, enlarged five times
     assert holes.sum() == (640 if guided else 512 if name == "cmae" else 768)
     assert torch.equal(visible[:, ::5, ::5][:, ~holes], image[:, ::5, ::5][:, ~holes])
+    half = make_batch(4)
+    half["views"] = [view.bfloat16() for view in half["views"]]
+    assert build(name, SMALL_PATCHES).bfloat16().pictures(half, show)["masking"].shape == picture.shape
     flow.decoder = None  # no reconstruction: one row less
     assert flow.pictures(batch, show)["masking"].shape[1] == picture.shape[1] - 164
 
@@ -287,6 +290,7 @@ SMALL = ["run_folder=x", "eval=images", "image_size=32", *VIT]
         (["objective=mae", "image_size=40"], "patches of 16 pixels do not fill an image of 40"),
         (["objective=mae", "backbone.image_size=64"], "the views have 32 pixels and the backbone was made for 64"),
         (["objective=mae", "+backbone.global_pool=avg"], "normalises after pooling"),
+        (["objective=mae", "+backbone.pretrained=true"], "objective.positions=sincos would replace"),
         (["objective=mae", "objective.mask_ratio=1.0"], "mask_ratio=1.0 would keep nothing"),
         (["objective=mae", "objective.mask_ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
         (["objective=mae", "image_size=16"], "keeps all 1 patches"),
