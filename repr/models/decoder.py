@@ -105,18 +105,20 @@ class Decoder(nn.Module):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predict every patch, kept ones too.
+    def forward(self, tokens: Tensor, ids_restore: Tensor, ids_predict: Tensor | None = None) -> Tensor:
+        """Predict patches.
 
         Args:
             tokens: (B, P + K, width), the encoder's, from :func:`repr.models.masking.encode_kept`.
             ids_restore: (B, L) of the mask.
+            ids_predict: (B, R), the patches wanted; None: all, kept ones too.
 
         Returns:
-            (B, L, patch_dim).
+            (B, R, patch_dim), or (B, L, patch_dim).
         """
         x = self.embed(tokens)
         num_blanks = len(self.positions) - x.shape[1]
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_blanks, -1)], dim=1)
         x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
-        return self.predict(self.norm(self.blocks(x))[:, self.num_prefix_tokens :])
+        patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
+        return self.predict(patches if ids_predict is None else take(patches, ids_predict))

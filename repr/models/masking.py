@@ -23,6 +23,7 @@ class Mask(NamedTuple):
     """Which of L patches are kept, for each of B pictures."""
 
     ids_keep: Tensor  # (B, K) int64, positions of the kept patches, that of the smallest score first
+    ids_remove: Tensor  # (B, L - K) int64, positions of the others, likewise
     ids_restore: Tensor  # (B, L) int64: token l of the picture is entry ids_restore[l] of [kept, removed]
     removed: Tensor  # (B, L) float32, 1 = removed, 0 = kept
 
@@ -63,7 +64,7 @@ def mask_from_scores(scores: Tensor, num_keep: int) -> Mask:
     """
     order = scores.argsort(dim=1, stable=True)
     ids_restore = order.argsort(dim=1)
-    return Mask(order[:, :num_keep], ids_restore, (ids_restore >= num_keep).float())
+    return Mask(order[:, :num_keep], order[:, num_keep:], ids_restore, (ids_restore >= num_keep).float())
 
 
 def random_scores(seed: Tensor, num_patches: int, *, view: int = 0) -> Tensor:

@@ -28,6 +28,7 @@ from repr.models.masking import (
     patch_similarity,
     random_scores,
     ratio_fault,
+    take,
     text_scores,
     vit_fault,
 )
@@ -215,8 +216,10 @@ class MaskedContrast(Objective):
         tokens = encode_kept(self.backbone, images, mask.ids_keep)  # (V * B, P + K, D)
         output = StepOutput({}, {}, {})
         if self.decoder is not None:
-            pred = self.decoder(tokens, mask.ids_restore)
-            loss = masked_mse(pred, self._target(images), mask.removed)
+            pred = self.decoder(tokens, mask.ids_restore, mask.ids_remove)  # (V * B, L - K, p * p * 3)
+            target = take(patchify(images.float(), patch_size=self.patch_size), mask.ids_remove)
+            target = normalize_patches(target) if self.normalize_target else target
+            loss = masked_mse(pred, target, torch.ones_like(pred[..., 0]))
             output.terms["reconstruction"] = all_reduce(loss) / world_size()
         if "contrast" in self.weights:
             output.terms["contrast"], features = self._contrast(cast(Any, self.backbone).forward_head(tokens), text)
@@ -267,10 +270,6 @@ class MaskedContrast(Objective):
         assert self.image_projection is not None and text is not None  # noqa: PT018
         features = self.image_projection(feature_map(self.backbone, images).movedim(1, -1)).movedim(-1, 1)
         return patch_similarity(features, text, self.grid)
-
-    def _target(self, images: Tensor) -> Tensor:
-        tokens = patchify(images.float(), patch_size=self.patch_size)
-        return normalize_patches(tokens) if self.normalize_target else tokens
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``masking``: the pictures, what is visible of them, and what is made of it.

@@ -42,6 +42,7 @@ def test_masks_equal_the_authors(case: str) -> None:
     assert torch.equal(mask.ids_keep, data["ids_shuffle"][:, :keep])
     assert torch.equal(mask.ids_restore, data["ids_restore"])
     assert torch.equal(mask.removed, data["mask"])
+    assert torch.equal(mask.ids_remove, data["ids_shuffle"][:, keep:])
     x = data["x"].requires_grad_()
     kept = take(x, mask.ids_keep)
     assert torch.equal(kept, data["x_masked"])
@@ -110,6 +111,8 @@ def test_the_whole_network_equals_the_authors(case: str) -> None:
     torch.testing.assert_close(latent, data["latent"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(pred, data["pred"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(loss, data["loss"], rtol=1e-5, atol=1e-6)
+    part = decoder(latent, mask.ids_restore, mask.ids_remove)
+    torch.testing.assert_close(part, take(data["pred"], mask.ids_remove), rtol=1e-4, atol=1e-5)
     loss.backward()
     ours = {
         "cls_token": vit.cls_token, "patch_embed.proj.weight": vit.patch_embed.proj.weight,
