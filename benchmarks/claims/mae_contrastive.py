@@ -65,8 +65,11 @@ def train(method: str, seed: int, epochs: int) -> Values:
     }
 
 
-def run(method: str, seed: int, epochs: int) -> Values:
-    """The same in a process with one thread."""
+def run(method: str, seed: int, epochs: int, kept: Path | None) -> Values:
+    """The same in a process with one thread; or what ``kept`` holds of it, where it was run before."""
+    file = None if kept is None else kept / f"{method}, seed {seed}, {epochs} epochs.json"
+    if file is not None and file.is_file():
+        return json.loads(file.read_text())
     program = (
         "import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.mae_contrastive import train; "
         "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
@@ -75,7 +78,11 @@ def run(method: str, seed: int, epochs: int) -> Values:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    values = done.stdout.splitlines()[-1]
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(values)
+    return json.loads(values)
 
 
 def table(runs: dict[str, list[Values]], pooling: str) -> str:
@@ -129,11 +136,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="runs of each method; default 3, quick 1")
     parser.add_argument("--epochs", type=int, help="of each run; default 6, quick 1")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--kept", type=Path, help="a folder for results of single runs; those in it are not run again")
     args = parser.parse_args()
     epochs, seeds = args.epochs or (1 if args.quick else 6), args.seeds or (1 if args.quick else 3)
     start, load = time.monotonic(), hardware("torch", "timm", "open-clip-torch")
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = {(method, seed): pool.submit(run, method, seed, epochs) for seed in range(seeds) for method in METHODS}
+        keys = [(method, seed) for seed in range(seeds) for method in METHODS]
+        found = {key: pool.submit(run, *key, epochs, args.kept) for key in keys}
         for (method, seed), future in found.items():
             if (error := future.exception()) is not None:
                 pool.shutdown(cancel_futures=True)
