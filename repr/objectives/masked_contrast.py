@@ -84,6 +84,7 @@ class MaskedContrast(Objective):
     """
 
     TERMS = ("reconstruction", "contrast")
+    PAIRWISE = ("contrast",)
 
     def __init__(
         self,
