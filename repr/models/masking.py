@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import uniform
+from repr.losses.blockwise import full_precision
 
 MASK_STREAM = 16  # of the batch's seed; view v draws from stream 16 + v
 
@@ -121,7 +122,8 @@ def patch_similarity(features: Tensor, text: Tensor, grid: tuple[int, int]) -> T
     Returns:
         (B, L), row-major.
     """
-    cosine = torch.einsum("bdhw,bd->bhw", F.normalize(features.float(), dim=1), F.normalize(text.float(), dim=1))
+    with full_precision(features):
+        cosine = torch.einsum("bdhw,bd->bhw", F.normalize(features.float(), dim=1), F.normalize(text.float(), dim=1))
     if cosine.shape[1:] != grid:
         cosine = F.interpolate(cosine[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
     return cosine.flatten(1)
@@ -182,6 +184,8 @@ def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
         return f"{type(vit).__name__} has no patch tokens to mask: set backbone to a timm ViT"
     if isinstance(model.norm, nn.Identity):
         return f"{type(vit).__name__} normalises after pooling, so its patches stay as they are: set fc_norm=false"
+    if not isinstance(model.patch_drop, nn.Identity):
+        return f"{type(vit).__name__} drops patches of its own: leave patch_drop_rate out"
     sides = model.patch_embed.img_size if image_size is None else (image_size, image_size)
     (patch, width), side = model.patch_embed.patch_size, model.patch_embed.img_size[0]
     if patch != width:

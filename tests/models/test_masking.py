@@ -204,6 +204,8 @@ def test_a_coarser_map_of_similarity_is_interpolated() -> None:
     coarse = patch_similarity(features, text, (2, 2)).view(2, 2)
     fine = patch_similarity(features, text, (4, 4)).view(4, 4)
     assert torch.equal(fine[::3, ::3], coarse)  # the corners
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which would round to three digits
+        assert torch.equal(patch_similarity(features, text, (4, 4)).view(4, 4), fine)
     assert coarse.min() <= fine.min() <= fine.max() <= coarse.max()
 
 
@@ -232,6 +234,7 @@ def test_half_precision_and_copies() -> None:
 def test_what_cannot_be_masked_is_told() -> None:
     assert vit_fault(backbone(**VIT)) is None
     assert "patches of 16 pixels do not fill an image of 72" in str(vit_fault(backbone(**VIT), 72))
+    assert "leave patch_drop_rate out" in str(vit_fault(backbone(**VIT, patch_drop_rate=0.5)))
     assert "ResNet has no patch tokens" in str(vit_fault(backbone("test_resnet")))
     assert ratio_fault(16, 0.75, reconstruct=True) is None
     assert ratio_fault(16, 0.0, reconstruct=False) is None
