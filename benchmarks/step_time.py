@@ -1,4 +1,4 @@
-"""Step time of SimCLR and SwAV: ours, lightly's, stable-pretraining's, on the same backbone; and the data side.
+"""Step time of SimCLR, SwAV and MAE: ours, lightly's, stable-pretraining's, on the same backbone; and the data side.
 
 Run from the root of the repository, on an otherwise idle machine::
 
@@ -12,6 +12,9 @@ in turn, a step each, so that whatever else the machine does hits all alike. The
 and in seconds of CPU, and the noise is how far a second instance of ours is from the first. SimCLR takes the large
 views only. A library that is not installed is left out.
 
+MAE takes one large view and a ViT. Ours at ratio 0.75 stands beside ours with all patches but one, which shows whether
+removed patches cost anything, and beside lightly's; plain pixels are the target, as in lightly's example.
+
 The data side: pictures a second that one worker hands over, decoded, cropped and, where the library does that there,
 coloured. Ours leaves colour to the training device; what that costs is given too.
 """
@@ -21,7 +24,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,7 @@ from repr.data.sources import Emoji
 from repr.data.views import View
 from repr.models.backbone import backbone
 from repr.objectives.joint_embedding import JointEmbedding
+from repr.objectives.masked_contrast import MaskedContrast
 from repr.objectives.swav import SwAV
 
 ROOT = Path(__file__).parents[1]
@@ -47,6 +52,7 @@ HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
 RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
 BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
 Step = Callable[[], Tensor]  # forward and loss
+Times = dict[str, list[tuple[float, float]]]  # library -> seconds by the clock and of CPU of each step
 
 
 def trunk(name: str, size: int) -> nn.Module:
@@ -100,28 +106,80 @@ def stable_pretraining(
     return module, lambda: module(global_views=large, local_views=small).loss
 
 
+def our_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
+    flow = MaskedContrast(model, mask_ratio=ratio, normalize_target=False)
+    batch = Batch(views=[images], seed=torch.arange(len(images)))
+    return flow, lambda: flow.total(flow.step(batch).terms)
+
+
+def lightly_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
+    from lightly.models import utils
+    from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
+
+    vit: Any = model.to(memory_format=torch.contiguous_format)  # its initialisation needs that
+    encoder, size = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.patch_size[0]
+    decoder: Any = MAEDecoderTIMM(vit.patch_embed.num_patches, size, embed_dim=vit.embed_dim)  # of our widths
+
+    def step() -> Tensor:
+        shape = len(images), encoder.sequence_length
+        keep, masked = utils.random_token_mask(size=shape, mask_ratio=ratio)
+        encoded = decoder.embed(encoder.encode(images, idx_keep=keep))
+        tokens = utils.set_at_index(utils.repeat_token(decoder.mask_token, shape), keep, encoded)
+        pred = decoder.predict(utils.get_at_index(decoder.decode(tokens), masked))
+        target = utils.get_at_index(utils.patchify(images, size), masked - 1)  # the class token comes first
+        return F.mse_loss(pred, target)
+
+    return nn.ModuleList([encoder, decoder]), step
+
+
 LIBRARIES = {"ours": ours, "ours again": ours, "lightly": lightly, "stable-pretraining": stable_pretraining}
 
 
 # Measuring -----------------------------------------------------------------------------------------------------------
 
 
-def step_times(method: str, recipe: str, name: str, seconds: float) -> dict[str, list[tuple[float, float]]]:
-    """Seconds by the clock and of CPU of each step of each library, measured in turn for about so long."""
+def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
+    """SimCLR or SwAV by every library."""
     size, large_sizes, small_sizes = RECIPES[recipe]
     generator = torch.Generator().manual_seed(0)
     large, small = (
         [torch.randn(size, 3, side, side, generator=generator) for side in sides]
         for sides in (large_sizes, small_sizes)
     )
+    makes = {
+        library: partial(make, method, trunk(name, large_sizes[0]), large, small) for library, make in LIBRARIES.items()
+    }
+    return measure(makes, seconds)
+
+
+def mae_times(recipe: str, seconds: float) -> Times:
+    """MAE on a ViT-S: ours twice, ours with one patch removed, lightly's."""
+    size, (side, *_), _ = RECIPES[recipe]
+    images = torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+    def model() -> nn.Module:
+        return backbone(BACKBONES["ViT-S"], image_size=side)
+
+    one_patch = 0.5 / (side // 16) ** 2
+    makes = {
+        "ours": partial(our_mae, model(), images, 0.75),
+        "ours again": partial(our_mae, model(), images, 0.75),
+        "ours, nothing removed but one patch": partial(our_mae, model(), images, one_patch),
+        "lightly": partial(lightly_mae, model(), images, 0.75),
+    }
+    return measure(makes, seconds)
+
+
+def measure(makes: Mapping[str, Callable[[], tuple[nn.Module, Step]]], seconds: float) -> Times:
+    """Each candidate's step in turn for about so long; the times of the first step are left out."""
     candidates: dict[str, tuple[nn.Module, Step]] = {}
-    for library, make in LIBRARIES.items():
+    for library, make in makes.items():
         torch.manual_seed(0)
         try:
-            candidates[library] = make(method, trunk(name, large_sizes[0]), large, small)
+            candidates[library] = make()
         except ImportError as error:
             print(f"{library} is left out: {error}", file=sys.stderr)
-    times: dict[str, list[tuple[float, float]]] = {library: [] for library in candidates}
+    times: Times = {library: [] for library in candidates}
     for library in candidates:
         _step(*candidates[library])  # memory is allocated before anything is measured
     end, order = time.monotonic() + seconds, list(candidates)
@@ -130,6 +188,18 @@ def step_times(method: str, recipe: str, name: str, seconds: float) -> dict[str,
             times[library].append(_step(*candidates[library]))
         order.append(order.pop(0))
     return times
+
+
+def rows(first: str, times: Times) -> list[str]:
+    """Lines of the table: the least time of each library, and ours over it."""
+    best = {library: [min(column) for column in zip(*pairs, strict=True)] for library, pairs in times.items()}
+    lines = []
+    for library, (clock, cpu) in best.items():
+        ratios = best["ours"][0] / clock, best["ours"][1] / cpu
+        numbers = f"{1000 * clock:.0f} | {ratios[0]:.2f} | {1000 * cpu:.0f} | {ratios[1]:.2f}"
+        lines.append(f"| {first} | {library} | {numbers} | {len(times[library])} |")
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    return lines
 
 
 def _step(module: nn.Module, forward: Step) -> tuple[float, float]:
@@ -189,7 +259,7 @@ def main() -> None:
     few = 1 if args.quick else None
     load = hardware("torch", "timm", "lightly", "stable-pretraining")
     lines = [
-        "# Step time of SimCLR and SwAV",
+        "# Step time of SimCLR, SwAV and MAE",
         "",
         f"`{' '.join(['python -m benchmarks.step_time', *sys.argv[1:]])}`; the load is that before.",
         "",
@@ -202,14 +272,10 @@ def main() -> None:
         for shown, name in islice(BACKBONES.items(), few):
             for method in ("SimCLR", "SwAV"):
                 views = recipe if method == "SwAV" else recipe.split(" + ")[0]
-                times = step_times(method, recipe, name, seconds)
-                best = {library: [min(column) for column in zip(*rows, strict=True)] for library, rows in times.items()}
                 first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
-                for library, (clock, cpu) in best.items():
-                    ratios = best["ours"][0] / clock, best["ours"][1] / cpu
-                    numbers = f"{1000 * clock:.0f} | {ratios[0]:.2f} | {1000 * cpu:.0f} | {ratios[1]:.2f}"
-                    lines.append(f"| {first} | {library} | {numbers} | {len(times[library])} |")
-                print("\n".join(lines[-len(times) :]), file=sys.stderr, flush=True)
+                lines += rows(first, step_times(method, recipe, name, seconds))
+        view = recipe.split(" + ")[0].replace("2 x", "1 x")
+        lines += rows(f"MAE | {view}, batch {RECIPES[recipe][0]} | ViT-S", mae_times(recipe, seconds))
     lines += ["", "Pictures of the embedded emoji (64 pixels) a second and worker, best of three:", ""]
     lines += ["| views | ours | our colour half | lightly | ours / lightly | with colour / lightly |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]

@@ -47,7 +47,8 @@ class Features:
     ``image`` (N, D) is what ``encode_image`` gives, ``text`` (N, D) what ``encode_text`` gives for the
     sample's caption, ``trunk`` (N, T) the backbone's output before any projection (``image`` where
     there is none). None of them is normalised. ``caption`` (N,) tells equal captions apart from
-    different ones: rows with the same caption have the same number.
+    different ones: rows with the same caption have the same number. ``poolings`` holds other poolings of
+    the backbone's output by name, where a flow gives them, such as ``mean_pool`` beside a class token.
     """
 
     index: Tensor  # (N,) int64
@@ -56,6 +57,7 @@ class Features:
     text: Tensor | None = None  # (N, D) float32
     caption: Tensor | None = None  # (N,) int64
     labels: dict[str, Tensor] = field(default_factory=dict)  # attribute -> (N,) int64, -1 = no label
+    poolings: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T) float32
 
 
 def _mix(x: Tensor) -> Tensor:

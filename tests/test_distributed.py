@@ -25,7 +25,10 @@ from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 WORLD = 2
 QUEUE = ["objective.queue_length=8", "data.batch_size=8"]  # acts from the second step
 STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
+PATCHES = ["+backbone.patch_size=8"]
 VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
+    "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
+    "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
     "swav, queue": {"name": "swav", "overrides": QUEUE},
     "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},
     "pixpro, BatchNorm, instance": {
@@ -78,7 +81,8 @@ def worker(index: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=index, world_size=WORLD)
     whole = make_batch(8)
     mine = slice(4 * index, 4 * index + 4)
-    batch = Batch(views=[view[mine] for view in whole["views"]], boxes=whole["boxes"][mine], text=whole["text"][mine])
+    rows = {name: whole[name][mine] for name in ("seed", "boxes", "text")}
+    batch = Batch(views=[view[mine] for view in whole["views"]], **rows)
     record: dict = {variant: train(variant, batch) for variant in VARIANTS}
 
     x = torch.full((2, 3), float(index), requires_grad=True)

@@ -48,6 +48,39 @@ def test_a_warm_up_from_a_given_rate_equals_the_authors_numbers(case: str) -> No
     np.testing.assert_allclose(ours, data["lr_f64"], rtol=1e-12)
 
 
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_a_warm_up_from_zero_to_the_step_after_it_equals_maes_numbers(case: str) -> None:
+    data = {k.split("/")[1]: v for k, v in golden("mae_schedule_lars").items() if k.startswith(f"{case}/")}
+    base, per_epoch = float(data["lr"]), int(data["iters_per_epoch"])
+    options = {"warmup": per_epoch * int(data["warmup_epochs"]), "start": 0.0, "peak_after": True}
+    total, final = per_epoch * int(data["epochs"]), float(data["min_lr"]) / base
+    ours = [base * lr_factor(step, total=total, schedule="cosine", final=final, **options) for step in range(total)]
+    np.testing.assert_allclose(ours, data["lr_f64"], rtol=1e-6, atol=1e-12)  # their peak is a float32 here
+
+
+@pytest.mark.parametrize("case", ["lars0", "lars1"])
+def test_lars_equals_the_one_of_maes_probe(case: str) -> None:
+    """Biases neither scaled nor decayed; with a decay, inside the norm, it is ours, and without, timm's."""
+    stored = golden("mae_schedule_lars").items()
+    data = {k.split("/")[1]: torch.as_tensor(v) for k, v in stored if k.startswith(f"{case}/")}
+    module = nn.ParameterDict({name: nn.Parameter(data[f"init.{name}"].clone()) for name in ("weight", "bias")})
+    options = {"momentum": data["momentum"].item(), "trust_coeff": data["trust"].item(), "eps": 0.0}
+    lr, decay = data["lr"].item(), data["weight_decay"].item()
+    if decay:
+        optim = Optim(name="lars_l2", lr=lr, weight_decay=decay, schedule="constant", options=options)
+        optimizer, _ = optim.build(module, 3)
+    else:
+        groups = [{"params": [module["weight"]], "always_adapt": True}, {"params": [module["bias"]]}]
+        optimizer = timm.optim.Lars(groups, lr=lr, **options)
+    for step in range(3):
+        for name in module:
+            module[name].grad = data[f"step{step}.grad.{name}"]
+        optimizer.step()
+        for name in module:
+            ours, theirs = module[name].data, data[f"step{step}.param.{name}"]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 def test_swavs_schedule_runs_from_its_start_over_the_peak_to_its_end() -> None:
     recipe = compose(["experiment=swav_rn50"]).optim
     optim = instantiate(recipe)

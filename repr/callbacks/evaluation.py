@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -31,7 +32,8 @@ class Evaluation(pl.Callback):
         metrics: functions ``(bank, query) -> dict``, run once a set.
         pairs: likewise, on sets with captions.
         probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
-            classes or more in the set, of which the bank has at least one.
+            classes or more in the set, of which the bank has at least one; and once more for every other pooling of
+            the trunk that the flow gives, as ``<pooling>_<metric>``.
         zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
         choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
         headline: names of the numbers to print after each evaluation.
@@ -143,6 +145,9 @@ class Evaluation(pl.Callback):
             if len(wanted) > 1 and wanted & set(bank.labels[attribute].tolist()):
                 for probe in self.probes.values():
                     values |= probe(bank, query, attribute=attribute)
+                    for name in query.poolings:
+                        pooled = (replace(table, trunk=table.poolings[name]) for table in (bank, query))
+                        values |= {f"{name}_{k}": v for k, v in probe(*pooled, attribute=attribute).items()}
         return values
 
 
@@ -161,6 +166,7 @@ def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str,
         text=columns.get("text"),
         caption=None if tokens is None else tokens.unique(dim=0, return_inverse=True)[1],
         labels={} if labels is None else {name: labels[:, i] for i, name in enumerate(attributes)},
+        poolings={k.removeprefix("trunk."): v for k, v in columns.items() if k.startswith("trunk.")},
     )
 
 

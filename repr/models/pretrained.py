@@ -166,16 +166,29 @@ def _read(source: str) -> dict[str, Tensor]:
     return dict(content.get("state_dict", content))
 
 
-def _read_open_clip(name_and_tag: str) -> dict[str, Tensor]:
+def open_clip_model(name_and_tag: str, option: str) -> nn.Module:
+    """An open_clip model with its weights.
+
+    Args:
+        name_and_tag: ``NAME/TAG``; TAG is a tag of open_clip or the path of a local file.
+        option: where it was named, for errors.
+
+    Raises:
+        ValueError: open_clip has no such model, or the tag is missing.
+    """
     import open_clip
 
     name, _, tag = name_and_tag.partition("/")
     if name not in open_clip.list_models():
-        raise ValueError(f"init_from=open_clip:{name_and_tag}: open_clip has no model '{name}'")
+        raise ValueError(f"{option}=open_clip:{name_and_tag}: open_clip has no model '{name}'")
     if not tag:
-        tags = open_clip.list_pretrained_tags_by_model(name)
-        raise ValueError(f"init_from=open_clip:{name} needs a tag: open_clip:{name}/TAG with TAG of {', '.join(tags)}")
-    tensors = open_clip.create_model(name, pretrained=tag).state_dict()
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
+        raise ValueError(f"{option}=open_clip:{name} needs a tag: open_clip:{name}/TAG with TAG of {tags}")
+    return open_clip.create_model(name, pretrained=tag)
+
+
+def _read_open_clip(name_and_tag: str) -> dict[str, Tensor]:
+    tensors = open_clip_model(name_and_tag, "init_from").state_dict()
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if key == "visual.head.proj.weight":

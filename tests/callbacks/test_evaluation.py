@@ -62,6 +62,20 @@ def test_what_needs_captions_or_shared_classes_is_left_out_without_them() -> Non
     assert evaluation._compute(bank, Features(index, x, x, text=x, labels={})) == {"m": 1, "p": 1}
 
 
+def test_probes_look_at_every_pooling_and_pairs_at_none() -> None:
+    def rows(index: list[int]) -> dict[str, torch.Tensor]:
+        x = torch.tensor(index)
+        kept = {"batch.index": x, "batch.label": x[:, None] % 2, "image": x[:, None].float()}
+        return kept | {"trunk": x[:, None] * 2.0, "trunk.mean_pool": x[:, None] * 3.0}
+
+    def probe(bank: Features, query: Features, *, attribute: str) -> dict[str, float]:
+        return {f"q_{attribute}": query.trunk.sum().item(), f"q_{attribute}.chance": bank.trunk.sum().item()}
+
+    bank, query = (feature_table([rows(index)], {"a": []}) for index in ([0, 1], [0, 2, 3]))
+    values = Evaluation(probes={"q": probe})._compute(bank, query)
+    assert values == {"q_a": 10, "q_a.chance": 2, "mean_pool_q_a": 15, "mean_pool_q_a.chance": 3}
+
+
 def test_the_printed_table_has_each_number_beside_its_chance() -> None:
     out = io.StringIO()
     results = {"val/i2t_R@1": (0.25, 0.0034), "test/i2t_R@1": (0.5, 0.01), "val/uniformity": (-3.2, None)}

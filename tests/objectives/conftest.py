@@ -7,7 +7,6 @@ import open_clip
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from repr.batch import Batch
 from repr.config import CONF, check, compose
@@ -24,19 +23,31 @@ VIT = [
 ]  # fmt: skip
 # What an objective needs in place of SMALL; contrast of cells needs more than four of them.
 OWN = {"pixpro": ["views=byol"], "pixcontrast": ["views=byol", "+backbone.patch_size=8"]}
-SMALL_HEAD = {"hidden_dim": 32, "dim": 16, "num_prototypes": 12}
+SMALL_HEAD = {
+    "hidden_dim": 32,
+    "dim": 16,
+    "num_prototypes": 12,
+    "decoder_dim": 128,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
 
 
 def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int = 0) -> Objective:
     """An objective of conf/objective with small towers and a small head."""
-    own = OmegaConf.load(CONF / "objective" / f"{name}.yaml")
-    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in own]
+    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in options(name)]
     given = {override.partition("=")[0] for override in OWN.get(name, [])}
     small = [override for override in SMALL if override.partition("=")[0] not in given]
     cfg = compose([f"objective={name}", *small, *OWN.get(name, []), *backbone, *head, *overrides])
     check(cfg)
     torch.manual_seed(seed)
     return instantiate(cfg.objective)
+
+
+@cache
+def options(name: str) -> frozenset[str]:
+    """The options of an objective, those it has from another one too."""
+    return frozenset(map(str, compose([f"objective={name}"]).objective))
 
 
 @cache

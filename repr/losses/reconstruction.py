@@ -1,0 +1,96 @@
+"""Losses that rebuild the pixels of removed patches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repr.losses.blockwise import full_precision
+
+
+def patchify(images: Tensor, *, patch_size: int) -> Tensor:
+    """Cut images into square patches.
+
+    Args:
+        images: (B, C, H, W).
+        patch_size: side p of a patch in pixels; it divides H and W.
+
+    Returns:
+        (B, L, p * p * C) with L = (H / p)(W / p): patches row by row from the top left, within a patch its pixels row
+        by row, of each pixel the channels (He et al., 2021, arXiv 2111.06377).
+
+    Raises:
+        ValueError: the patches do not fill the images.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"patches of {patch_size} pixels do not fill an image of {height} x {width}")
+    rows, columns = height // patch_size, width // patch_size
+    cells = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # (B, C, h, p, w, p)
+    return cells.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(tokens: Tensor, *, patch_size: int) -> Tensor:
+    """Put the patches of square images together again; the inverse of :func:`patchify`.
+
+    Args:
+        tokens: (B, L, p * p * C), L a square.
+        patch_size: side p of a patch in pixels.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        ValueError: L is no square, or the patches have another size.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    if side * side != tokens.shape[1] or tokens.shape[2] % patch_size**2:
+        raise ValueError(f"tokens of shape {tuple(tokens.shape)} are no patches of {patch_size} pixels of a square")
+    cells = tokens.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (side, side))  # (B, h, w, p, p, C)
+    return cells.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def normalize_patches(tokens: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Bring every patch to mean 0 and variance 1, over all its pixels and channels together.
+
+    ``(t - mean(t)) / sqrt(var(t) + eps)`` with the unbiased variance (He et al., 2021, arXiv 2111.06377, section 4.2,
+    and the authors' code). Always float32 or wider: in half precision ``eps`` would vanish, and a flat patch with it.
+
+    Args:
+        tokens: (B, L, D), D > 1.
+        eps: added to the variance.
+
+    Returns:
+        (B, L, D); a flat patch becomes zero.
+    """
+    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
+    return (tokens - mean) * (variance + eps).rsqrt()
+
+
+def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the removed patches.
+
+    With D values a patch and ``m_nl`` 1 where patch l of image n was removed::
+
+        loss = sum_nl m_nl (1/D) |pred_nl - target_nl|^2 / sum_nl m_nl
+
+    Shapes: ``pred`` and ``target`` (B, L, D), ``mask`` (B, L), of zeros and ones. Nothing is normalised inside.
+
+    Range: [0, inf), in squared units of the target. At chance, a prediction of 0 for patches of variance 1
+    (:func:`normalize_patches`): 1, less 1/D since that variance is the unbiased one.
+
+    Source: He et al., 2021, arXiv:2111.06377, section 3; the mean is over the removed patches of the whole batch, as in
+    the authors' code, not over those of each image.
+
+    Departures: none; undefined (NaN) where nothing is removed. Always float32 (float64 if an input is), also under
+    autocast.
+
+    Several processes: with the same number of removed patches on each, the mean of their losses is that of the global
+    batch, and so is the mean of gradients that DDP takes.
+    """
+    with full_precision(pred):
+        dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
+        error = (pred.to(dtype) - target.to(dtype)).square().mean(dim=-1)  # (B, L)
+        mask = mask.to(dtype)
+        return (error * mask).sum() / mask.sum()

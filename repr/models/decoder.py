@@ -1,0 +1,124 @@
+"""MAE's decoder: from encoded visible patches to the pixels of all."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from repr.models.masking import take
+
+_NORM: Any = partial(nn.LayerNorm, eps=1e-6)
+
+
+def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int = 0) -> Tensor:
+    """Fixed positions of patches, sines and cosines of column and row.
+
+    The first half of the channels tells the column, the second the row; each half holds the sines of the position times
+    10000^(-k / (dim / 4)), k = 0, 1, ..., then their cosines (He et al., 2021, arXiv 2111.06377, and their code).
+
+    Args:
+        dim: width, a multiple of 4.
+        grid: rows and columns of patches.
+        num_prefix_tokens: tokens before the patches, whose rows are zero.
+
+    Returns:
+        (P + L, dim) float64, row-major.
+
+    Raises:
+        ValueError: the width is no multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"sine-cosine positions need a width that is a multiple of 4, not {dim}")
+    omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+
+    def table(num: int) -> Tensor:
+        angles = torch.arange(num, dtype=torch.float64)[:, None] * omega
+        return torch.cat([angles.sin(), angles.cos()], dim=1)  # (num, dim / 2)
+
+    rows, columns = grid
+    down, across = table(rows), table(columns)
+    both = torch.cat([across.expand(rows, -1, -1), down[:, None].expand(-1, columns, -1)], dim=2).flatten(0, 1)
+    return torch.cat([both.new_zeros(num_prefix_tokens, dim), both])
+
+
+def fix_positions(vit: Any) -> None:
+    """Replace a timm ViT's positions by fixed sines and cosines; they stay in the state dict under timm's name."""
+    num_prefix_tokens = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
+    table = sincos_positions(vit.pos_embed.shape[2], vit.patch_embed.grid_size, num_prefix_tokens=num_prefix_tokens)
+    with torch.no_grad():
+        vit.pos_embed.copy_(table[None])
+    vit.pos_embed.requires_grad_(False)
+
+
+class Decoder(nn.Module):
+    """Blanks for the removed patches, positions, transformer blocks, pixels (He et al., 2021, arXiv 2111.06377).
+
+    Linear layers start Xavier-uniform, biases at 0, the mask token with deviation 0.02, as in the authors' code.
+
+    Args:
+        width: of the encoder's tokens.
+        grid: rows and columns of patches.
+        patch_dim: values a patch, patch_size^2 * channels.
+        dim: width of the decoder.
+        depth: blocks.
+        num_heads: heads of each.
+        mlp_ratio: hidden width of each block's MLP over ``dim``.
+        num_prefix_tokens: class token and registers, which pass the decoder with the patches.
+
+    Raises:
+        ValueError: ``dim`` is not a multiple of 4 and of ``num_heads``.
+    """
+
+    positions: Tensor  # (P + L, dim)
+
+    def __init__(
+        self,
+        width: int,
+        grid: tuple[int, int],
+        patch_dim: int,
+        *,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        num_prefix_tokens: int = 1,
+    ) -> None:
+        super().__init__()
+        if dim % 4 or dim % num_heads:
+            raise ValueError(f"decoder_dim={dim}; set it to a multiple of 4 and of decoder_heads={num_heads}")
+        self.num_prefix_tokens = num_prefix_tokens
+        self.embed = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        positions = sincos_positions(dim, grid, num_prefix_tokens=num_prefix_tokens).float()
+        self.register_buffer("positions", positions, persistent=False)  # a function of the widths
+        layers = (Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=_NORM) for _ in range(depth))
+        self.blocks = nn.Sequential(*layers)
+        self.norm = _NORM(dim)
+        self.predict = nn.Linear(dim, patch_dim)
+        nn.init.normal_(self.mask_token, std=0.02)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, tokens: Tensor, ids_restore: Tensor, ids_predict: Tensor | None = None) -> Tensor:
+        """Predict patches.
+
+        Args:
+            tokens: (B, P + K, width), the encoder's, from :func:`repr.models.masking.encode_kept`.
+            ids_restore: (B, L) of the mask.
+            ids_predict: (B, R), the patches wanted; None: all, kept ones too.
+
+        Returns:
+            (B, R, patch_dim), or (B, L, patch_dim).
+        """
+        x = self.embed(tokens)
+        num_blanks = len(self.positions) - x.shape[1]
+        x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_blanks, -1)], dim=1)
+        x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
+        patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
+        return self.predict(patches if ids_predict is None else take(patches, ids_predict))
