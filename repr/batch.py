@@ -14,11 +14,13 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+NO_CLASS = 255  # in a mask: a pixel without a class
+
 
 class Batch(TypedDict, total=False):
     """A batch; row i of every entry is the same sample.
 
-    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens.
+    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks.
     """
 
     index: Tensor  # (B,) int64, position in the data set
@@ -29,6 +31,8 @@ class Batch(TypedDict, total=False):
     text: Tensor  # (B, L) int64, token ids
     label: Tensor  # (B, A) int64, -1 where a sample has no label
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches
+    mask: Tensor  # (B, M, H, W) uint8, classes of the pixels of `image`, NO_CLASS for none; in dense evaluation
+    crops: list[Tensor]  # 2 x (B, 3, S, S), two crops of a sample, with `boxes`; in dense evaluation
     bad: list[tuple[int, str]]  # rows that could not be read, and why; the DataModule takes it out
 
 
@@ -58,6 +62,22 @@ class Features:
     caption: Tensor | None = None  # (N,) int64
     labels: dict[str, Tensor] = field(default_factory=dict)  # attribute -> (N,) int64, -1 = no label
     poolings: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T) float32
+
+
+@dataclass(frozen=True)
+class DenseFeatures:
+    """Feature maps of some pictures of a data set; row i of every entry is the same sample.
+
+    ``maps`` are those of the evaluation transform, ``crops`` those of two crops of a picture, which ``boxes`` place in
+    it (:func:`repr.data.views.boxes`). Nothing is normalised. ``masks`` hold the classes of the pixels, ``NO_CLASS``
+    for none; there are none where the data know no classes.
+    """
+
+    index: Tensor  # (N,) int64
+    maps: Tensor  # (N, C, h, w) float32
+    crops: tuple[Tensor, Tensor]  # (N, C, h', w') float32 each
+    boxes: Tensor  # (N, 2, 4) float32
+    masks: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, H, W) uint8
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
 from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.dense import DenseDataset, mask_vocabulary
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources import Source
 from repr.data.views import View, expand
@@ -54,6 +55,7 @@ class DataModule(LightningDataModule):
         bad: set -> row -> why it cannot be read, as far as this process knows.
         attributes: attribute -> class names; the position of a name is its label, in one vocabulary
             over all sets. Column a of ``label`` is the a-th attribute.
+        mask_classes: mask -> class names, over all sets whose sources have masks.
         eval_names: names of the evaluation loaders in order, ``bank`` first; empty without ``eval``.
 
     Raises:
@@ -96,6 +98,7 @@ class DataModule(LightningDataModule):
         self._check()
         self.eval_names = ["bank", *self.eval] if self.eval else []
         self.attributes = vocabulary([train, *self.eval.values()])
+        self.mask_classes = mask_vocabulary([train, *self.eval.values()])
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
@@ -149,11 +152,37 @@ class DataModule(LightningDataModule):
             loaders.append(self._eval_loader(source, torch.arange(num_rows) * len(source) // num_rows))
         return loaders
 
+    def dense_dataloaders(self, num_images: int, views: Mapping[str, View]) -> list[DataLoader]:
+        """Loaders of dense evaluation, one a name of ``eval_names``: pictures, masks where they are known, two crops.
+
+        Args:
+            num_images: at most so many rows of each set, evenly spread.
+            views: name -> view, how the two crops are drawn; their colours stay as they are.
+
+        Raises:
+            ValueError: not two views, or no picture.
+        """
+        crops = expand(views.values())
+        if len(crops) != 2 or num_images < 1:
+            raise ValueError(
+                f"eval.dense: views gives {len(crops)} crops and num_images is {num_images}; set views to two crops "
+                "(count: 2) and num_images to 1 or more"
+            )
+        loaders = []
+        for name in self.eval_names:
+            source, num = (self.train, self.bank_size) if name == "bank" else (self.eval[name], len(self.eval[name]))
+            num_rows = min(num, num_images)
+            rows = torch.arange(num_rows) * len(source) // num_rows
+            loaders.append(self._in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
+        return loaders
+
     def _eval_loader(self, source: Source, rows: Tensor) -> DataLoader:
-        rank, world_size = self._rank()
         tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
-        dataset = EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer)
-        sampler = EvalBatchSampler(len(rows), self.eval_batch_size, rank=rank, world_size=world_size)
+        return self._in_order(EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer))
+
+    def _in_order(self, dataset: EvalDataset | DenseDataset) -> DataLoader:
+        rank, world_size = self._rank()
+        sampler = EvalBatchSampler(len(dataset), self.eval_batch_size, rank=rank, world_size=world_size)
         # Workers that end with the round: several sets would otherwise keep theirs all through training.
         return self._loader(dataset, sampler, persistent_workers=False)
 
@@ -200,6 +229,8 @@ class DataModule(LightningDataModule):
             batch["colour"] = batch["colour"].to(batch["index"].device, non_blocking=True)
         if "image" in batch and not batch["image"].is_floating_point():
             batch["image"] = normalise(batch["image"], self.mean, self.std)
+        if "crops" in batch:
+            batch["crops"] = [normalise(crop, self.mean, self.std) for crop in batch["crops"]]
         return batch
 
     def _max_bad(self, num_rows: int) -> int:

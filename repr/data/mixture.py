@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from repr.data.columns import Labels
+from repr.data.dense import mask_vocabulary, named_masks
 from repr.data.sources import Source
 
 
@@ -22,9 +23,10 @@ class Mixture:
     Attributes:
         parts: (number of rows, weight) of each source, which the order of training follows.
         attributes: those of all sources; a row has ``''`` where its source lacks one.
+        mask_classes: those of all sources that have masks.
 
     Raises:
-        ValueError: no source, or weights that do not fit.
+        ValueError: no source, weights that do not fit, or masks of one name that differ in their classes.
     """
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float] | None = None) -> None:
@@ -41,6 +43,7 @@ class Mixture:
             name: Labels.join([s.attributes.get(name) or Labels.constant("", len(s)) for s in self.sources])
             for name in names
         }
+        self.mask_classes = mask_vocabulary(self.sources)
 
     def _find(self, index: int) -> tuple[int, int]:
         """The source of a row, and the row's position in it."""
@@ -75,3 +78,8 @@ class Mixture:
         number, row = self._find(index)
         weights = getattr(self.sources[number], "caption_weights", None)
         return weights(row) if weights else None
+
+    def masks(self, index: int) -> np.ndarray:
+        """The masks of all names, 255 where the row's source lacks one."""
+        number, row = self._find(index)
+        return named_masks(self.sources[number], row, self.mask_classes)

@@ -1,8 +1,10 @@
 """Sources: where the pictures, captions and class names of a data set come from.
 
 A source is map-style and knows nothing of views, batches or ranks. :class:`Source` is the whole
-interface; the config names a class with these members by ``_target_``. Tables are in :mod:`repr.data.table`,
-tar shards in :mod:`repr.data.shards`, several sources as one in :mod:`repr.data.mixture`.
+interface; the config names a class with these members by ``_target_``, and
+:class:`repr.data.dense.MaskedSource` is one that has a class for every pixel besides. Tables are in
+:mod:`repr.data.table`, tar shards in :mod:`repr.data.shards`, several sources as one in :mod:`repr.data.mixture`, and
+drawn scenes in :mod:`repr.data.scenes`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
 
 from repr.data.columns import Labels, Packed, rows_of_part
@@ -23,6 +26,7 @@ from repr.data.pictures import IMAGE_SUFFIXES, decode, read_picture
 EMOJI_ZIP = Path(__file__).with_name("emoji64.zip")
 EMOJI_ATTRIBUTES = ("category", "subcategory", "style", "concept")
 EMOJI_TEXTS = ("caption", "keywords")
+WHITE = 230  # from this value on in all channels, a pixel of an emoji is ground; WebP blurs white down to some 235
 
 
 class Source(Protocol):
@@ -124,6 +128,15 @@ class Emoji:
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, 64 x 64."""
         return decode(self.encoded(index), f"{EMOJI_ZIP}:{self._files[index]}", ["WEBP"])
+
+    @property
+    def mask_classes(self) -> dict[str, list[str]]:
+        """The only mask, ``figure``."""
+        return {"figure": ["ground", "figure"]}
+
+    def masks(self, index: int) -> np.ndarray:
+        """Which pixels are not white: (1, 64, 64) uint8. White inside a drawing counts as ground."""
+        return (np.asarray(self.image(index)).min(2) < WHITE).astype(np.uint8)[None]
 
     def captions(self, index: int) -> list[str]:
         """The texts chosen by ``captions``, without empty ones."""

@@ -252,11 +252,29 @@ def evaluation_view(image: Image.Image, size: int) -> Tensor:
     Returns:
         (3, size, size) uint8; :func:`repr.data.colour.normalise` makes it what a model takes.
     """
+    return torch.from_numpy(np.array(_central(image, size, Image.Resampling.BICUBIC))).permute(2, 0, 1)
+
+
+def evaluation_masks(masks: np.ndarray, size: int) -> Tensor:
+    """The evaluation transform of masks: the same place, every pixel the class of the nearest one.
+
+    Args:
+        masks: (A, H, W) uint8.
+        size: side in pixels.
+
+    Returns:
+        (A, size, size) uint8.
+    """
+    views = [_central(Image.fromarray(mask), size, Image.Resampling.NEAREST) for mask in masks]
+    return torch.from_numpy(np.array([np.asarray(view) for view in views], np.uint8))
+
+
+def _central(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
+    """The shorter side resized to ``size``, then the central square."""
     short = min(image.size)
     if max(image.size) > 32 * short:  # a strip: resized whole, it would take gigabytes
         left, top = ((side - min(side, 32 * short)) // 2 for side in image.size)
         image = image.crop((left, top, image.width - left, image.height - top))
     width, height = (int(size * side / short) for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    view = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    return torch.from_numpy(np.array(view)).permute(2, 0, 1)
+    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
