@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -16,6 +16,9 @@ from repr.distributed import gather
 from repr.metrics.classes import Classes
 from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
+
+if TYPE_CHECKING:
+    from repr.callbacks.dense import Dense
 
 Metric = Callable[..., dict[str, float]]
 CHANCE = ".chance"  # what metrics append to a name for its level at chance
@@ -36,6 +39,7 @@ class Evaluation(pl.Callback):
             the trunk that the flow gives, as ``<pooling>_<metric>``.
         zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
         choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
+        dense: metrics of feature maps, from a pass of their own; None: no such pass.
         headline: names of the numbers to print after each evaluation.
 
     Attributes:
@@ -50,6 +54,7 @@ class Evaluation(pl.Callback):
         probes: Mapping[str, Metric] | None = None,
         zero_shot: Mapping[str, str] | None = None,
         choices: Mapping[str, str] | None = None,
+        dense: Dense | None = None,
         headline: Sequence[str] = (),
     ) -> None:
         self.metrics = metrics or {}
@@ -57,16 +62,18 @@ class Evaluation(pl.Callback):
         self.probes = probes or {}
         self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
         self.choices = choices or {}
-        self.headline = headline
+        self.dense, self.headline = dense, headline
         self.results: dict[str, tuple[float, float | None]] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse class files and choices that do not fit the data, before anything is trained."""
+        """Refuse class files and choices that do not fit the data, and backbones without maps, before any training."""
         data = _data(trainer)
         if not hasattr(data, "eval_names"):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
+        if self.dense is not None:
+            self.dense.check(pl_module)
         for name, classes in self.classes.items():
             if name not in data.eval_names:
                 known = ", ".join(data.eval_names[1:]) or "none"
@@ -111,6 +118,7 @@ class Evaluation(pl.Callback):
         bank = tables.pop("bank")
         # Every rank embeds the classes, since a sharded text tower needs them all.
         class_embeddings = {name: embed_classes(pl_module, classes) for name, classes in self.classes.items()}
+        maps = {} if self.dense is None else self.dense.tables(trainer, pl_module)
         values: dict[str, float] = {}
         if trainer.is_global_zero:
             for name, query in tables.items():
@@ -128,6 +136,7 @@ class Evaluation(pl.Callback):
                 if attribute := self.choices.get(name):
                     found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
                 values |= {f"{name}/{key}": value for key, value in found.items()}
+            values |= {} if self.dense is None else self.dense.compute(maps)
         values = trainer.strategy.broadcast(values)
         self.results = {k: (v, values.get(k + CHANCE)) for k, v in values.items() if not k.endswith(CHANCE)}
         self.step = trainer.global_step
@@ -151,13 +160,18 @@ class Evaluation(pl.Callback):
         return values
 
 
-def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]) -> Features:
-    """Join the batches of all ranks into one table in the order of the data set, each readable sample once."""
+def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the batches of all ranks, in the order of the data set, each readable sample once."""
     columns = {name: gather(torch.cat([row[name] for row in rows])) for name in rows[0]}
     index, order = columns["batch.index"].sort(stable=True)
     first = index >= 0  # negative: could not be read
     first[1:] &= index[1:] != index[:-1]
-    columns = {name: column[order[first]] for name, column in columns.items()}
+    return {name: column[order[first]] for name, column in columns.items()}
+
+
+def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]) -> Features:
+    """The table of a set from the batches of all ranks."""
+    columns = joined(rows)
     tokens, labels = columns.get("batch.text"), columns.get("batch.label")
     return Features(
         index=columns["batch.index"],
