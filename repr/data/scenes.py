@@ -6,7 +6,7 @@ around it, in numpy: its coverage of a pixel (anti-aliased), its edge and its sh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from repr.batch import sample_seed, uniform
 from repr.data.columns import Labels
-
-Field = np.ndarray  # (h, w) float32
+from repr.data.shapes import PERIOD, SHAPES, TEXTURES
 
 SPLITS = ("train", "val")  # the position is part of every row: append, never reorder
 COLOURS = {  # RGB of the middle lightness
@@ -29,84 +28,9 @@ COLOURS = {  # RGB of the middle lightness
     "blue": (52, 104, 210),
     "purple": (138, 66, 172),
 }
-PERIOD = 0.62  # of textures, in radii of the object
 MAX_OBJECTS = 8
 _SCENE_DRAWS, _OBJECT_DRAWS = 8, 16
 _RADIUS, _CLASS, _LOOKS = 6, 7, 10  # of an object's draws: three places, radius, classes, looks
-
-
-def _circle(x: Field, y: Field) -> Field:
-    return np.hypot(x, y) - 0.9
-
-
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(np.hypot(x, y) - 0.7) - 0.26
-
-
-def _crescent(x: Field, y: Field) -> Field:
-    """A disc without another one; beyond the tips, where both circles are too near, the distance to the tip."""
-    y, tip_x, tip_y = np.abs(y), 0.602, 0.773
-    beyond = x * tip_y - y * tip_x > 0.5 * np.maximum(tip_y - y, 0)
-    both = np.maximum(np.hypot(x, y) - 0.98, 0.78 - np.hypot(x - 0.5, y))
-    return np.where(beyond, np.hypot(x - tip_x, y - tip_y), both)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.8
-
-
-def _bar(x: Field, y: Field) -> Field:
-    return np.maximum(np.abs(x) - 1.0, np.abs(y) - 0.36)
-
-
-def _triangle(x: Field, y: Field) -> Field:
-    return np.maximum(y - 0.52, np.abs(x) * 0.866 - y * 0.5 - 0.52)
-
-
-def _cross(x: Field, y: Field) -> Field:
-    x, y = np.abs(x), np.abs(y)
-    return np.minimum(np.maximum(x - 0.95, y - 0.33), np.maximum(x - 0.33, y - 0.95))
-
-
-def _star(x: Field, y: Field) -> Field:
-    """Five points: folded to half a point, it is the distance to one line."""
-    turn = np.pi / 5
-    angle, radius = np.abs(np.arctan2(y, x) % (2 * turn) - turn), np.hypot(x, y)
-    inner, tip_x, tip_y = 0.44, np.cos(turn), np.sin(turn)
-    length = np.hypot(tip_x - inner, tip_y)
-    return ((radius * np.cos(angle) - inner) * tip_y - radius * np.sin(angle) * (tip_x - inner)) / length
-
-
-def _plain(x: Field, y: Field) -> Field:
-    return np.full_like(x, -1.0)
-
-
-def _stripes(x: Field, y: Field) -> Field:
-    return PERIOD * (0.25 - np.abs((x / PERIOD) % 1 - 0.5))
-
-
-def _dots(x: Field, y: Field) -> Field:
-    x, y = (x / PERIOD) % 1 - 0.5, (y / PERIOD) % 1 - 0.5
-    return PERIOD * (np.hypot(x, y) - 0.32)
-
-
-def _checks(x: Field, y: Field) -> Field:
-    x, y = 0.25 - np.abs((x / PERIOD) % 1 - 0.5), 0.25 - np.abs((y / PERIOD) % 1 - 0.5)
-    return PERIOD * np.sign(x * y) * np.minimum(np.abs(x), np.abs(y))
-
-
-def _halves(x: Field, y: Field) -> Field:
-    return y
-
-
-# Signed distances in radii of the object, negative inside; of a texture, negative where the first colour is.
-SHAPES: dict[str, Callable[[Field, Field], Field]] = {
-    "circle": _circle, "ring": _ring, "crescent": _crescent, "square": _square, "bar": _bar, "triangle": _triangle,
-    "cross": _cross, "star": _star,
-}  # fmt: skip
-TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
-    "plain": _plain, "striped": _stripes, "dotted": _dots, "checked": _checks, "halved": _halves,
-}  # fmt: skip
 _CLASSES = {"shape": list(SHAPES), "colour": list(COLOURS), "texture": list(TEXTURES)}
 
 
