@@ -31,12 +31,13 @@ class Dense:
     views: Mapping[str, Any]
     num_images: int
 
-    def check(self, module: Any) -> None:
-        """Refuse an objective whose backbone gives no maps.
+    def check(self, data: Any, module: Any) -> None:
+        """Refuse what could not be evaluated, before anything is trained.
 
         Raises:
-            ValueError: so it is.
+            ValueError: the module's backbone gives no maps, or ``views`` not two crops.
         """
+        data.dense_dataloaders(self.num_images, self.views)
         backbone = getattr(module, "backbone", None)
         if not hasattr(backbone, "forward_intermediates"):
             raise ValueError(

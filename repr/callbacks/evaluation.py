@@ -73,7 +73,7 @@ class Evaluation(pl.Callback):
         if not hasattr(data, "eval_names"):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
         if self.dense is not None:
-            self.dense.check(pl_module)
+            self.dense.check(data, pl_module)
         for name, classes in self.classes.items():
             if name not in data.eval_names:
                 known = ", ".join(data.eval_names[1:]) or "none"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ def mask_vocabulary(sources: Sequence[Source]) -> dict[str, list[str]]:
     return found
 
 
-def has_masks(source: Source) -> bool:
+def has_masks(source: Source) -> TypeGuard[MaskedSource]:
     """Whether a source has masks; a mixture may have none in spite of its members."""
     return isinstance(source, MaskedSource) and bool(source.mask_classes)
 
@@ -66,7 +66,7 @@ def named_masks(source: Source, row: int, names: Iterable[str]) -> np.ndarray:
     Raises:
         OSError: they cannot be read.
     """
-    if isinstance(source, MaskedSource) and source.mask_classes:
+    if has_masks(source):
         own = dict(zip(source.mask_classes, source.masks(row), strict=True))
         shape = next(iter(own.values())).shape
     else:

@@ -122,7 +122,7 @@ class Scenes:
     def captions(self, index: int) -> list[str]:
         """What is on the picture, the largest object first."""
         words = ["{2} {1} {0}".format(*_names(thing)) for thing in reversed(self.things(index))]
-        return [" and ".join(f"a {word}" for word in words).replace("a orange", "an orange")]
+        return [" and ".join(f"a {word}" for word in words)]
 
     def _row(self, index: int) -> tuple[Image.Image, np.ndarray]:
         """Picture and masks; those drawn last are kept, since whoever wants the one mostly wants the other."""
@@ -157,14 +157,16 @@ class Scenes:
         """The objects of a scene, from the smallest, which lies behind all others, to the largest."""
         objects, count = self._objects(self._draws(torch.tensor([index])))
         rows = objects[0, : count[0]]
-        places: list[tuple[float, float]] = []
-        for row in rows:  # of three places the one farthest from those that are taken, so that less is hidden
-            free = 0.08 + 0.84 * row[:_RADIUS].reshape(3, 2)
-            taken = np.array(places or [(9.0, 9.0)])
-            places.append(tuple(free[np.linalg.norm(free[:, None] - taken, axis=2).min(1).argmax()].tolist()))
+        free = 0.08 + 0.84 * rows[:, :_RADIUS].reshape(-1, 3, 2)
+        places = [free[0, 0]]
+        for three in free[1:]:  # the one farthest from those that are taken, so that less is hidden
+            places.append(three[np.linalg.norm(three[:, None] - np.array(places), axis=2).min(1).argmax()])
         radii = self.radius[0] + (self.radius[1] - self.radius[0]) * rows[:, _RADIUS]
         classes = _classes(rows).tolist()
-        return [Thing(tuple(classes[i]), places[i], float(radii[i]), rows[i, _LOOKS:]) for i in np.argsort(radii)]
+        return [
+            Thing(tuple(classes[i]), tuple(places[i].tolist()), float(radii[i]), rows[i, _LOOKS:])
+            for i in np.argsort(radii)
+        ]
 
     def _paint(self, index: int) -> tuple[Image.Image, np.ndarray]:
         seed = sample_seed(self._seed, SPLITS.index(self.split), torch.tensor([index]))
