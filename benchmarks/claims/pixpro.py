@@ -57,7 +57,8 @@ def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the numbers of its evaluation."""
     with tempfile.TemporaryDirectory() as folder:
         small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
-        quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "logger.tensorboard=null"]
+        quiet = ["+trainer.enable_progress_bar=false", "logger.tensorboard=null"]
+        quiet += ["callbacks.progress=null", "callbacks.pictures=null"]
         results = fit(compose([*METHODS[method], f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
     return {column: results[f"val/{metric}"] for column, metric in (DENSE | WHOLE).items()}
 
@@ -125,7 +126,7 @@ def main() -> None:
     epochs, seeds = (1, args.seeds or 1) if args.quick else (3, args.seeds or 3)
     start = time.monotonic()
     with ThreadPoolExecutor(args.jobs) as pool:
-        found = {(method, seed): pool.submit(run, method, seed, epochs) for seed in range(seeds) for method in METHODS}
+        found = {(method, seed): pool.submit(run, method, seed, epochs) for method in METHODS for seed in range(seeds)}
         for (method, seed), future in found.items():
             if (error := future.exception()) is not None:
                 pool.shutdown(cancel_futures=True)
