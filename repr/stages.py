@@ -92,7 +92,7 @@ class Joined(pl.LightningModule):
     def __init__(self, stages: Sequence[Any], *, norm: Norm = "joined") -> None:
         super().__init__()
         self.norm = norm
-        has_text = all(hasattr(stage, "encode_text") for stage in stages)
+        has_text = all(getattr(stage, "text", None) is not None for stage in stages)
         widths = [stage.text.output_dim if hasattr(stage, "text") else stage.backbone.num_features for stage in stages]
         pairs = list(zip(stages, widths, strict=True))
         self.image = Concat([Encoder(stage, "encode_image", width) for stage, width in pairs], norm=norm)

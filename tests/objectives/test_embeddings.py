@@ -10,7 +10,7 @@ from tests.objectives.conftest import OBJECTIVES, build
 def test_the_declared_embeddings_are_those_of_predict_step(name: str) -> None:
     objective = build(name).eval()
     batch = {"image": torch.randn(2, 3, 32, 32)}
-    if hasattr(objective, "encode_text"):
+    if getattr(objective, "text", None) is not None:
         batch["text"] = torch.ones(2, objective.text.context_length, dtype=torch.int64)
     with torch.no_grad():
         outputs = objective.predict_step(batch, 0)
