@@ -92,8 +92,12 @@ class Joined(pl.LightningModule):
     def __init__(self, stages: Sequence[Any], *, norm: Norm = "joined") -> None:
         super().__init__()
         self.norm = norm
-        has_text = all(getattr(stage, "text", None) is not None for stage in stages)
-        widths = [stage.text.output_dim if hasattr(stage, "text") else stage.backbone.num_features for stage in stages]
+        texts = [getattr(stage, "text", None) for stage in stages]
+        has_text = all(text is not None for text in texts)
+        widths = [
+            stage.backbone.num_features if text is None else text.output_dim
+            for stage, text in zip(stages, texts, strict=True)
+        ]
         pairs = list(zip(stages, widths, strict=True))
         self.image = Concat([Encoder(stage, "encode_image", width) for stage, width in pairs], norm=norm)
         self.text = Concat([Encoder(stage, "encode_text", w) for stage, w in pairs], norm=norm) if has_text else None
