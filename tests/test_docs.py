@@ -67,7 +67,14 @@ def test_make_targets_exist() -> None:
     assert re.search(r"^demo:.*\n\t\$\(RUN\) repr\.fit$", makefile, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [c for c in commands("README.md") if c.startswith("python -m repr.fit")])
+FITS = [c for c in commands("README.md") if c.startswith("python -m repr.fit")]
+AT_ONCE = ("repr.fit", "resume=", "--show", "mcl_vit_b")  # how these end; each takes a start-up, so the others are slow
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=() if re.search(f"({'|'.join(AT_ONCE)})\\S*$", c) else pytest.mark.slow) for c in FITS],
+)
 def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
     """As it stands, but made small."""
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
