@@ -13,7 +13,7 @@ test: .venv/installed-dev  ## run the default tests
 test-oldest: .venv/installed-dev  ## test the exports with the oldest open_clip and timm that pyproject.toml allows
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \
 		$$(grep -oE '(open-clip-torch|timm)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
-	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export/test_round_trips.py
 
 check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) ruff check .

@@ -251,6 +251,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="ResNet-18 at the smaller recipe, few steps")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--seconds", type=float, help="of measuring a case; default 180, quick 30")
+    parser.add_argument("--only", choices=("SimCLR", "SwAV", "MAE"), help="one method, and nothing of the data side")
     parser.add_argument("--threads", type=int, help="of torch; default: all cores")
     args = parser.parse_args()
     if args.threads:
@@ -271,23 +272,33 @@ def main() -> None:
     for recipe in islice(RECIPES, few):
         for shown, name in islice(BACKBONES.items(), few):
             for method in ("SimCLR", "SwAV"):
+                if args.only not in (None, method):
+                    continue
                 views = recipe if method == "SwAV" else recipe.split(" + ")[0]
                 first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
                 lines += rows(first, step_times(method, recipe, name, seconds))
         view = recipe.split(" + ")[0].replace("2 x", "1 x")
-        lines += rows(f"MAE | {view}, batch {RECIPES[recipe][0]} | ViT-S", mae_times(recipe, seconds))
-    lines += ["", "Pictures of the embedded emoji (64 pixels) a second and worker, best of three:", ""]
+        if args.only in (None, "MAE"):
+            lines += rows(f"MAE | {view}, batch {RECIPES[recipe][0]} | ViT-S", mae_times(recipe, seconds))
+    if args.only is None:
+        lines += data_side(few, 16 if args.quick else 64)
+    publish(lines, RESULTS if args.write else None)
+
+
+def data_side(few: int | None, num: int) -> list[str]:
+    """The table of what a worker hands over."""
+    lines = ["", "Pictures of the embedded emoji (64 pixels) a second and worker, best of three:", ""]
     lines += ["| views | ours | our colour half | lightly | ours / lightly | with colour / lightly |"]
     lines += ["|---|---:|---:|---:|---:|---:|"]
     for recipe in islice(RECIPES, few):
         torch.set_num_threads(1)
-        rates = {name: max(column) for name, column in worker_rates(recipe, 16 if args.quick else 64).items()}
+        rates = {name: max(column) for name, column in worker_rates(recipe, num).items()}
         both = 1 / (1 / rates["ours"] + 1 / rates["our colour half"])
         lines.append(
             f"| {recipe} | {rates['ours']:.0f} | {rates['our colour half']:.0f} | {rates['lightly']:.0f} | "
             f"{rates['ours'] / rates['lightly']:.1f} | {both / rates['lightly']:.1f} |"
         )
-    publish(lines, RESULTS if args.write else None)
+    return lines
 
 
 if __name__ == "__main__":
