@@ -16,20 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scipy import stats
-
+from benchmarks.claims.seeds import ROOT, compared, evaluated, in_process
 from benchmarks.report import hardware, publish
-from repr.config import compose
-from repr.fit import fit
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/mae_contrastive.md"
 METHODS = {
     "random encoder": ["experiment=mae_emoji", "optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"],
@@ -53,10 +47,7 @@ Values = dict[str, dict[str, float]]  # pooling -> number -> value
 
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the metrics of its evaluation."""
-    with tempfile.TemporaryDirectory() as folder:
-        small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
-        quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "logger.tensorboard=null"]
-        results = fit(compose([*METHODS[method], f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
+    results = evaluated(METHODS[method], seed, epochs)
     return {
         pooling: {
             f"{data}/{name}": results[f"{data}/{prefix}{PROBES[name]}"][0] for data in SETS for name in SETS[data]
@@ -70,19 +61,11 @@ def run(method: str, seed: int, epochs: int, kept: Path | None) -> Values:
     file = None if kept is None else kept / f"{method}, seed {seed}, {epochs} epochs.json"
     if file is not None and file.is_file():
         return json.loads(file.read_text())
-    program = (
-        "import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.mae_contrastive import train; "
-        "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
-    )
-    command = [sys.executable, "-c", program, method, str(seed), str(epochs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
-    values = done.stdout.splitlines()[-1]
+    values = in_process("benchmarks.claims.mae_contrastive", method, seed, epochs)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(values)
-    return json.loads(values)
+        file.write_text(json.dumps(values))
+    return values
 
 
 def table(runs: dict[str, list[Values]], pooling: str) -> str:
@@ -108,11 +91,8 @@ def verdict(runs: dict[str, list[Values]], pooling: str) -> list[str]:
             statistics.mean(a[pooling][name] - b[pooling][name] for name in names)
             for a, b in zip(runs[ours], runs[theirs], strict=True)
         ]
-        mean = statistics.mean(pairs)
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("inf")
-        limit = stats.t.ppf(0.975, len(pairs) - 1) * error if len(pairs) > 1 else error
-        word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
-        spread = f" ± {error:.3f}" if len(pairs) > 1 else ""
+        word, mean, error = compared(pairs)
+        spread = "" if error is None else f" ± {error:.3f}"
         return f"{kind} {word} ({mean:+.3f}{spread})"
 
     pairs = [

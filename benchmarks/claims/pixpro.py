@@ -14,24 +14,15 @@ drawn scenes: the crops of correspondence, and the cells of the bank, are the sa
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from scipy import stats
-
+from benchmarks.claims.seeds import ROOT, compared, evaluated, in_process
 from benchmarks.report import hardware, publish
-from repr.config import compose
-from repr.fit import fit
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/pixpro.md"
 METHODS = {
     "random encoder": [
@@ -55,27 +46,14 @@ Values = dict[str, tuple[float, float]]  # column -> value and level at chance
 
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the numbers of its evaluation."""
-    with tempfile.TemporaryDirectory() as folder:
-        small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
-        quiet = ["+trainer.enable_progress_bar=false", "logger.tensorboard=null"]
-        quiet += ["callbacks.progress=null", "callbacks.pictures=null"]
-        results = fit(compose([*METHODS[method], f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
+    results = evaluated(METHODS[method], seed, epochs)
     return {column: results[f"val/{metric}"] for column, metric in (DENSE | WHOLE).items()}
 
 
 def run(method: str, seed: int, epochs: int) -> Values:
     """The same in a process with one thread."""
-    program = (
-        "import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.pixpro import train; "
-        "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
-    )
-    command = [sys.executable, "-c", program, method, str(seed), str(epochs)]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    if done.returncode:
-        raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
-    return {column: tuple(pair) for column, pair in json.loads(done.stdout.splitlines()[-1]).items()}
+    values = in_process("benchmarks.claims.pixpro", method, seed, epochs)
+    return {column: tuple(pair) for column, pair in values.items()}
 
 
 def table(runs: dict[str, list[Values]], columns: Sequence[str]) -> str:
@@ -99,11 +77,10 @@ def verdict(runs: dict[str, list[Values]]) -> list[str]:
             statistics.mean(a[column][0] - b[column][0] for column in columns)
             for a, b in zip(runs[ours], runs[theirs], strict=True)
         ]
-        mean, many = statistics.mean(pairs), len(pairs) > 1
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if many else float("inf")
-        limit = stats.t.ppf(0.975, len(pairs) - 1) * error if many else error
-        word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
-        return f"- {what}: {ours} {word} {theirs}, {mean:+.3f}" + (f" ± {error:.3f} on average." if many else ".")
+        word, mean, error = compared(pairs)
+        return f"- {what}: {ours} {word} {theirs}, {mean:+.3f}" + (
+            "." if error is None else f" ± {error:.3f} on average."
+        )
 
     kinds = {
         "linear mIoU": [column for column in DENSE if column.startswith("linear")],

@@ -15,28 +15,21 @@ for every view, prototypes normalised before every step. Neither has a queue her
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.claims.seeds import ROOT, compared, evaluated, in_process
 from benchmarks.report import hardware, publish
 from repr.batch import Batch, StepOutput
-from repr.config import compose
-from repr.fit import fit
 from repr.objectives.base import Objective
 
-ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks/results/swav.md"
 METHODS = {
     "random encoder": [
@@ -108,24 +101,13 @@ class LightlySwaV(Objective):
 
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the metrics of its evaluation."""
-    with tempfile.TemporaryDirectory() as folder:
-        small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
-        quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "logger.tensorboard=null"]
-        results = fit(compose([*METHODS[method], f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
+    results = evaluated(METHODS[method], seed, epochs)
     return {f"{data}/{name}": results[f"{data}/{METRICS[name]}"][0] for data, names in SETS.items() for name in names}
 
 
 def run(method: str, seed: int, epochs: int) -> Values:
     """The same in a process with one thread."""
-    program = (
-        "import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.swav import train; "
-        "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
-    )
-    command = [sys.executable, "-c", program, method, str(seed), str(epochs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return in_process("benchmarks.claims.swav", method, seed, epochs)
 
 
 def table(runs: dict[str, list[Values]]) -> str:
@@ -150,11 +132,8 @@ def verdict(runs: dict[str, list[Values]]) -> list[str]:
         pairs = [
             statistics.mean(a[name] - b[name] for name in names) for a, b in zip(runs[ours], runs[theirs], strict=True)
         ]
-        mean = statistics.mean(pairs)
-        error = statistics.stdev(pairs) / len(pairs) ** 0.5 if len(pairs) > 1 else float("inf")
-        limit = stats.t.ppf(0.975, len(pairs) - 1) * error if len(pairs) > 1 else error
-        word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
-        spread = f" ± {error:.3f}" if len(pairs) > 1 else ""
+        word, mean, error = compared(pairs)
+        spread = "" if error is None else f" ± {error:.3f}"
         return f"- {ours}: {word} {theirs}; the six numbers differ by {mean:+.3f}{spread} on average."
 
     return [
