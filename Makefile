@@ -2,13 +2,19 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-.PHONY: demo test test-oldest check clean
+# A process of tests takes one core; those of a file share what they have started.
+PYTEST := $(RUN) pytest --numprocesses 2 --dist loadfile
+
+.PHONY: demo test test-slow test-oldest check clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
 
 test: .venv/installed-dev  ## run the default tests
-	$(RUN) pytest
+	$(PYTEST)
+
+test-slow: .venv/installed-dev  ## run the tests that take long
+	$(PYTEST) -m slow
 
 test-oldest: .venv/installed-dev  ## test the exports with the oldest open_clip and timm that pyproject.toml allows
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \

@@ -16,6 +16,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random inputs are the same whatever ran before, in this process or in another."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 MB: three checkpoints of the smallest model."""
