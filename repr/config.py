@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -321,3 +322,9 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
+    for key, parts in (("micro_batch", "rows of an encoder"), ("chunk_size", "rows of the matrix of pairs")):
+        value = cfg.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
+    if cfg.get("chunk_size") and "chunk_size" not in cfg.objective:
+        warnings.warn(f"chunk_size={cfg.chunk_size} changes nothing: this objective compares no pairs", stacklevel=2)

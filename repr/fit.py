@@ -89,6 +89,7 @@ def train(cfg: DictConfig) -> Run:
     from repr.callbacks.evaluation import Evaluation
     from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
+    from repr.models.slicing import slice_encoders
     from repr.report import PAGE, write_report
 
     folder = Path(cfg.run_folder)
@@ -106,6 +107,7 @@ def train(cfg: DictConfig) -> Run:
         report = load_weights(objective, cfg.init_from)
         trainer.print(report)
     freeze(objective, cfg.get("freeze") or {})
+    slice_encoders(objective, cfg.get("micro_batch"))
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)

@@ -68,7 +68,8 @@ def test_all_wrong_overrides_are_told_at_once() -> None:
 
 
 def test_all_faults_of_a_config_are_told_at_once() -> None:
-    cfg = compose(["data=folder", "trainer.devices=3", "data.batch_size=8", "run_folder=x"])
+    sizes = ["trainer.devices=3", "data.batch_size=8", "micro_batch=0", "chunk_size=1.5"]
+    cfg = compose(["data=folder", *sizes, "run_folder=x"])
     OmegaConf.set_struct(cfg, False)
     cfg = OmegaConf.merge(
         cfg,
@@ -93,8 +94,15 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
         "objective.losses.uniformty: repr.objectives.image_text.ImageText has no such term; did you mean 'uniformity'",
         "data.batch_size=8 is the global batch and 3 processes cannot share it evenly",
         "trainer.max_epochs or trainer.max_steps",
+        "micro_batch=0; set it to the number of rows of an encoder at a time, or to null",
+        "chunk_size=1.5; set it",
     ):
         assert words in text, words
+
+
+def test_an_option_without_effect_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match="chunk_size=64 changes nothing"):
+        check(compose(["objective=vicreg", "views=simclr", "tokenizer=null", "eval=images", "chunk_size=64"]))
 
 
 def test_a_needed_argument_is_missed() -> None:

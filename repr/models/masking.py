@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import uniform
 from repr.losses.blockwise import full_precision
+from repr.models.slicing import in_slices
 
 MASK_STREAM = 16  # of the batch's seed; view v draws from stream 16 + v
 
@@ -145,14 +146,17 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
     """
     model: Any = vit
 
-    def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
-        return take(tokens, ids_keep, num_prefix_tokens=model.num_prefix_tokens)
+    def encode(images: Tensor, ids_keep: Tensor) -> Tensor:
+        def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            return take(tokens, ids_keep, num_prefix_tokens=model.num_prefix_tokens)
 
-    hook = model.patch_drop.register_forward_hook(drop)
-    try:
-        return model.forward_features(images)
-    finally:
-        hook.remove()
+        hook = model.patch_drop.register_forward_hook(drop)
+        try:
+            return model.forward_features(images)
+        finally:
+            hook.remove()
+
+    return in_slices(vit, encode, images, ids_keep)  # of pictures and of their masks alike
 
 
 def take(tokens: Tensor, ids: Tensor, *, num_prefix_tokens: int = 0) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
@@ -34,6 +36,8 @@ class Objective(pl.LightningModule):
     TERMS: ClassVar[tuple[str, ...]] = ()
     # Those of TERMS that push each sample away from the other samples of its batch, and from no others.
     PAIRWISE: ClassVar[tuple[str, ...]] = ()
+    # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
+    ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
 
     def __init__(self, backbone: nn.Module, *, weights: Mapping[str, float], optim: Optim | None = None) -> None:
@@ -131,3 +135,23 @@ class Objective(pl.LightningModule):
         """Build the optimizer and its schedule, stepped once per optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def in_chunks(
+    losses: Mapping[str, Callable[..., Tensor]], names: Sequence[str], chunk_size: int | None
+) -> dict[str, Callable[..., Tensor]]:
+    """Let the pairwise ones among losses build ``chunk_size`` rows of their matrix of pairs at a time.
+
+    Args:
+        losses: by term.
+        names: the pairwise ones.
+        chunk_size: None: as they are.
+
+    Raises:
+        ValueError: one of them takes no ``chunk_size``.
+    """
+    if chunk_size is None:
+        return dict(losses)
+    if without := [name for name in names if "chunk_size" not in inspect.signature(losses[name]).parameters]:
+        raise ValueError(f"chunk_size={chunk_size}: the losses of {', '.join(without)} take none; set it to null")
+    return {name: partial(loss, chunk_size=chunk_size) if name in names else loss for name, loss in losses.items()}

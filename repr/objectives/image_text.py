@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
-from repr.objectives.base import Objective
+from repr.objectives.base import Objective, in_chunks
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
@@ -47,11 +47,13 @@ class ImageText(Objective):
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
         logit_bias: initial bias of the logits (SigLIP); None: none.
+        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
         optim: optimizer and schedule.
     """
 
     TERMS = tuple(LOSSES)
     PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
+    ENCODERS = ("backbone", "text")
     EMBEDDINGS = ("image", "trunk", "text")
 
     def __init__(
@@ -65,6 +67,7 @@ class ImageText(Objective):
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
         logit_bias: float | None = None,
+        chunk_size: int | None = None,
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights={"contrast": 1.0} if weights is None else weights, optim=optim)
@@ -73,7 +76,7 @@ class ImageText(Objective):
         low, high = temperature_range
         if not 0 < low <= temperature <= high:
             raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
-        self.losses = {**LOSSES, **(losses or {})}
+        self.losses = in_chunks({**LOSSES, **(losses or {})}, self.PAIRWISE, chunk_size)
         self.text = text
         width, dim = cast(int, backbone.num_features), cast(int, text.output_dim)
         self.image_projection = nn.Linear(width, dim, bias=False)

@@ -16,7 +16,7 @@ from repr.losses import contrastive, decorrelation, hypersphere
 from repr.models.backbone import encode_views, refused_sizes
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Objective
+from repr.objectives.base import Objective, in_chunks
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
@@ -55,6 +55,7 @@ class JointEmbedding(Objective):
         num_layers: linear layers of the head.
         last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
         last_bias: whether the last layer has a bias where no norm follows.
+        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
         weights: weight of each term; the default is SimCLR.
         losses: function of each term where it is not the default; called with features alone.
         optim: optimizer and schedule.
@@ -73,6 +74,7 @@ class JointEmbedding(Objective):
         num_layers: int = 2,
         last_norm: Norm | None = None,
         last_bias: bool = True,
+        chunk_size: int | None = None,
         weights: Mapping[str, float] | None = None,
         losses: Mapping[str, Loss] | None = None,
         optim: Optim | None = None,
@@ -81,7 +83,7 @@ class JointEmbedding(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         if unknown := sorted(set(losses or {}) - set(self.TERMS)):
             raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        self.losses = {**PAIRS, **SINGLES, **(losses or {})}
+        self.losses = in_chunks({**PAIRS, **SINGLES, **(losses or {})}, self.PAIRWISE, chunk_size)
         widths = [cast(int, backbone.num_features), *[hidden_dim] * (num_layers - 1), dim]
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 

@@ -33,6 +33,7 @@ from repr.models.masking import (
     vit_fault,
 )
 from repr.models.scorer import PatchScorer, scorer_fault
+from repr.models.slicing import in_slices
 from repr.objectives.base import Objective
 from repr.objectives.joint_embedding import view_sizes
 from repr.objectives.masked_pictures import draw
@@ -76,6 +77,7 @@ class MaskedContrast(Objective):
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
+        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
         weights: weight of each term; the default is plain MAE.
         optim: optimizer and schedule.
 
@@ -85,6 +87,7 @@ class MaskedContrast(Objective):
 
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
+    ENCODERS = ("backbone", "text", "decoder")
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class MaskedContrast(Objective):
         temperature: float = 0.07,
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
+        chunk_size: int | None = None,
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
@@ -121,7 +125,7 @@ class MaskedContrast(Objective):
         num_patches = self.grid[0] * self.grid[1]
         if fault := ratio_fault(num_patches, mask_ratio, reconstruct=reconstruct):
             raise ValueError(f"objective.{fault}")
-        self.masking, self.num_keep = masking, num_kept(num_patches, mask_ratio)
+        self.masking, self.num_keep, self.chunk_size = masking, num_kept(num_patches, mask_ratio), chunk_size
         self.patch_size, self.normalize_target = int(vit.patch_embed.patch_size[0]), normalize_target
         if positions == "sincos":
             fix_positions(vit)
@@ -233,10 +237,10 @@ class MaskedContrast(Objective):
         scale = self.logit_scale.exp()
         if self.image_projection is not None and text is not None:
             image, text = gather(self.image_projection(pooled).float()), gather(text)  # (N, D)
-            return clip(image, text, logit_scale=scale), {"image": image, "text": text}
+            return clip(image, text, logit_scale=scale, chunk_size=self.chunk_size), {"image": image, "text": text}
         assert self.head is not None
         a, b = (gather(view) for view in self.head(pooled).float().chunk(2))  # (N, D)
-        return nt_xent(a, b, temperature=1 / scale), {"embedding": a}
+        return nt_xent(a, b, temperature=1 / scale, chunk_size=self.chunk_size), {"embedding": a}
 
     def _images(self, batch: Batch) -> Tensor:
         """The views that are masked, one below the other: (V * B, 3, H, W)."""
@@ -267,7 +271,8 @@ class MaskedContrast(Objective):
     def _similarity(self, images: Tensor, tokens: Tensor, text: Tensor | None) -> Tensor:
         """Cosine of every patch with the caption, (V * B, L)."""
         if self.scorer is not None:
-            return patch_similarity(*self.scorer(images, tokens), self.grid)
+            patches, captions = in_slices(self.backbone, self.scorer, images, tokens)
+            return patch_similarity(patches, captions, self.grid)
         assert self.image_projection is not None and text is not None  # noqa: PT018
         features = self.image_projection(feature_map(self.backbone, images).movedim(1, -1)).movedim(-1, 1)
         return patch_similarity(features, text, self.grid)

@@ -65,6 +65,7 @@ class PixPro(Objective):
     """
 
     TERMS = ("pixel", "instance")
+    ENCODERS = ("backbone", "teacher.backbone")
 
     def __init__(
         self,

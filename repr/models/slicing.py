@@ -1,0 +1,132 @@
+"""Encoders that take a large batch in slices, with the plain gradient of the whole batch.
+
+A slice is encoded under activation checkpointing: its output is kept, what lies between is computed again in backward.
+So the losses see the embeddings of the whole batch, while the activations of one slice are held.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial, wraps
+from itertools import repeat
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+METHODS = ("forward", "forward_features", "forward_intermediates")  # by which flows call a tower
+
+
+def slice_encoders(objective: nn.Module, micro_batch: int | None) -> None:
+    """Let the encoders of a flow (its ``ENCODERS``) take no more than ``micro_batch`` rows at a time.
+
+    Names and tensors stay; the methods of each encoder are replaced on the instance, before anything is sharded.
+
+    Args:
+        objective: a flow.
+        micro_batch: rows of one process, views of a sample counted each; None: the whole batch.
+
+    Raises:
+        ValueError: fewer than one row, or a flow that names no encoders.
+    """
+    if micro_batch is None:
+        return
+    if micro_batch < 1:
+        raise ValueError(f"micro_batch={micro_batch}; set it to 1 or more rows, or to null for the whole batch")
+    known = {name: module for name, module in objective.named_modules() if name}
+    names = [name for name in getattr(objective, "ENCODERS", ()) if name in known]
+    if not names:
+        raise ValueError(f"micro_batch={micro_batch}: {type(objective).__name__} names no ENCODERS; set it to null")
+    for name in names:
+        slice_rows(known[name], micro_batch)
+        if any(isinstance(module, _BatchNorm) and module.training for module in known[name].modules()):
+            warnings.warn(
+                f"micro_batch={micro_batch}: the BatchNorm layers of {name} see the statistics of {micro_batch} rows "
+                "at a time, not of the batch, so the gradient is another one; take an encoder without BatchNorm, "
+                "such as a ViT, or set micro_batch=null",
+                stacklevel=2,
+            )
+
+
+def slice_rows(module: nn.Module, micro_batch: int) -> None:
+    """Replace the methods of a module by ones that take ``micro_batch`` rows at a time in training."""
+    module.micro_batch = micro_batch  # type: ignore[assignment]
+    for name in METHODS:
+        if hasattr(type(module), name):
+            # Bound, so that a deep copy of the module runs the copy.
+            setattr(module, name, MethodType(_sliced(getattr(type(module), name)), module))
+
+
+def _sliced(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: nn.Module, *rows: Any, **options: Any) -> Any:
+        return in_slices(self, partial(method, self, **options), *rows)
+
+    return call
+
+
+def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> Any:
+    """Call a function that runs a module, on as many rows at a time as the module takes.
+
+    Without a limit, with fewer rows, or in evaluation (mode and no gradient) it is the plain call. Dropout and the like
+    draw for each slice anew, and the same once more in backward; under autocast, recomputation is too. Running
+    statistics of BatchNorm count each slice once.
+
+    Args:
+        module: what was given to :func:`slice_rows`, or not.
+        function: of rows, to a tensor, or to a list, tuple or dict of such, with as many rows.
+        rows: tensors (B, ...); anything else goes to each slice as it is.
+
+    Returns:
+        What ``function(*rows)`` gives.
+    """
+    size: Any = getattr(module, "micro_batch", None)
+    grad = torch.is_grad_enabled()
+    if size is None or len(rows[0]) <= size or not (grad or module.training):
+        return function(*rows)
+    run = function
+    if grad:
+        contexts = partial(_contexts, module)
+        run = partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
+    num = -(-len(rows[0]) // size)  # slices of about equal size, so that none has a row or two
+    parts = zip(*(x.tensor_split(num) if isinstance(x, Tensor) else repeat(x) for x in rows), strict=False)
+    # A block that FSDP2 has sharded must reach its end in recomputation too, where it frees what it has gathered.
+    with set_checkpoint_early_stop(False):
+        return _join([run(*part) for part in parts])
+
+
+def _join(outputs: Sequence[Any]) -> Any:
+    """Rows of all slices, below one another."""
+    first = outputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(outputs))
+    if isinstance(first, dict):
+        return {key: _join([output[key] for output in outputs]) for key in first}
+    return type(first)(_join(column) for column in zip(*outputs, strict=True))
+
+
+def _contexts(module: nn.Module) -> tuple[Any, Any]:
+    """Of forward and of recomputation."""
+    return nullcontext(), _statistics_kept(module)
+
+
+@contextmanager
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Keep running statistics of BatchNorm as they are: they have seen these rows in forward."""
+    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum = momentum
+            if count is not None and norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
