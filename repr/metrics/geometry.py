@@ -18,6 +18,7 @@ def geometry(
     query: Features,
     *,
     chunk_size: int = 1024,
+    k: int = 10,
     num_splits: int = 5,
     max_pairs: int = 5000,
     seed: int = 0,
@@ -37,15 +38,22 @@ def geometry(
     ``modality_separability`` see :func:`separability`                                        accuracy, [0, 1]
     ``effective_rank_image``  see :func:`effective_rank`                                      [0, min(N-1, D)]
     ``effective_rank_text``   see :func:`effective_rank`                                      [0, min(N-1, D)]
+    ``rankme_image``          see :func:`rankme`                                              [0, min(N, D)]
+    ``rankme_text``           see :func:`rankme`                                              [0, min(N, D)]
+    ``hubness_<a>``           see :func:`hubness`, of the k-occurrence                        skewness
+    ``robin_hood_<a>``        see :func:`hubness`, of the k-occurrence                        [0, 1)
     ========================= =============================================================== ===============
 
     Lower uniformity is more spread. Rows are taken as they come: samples that share a caption are
-    still different ``i`` and ``j``. A table without text gives the image values only.
+    still different ``i`` and ``j``. A table without text gives the image values only. Hubness is that of ``image`` and
+    ``text``, each row's nearest among the others of its kind, and across: ``t2i``, how often an image is among the
+    nearest of a text, and ``i2t``.
 
     Args:
         bank: not used.
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
         chunk_size: rows of the pairwise terms held at a time.
+        k: neighbours that hubness counts, at most N - 1.
         num_splits: splits of the separability.
         max_pairs: image-text pairs that the separability takes, drawn from ``seed`` where there are more.
         seed: of the splits; the global generators are not touched.
@@ -57,13 +65,15 @@ def geometry(
         ValueError: the table has fewer than two rows; features are not finite.
 
     Source: Wang & Isola, 2020, arXiv 2005.10242 (uniformity, alignment); Fahim, Murphy & Fyshe, 2024,
-    arXiv 2405.18570 (across modalities, centroids, separability); Roy & Vetterli, 2007 (effective rank).
+    arXiv 2405.18570 (across modalities, centroids, separability); the others where they are defined.
     """
     if len(query.image) < 2:
         raise ValueError(f"geometry compares rows and needs at least 2, not {len(query.image)}: evaluate more samples")
     values = {
         "uniformity_image": uniformity(finite(query.image), chunk_size=chunk_size).item(),
         "effective_rank_image": effective_rank(query.image),
+        "rankme_image": rankme(query.image),
+        **hubness(query.image, None, "image", k=k, chunk_size=chunk_size),
     }
     if query.text is None:
         return values
@@ -79,7 +89,34 @@ def geometry(
     )
     values["modality_separability.chance"] = 0.5
     values["effective_rank_text"] = effective_rank(query.text)
+    values["rankme_text"] = rankme(query.text)
+    values |= hubness(text, None, "text", k=k, chunk_size=chunk_size)
+    values |= hubness(text, image, "t2i", k=k, chunk_size=chunk_size)
+    values |= hubness(image, text, "i2t", k=k, chunk_size=chunk_size)
     return values
+
+
+@torch.no_grad()
+def spectrum(features: Tensor) -> Tensor:
+    r"""Give the eigenvalues of the features' covariance, :math:`\frac{1}{N} \sum_i (x_i - \bar x)(x_i - \bar x)^T`.
+
+    Args:
+        features: (N, D), as they are: not normalised, in float64 inside.
+
+    Returns:
+        (D,) float64, the largest first; their sum is the variance. What rounding alone leaves is 0, as are those past
+        the N - 1 that N rows can have.
+    """
+    singular = _singular(features)
+    return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))
+
+
+def _singular(features: Tensor) -> Tensor:
+    """Singular values (min(N, D),) of the features less their mean, in float64; 0 where there is only rounding."""
+    x = features.double()
+    noise = x.norm() * max(x.shape) * torch.finfo(x.dtype).eps
+    singular = torch.linalg.svdvals(x - x.mean(0))
+    return singular.where(singular > noise, 0)
 
 
 def effective_rank(features: Tensor) -> float:
@@ -97,14 +134,111 @@ def effective_rank(features: Tensor) -> float:
 
     Source: Roy & Vetterli, 2007, EUSIPCO, "The effective rank", definition 1 (there without centring).
     """
-    x = features.double()
-    noise = x.norm() * max(x.shape) * torch.finfo(x.dtype).eps
-    singular = torch.linalg.svdvals(x - x.mean(0))
-    singular = singular[singular > noise]
-    if len(singular) == 0:
+    singular = _singular(features)
+    if not singular.any():
         return 0.0
-    p = singular / singular.sum()
-    return torch.special.entr(p).sum().exp().item()
+    return torch.special.entr(singular / singular.sum()).sum().exp().item()
+
+
+@torch.no_grad()
+def rankme(features: Tensor, *, eps: float = 1e-7) -> float:
+    r"""Give the number of directions that the features fill, their mean included.
+
+    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j + \epsilon` over the singular
+    values :math:`\sigma` of the features as they are. Against :func:`effective_rank` a common mean counts as a
+    direction, mostly the strongest.
+
+    Args:
+        features: (N, D), not normalised, in float64 inside.
+        eps: the paper's, against the logarithm of 0.
+
+    Returns:
+        0 when all features are 0, else in [1, min(N, D)], up to eps.
+
+    Source: Garrido, Balestriero, Najman & LeCun, 2023, arXiv 2210.02885, equation 1.
+    """
+    return _entropy_rank(torch.linalg.svdvals(features.double()), eps)
+
+
+@torch.no_grad()
+def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
+    r"""Give the number of directions in which samples differ by more than their views do.
+
+    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \lambda_k / \sum_j \lambda_j + \epsilon` over the
+    eigenvalues of :math:`\Sigma_w^{-1/2} \Sigma_b \Sigma_w^{-1/2}`, where, with :math:`\mu_i` the mean of the views
+    of a sample, :math:`\Sigma_b = \frac{1}{N} \sum_i (\mu_i - \mu)(\mu_i - \mu)^T` and
+    :math:`\Sigma_w = \frac{1}{NQ} \sum_{iq} (x_{iq} - \mu_i)(x_{iq} - \mu_i)^T + \delta I`.
+
+    Args:
+        views: (N, Q, D), embeddings of Q augmented views of each of N samples, not normalised, in float64 inside.
+            The paper takes 1,000 samples and 50 views; with fewer samples than dimensions the rank is at most N - 1.
+        delta: the paper's, in the units of the features' variance.
+        eps: the paper's, against the logarithm of 0.
+
+    Returns:
+        0 when all samples have the same mean, else in [1, min(N - 1, D)], up to eps.
+
+    Raises:
+        ValueError: fewer than two samples or views; features are not finite.
+
+    Source: Thilak et al., 2024, arXiv 2312.04000, section 4.
+    """
+    if views.ndim != 3 or views.shape[0] < 2 or views.shape[1] < 2:
+        raise ValueError(f"lidar needs (N, Q, D) with 2 samples and 2 views or more, not {tuple(views.shape)}")
+    x = finite(views).double()
+    means = x.mean(1)  # (N, D)
+    centred, spread = (means - means.mean(0)), (x - means[:, None]).flatten(0, 1)
+    within = spread.T @ spread / len(spread) + delta * torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+    values, vectors = torch.linalg.eigh(within)
+    # The singular values of the whitened means are the square roots of the eigenvalues, without squaring rounding.
+    singular = torch.linalg.svdvals(centred @ (vectors * values.rsqrt()) / len(x) ** 0.5)
+    return _entropy_rank(singular.square(), eps)
+
+
+def _entropy_rank(values: Tensor, eps: float) -> float:
+    """Exponential of the entropy of non-negative values as shares, as RankMe and LiDAR have it."""
+    if not values.any():
+        return 0.0
+    return torch.special.entr(values / values.sum() + eps).sum().exp().item()
+
+
+@torch.no_grad()
+def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_size: int) -> dict[str, float]:
+    r"""Tell how unevenly the rows of a bank are among the k nearest of the queries.
+
+    :math:`N_j` is the number of queries that have row j of the bank among their k nearest by cosine, and m their mean.
+    The skewness is :math:`\mathrm{mean}_j (N_j - m)^3 / \mathrm{std}(N)^3`; the Robin Hood index,
+    :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share of all places that would have to be given away for
+    all rows to have the same.
+
+    Args:
+        queries: (Q, D), normalised inside.
+        bank: (M, D), normalised inside; None: the other queries.
+        name: what is appended to the names.
+        k: neighbours, at most as many as there are.
+        chunk_size: queries compared at a time; memory is chunk_size x M.
+
+    Returns:
+        ``hubness_<name>``, the skewness (0 where all have the same; the more hubs, the larger), and
+        ``robin_hood_<name>`` in [0, 1).
+
+    Source: Radovanovic, Nanopoulos & Ivanovic, 2010, JMLR 11 (k-occurrence, skewness); Feldbauer et al., 2018, "Fast
+    approximate hubness reduction for large high-dimensional data" (Robin Hood index).
+    """
+    own = bank is None
+    bank = F.normalize((queries if bank is None else bank).double(), dim=1)
+    counts = torch.zeros(len(bank), dtype=torch.long, device=bank.device)
+    for start in range(0, len(queries), chunk_size):
+        cosine = F.normalize(queries[start : start + chunk_size].double(), dim=1) @ bank.T  # (chunk, M)
+        if own:
+            rows = torch.arange(len(cosine), device=bank.device)
+            cosine[rows, start + rows] = -torch.inf
+        nearest = cosine.topk(min(k, len(bank) - own), dim=1).indices
+        counts += nearest.flatten().bincount(minlength=len(bank))
+    off = counts.double() - counts.double().mean()
+    deviation = off.square().mean().sqrt()
+    skewness = (off**3).mean() / deviation**3 if deviation > 0 else deviation
+    return {f"hubness_{name}": skewness.item(), f"robin_hood_{name}": (off.abs().sum() / 2 / counts.sum()).item()}
 
 
 def separability(
