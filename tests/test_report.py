@@ -1,5 +1,6 @@
 """The page of a run: complete, from the files of the run folder alone, and without the network."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -49,7 +50,10 @@ def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
     assert {"demo", "Losses", "train/contrast", "Evaluation over time", "views", "i2t_R@5", "test_style"} <= {
         *page.words
     }
-    results = Run(folder).results
+    run = Run(folder)
+    assert run.curve("train/contrast.chance") == (run.curve("train/contrast")[0], [pytest.approx(math.log(8))] * 4)
+    assert run.curve("train/loss.chance")[1] == run.curve("train/contrast.chance")[1]  # its weight is 1
+    results = run.results
     assert f"{results['val/i2t_R@5']['value']:.3f}" in page.words
     assert f"{results['val/i2t_R@5']['chance']:.4f}" in page.words
 
