@@ -90,7 +90,8 @@ def train(cfg: DictConfig) -> Run:
     from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
     from repr.models.slicing import slice_encoders
-    from repr.report import PAGE, write_report
+    from repr.report.exhibits import save_exhibits
+    from repr.report.page import PAGE, write_report
 
     folder = Path(cfg.run_folder)
     checkpoint = last_checkpoint(folder / "checkpoints") if cfg.resume else None
@@ -125,6 +126,8 @@ def train(cfg: DictConfig) -> Run:
     results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
     if trainer.is_global_zero:
         save_results(folder, results)
+        for evaluation in evaluations:
+            save_exhibits(folder, evaluation.shown, {"bank": datamodule.train, **datamodule.eval})
         write_report([folder], folder / PAGE)
     return Run(objective, datamodule, trainer, results)
 
@@ -162,7 +165,7 @@ def save_config(cfg: DictConfig, folder: Path | None = None) -> None:
 
 def save_results(folder: Path, results: Results) -> None:
     """Write ``results.json`` of a run folder."""
-    from repr.report import RESULTS
+    from repr.report.page import RESULTS
 
     with replacing(folder / RESULTS) as file:
         file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())

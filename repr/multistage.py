@@ -35,7 +35,8 @@ from repr.files import replacing
 from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, save_results, train
 from repr.models.concat import Norm
 from repr.models.pretrained import checkpoints
-from repr.report import PAGE, write_report
+from repr.report.exhibits import save_exhibits
+from repr.report.page import PAGE, write_report
 from repr.stage_record import CLUSTERS, RECORD, StageRecord, earlier_clusters, read_record, sha256
 from repr.stages import cluster, extract, load_joined, progress
 
@@ -255,6 +256,10 @@ class Multistage:
         joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm)
         make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
         results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
+        if is_first():
+            for evaluation in evaluations:
+                sources = {"bank": datamodule.train, **datamodule.eval}
+                save_exhibits(Path(cfg.run_folder, JOINED), evaluation.shown, sources)
         headline = [name for evaluation in evaluations for name in evaluation.headline]
         return results, list(datamodule.attributes), headline
 

@@ -1,5 +1,6 @@
 """The page of a run: complete, from the files of the run folder alone, and without the network."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,8 @@ from PIL import Image
 
 from repr.config import compose
 from repr.fit import fit
-from repr.report import POINTS, Run, main
+from repr.report.__main__ import main
+from repr.report.page import POINTS, Run
 
 TINY = [
     "smoke=true", "objective=clip", "embed_dim=16", "text.width=32", "text.layers=1", "backbone.name=test_resnet",
@@ -48,7 +50,10 @@ def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
     assert {"demo", "Losses", "train/contrast", "Evaluation over time", "views", "i2t_R@5", "test_style"} <= {
         *page.words
     }
-    results = Run(folder).results
+    run = Run(folder)
+    assert run.curve("train/contrast.chance") == (run.curve("train/contrast")[0], [pytest.approx(math.log(8))] * 4)
+    assert run.curve("train/loss.chance")[1] == run.curve("train/contrast.chance")[1]  # its weight is 1
+    results = run.results
     assert f"{results['val/i2t_R@5']['value']:.3f}" in page.words
     assert f"{results['val/i2t_R@5']['chance']:.4f}" in page.words
 

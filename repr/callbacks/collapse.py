@@ -18,8 +18,7 @@ class Collapse(pl.Callback):
 
     Of every table of features (N, D) of a step, of this process's rows: ``train/std_<name>`` (0 = all the same,
     1 = spread over the sphere) and ``train/rank_<name>``, the effective rank. Of ``scores`` and ``assignments`` (N, K):
-    ``train/prototype_entropy`` and ``train/assignment_entropy``, in nats; the flow logs their chance line ln K as
-    ``train/chance``.
+    ``train/prototype_entropy`` and ``train/assignment_entropy``, in nats; their chance line is that of the loss, ln K.
 
     Args:
         every: steps between two looks.

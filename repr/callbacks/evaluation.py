@@ -14,6 +14,7 @@ from torch import Tensor
 from repr.batch import Batch, Features
 from repr.distributed import gather
 from repr.metrics.classes import Classes
+from repr.metrics.exhibits import Exhibits
 from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
 
@@ -40,10 +41,12 @@ class Evaluation(pl.Callback):
         zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
         choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
         dense: metrics of feature maps, from a pass of their own; None: no such pass.
+        exhibits: what a person looks at, :func:`repr.metrics.exhibits.exhibits` with its options; None: nothing.
         headline: names of the numbers to print after each evaluation.
 
     Attributes:
         results: name -> (value, level at chance or None) of the last evaluation.
+        shown: set -> exhibits of the last evaluation, on the first process.
         step: the optimizer step of the last evaluation; -1 before the first.
     """
 
@@ -55,6 +58,7 @@ class Evaluation(pl.Callback):
         zero_shot: Mapping[str, str] | None = None,
         choices: Mapping[str, str] | None = None,
         dense: Dense | None = None,
+        exhibits: Callable[..., Exhibits] | None = None,
         headline: Sequence[str] = (),
     ) -> None:
         self.metrics = metrics or {}
@@ -62,7 +66,8 @@ class Evaluation(pl.Callback):
         self.probes = probes or {}
         self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
         self.choices = choices or {}
-        self.dense, self.headline = dense, headline
+        self.dense, self.exhibits, self.headline = dense, exhibits, headline
+        self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
@@ -123,16 +128,14 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero:
             for name, query in tables.items():
                 found = self._compute(bank, query)
-                if name in self.classes:
-                    found |= zero_shot(
-                        bank,
-                        query,
-                        attribute=self.classes[name].attribute,
-                        class_embeddings=class_embeddings[name],
-                        class_labels=torch.tensor(
-                            self.classes[name].ids(data.attributes, name), device=query.image.device
-                        ),
-                    )
+                known: dict[str, Any] = {}
+                if (classes := self.classes.get(name)) is not None:
+                    labels = torch.tensor(classes.ids(data.attributes, name), device=query.image.device)
+                    known = {"attribute": classes.attribute, "class_labels": labels}
+                    known["class_embeddings"] = class_embeddings[name]
+                    found |= zero_shot(bank, query, **known)
+                if self.exhibits is not None:
+                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **known)
                 if attribute := self.choices.get(name):
                     found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
                 values |= {f"{name}/{key}": value for key, value in found.items()}

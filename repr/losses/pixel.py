@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -142,6 +143,22 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     with full_precision(q):
         q, k = _unit_cells(q, k, mask)
         return _Contrast.apply(q, k, mask, temperature)
+
+
+@torch.no_grad()
+def contrast_at_chance(mask: Tensor) -> Tensor:
+    """Value of :func:`pixel_contrast` where all cosines are equal: the mean of ``ln(HWk / |P(i)|)``.
+
+    Args:
+        mask: (N, HWq, HWk) bool.
+
+    Returns:
+        0-dim, in nats.
+    """
+    positives = mask.sum(2).float()  # (N, HWq)
+    has_positive = positives > 0
+    nats = torch.where(has_positive, math.log(mask.shape[2]) - positives.clamp(min=1).log(), 0.0)
+    return (nats.sum(1) / has_positive.sum(1).clamp(min=1)).mean()
 
 
 class _Contrast(Function):

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from repr.batch import Batch, StepOutput
+from repr.distributed import world_size
 from repr.drawing import Show
 from repr.optim import Optim
 
@@ -83,6 +84,17 @@ class Objective(pl.LightningModule):
         image = self.encode_image(batch["image"])
         return {"image": image, "trunk": image}
 
+    def chance(self, num_rows: int) -> Mapping[str, float | Tensor | None]:
+        """Values of the terms at chance, see :func:`repr.losses.chance.at_chance`; logged as ``train/<term>.chance``.
+
+        Args:
+            num_rows: samples of the global batch.
+
+        Returns:
+            Term -> value; None, or no entry, where a term has no such value.
+        """
+        return {}
+
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """What the flow does with a few training samples, drawn for a person; the run's report shows it.
 
@@ -106,16 +118,25 @@ class Objective(pl.LightningModule):
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum the terms of :meth:`step` and log ``train/loss``, every term and every other scalar."""
+        """Sum the terms of :meth:`step` and log ``train/loss``, every term with its chance and every other scalar."""
         output = self.step(batch)
         loss = self.total(output.terms)
         self.terms = {name: term.detach() for name, term in output.terms.items()}
         self.features = {name: value.detach() for name, value in output.features.items()}
         self.log("train/loss", loss, prog_bar=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        logs = {**output.terms, **output.logs, "lr": rate}
+        logs = {**output.terms, **self._chance(len(batch["views"][0]) * world_size()), **output.logs, "lr": rate}
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
+
+    def _chance(self, num_rows: int) -> dict[str, float | Tensor]:
+        """The levels that there are, and that of the sum if each weighted term has one."""
+        known = self.chance(num_rows)
+        levels = {name: level for name in self.weights if (level := known.get(name)) is not None}
+        logs = {f"{name}.chance": level for name, level in levels.items()}
+        if levels.keys() == self.weights.keys():
+            logs["loss.chance"] = sum(self.weights[name] * level for name, level in levels.items())
+        return logs
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Embed an evaluation batch; callbacks collect what this returns."""

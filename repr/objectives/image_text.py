@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
+<<<<<<< HEAD
 from repr.objectives.base import Objective, in_chunks
+=======
+from repr.losses.chance import at_chance
+from repr.objectives.base import Objective
+>>>>>>> h_report
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
@@ -121,6 +126,12 @@ class ImageText(Objective):
         if name == "uniformity":
             return 0.5 * (loss(image) + loss(text))
         return loss(image, text)
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of every loss that :mod:`repr.losses` knows a level of; that of SigLIP moves with the learned bias."""
+        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        dim = self.image_projection.out_features
+        return {name: at_chance(loss, num_rows=num_rows, dim=dim, **bias) for name, loss in self.losses.items()}
 
     def update_targets(self) -> None:
         """Clamp the temperature."""

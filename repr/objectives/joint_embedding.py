@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, decorrelation, hypersphere
+from repr.losses.chance import at_chance
 from repr.models.backbone import encode_views, refused_sizes
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
@@ -85,6 +86,7 @@ class JointEmbedding(Objective):
             raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
         self.losses = in_chunks({**PAIRS, **SINGLES, **(losses or {})}, self.PAIRWISE, chunk_size)
         widths = [cast(int, backbone.num_features), *[hidden_dim] * (num_layers - 1), dim]
+        self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
     @classmethod
@@ -108,6 +110,10 @@ class JointEmbedding(Objective):
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
         embeddings = self.embed(batch)
         return embeddings | {"projection": self.head(embeddings["trunk"])}
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of every loss that :mod:`repr.losses` knows a level of."""
+        return {name: at_chance(loss, num_rows=num_rows, dim=self.dim) for name, loss in self.losses.items()}
 
     def _term(self, name: str, views: list[Tensor]) -> Tensor:
         loss = self.losses[name]

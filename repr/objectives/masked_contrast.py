@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, gather, world_size
 from repr.drawing import Show
+from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
 from repr.models.backbone import feature_map
@@ -302,6 +303,14 @@ class MaskedContrast(Objective):
             tokens=batch["text"] if self.masking == "text" else None,
         )
         return {"masking": picture}
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of the reconstruction only where patches are normalised."""
+        loss = nt_xent if self.text is None else clip
+        levels = {"contrast": at_chance(loss, num_rows=num_rows, dim=0)}
+        if self.normalize_target:
+            levels["reconstruction"] = at_chance(masked_mse, num_rows=num_rows, dim=3 * self.patch_size**2)
+        return levels
 
     def update_targets(self) -> None:
         """Clamp the temperature."""

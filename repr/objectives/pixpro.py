@@ -13,7 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
 from repr.drawing import Show
-from repr.losses.pixel import pixel_consistency, positive_mask
+from repr.losses.chance import at_chance
+from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
 from repr.models.backbone import feature_map, map_shape, pools_class_token
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
@@ -133,21 +134,27 @@ class PixPro(Objective):
         with torch.no_grad():
             targets = [self._map(self.teacher.get_submodule("backbone"), view) for view in views]
         mask = self._mask(batch, maps)
-        terms, features = {}, {}
+        terms, features, levels = {}, {}, {}
         if "pixel" in self.weights:
             cells, queries, keys = self._pixels(maps, targets)
             terms["pixel"] = self._both_ways("pixel", queries, keys, mask)
+            if getattr(self.losses["pixel"], "func", self.losses["pixel"]) is pixel_contrast:
+                levels["pixel.chance"] = contrast_at_chance(mask) + contrast_at_chance(mask.mT)
             features["cells"] = cells[0].mT.flatten(0, 1)  # (N * HW, C)
         if "instance" in self.weights:
             queries, keys = self._instances(maps, targets)
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
             features["instance"] = queries[0].squeeze(2)
         matches = mask.sum((1, 2), dtype=torch.float32)  # (N,); as integers they would take twice the memory
-        counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean()}
+        counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean(), **levels}
         means = mean_over_ranks(terms | counts)
         logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
         logs["momentum"] = self._momentum()
         return StepOutput({name: means[name] for name in terms}, features, logs)
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """0 of PixPro's terms; what PixContrast has depends on the overlap of the crops, and :meth:`step` logs it."""
+        return {name: at_chance(loss, num_rows=num_rows, dim=0) for name, loss in self.losses.items()}
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``matches``: two crops of a few images, the cells that match, and those whose features are nearest."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
 from repr.losses.blockwise import full_precision
+from repr.losses.chance import at_chance
 from repr.losses.clustering import check_views, sinkhorn, swapped_prediction, views_fault
 from repr.models.backbone import encode_views
 from repr.models.batchnorm import synchronise
@@ -124,7 +124,12 @@ class SwAV(Objective):
         loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
         loss = all_reduce(loss) / world_size()
         features = {"embedding": kept[:, 0], "scores": scores[self.assign_views[0]], "assignments": assignments[0]}
-        return StepOutput({"swapped_prediction": loss}, features, {"chance": math.log(scores[0].shape[1])})
+        return StepOutput({"swapped_prediction": loss}, features, {})
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """The logarithm of the number of prototypes."""
+        level = at_chance(swapped_prediction, num_rows=num_rows, dim=self.prototypes.out_features)
+        return {"swapped_prediction": level}
 
     def _scores(self, embedding: Tensor) -> Tensor:
         """Cosines with the prototypes: (N, D) -> (N, K) float32."""

@@ -1,5 +1,7 @@
 """What holds for every file of conf/objective."""
 
+import math
+
 import pytest
 import torch
 
@@ -20,6 +22,10 @@ def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -
     without = [n for n, p in objective.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert without == []
     assert all(p.grad is None for p in objective.parameters() if not p.requires_grad)
+    levels = {name: float(level) for name, level in objective.chance(8).items() if level is not None}
+    levels |= {key.removesuffix(".chance"): float(v) for key, v in output.logs.items() if key.endswith(".chance")}
+    assert levels.keys() <= set(objective.TERMS)
+    assert all(map(math.isfinite, levels.values()))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

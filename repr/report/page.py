@@ -1,12 +1,10 @@
-"""Run folders as one self-contained HTML page: ``python -m repr.report RUN_FOLDER [RUN_FOLDER ...]``."""
+"""Run folders as one self-contained HTML page."""
 
 from __future__ import annotations
 
-import argparse
 import base64
 import html
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -212,21 +210,3 @@ def _of(run: Run, runs: Sequence[Run]) -> str:
 
 def _number(name: str, value: float | None) -> str:
     return "" if value is None else f"{value:.0f}" if name.split("/")[-1].startswith("num_") else f"{value:.3f}"
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m repr.report", description="Make the page of one or more runs.")
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN_FOLDER", help="several are shown side by side")
-    parser.add_argument("--out", type=Path, help=f"default: {PAGE} in the folder of the first run")
-    options = parser.parse_args(arguments)
-    out = options.out or options.folders[0] / PAGE
-    try:
-        write_report(options.folders, out)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print(out)
-
-
-if __name__ == "__main__":
-    main()

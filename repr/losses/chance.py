@@ -1,0 +1,64 @@
+"""Values of the losses at chance: what a model is worth that has learned nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from repr.losses.clustering import swapped_prediction
+from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.losses.decorrelation import covariance, cross_correlation, invariance
+from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
+from repr.losses.pixel import pixel_consistency
+from repr.losses.reconstruction import masked_mse
+
+Level = float | Tensor
+
+
+def _sigmoid(num_rows: int, logit_bias: Level = 0.0, **_: Any) -> Level:
+    """All cosines 0, at the bias that the logits have now."""
+    bias = torch.as_tensor(logit_bias, dtype=torch.float32).detach()
+    return F.softplus(-bias) + (num_rows - 1) * F.softplus(bias)
+
+
+# (num_rows, dim, the loss's options) -> value; each loss's docstring says what chance means for it. Variance has none.
+LEVELS: Mapping[Callable, Callable[..., Level]] = {
+    clip: lambda num_rows, **_: math.log(num_rows),
+    sigmoid: _sigmoid,
+    nt_xent: lambda num_rows, **_: math.log(2 * num_rows - 1),
+    alignment: lambda alpha=2.0, **_: 2 ** (alpha / 2),
+    uniformity: lambda t=2.0, **_: -2 * t,
+    cross_uniformity: lambda t=2.0, **_: -2 * t,
+    invariance: lambda **_: 2.0,
+    covariance: lambda num_rows, dim, **_: (dim - 1) / (num_rows - 1),
+    cross_correlation: lambda num_rows, dim, off_diagonal_weight, **_: (
+        dim + off_diagonal_weight * dim * (dim - 1) / num_rows
+    ),
+    swapped_prediction: lambda dim, **_: math.log(dim),
+    pixel_consistency: lambda **_: 0.0,
+    masked_mse: lambda dim, **_: 1 - 1 / dim,
+}
+
+
+def at_chance(loss: Callable, *, num_rows: int, dim: int, **options: Any) -> Level | None:
+    """The value of a loss for features without relation.
+
+    Args:
+        loss: one of :mod:`repr.losses`, or a ``functools.partial`` of it, whose options count.
+        num_rows: N, samples of the global batch.
+        dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``.
+        options: what else the flow calls it with.
+
+    Returns:
+        In the unit of the loss; None where the loss has no such value, or is not one of ours.
+    """
+    while isinstance(loss, partial):
+        loss, options = loss.func, {**loss.keywords, **options}
+    level = LEVELS.get(loss)
+    return None if level is None else level(num_rows=num_rows, dim=dim, **options)

@@ -1,0 +1,209 @@
+"""What a person looks at beside the numbers: a map of the features, nearest neighbours, confusions, the spectrum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from repr.batch import Features
+
+# Flat names with slashes, as they stand in an .npz file; :func:`exhibits` says which there are.
+Exhibits = dict[str, np.ndarray]
+
+PCA_DIM = 32  # coordinates that are kept of a feature; t-SNE starts from them
+MAX_BANK = 100_000  # rows of the bank among which neighbours are looked for
+SAMPLE = 20_000  # rows of which spectrum and principal axes are computed
+
+
+@torch.no_grad()
+def exhibits(
+    bank: Features,
+    query: Features,
+    *,
+    attributes: Mapping[str, Sequence[str]],
+    attribute: str | None = None,
+    class_embeddings: Tensor | None = None,
+    class_labels: Tensor | None = None,
+    num_points: int = 500,
+    num_queries: int = 6,
+    num_nearest: int = 5,
+) -> Exhibits:
+    """Reduce the feature tables of an evaluation to what a page can show; small, whatever N.
+
+    Points and queries are rows evenly spread over the set, so they are the same in every run on the same data, and none
+    is picked for looking good. Rows are those of the data source (``Features.index``).
+
+    Args:
+        bank: rows of the training set, ``trunk`` and labels, among which pictures find their nearest.
+        query: the evaluated set; text and labels are optional.
+        attributes: attribute -> class names; the position of a name is its label.
+        attribute: which labels zero-shot classification predicts; None: there is none.
+        class_embeddings: (C, D), as for :func:`repr.metrics.zero_shot.zero_shot`.
+        class_labels: (C,) likewise.
+        num_points: rows on the map at most, M.
+        num_queries: queries of each gallery, Q.
+        num_nearest: neighbours of a query, k; fewer where the table is smaller.
+
+    Returns:
+        Arrays by name, in numpy on the CPU:
+
+        ============================== ================= ======================================================
+        ``rows``                       (M,) int64        of the source, on the map
+        ``labels/<attribute>``         (M,) int64        -1: none
+        ``names/<attribute>``          (classes,) str    names of all labels, also of attributes the set lacks
+        ``map/pca``                    (M, <= 32)        principal coordinates of ``image`` at unit length
+        ``map/pairs``                  (M, 2, 2)         two principal coordinates of image and text together
+        ``gallery/<kind>/query``       (Q,) int64        rows of the set
+        ``gallery/<kind>/nearest``     (Q, k) int64      rows of the set, for ``image_to_image`` of the training set
+        ``gallery/<kind>/right/<of>``  (Q, k) int8       1 right, 0 wrong, -1 not known; of the caption or a label
+        ``confusion/<kind>/<of>``      (P, 3) int64      true label, predicted label, how often (above 0)
+        ``spectrum/<table>``           (min(N, D),)      eigenvalues of the covariance, falling
+        ``left_out/<part>``            () str            why there is no such part
+        ============================== ================= ======================================================
+
+        Kinds of galleries: ``image_to_text`` and ``text_to_image`` (cosine of the embeddings, over distinct captions,
+        as in retrieval), ``image_to_image`` (cosine of ``trunk``). Kinds of confusion: ``zero_shot``, over all rows,
+        and ``nearest`` (the label of the nearest row of the bank), over the M rows. A table that is not finite, or has
+        fewer than three rows, has only ``left_out``.
+    """
+    if len(query.image) < 3:
+        return {"left_out/all": np.array(f"the set has {len(query.image)} rows; three are the least that can be drawn")}
+    tables = [query.image, query.trunk, *([] if query.text is None else [query.text]), bank.trunk]
+    if not all(table.isfinite().all() for table in tables):
+        return {"left_out/all": np.array("the features hold NaN or infinity")}
+    points = _spread(len(query.image), num_points, query.image.device)
+    shown = {name: labels[points] for name, labels in query.labels.items() if name in attributes}
+    shown = {name: labels for name, labels in shown.items() if len(set(labels.tolist()) - {-1}) > 1}
+    found: dict[str, Tensor | np.ndarray] = {"rows": query.index[points]}
+    found |= {f"labels/{name}": labels for name, labels in shown.items()}
+    found |= {f"names/{name}": np.array(list(names), dtype=np.str_) for name, names in attributes.items()}
+    found |= _maps(query, points) | _spectra(query)
+    found |= _neighbours(bank, query, points, shown, num_queries, num_nearest)
+    found |= _captions(query, num_queries, num_nearest)
+    found |= _zero_shot(query, attribute, class_embeddings, class_labels)
+    if not shown:
+        found["left_out/labels"] = np.array("no attribute has two classes among the rows shown, so nothing is coloured")
+    return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in found.items()}
+
+
+def spectrum(features: Tensor) -> Tensor:
+    """Eigenvalues of the covariance of features.
+
+    Args:
+        features: (N, D), as they are; of more than 20,000 rows so many are taken, evenly spread.
+
+    Returns:
+        (min(N, D),) float64, falling; their sum is the variance of the features.
+    """
+    x = features[_spread(len(features), SAMPLE, features.device)].double()
+    x = x - x.mean(0)
+    product = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T  # both have the same eigenvalues but for zeros
+    return torch.linalg.eigvalsh(product).flip(0).clamp(min=0) / len(x)
+
+
+def _spread(num_rows: int, num: int, device: torch.device) -> Tensor:
+    """At most ``num`` positions, evenly spread."""
+    num = min(num, num_rows)
+    return torch.arange(num, device=device) * num_rows // num
+
+
+def _maps(query: Features, points: Tensor) -> dict[str, Tensor]:
+    sample = _spread(len(query.image), SAMPLE, query.image.device)
+    image = F.normalize(query.image, dim=1)
+    maps = {"map/pca": _project(image[points], image[sample], PCA_DIM)}
+    if query.text is not None:
+        text = F.normalize(query.text, dim=1)
+        both = torch.cat([image[sample], text[sample]])
+        maps["map/pairs"] = torch.stack([_project(x[points], both, 2) for x in (image, text)], dim=1)
+    return maps
+
+
+def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
+    """Coordinates of ``x`` (M, D) along the first principal axes of another table, float32; signs are fixed."""
+    mean = of.double().mean(0)
+    centred = of.double() - mean
+    axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(dim, len(of), of.shape[1])]  # (D, dim)
+    if axes.shape[1] < 2:
+        axes = F.pad(axes, (0, 2 - axes.shape[1]))
+    signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+    return ((x.double() - mean) @ (axes * signs)).float()
+
+
+def _spectra(query: Features) -> dict[str, Tensor]:
+    spectra = {"spectrum/image": spectrum(query.image)}
+    if query.trunk.shape != query.image.shape or not torch.equal(query.trunk, query.image):
+        spectra["spectrum/trunk"] = spectrum(query.trunk)
+    if query.text is not None:
+        spectra["spectrum/text"] = spectrum(query.text)
+    return spectra
+
+
+def _neighbours(
+    bank: Features, query: Features, points: Tensor, shown: Mapping[str, Tensor], num_queries: int, num_nearest: int
+) -> dict[str, Tensor]:
+    """The nearest pictures of the bank, and whose label they would give."""
+    rows = _spread(len(bank.trunk), MAX_BANK, bank.trunk.device)
+    keys = F.normalize(bank.trunk[rows], dim=1)
+    nearest = [
+        (F.normalize(part, dim=1) @ keys.T).topk(min(num_nearest, len(keys)))[1]
+        for part in query.trunk[points].split(256)
+    ]
+    neighbour = rows[torch.cat(nearest)]  # (M, k) positions in the bank
+    queries = _spread(len(points), num_queries, points.device)
+    name = "gallery/image_to_image"
+    found = {f"{name}/query": query.index[points[queries]], f"{name}/nearest": bank.index[neighbour[queries]]}
+    for attribute, labels in shown.items():
+        known = bank.labels.get(attribute)
+        if known is None or not torch.isin(labels[labels >= 0], known).any():
+            continue  # classes that the bank does not have
+        guess = known[neighbour]  # (M, k)
+        right = (guess == labels[:, None]).to(torch.int8)
+        right[(guess < 0) | (labels[:, None] < 0)] = -1
+        found[f"{name}/right/{attribute}"] = right[queries]
+        found[f"confusion/nearest/{attribute}"] = _count(labels, guess[:, 0])
+    return found
+
+
+def _captions(query: Features, num_queries: int, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
+    """Pictures that look for their caption, and captions for their picture."""
+    if query.text is None:
+        reason = np.array("the encoder or the set has no captions")
+        return {"left_out/image_to_text": reason}
+    rows = torch.arange(len(query.image), device=query.image.device)
+    ids = rows if query.caption is None else query.caption
+    distinct, caption = ids.unique(return_inverse=True)
+    first = torch.full_like(distinct, len(rows)).scatter_reduce(0, caption, rows, "amin")  # (C,) as in retrieval
+    queries = _spread(len(rows), num_queries, rows.device)
+    asked = first[caption[queries]].unique()  # a caption looks once
+    image, text = F.normalize(query.image, dim=1), F.normalize(query.text, dim=1)
+    to_text = first[(image[queries] @ text[first].T).topk(min(num_nearest, len(first)))[1]]
+    to_image = (text[asked] @ image.T).topk(min(num_nearest, len(rows)))[1]
+    found: dict[str, Tensor | np.ndarray] = {}
+    for kind, start, nearest in (("image_to_text", queries, to_text), ("text_to_image", asked, to_image)):
+        right = (ids[nearest] == ids[start][:, None]).to(torch.int8)
+        found |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
+        found[f"gallery/{kind}/right/caption"] = right
+    return found
+
+
+def _zero_shot(
+    query: Features, attribute: str | None, class_embeddings: Tensor | None, class_labels: Tensor | None
+) -> dict[str, Tensor | np.ndarray]:
+    if attribute is None or class_embeddings is None or class_labels is None:
+        return {"left_out/zero_shot": np.array("no class file is set for this set (eval.zero_shot)")}
+    rows = (query.labels[attribute] >= 0).nonzero().squeeze(1)
+    keys = F.normalize(class_embeddings.to(query.image.device), dim=1)
+    parts = [(F.normalize(part, dim=1) @ keys.T).argmax(1) for part in query.image[rows].split(8192)]
+    predicted = class_labels.to(query.image.device)[torch.cat(parts)]
+    return {f"confusion/zero_shot/{attribute}": _count(query.labels[attribute][rows], predicted)}
+
+
+def _count(labels: Tensor, predicted: Tensor) -> Tensor:
+    """How often each true label got each prediction: (P, 3), the most frequent first, of rows that have a label."""
+    known = (labels >= 0) & (predicted >= 0)
+    pairs, counts = torch.stack([labels[known], predicted[known]], dim=1).unique(dim=0, return_counts=True)
+    return torch.cat([pairs, counts[:, None]], dim=1)[counts.argsort(descending=True, stable=True)]

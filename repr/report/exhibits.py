@@ -1,0 +1,129 @@
+"""Exhibits in a folder: a map in two dimensions, small pictures and captions are added to what the metrics found."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from repr.files import replacing
+from repr.metrics.exhibits import Exhibits
+
+FOLDER = "exhibits"
+POINT, NEIGHBOUR = 48, 96  # sides in pixels of the pictures of the map and of the galleries
+COLUMNS = 25  # pictures beside each other on a sheet
+MAX_CHARS = 100  # of a caption
+LEAST = 10  # rows from which t-SNE can tell neighbours from others
+
+
+class Pictures(Protocol):
+    """What is needed of a data source."""
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB."""
+        ...
+
+    def captions(self, index: int) -> list[str]:
+        """Its texts, the main one first."""
+        ...
+
+
+def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mapping[str, Pictures]) -> None:
+    """Write ``<folder>/exhibits/<set>.npz`` of every set, each replaced as a whole.
+
+    Call it on one process. It reads at most ``num_points`` pictures of a set and those of its galleries, and adds to
+    what :func:`repr.metrics.exhibits.exhibits` gives:
+
+    ====================== ============== ===================================================================
+    ``map/tsne``           (M, 2)         t-SNE of ``map/pca``; a function of it (fixed seed)
+    ``captions``           (M,) str       first caption of each row on the map, where the set has any
+    ``sheet/map``          bytes          WebP, the M pictures, 25 beside each other
+    ``sheet/<kind>/...``   bytes          likewise of the ``query`` and ``nearest`` rows of a gallery, flattened
+    ``captions/<kind>/..`` (...,) str     their first captions
+    ====================== ============== ===================================================================
+
+    Args:
+        folder: of the run, or of an evaluation.
+        exhibits: set -> what was found.
+        sources: set -> its data source, and ``bank`` -> the training set.
+    """
+    for name, found in exhibits.items():
+        arrays: dict[str, Any] = dict(found)
+        if "rows" in arrays:
+            if len(arrays["rows"]) >= LEAST:
+                arrays["map/tsne"] = tsne(arrays["map/pca"])
+            arrays["sheet/map"] = sheet(sources[name], arrays["rows"], POINT)
+            if any(captions := first_captions(sources[name], arrays["rows"])):
+                arrays["captions"] = np.array(captions, dtype=np.str_)
+            arrays |= _gallery_pictures(arrays, sources[name], sources["bank"])
+        with replacing(folder / FOLDER / f"{name}.npz") as file:
+            np.savez_compressed(file, **arrays)
+
+
+def load_exhibits(folder: Path) -> dict[str, Exhibits]:
+    """What was saved: set -> arrays; empty where there is nothing."""
+    found = {}
+    for path in sorted(folder.glob(f"{FOLDER}/*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found[path.stem] = dict(arrays)
+    return found
+
+
+def tsne(coordinates: np.ndarray) -> np.ndarray:
+    """Map (M, D) to (M, 2) float32, neighbours beside each other (van der Maaten & Hinton, 2008), M at least 10."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(coordinates) - 1) / 3)
+    init = "pca" if coordinates.std() > 0 else "random"  # rows that are all equal have no axes
+    return TSNE(init=init, perplexity=perplexity, max_iter=500, random_state=0).fit_transform(coordinates)
+
+
+def sheet(source: Pictures, rows: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
+    """The centres of pictures side by side, as the bytes of a WebP file; gray where one cannot be read."""
+    num_lines = -(-len(rows) // COLUMNS)
+    canvas = Image.new("RGB", (COLUMNS * side, num_lines * side), "#e2e8f0")
+    for position, row in enumerate(rows):
+        try:
+            picture = ImageOps.fit(source.image(int(row)), (side, side))
+        except OSError:
+            continue
+        line, column = divmod(position, COLUMNS)
+        canvas.paste(picture, (column * side, line * side))
+    buffer = io.BytesIO()
+    canvas.save(buffer, "WEBP", quality=80, method=4)
+    return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+
+
+def first_captions(source: Pictures, rows: Sequence[int] | np.ndarray) -> list[str]:
+    """The main caption of each row on one line, cut to 100 characters; '' where there is none."""
+    captions = []
+    for row in rows:
+        try:
+            texts = source.captions(int(row))
+        except OSError:
+            texts = []
+        text = " ".join(texts[0][: 4 * MAX_CHARS].split()) if texts else ""
+        captions.append(text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…")
+    return captions
+
+
+def _gallery_pictures(arrays: Exhibits, source: Pictures, bank: Pictures) -> Exhibits:
+    found = {}
+    for kind in gallery_kinds(arrays):
+        for part in ("query", "nearest"):
+            owner = bank if (kind, part) == ("image_to_image", "nearest") else source
+            rows = arrays[f"gallery/{kind}/{part}"].flatten()
+            start, _, end = kind.partition("_to_")
+            if (start if part == "query" else end) == "image":
+                found[f"sheet/{kind}/{part}"] = sheet(owner, rows, NEIGHBOUR)
+            found[f"captions/{kind}/{part}"] = np.array(first_captions(owner, rows), dtype=np.str_)
+    return found
+
+
+def gallery_kinds(arrays: Exhibits) -> list[str]:
+    """Galleries that there are, such as ``image_to_text``."""
+    return [name.split("/")[1] for name in arrays if name.startswith("gallery/") and name.endswith("/query")]
