@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repr.batch import Batch, Features
 from repr.distributed import gather
-from repr.metrics.classes import Classes
+from repr.metrics.classes import Classes, load_classes
 from repr.metrics.exhibits import Exhibits
 from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
@@ -38,7 +38,8 @@ class Evaluation(pl.Callback):
         probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
             classes or more in the set, of which the bank has at least one; and once more for every other pooling of
             the trunk that the flow gives, as ``<pooling>_<metric>``.
-        zero_shot: set -> class file. Class embeddings are computed anew at each evaluation.
+        zero_shot: set -> class file, or several (:func:`repr.metrics.classes.load_classes`). Class embeddings are
+            computed anew at each evaluation.
         choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
         dense: metrics of feature maps, from a pass of their own; None: no such pass.
         exhibits: what a person looks at, :func:`repr.metrics.exhibits.exhibits` with its options; None: nothing.
@@ -55,7 +56,7 @@ class Evaluation(pl.Callback):
         metrics: Mapping[str, Metric] | None = None,
         pairs: Mapping[str, Metric] | None = None,
         probes: Mapping[str, Metric] | None = None,
-        zero_shot: Mapping[str, str] | None = None,
+        zero_shot: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None,
         choices: Mapping[str, str] | None = None,
         dense: Dense | None = None,
         exhibits: Callable[..., Exhibits] | None = None,
@@ -64,7 +65,7 @@ class Evaluation(pl.Callback):
         self.metrics = metrics or {}
         self.pairs = pairs or {}
         self.probes = probes or {}
-        self.classes = {name: Classes.load(path) for name, path in (zero_shot or {}).items()}
+        self.classes = {name: load_classes(files) for name, files in (zero_shot or {}).items()}
         self.choices = choices or {}
         self.dense, self.exhibits, self.headline = dense, exhibits, headline
         self.shown: dict[str, Exhibits] = {}
@@ -79,13 +80,14 @@ class Evaluation(pl.Callback):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
         if self.dense is not None:
             self.dense.check(data, pl_module)
-        for name, classes in self.classes.items():
+        for name, several in self.classes.items():
             if name not in data.eval_names:
                 known = ", ".join(data.eval_names[1:]) or "none"
                 raise ValueError(f"eval.zero_shot names the set '{name}'; data.eval has {known}; set eval=default")
             if data.tokenizer is None:
                 raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
-            classes.ids(data.attributes, f"eval.zero_shot.{name}")
+            for classes in several.values():
+                classes.ids(data.attributes, f"eval.zero_shot.{name}")
         for name, attribute in self.choices.items():
             if attribute not in getattr(data.eval.get(name), "attributes", {}):
                 raise ValueError(
@@ -122,20 +124,27 @@ class Evaluation(pl.Callback):
             return
         bank = tables.pop("bank")
         # Every rank embeds the classes, since a sharded text tower needs them all.
-        class_embeddings = {name: embed_classes(pl_module, classes) for name, classes in self.classes.items()}
+        class_embeddings = {
+            (name, kind): embed_classes(pl_module, classes)
+            for name, several in self.classes.items()
+            for kind, classes in several.items()
+        }
         maps = {} if self.dense is None else self.dense.tables(trainer, pl_module)
         values: dict[str, float] = {}
         if trainer.is_global_zero:
             for name, query in tables.items():
                 found = self._compute(bank, query)
-                known: dict[str, Any] = {}
-                if (classes := self.classes.get(name)) is not None:
-                    labels = torch.tensor(classes.ids(data.attributes, name), device=query.image.device)
-                    known = {"attribute": classes.attribute, "class_labels": labels}
-                    known["class_embeddings"] = class_embeddings[name]
-                    found |= zero_shot(bank, query, **known)
+                drawn: dict[str, Any] = {}  # by the first of several class files
+                for kind, classes in self.classes.get(name, {}).items():
+                    known = {
+                        "attribute": classes.attribute,
+                        "class_embeddings": class_embeddings[name, kind],
+                        "class_labels": torch.tensor(classes.ids(data.attributes, name), device=query.image.device),
+                    }
+                    found |= zero_shot(bank, query, name=kind, **known)
+                    drawn = drawn or known
                 if self.exhibits is not None:
-                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **known)
+                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **drawn)
                 if attribute := self.choices.get(name):
                     found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
                 values |= {f"{name}/{key}": value for key, value in found.items()}

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -28,6 +29,10 @@ class Classes:
     def load(cls, path: str | Path) -> Classes:
         """Read a YAML file with the keys ``attribute``, ``names`` and ``templates``.
 
+        ``names: open_clip.IMAGENET_CLASSNAMES`` and ``templates: open_clip.OPENAI_IMAGENET_TEMPLATES``, or other lists
+        of open_clip, are taken from there. Names that are a list belong to the labels 0, 1, ..., or with the key
+        ``labels: imagenet-synsets`` to n01440764, n01443537, ..., as timm has them.
+
         Raises:
             ValueError: there is no such file, a key is missing or unknown, or a template has no place for the name.
         """
@@ -36,14 +41,16 @@ class Classes:
             raise ValueError(f"class file {path} does not exist: set eval.zero_shot.<set> to a YAML file")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         wanted = {"attribute", "names", "templates"}
-        if not isinstance(content, dict) or content.keys() != wanted:
+        if not isinstance(content, dict) or content.keys() - {"labels"} != wanted:
             raise ValueError(f"class file {path} must have exactly the keys {', '.join(sorted(wanted))}")
-        if not content["names"] or not content["templates"]:
+        names, templates = (_resolved(content[key], path) for key in ("names", "templates"))
+        if not names or not templates:
             raise ValueError(f"class file {path}: names and templates must not be empty")
-        if bad := [template for template in content["templates"] if "{}" not in template]:
+        if bad := [template for template in templates if "{}" not in template]:
             raise ValueError(f"class file {path}: template {bad[0]!r} must hold {{}} where the name goes")
-        names = {str(label): str(name) for label, name in content["names"].items()}
-        return cls(content["attribute"], names, list(content["templates"]))
+        if isinstance(names, list):
+            names = dict(zip(_labels(content.get("labels"), len(names), path), names, strict=True))
+        return cls(content["attribute"], {str(label): str(name) for label, name in names.items()}, list(templates))
 
     def sentences(self) -> list[str]:
         """All templates of the first class, then all of the second, and so on."""
@@ -70,3 +77,43 @@ class Classes:
                 f"'{self.attribute}', such as '{unknown[0]}'" + (f" (nearest: '{near[0]}')" if near else "")
             )
         return [position[label] for label in self.names]
+
+
+def load_classes(files: str | Sequence[str] | Mapping[str, str]) -> dict[str, Classes]:
+    """The class files of a set.
+
+    Args:
+        files: one file; several, each named by its stem; or name -> file.
+
+    Returns:
+        The name of the number they give -> classes: ``zero_shot`` of one file, ``zero_shot_<name>`` of several.
+    """
+    if isinstance(files, str):
+        return {"zero_shot": Classes.load(files)}
+    named = files if isinstance(files, Mapping) else {Path(file).stem: file for file in files}
+    if len(named) < len(files):
+        raise ValueError(f"class files {', '.join(files)} share a name: give a mapping of names to files")
+    return {f"zero_shot_{name}": Classes.load(file) for name, file in named.items()}
+
+
+def _resolved(value: Any, path: Path) -> Any:
+    """A list or mapping as it stands, or the list of open_clip that is named."""
+    if not isinstance(value, str):
+        return value
+    import open_clip
+
+    package, _, name = value.partition(".")
+    found = getattr(open_clip, name, None)
+    if package != "open_clip" or not isinstance(found, list | tuple):
+        raise ValueError(f"class file {path}: {value} is no list of open_clip, such as open_clip.IMAGENET_CLASSNAMES")
+    return [entry("{}") if callable(entry) else entry for entry in found]
+
+
+def _labels(kind: str | None, num: int, path: Path) -> list[str]:
+    if kind is None:
+        return [str(number) for number in range(num)]
+    if kind != "imagenet-synsets":
+        raise ValueError(f"class file {path}: labels={kind}; set imagenet-synsets, or leave it out for 0, 1, ...")
+    from timm.data import ImageNetInfo
+
+    return ImageNetInfo("imagenet-1k").label_names()

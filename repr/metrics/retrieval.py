@@ -8,12 +8,17 @@ import torch
 from torch import Tensor
 
 from repr.batch import Features
-from repr.metrics.tables import ranks
+from repr.metrics.tables import ranks, rows_within
 
 
 @torch.no_grad()
 def retrieval(
-    bank: Features, query: Features, *, ks: Sequence[int] = (1, 5, 10), chunk_size: int = 512
+    bank: Features,
+    query: Features,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk_size: int = 512,
+    memory: float | None = None,
 ) -> dict[str, float]:
     r"""Recall at k between the images and the captions of one table, both ways.
 
@@ -26,12 +31,16 @@ def retrieval(
     nearest right one, so ties count against the query: collapsed features get 0, not 1. Ranks are
     exact, and the N x C matrix is never held.
 
+    Where images have several captions (``text_row``), each of the C captions is one of its own, as in the published
+    protocols: right for its image alone, whose nearest caption counts; equal ones of two images are not joined.
+
     Args:
         bank: not used.
         query: ``image`` (N, D) and ``text`` (N, D), normalised inside; ``caption`` (N,), without which
-            every row's caption is its own.
+            every row's caption is its own. Or ``text`` (C, D) and ``text_row`` (C,), at least one an image.
         ks: the k; a k of at least the number of candidates gives 1 by definition (unless features are NaN).
         chunk_size: queries compared at a time; memory is chunk_size x N float64.
+        memory: gigabytes that the comparison may take; None: what the chunk size takes.
 
     Returns:
         ``i2t_R@k`` and ``t2i_R@k`` in [0, 1], each with the expectation under a random order as its
@@ -39,7 +48,7 @@ def retrieval(
         :math:`1 - \binom{N-m}{k} / \binom{N}{k}` for captions with m images.
 
     Raises:
-        ValueError: the table has no text.
+        ValueError: the table has no text, or no caption of some image.
 
     Source: Karpathy & Fei-Fei, 2015, arXiv 1412.2306 (recall at k; they, too, count any right one of
     several as a success).
@@ -48,14 +57,16 @@ def retrieval(
         raise ValueError("retrieval needs text features: evaluate an image-text objective or leave this metric out")
     num_images = len(query.image)
     rows = torch.arange(num_images, device=query.image.device)
-    captions, caption, num_per_caption = (rows if query.caption is None else query.caption).unique(
-        return_inverse=True, return_counts=True
-    )
-    first = torch.full_like(captions, num_images).scatter_reduce(0, caption, rows, "amin")  # (C,)
-    text, ids = query.text[first], caption[first]
+    text, image_id, text_id = (query.text, rows, query.text_row) if query.text_row is not None else _distinct(query)
+    num_texts = text_id.bincount(minlength=int(image_id.max()) + 1)[image_id]  # right captions of an image
+    num_images_each = image_id.bincount()[text_id] if len(text_id) else text_id  # right images of a caption
+    if not (num_texts > 0).all():
+        raise ValueError(f"{int((num_texts == 0).sum())} of {num_images} images have no caption: leave them out")
+    if memory is not None:
+        chunk_size = rows_within(memory, max(num_images, len(text)), itemsize=32)  # cosines twice, right, and wrong
     directions = {
-        "i2t": (ranks(query.image, text, caption, ids, chunk_size=chunk_size), torch.ones_like(rows), len(text)),
-        "t2i": (ranks(text, query.image, ids, caption, chunk_size=chunk_size), num_per_caption, num_images),
+        "i2t": (ranks(query.image, text, image_id, text_id, chunk_size=chunk_size), num_texts, len(text)),
+        "t2i": (ranks(text, query.image, text_id, image_id, chunk_size=chunk_size), num_images_each, num_images),
     }
     values = {}
     for direction, (rank, num_right, num_candidates) in directions.items():
@@ -63,6 +74,16 @@ def retrieval(
             values[f"{direction}_R@{k}"] = (rank < k).double().mean().item()
             values[f"{direction}_R@{k}.chance"] = chance(num_right, num_candidates, k)
     return values
+
+
+def _distinct(query: Features) -> tuple[Tensor, Tensor, Tensor]:
+    """Text (C, D) of the distinct captions, and which caption an image (N,) and a text (C,) have."""
+    assert query.text is not None
+    num_images = len(query.image)
+    rows = torch.arange(num_images, device=query.image.device)
+    captions, caption = (rows if query.caption is None else query.caption).unique(return_inverse=True)
+    first = torch.full_like(captions, num_images).scatter_reduce(0, caption, rows, "amin")  # (C,)
+    return query.text[first], caption, caption[first]
 
 
 def chance(num_right: Tensor, num_candidates: int, k: int) -> float:

@@ -33,6 +33,22 @@ def labelled(features: Features, attribute: str) -> tuple[Tensor, Tensor]:
     return rows, labels[rows]
 
 
+def rows_within(memory: float, num_columns: int, *, itemsize: int) -> int:
+    """How many rows of a matrix fit a budget, at least one.
+
+    Args:
+        memory: gigabytes (1e9 bytes).
+        num_columns: of the matrix.
+        itemsize: bytes that an entry takes, with all that is held beside it.
+
+    Raises:
+        ValueError: the budget is not positive.
+    """
+    if memory <= 0:
+        raise ValueError(f"memory={memory} gigabytes; set it above 0")
+    return max(1, int(memory * 1e9 / (max(num_columns, 1) * itemsize)))
+
+
 def finite(features: Tensor) -> Tensor:
     """Give the features back, if they are numbers.
 

@@ -22,6 +22,7 @@ def zero_shot(
     class_labels: Tensor,
     ks: Sequence[int] = (1, 5),
     chunk_size: int = 8192,
+    name: str = "zero_shot",
 ) -> dict[str, float]:
     r"""Share of images whose class is among the k classes with the nearest text embedding.
 
@@ -36,9 +37,10 @@ def zero_shot(
         class_labels: (C,) the distinct labels that they stand for.
         ks: the k; a k of at least C gives 1 by definition (unless features are NaN).
         chunk_size: images compared at a time; memory is chunk_size x C float64.
+        name: what the numbers are called.
 
     Returns:
-        ``zero_shot_topk`` in [0, 1]; chance is k/C.
+        ``<name>_topk`` in [0, 1]; chance is k/C.
 
     Raises:
         ValueError: the table lacks the attribute or has no labelled row; shapes differ; a class is given
@@ -60,8 +62,8 @@ def zero_shot(
     rank = ranks(query.image[rows], class_embeddings, labels, class_labels, chunk_size=chunk_size)
     values = {}
     for k in ks:
-        values[f"zero_shot_top{k}"] = (rank < k).double().mean().item()
-        values[f"zero_shot_top{k}.chance"] = min(k / len(class_labels), 1.0)
+        values[f"{name}_top{k}"] = (rank < k).double().mean().item()
+        values[f"{name}_top{k}.chance"] = min(k / len(class_labels), 1.0)
     return values
 
 

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import open_clip
 import pytest
 import yaml
 
 from repr.config import CONF
 from repr.data.sources import Emoji
-from repr.metrics.classes import Classes
+from repr.metrics.classes import Classes, load_classes
 
 
 def test_the_shipped_file_names_every_concept_of_val() -> None:
@@ -31,6 +32,8 @@ def test_sentences_and_ids_follow_the_file(tmp_path: Path) -> None:
     [
         ({"attribute": "a", "names": {"x": "y"}}, "exactly the keys attribute, names, templates"),
         ({"attribute": "a", "names": {"x": "y"}, "templates": ["no place"]}, "where the name goes"),
+        ({"attribute": "a", "names": "open_clip.NAMES", "templates": ["{}"]}, "no list of open_clip"),
+        ({"attribute": "a", "names": ["x"], "templates": ["{}"], "labels": "wnid"}, "set imagenet-synsets"),
         ({"attribute": "a", "names": {}, "templates": ["{}"]}, "must not be empty"),
         ([1], "exactly the keys"),
     ],
@@ -47,3 +50,22 @@ def test_labels_that_the_data_lacks_are_named_with_the_nearest() -> None:
         classes.ids({"colour": ["blue", "red"]}, "eval")
     with pytest.raises(ValueError, match="no attribute 'colour'; it has shape"):
         classes.ids({"shape": ["round"]}, "eval")
+
+
+@pytest.mark.parametrize(("file", "first"), [("imagenet", "n01440764"), ("imagenet_cls", "0")])
+def test_imagenet_is_open_clips(file: str, first: str) -> None:
+    classes = Classes.load(CONF / f"eval/classes/{file}.yaml")
+    assert next(iter(classes.names.items())) == (first, "tench")
+    assert (len(classes.names), len(classes.templates)) == (1000, 80)
+    assert classes.sentences()[0] == open_clip.OPENAI_IMAGENET_TEMPLATES[0]("tench")
+
+
+def test_several_files_are_told_apart_by_name() -> None:
+    files = [str(CONF / f"eval/classes/trifeature_{name}.yaml") for name in ("shape", "colour")]
+    assert list(load_classes(files)) == ["zero_shot_trifeature_shape", "zero_shot_trifeature_colour"]
+    named = load_classes({"a": files[0], "b": files[0]})
+    assert [c.attribute for c in named.values()] == ["shape", "shape"]
+    assert list(named) == ["zero_shot_a", "zero_shot_b"]
+    assert list(load_classes(files[0])) == ["zero_shot"]
+    with pytest.raises(ValueError, match="share a name"):
+        load_classes([files[0], files[0]])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from repr.metrics.knn import knn
+from repr.metrics.knn import knn, knn_sweep, largest
 
 
 def clusters(rng, num, labels=(3, 8, 20), spread=1.5):
@@ -78,3 +78,55 @@ def test_errors_say_what_to_do(table):
         knn(bank, bank, attribute="kind", k=0)
     with pytest.raises(ValueError, match="temperature=0"):
         knn(bank, bank, attribute="kind", temperature=0)
+
+
+@pytest.mark.parametrize(("length", "k"), [(31, 3), (32, 1), (1000, 5), (4096, 32), (5001, 20), (5001, 5001)])
+def test_the_largest_entries_are_those_of_topk(rng, length, k):
+    values = torch.randn(9, length, generator=rng)
+    values[3, ::2] = values[3].max()  # more equal ones than are wanted
+    found, positions = largest(values, k)
+    assert torch.equal(found, values.topk(k)[0])
+    assert torch.equal(values.gather(1, positions), found)
+    assert all(len(set(row)) == k for row in positions.tolist())
+
+
+def test_the_sweep_is_every_single_one(table, rng):
+    (x, y), (q, z) = clusters(rng, 700), clusters(rng, 60)
+    bank, query = table(x, kind=y), table(q, kind=z)
+    for memory in (1e-5, 1.0):  # a few queries at a time, all at once
+        values = knn_sweep(bank, query, attribute="kind", ks=(1, 5, 900), temperatures=(0.07, 0.5), memory=memory)
+        for k in (1, 5, 900):
+            for temperature in (0.07, 0.5):
+                one = knn(bank, query, attribute="kind", k=k, temperature=temperature)
+                assert values[f"knn_kind_k{k}_t{temperature:g}"] == one["knn_kind"]
+    assert len(values) == 12
+    with pytest.raises(ValueError, match="memory=0 gigabytes"):
+        knn_sweep(bank, query, attribute="kind", ks=(1,), temperatures=(0.1,), memory=0)
+
+
+def test_equals_lightly(table, rng):
+    lightly = pytest.importorskip("lightly.utils.benchmarking.knn", reason="lightly comes with .[dev]")
+    x, q = torch.randn(2000, 24, generator=rng), torch.randn(300, 24, generator=rng)
+    y, z = x[:, :7].argmax(1), q[:, :7].argmax(1)
+    unit = torch.nn.functional.normalize
+    for k, temperature in ((200, 0.1), (20, 0.07), (1, 0.5)):
+        ranked = lightly.knn_predict(unit(q, dim=1), unit(x, dim=1).T, y, 7, knn_k=k, knn_t=temperature)
+        expected = (ranked[:, 0] == z).double().mean().item()
+        values = knn_sweep(
+            table(x, kind=y), table(q, kind=z), attribute="kind", ks=(k,), temperatures=(temperature,), memory=0.1
+        )
+        assert values[f"knn_kind_k{k}_t{temperature:g}"] == expected
+        assert 0.3 < expected < 1
+
+
+def test_faiss_finds_the_same_or_is_named(table, rng):
+    (x, y), (q, z) = clusters(rng, 500), clusters(rng, 60)
+    options = {"attribute": "kind", "ks": (5, 20), "temperatures": (0.07,)}
+    tables = table(x, kind=y), table(q, kind=z)
+    try:
+        import faiss  # noqa: F401
+    except ModuleNotFoundError:
+        with pytest.raises(ValueError, match=r"pip install 'repr-pretrain\[faiss\]'"):
+            knn_sweep(*tables, **options, search="faiss")
+    else:
+        assert knn_sweep(*tables, **options, search="faiss") == knn_sweep(*tables, **options)

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from math import comb
 
 import numpy as np
 import pytest
 import torch
 
+from repr.batch import Features
 from repr.metrics.retrieval import chance, retrieval
 
 CAPTION = [5, 2, 5, 9, 2, 5, 0, 7, 7, 3, 5, 1, 0, 4, 6]  # 15 images, 9 captions, neither sorted nor dense
@@ -104,3 +106,44 @@ def test_needs_text(table):
     query = table(torch.eye(3))
     with pytest.raises(ValueError, match="text"):
         retrieval(query, query)
+
+
+@pytest.fixture
+def several(rng):
+    """30 images with one to four captions each, in no order, and what is right of them."""
+    row = torch.cat([torch.arange(30), torch.randint(30, (40,), generator=rng)])[torch.randperm(70, generator=rng)]
+    image = torch.randn(30, 8, generator=rng)
+    text = image[row] + 1.5 * torch.randn(70, 8, generator=rng)
+    return Features(index=torch.arange(30), image=image, trunk=image, text=text, text_row=row)
+
+
+def test_several_captions_equal_clip_benchmark(several):
+    theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="make test installs it")
+    images, texts = (torch.nn.functional.normalize(x, dim=1) for x in (several.image, several.text))
+    scores, right = texts @ images.T, several.text_row[:, None] == torch.arange(30)
+    values = retrieval(several, several, ks=(1, 5))
+    for k in (1, 5):
+        t2i = (theirs.batchify(theirs.recall_at_k, scores, right, 16, "cpu", k=k) > 0).double().mean().item()
+        i2t = (theirs.batchify(theirs.recall_at_k, scores.T, right.T, 16, "cpu", k=k) > 0).double().mean().item()
+        assert (values[f"i2t_R@{k}"], values[f"t2i_R@{k}"]) == (i2t, t2i)
+        assert 0.2 < i2t < 1
+    assert values["t2i_R@5.chance"] == pytest.approx(5 / 30)
+
+
+@pytest.mark.parametrize("memory", [1e-7, 1e-5, 1.0])
+def test_a_memory_budget_changes_nothing(several, memory):
+    assert retrieval(several, several, memory=memory) == retrieval(several, several)
+
+
+def test_one_caption_an_image_is_the_plain_case(table, rng):
+    image, text = torch.randn(2, 20, 4, generator=rng)
+    rows = torch.randperm(20, generator=rng)
+    listed = Features(index=torch.arange(20), image=image, trunk=image, text=text[rows], text_row=rows)
+    plain, several = retrieval(table(image), table(image, text)), retrieval(listed, listed)
+    assert several == pytest.approx(plain, abs=1e-12)
+
+
+def test_an_image_without_caption_is_an_error(several):
+    few = replace(several, text_row=several.text_row.clamp(min=2))
+    with pytest.raises(ValueError, match="2 of 30 images have no caption"):
+        retrieval(few, few)
