@@ -136,7 +136,7 @@ class Evaluation(pl.Callback):
                 found = self._compute(bank, query)
                 drawn: dict[str, Any] = {}  # by the first of several class files
                 for kind, classes in self.classes.get(name, {}).items():
-                    known = {
+                    known: dict[str, Any] = {
                         "attribute": classes.attribute,
                         "class_embeddings": class_embeddings[name, kind],
                         "class_labels": torch.tensor(classes.ids(data.attributes, name), device=query.image.device),

@@ -59,6 +59,7 @@ def at_chance(loss: Callable, *, num_rows: int, dim: int, **options: Any) -> Lev
         In the unit of the loss; None where the loss has no such value, or is not one of ours.
     """
     while isinstance(loss, partial):
-        loss, options = loss.func, {**loss.keywords, **options}
+        options = {**loss.keywords, **options}
+        loss = loss.func
     level = LEVELS.get(loss)
     return None if level is None else level(num_rows=num_rows, dim=dim, **options)
