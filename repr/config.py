@@ -304,9 +304,8 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
 def _flow_faults(cfg: DictConfig) -> Iterator[str]:
     """What the flow itself knows of the options around it."""
     flow = get_object(cfg.objective["_target_"])
-    for name in ("zero_shot", "choices"):
-        if (cfg.get("eval") or {}).get(name) and not hasattr(flow, "encode_text"):
-            yield f"eval.{name} needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
+    if (cfg.get("eval") or {}).get("zero_shot") and not hasattr(flow, "encode_text"):
+        yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
     # A LightningModule of one's own need not have it, and a procedure may be a function.
     for part in (flow, get_object((cfg.get("procedure") or {}).get("_target_", "repr.fit.single"))):
         if hasattr(part, "config_faults"):

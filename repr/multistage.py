@@ -279,7 +279,7 @@ def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headl
 
 
 def _of_interest(name: str, attributes: Sequence[str], headline: Sequence[str]) -> bool:
-    """A probe of an attribute, or a number of the headline with its parts (``mmvp/pairs``, ``mmvp/pairs_colour``)."""
+    """A probe of an attribute, or a number of the headline with its parts (``mmvp/image_score`` and ``_colour``)."""
     parts = any(name == shown or name.startswith(f"{shown}_") for shown in headline)
     return parts or any(name.endswith(f"_{attribute}") for attribute in attributes)
 

@@ -12,10 +12,10 @@ from rich.table import Table
 from torch import Tensor
 
 from repr.batch import Batch, Features
-from repr.distributed import gather
+from repr.distributed import gather, rank, world_size
 from repr.metrics.classes import Classes, load_classes
+from repr.metrics.compositional import compositional
 from repr.metrics.exhibits import Exhibits
-from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ CHANCE = ".chance"  # what metrics append to a name for its level at chance
 class Evaluation(pl.Callback):
     """Compute every metric on every evaluation set from one pass of features.
 
+    Sets whose sources are questions (:mod:`repr.data.compositional`) are scored by
+    :func:`repr.metrics.compositional.compositional`, where there is a text tower.
     Results are logged as ``<set>/<metric>``; where they are printed, the level at chance stands beside them.
     Each process embeds its share of every set; features are gathered, rows that only fill up the last batch
     are dropped by index, and the first process computes.
@@ -40,7 +42,6 @@ class Evaluation(pl.Callback):
             the trunk that the flow gives, as ``<pooling>_<metric>``.
         zero_shot: set -> class file, or several (:func:`repr.metrics.classes.load_classes`). Class embeddings are
             computed anew at each evaluation.
-        choices: set of pairs (rows 2i and 2i + 1) -> the attribute that names what the two differ in.
         dense: metrics of feature maps, from a pass of their own; None: no such pass.
         exhibits: what a person looks at, :func:`repr.metrics.exhibits.exhibits` with its options; None: nothing.
         headline: names of the numbers to print after each evaluation.
@@ -57,7 +58,6 @@ class Evaluation(pl.Callback):
         pairs: Mapping[str, Metric] | None = None,
         probes: Mapping[str, Metric] | None = None,
         zero_shot: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None,
-        choices: Mapping[str, str] | None = None,
         dense: Dense | None = None,
         exhibits: Callable[..., Exhibits] | None = None,
         headline: Sequence[str] = (),
@@ -66,7 +66,6 @@ class Evaluation(pl.Callback):
         self.pairs = pairs or {}
         self.probes = probes or {}
         self.classes = {name: load_classes(files) for name, files in (zero_shot or {}).items()}
-        self.choices = choices or {}
         self.dense, self.exhibits, self.headline = dense, exhibits, headline
         self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
@@ -74,7 +73,7 @@ class Evaluation(pl.Callback):
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse class files and choices that do not fit the data, and backbones without maps, before any training."""
+        """Refuse class files that do not fit the data, and backbones without maps, before any training."""
         data = _data(trainer)
         if not hasattr(data, "eval_names"):
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
@@ -88,14 +87,6 @@ class Evaluation(pl.Callback):
                 raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
             for classes in several.values():
                 classes.ids(data.attributes, f"eval.zero_shot.{name}")
-        for name, attribute in self.choices.items():
-            if attribute not in getattr(data.eval.get(name), "attributes", {}):
-                raise ValueError(
-                    f"eval.choices.{name}={attribute}, but data.eval has no set '{name}' with this attribute; give it "
-                    f"one, as in +data.eval.{name}._target_=repr.data.drawn_pairs.DrawnPairs, or set eval=default"
-                )
-            if data.tokenizer is None:
-                raise ValueError("eval.choices needs data.tokenizer; set it, or set eval.choices to null")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget what an interrupted round has left."""
@@ -123,12 +114,13 @@ class Evaluation(pl.Callback):
         if trainer.sanity_checking:
             return
         bank = tables.pop("bank")
-        # Every rank embeds the classes, since a sharded text tower needs them all.
         class_embeddings = {
             (name, kind): embed_classes(pl_module, classes)
             for name, several in self.classes.items()
             for kind, classes in several.items()
         }
+        asked = {name: data.questions(name) for name in tables} if hasattr(pl_module, "encode_text") else {}
+        captions = {name: embed_texts(pl_module, of.texts) for name, of in asked.items() if of is not None}
         maps = {} if self.dense is None else self.dense.tables(trainer, pl_module)
         values: dict[str, float] = {}
         if trainer.is_global_zero:
@@ -145,8 +137,17 @@ class Evaluation(pl.Callback):
                     drawn = drawn or known
                 if self.exhibits is not None:
                     self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **drawn)
-                if attribute := self.choices.get(name):
-                    found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
+                if name in captions:
+                    of = asked[name]
+                    found |= compositional(
+                        bank,
+                        query,
+                        captions=captions[name],
+                        candidates=of.candidates,
+                        items=of.items,
+                        attribute=of.split,
+                        names=data.attributes[of.split],
+                    )
                 values |= {f"{name}/{key}": value for key, value in found.items()}
             values |= {} if self.dense is None else self.dense.compute(maps)
         values = trainer.strategy.broadcast(values)
@@ -199,9 +200,22 @@ def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str,
 @torch.no_grad()
 def embed_classes(module: Any, classes: Classes) -> Tensor:
     """One embedding a class, averaged over templates: (C, D)."""
-    tokens = module.trainer.datamodule.tokenizer(classes.sentences()).to(module.device)
-    embeddings = torch.cat([module.encode_text(part).float() for part in tokens.split(1024)])  # (C * T, D)
+    embeddings = embed_texts(module, classes.sentences())  # (C * T, D)
     return average_templates(embeddings.unflatten(0, (len(classes.names), len(classes.templates))))
+
+
+@torch.no_grad()
+def embed_texts(module: Any, texts: Sequence[str]) -> Tensor:
+    """The embeddings of texts, (T, D) float32 on every rank.
+
+    Each rank embeds its share, as many batches as the others, since a sharded text tower needs them all.
+    """
+    share = -(-len(texts) // world_size())
+    own = list(texts[rank() * share : (rank() + 1) * share])
+    own += list(texts[:1]) * (share - len(own))
+    tokenizer = module.trainer.datamodule.tokenizer
+    parts = (tokenizer(own[start : start + 1024]).to(module.device) for start in range(0, share, 1024))
+    return gather(torch.cat([module.encode_text(part).float() for part in parts]))[: len(texts)]
 
 
 def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:

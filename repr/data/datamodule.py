@@ -17,6 +17,7 @@ from repr.batch import Batch
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
+from repr.data.compositional import Questions, has_questions, questions
 from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.dense import DenseDataset, mask_vocabulary
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
@@ -175,6 +176,15 @@ class DataModule(LightningDataModule):
             rows = torch.arange(num_rows) * len(source) // num_rows
             loaders.append(self._in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
         return loaders
+
+    def questions(self, name: str) -> Questions | None:
+        """What an evaluation set asks for; None if its source has no questions, or there is no tokenizer.
+
+        Args:
+            name: of the set.
+        """
+        source = self.train if name == "bank" else self.eval[name]
+        return questions(source) if self.tokenizer is not None and has_questions(source) else None
 
     def _eval_loader(self, source: Source, rows: Tensor) -> DataLoader:
         tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions

@@ -269,6 +269,7 @@ class DrawnPairs:
         scenes = (SCENES[name](Pick(numbers)) for name, numbers in zip(patterns, draws, strict=True))
         self._scenes = [scene for pair in scenes for scene in pair]
         self.attributes = {"pattern": Labels.of(name for name in patterns for _ in range(2))}
+        self.items, self.split = np.arange(len(self._scenes)).reshape(-1, 2), "pattern"
         self.size, self.prefix, self.pairs = size, prefix, pairs
 
     def __len__(self) -> int:
@@ -293,3 +294,7 @@ class DrawnPairs:
     def captions(self, index: int) -> list[str]:
         """The statement, with the prefix."""
         return [self.prefix + self._scenes[index][0]]
+
+    def distractors(self, index: int) -> list[str]:
+        """None: a statement is asked for its picture, not a picture for its statement."""
+        return []

@@ -1,7 +1,7 @@
 """Pairs of pictures that differ in one visual pattern, each with a statement that is true of it alone.
 
 :class:`MMVP` reads the MMVP-VLM benchmark from local files; :class:`repr.data.drawn_pairs.DrawnPairs` draws a set in
-the same form. Rows 2i and 2i + 1 are a pair. Scored by :func:`repr.metrics.paired_choice.paired_choice`.
+the same form. Rows 2i and 2i + 1 are an item. Scored by :func:`repr.metrics.compositional.compositional`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ import csv
 import os
 from pathlib import Path
 
-from PIL import Image
-
-from repr.data.columns import Labels
-from repr.data.pictures import decode, read_picture
+from repr.data.compositional import Case, Cases
 
 # The nine patterns of Tong et al., 2024, as the benchmark's folders call them, and as metrics do.
 PATTERNS = {
@@ -32,7 +29,7 @@ QUESTIONS, IMAGES = "Questions.csv", "MLLM_VLM Images"
 _COLUMNS = ("Question ID", "Type", "Statement")
 
 
-class MMVP:
+class MMVP(Cases):
     """MMVP-VLM: 135 pairs of photographs that CLIP takes for alike (Tong et al., 2024, arXiv 2401.06209, section 3).
 
     The layout is the published one: ``root/Questions.csv`` with the columns ``Question ID``, ``Type`` and
@@ -50,17 +47,13 @@ class MMVP:
     def __init__(self, root: str | Path, *, prefix: str = PREFIX) -> None:
         self.root = os.path.expanduser(root)
         questions = self._questions()
-        self._numbers = [number for number, _, _ in questions]
-        self._captions = [prefix + statement for _, _, statement in questions]
         # Both pictures lie in the folder of the pair's first line, which also names its pattern.
         types = [questions[row // 2 * 2][1] for row in range(len(questions))]
-        self._files = [
-            os.path.join(self.root, IMAGES, folder, f"{number}.jpg")
-            for folder, number in zip(types, self._numbers, strict=True)
+        cases = [
+            Case(str(number), os.path.join(folder, f"{number}.jpg"), prefix + statement, split=PATTERNS[folder])
+            for folder, (number, _, statement) in zip(types, questions, strict=True)
         ]
-        if missing := [file for file in self._files if not os.path.isfile(file)]:
-            raise ValueError(f"MMVP: {len(missing)} of {len(types)} pictures are missing, the first is {missing[0]!r}")
-        self.attributes = {"pattern": Labels.of(PATTERNS[name] for name in types)}
+        super().__init__(os.path.join(self.root, IMAGES), cases, split="pattern", rows=2)
 
     def _questions(self) -> list[tuple[int, str, str]]:
         """Number, type and statement of each line."""
@@ -82,33 +75,6 @@ class MMVP:
                     f"{path}: {first} and {second} are no pair; an odd number and the next must follow each other"
                 )
         return questions
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def key(self, index: int) -> str:
-        """The number of the question."""
-        return str(self._numbers[index])
-
-    def encoded(self, index: int) -> bytes:
-        """The file, unchanged.
-
-        Raises:
-            OSError: it cannot be read.
-        """
-        return read_picture(self._files[index])
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright.
-
-        Raises:
-            OSError: it is damaged; the message names it.
-        """
-        return decode(self.encoded(index), self._files[index])
-
-    def captions(self, index: int) -> list[str]:
-        """The statement, with the prefix."""
-        return [self._captions[index]]
 
 
 def _question(row: dict[str, str], where: str) -> tuple[int, str, str]:

@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
+def open_zip(path: Path, process: int) -> zipfile.ZipFile:
     """Open a zip once a process: a handle shared across a fork would share its file position."""
     return zipfile.ZipFile(path)
 
@@ -84,7 +84,7 @@ def _open_zip(path: Path, process: int) -> zipfile.ZipFile:
 @lru_cache(maxsize=1)
 def _emoji_index() -> list[dict[str, Any]]:
     """The rows of the embedded index, all splits."""
-    return [json.loads(line) for line in _open_zip(EMOJI_ZIP, os.getpid()).read("index.jsonl").splitlines()]
+    return [json.loads(line) for line in open_zip(EMOJI_ZIP, os.getpid()).read("index.jsonl").splitlines()]
 
 
 class Emoji:
@@ -123,7 +123,7 @@ class Emoji:
 
     def encoded(self, index: int) -> bytes:
         """The picture as WebP."""
-        return _open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
+        return open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, 64 x 64."""

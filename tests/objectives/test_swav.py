@@ -199,7 +199,6 @@ SMALL = ["tokenizer=null", "eval=images", "views=multicrop", "image_size=64", "s
         ),
         (["experiment=swav_emoji", "views=simclr"], "views.small.size has no value"),
         (["objective=swav", "eval=emoji"], "encodes images only: set eval=images"),
-        (["objective=swav", "eval=mmvp"], "eval.choices needs text, and SwAV encodes images only"),
     ],
 )
 def test_what_can_be_known_is_refused_by_the_check(overrides: list[str], words: str) -> None:
