@@ -14,7 +14,7 @@ from torch import Tensor
 from repr.batch import Batch, Features
 from repr.distributed import gather
 from repr.metrics.classes import Classes, load_classes
-from repr.metrics.exhibits import Exhibits
+from repr.metrics.exhibits import Exhibits, NamedClasses
 from repr.metrics.paired_choice import paired_choice
 from repr.metrics.zero_shot import average_templates, zero_shot
 
@@ -134,17 +134,21 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero:
             for name, query in tables.items():
                 found = self._compute(bank, query)
-                drawn: dict[str, Any] = {}  # by the first of several class files
+                named: dict[str, NamedClasses] = {}
                 for kind, classes in self.classes.get(name, {}).items():
-                    known = {
-                        "attribute": classes.attribute,
-                        "class_embeddings": class_embeddings[name, kind],
-                        "class_labels": torch.tensor(classes.ids(data.attributes, name), device=query.image.device),
-                    }
-                    found |= zero_shot(bank, query, name=kind, **known)
-                    drawn = drawn or known
+                    ids = torch.tensor(classes.ids(data.attributes, name), device=query.image.device)
+                    embeddings = class_embeddings[name, kind]
+                    named[kind] = NamedClasses(classes.attribute, embeddings, ids, list(classes.names.values()))
+                    found |= zero_shot(
+                        bank,
+                        query,
+                        attribute=classes.attribute,
+                        class_embeddings=embeddings,
+                        class_labels=ids,
+                        name=kind,
+                    )
                 if self.exhibits is not None:
-                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **drawn)
+                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, classes=named)
                 if attribute := self.choices.get(name):
                     found |= paired_choice(bank, query, attribute=attribute, names=data.attributes[attribute])
                 values |= {f"{name}/{key}": value for key, value in found.items()}

@@ -12,12 +12,8 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
-<<<<<<< HEAD
-from repr.objectives.base import Objective, in_chunks
-=======
 from repr.losses.chance import at_chance
-from repr.objectives.base import Objective
->>>>>>> h_report
+from repr.objectives.base import Objective, in_chunks
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
