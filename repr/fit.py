@@ -165,7 +165,7 @@ def save_config(cfg: DictConfig, folder: Path | None = None) -> None:
 
 def save_results(folder: Path, results: Results) -> None:
     """Write ``results.json`` of a run folder."""
-    from repr.report.page import RESULTS
+    from repr.report.run import RESULTS
 
     with replacing(folder / RESULTS) as file:
         file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())

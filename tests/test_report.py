@@ -12,7 +12,7 @@ from PIL import Image
 from repr.config import compose
 from repr.fit import fit
 from repr.report.__main__ import main
-from repr.report.page import POINTS, Run
+from repr.report.run import POINTS, Run
 
 TINY = [
     "smoke=true", "objective=clip", "embed_dim=16", "text.width=32", "text.layers=1", "backbone.name=test_resnet",

@@ -15,7 +15,7 @@ from repr.batch import Batch, Features
 from repr.distributed import gather, rank, world_size
 from repr.metrics.classes import Classes, load_classes
 from repr.metrics.compositional import compositional
-from repr.metrics.exhibits import Exhibits
+from repr.metrics.exhibits import Exhibits, NamedClasses
 from repr.metrics.zero_shot import average_templates, zero_shot
 
 if TYPE_CHECKING:
@@ -126,17 +126,21 @@ class Evaluation(pl.Callback):
         if trainer.is_global_zero:
             for name, query in tables.items():
                 found = self._compute(bank, query)
-                drawn: dict[str, Any] = {}  # by the first of several class files
+                named: dict[str, NamedClasses] = {}
                 for kind, classes in self.classes.get(name, {}).items():
-                    known: dict[str, Any] = {
-                        "attribute": classes.attribute,
-                        "class_embeddings": class_embeddings[name, kind],
-                        "class_labels": torch.tensor(classes.ids(data.attributes, name), device=query.image.device),
-                    }
-                    found |= zero_shot(bank, query, name=kind, **known)
-                    drawn = drawn or known
+                    ids = torch.tensor(classes.ids(data.attributes, name), device=query.image.device)
+                    embeddings = class_embeddings[name, kind]
+                    named[kind] = NamedClasses(classes.attribute, embeddings, ids, list(classes.names.values()))
+                    found |= zero_shot(
+                        bank,
+                        query,
+                        attribute=classes.attribute,
+                        class_embeddings=embeddings,
+                        class_labels=ids,
+                        name=kind,
+                    )
                 if self.exhibits is not None:
-                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, **drawn)
+                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, classes=named)
                 if name in captions:
                     of = asked[name]
                     found |= compositional(

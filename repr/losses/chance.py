@@ -58,8 +58,8 @@ def at_chance(loss: Callable, *, num_rows: int, dim: int, **options: Any) -> Lev
     Returns:
         In the unit of the loss; None where the loss has no such value, or is not one of ours.
     """
-    while isinstance(loss, partial):
-        options = {**loss.keywords, **options}
-        loss = loss.func
-    level = LEVELS.get(loss)
+    function: Any = loss
+    while isinstance(function, partial):
+        function, options = function.func, {**function.keywords, **options}
+    level = LEVELS.get(function)
     return None if level is None else level(num_rows=num_rows, dim=dim, **options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import Features
+from repr.metrics.geometry import spectrum
 
 # Flat names with slashes, as they stand in an .npz file; :func:`exhibits` says which there are.
 Exhibits = dict[str, np.ndarray]
@@ -19,15 +22,22 @@ MAX_BANK = 100_000  # rows of the bank among which neighbours are looked for
 SAMPLE = 20_000  # rows of which spectrum and principal axes are computed
 
 
+class NamedClasses(NamedTuple):
+    """What zero-shot classification chooses among; see :func:`repr.metrics.zero_shot.zero_shot`."""
+
+    attribute: str
+    embeddings: Tensor  # (C, D)
+    labels: Tensor  # (C,)
+    names: Sequence[str]  # C, as they stand in the sentences
+
+
 @torch.no_grad()
 def exhibits(
     bank: Features,
     query: Features,
     *,
     attributes: Mapping[str, Sequence[str]],
-    attribute: str | None = None,
-    class_embeddings: Tensor | None = None,
-    class_labels: Tensor | None = None,
+    classes: Mapping[str, NamedClasses] | None = None,
     num_points: int = 500,
     num_queries: int = 6,
     num_nearest: int = 5,
@@ -41,9 +51,7 @@ def exhibits(
         bank: rows of the training set, ``trunk`` and labels, among which pictures find their nearest.
         query: the evaluated set; text and labels are optional.
         attributes: attribute -> class names; the position of a name is its label.
-        attribute: which labels zero-shot classification predicts; None: there is none.
-        class_embeddings: (C, D), as for :func:`repr.metrics.zero_shot.zero_shot`.
-        class_labels: (C,) likewise.
+        classes: kind of zero-shot classification -> what it chooses among.
         num_points: rows on the map at most, M.
         num_queries: queries of each gallery, Q.
         num_nearest: neighbours of a query, k; fewer where the table is smaller.
@@ -54,24 +62,26 @@ def exhibits(
         ============================== ================= ======================================================
         ``rows``                       (M,) int64        of the source, on the map
         ``labels/<attribute>``         (M,) int64        -1: none
-        ``names/<attribute>``          (classes,) str    names of all labels, also of attributes the set lacks
+        ``names/<attribute>``          (classes,) str    of all its labels, as class files have them, else as the data
         ``map/pca``                    (M, <= 32)        principal coordinates of ``image`` at unit length
         ``map/pairs``                  (M, 2, 2)         two principal coordinates of image and text together
         ``gallery/<kind>/query``       (Q,) int64        rows of the set
         ``gallery/<kind>/nearest``     (Q, k) int64      rows of the set, for ``image_to_image`` of the training set
         ``gallery/<kind>/right/<of>``  (Q, k) int8       1 right, 0 wrong, -1 not known; of the caption or a label
         ``confusion/<kind>/<of>``      (P, 3) int64      true label, predicted label, how often (above 0)
-        ``spectrum/<table>``           (min(N, D),)      eigenvalues of the covariance, falling
+        ``spectrum/<table>``           (D,) float64      eigenvalues of the covariance, falling
         ``left_out/<part>``            () str            why there is no such part
         ============================== ================= ======================================================
 
         Kinds of galleries: ``image_to_text`` and ``text_to_image`` (cosine of the embeddings, over distinct captions,
-        as in retrieval), ``image_to_image`` (cosine of ``trunk``). Kinds of confusion: ``zero_shot``, over all rows,
-        and ``nearest`` (the label of the nearest row of the bank), over the M rows. A table that is not finite, or has
+        as in retrieval), ``image_to_image`` (cosine of ``trunk``). Kinds of confusion: those of ``classes``, over
+        all rows, and ``nearest`` (the label of the nearest row of the bank), over the M rows. Where images have several
+        captions, the first one of each counts. A table that is not finite, or has
         fewer than three rows, has only ``left_out``.
     """
     if len(query.image) < 3:
         return {"left_out/all": np.array(f"the set has {len(query.image)} rows; three are the least that can be drawn")}
+    query = _one_caption(query)
     tables = [query.image, query.trunk, *([] if query.text is None else [query.text]), bank.trunk]
     if not all(table.isfinite().all() for table in tables):
         return {"left_out/all": np.array("the features hold NaN or infinity")}
@@ -82,27 +92,19 @@ def exhibits(
     found |= {f"labels/{name}": labels for name, labels in shown.items()}
     found |= {f"names/{name}": np.array(list(names), dtype=np.str_) for name, names in attributes.items()}
     found |= _maps(query, points) | _spectra(query)
+    queries = points[_spread(len(points), num_queries, points.device)]
     found |= _neighbours(bank, query, points, shown, num_queries, num_nearest)
-    found |= _captions(query, num_queries, num_nearest)
-    found |= _zero_shot(query, attribute, class_embeddings, class_labels)
+    found |= _captions(query, queries, num_nearest)
+    for kind, known in (classes or {}).items():
+        found[f"confusion/{kind}/{known.attribute}"] = _zero_shot(query, known)
+        spoken = dict(zip(known.labels.tolist(), known.names, strict=True))  # those of data may be codes
+        names = [spoken.get(label, name) for label, name in enumerate(attributes[known.attribute])]
+        found[f"names/{known.attribute}"] = np.array(names, dtype=np.str_)
+    if not classes:
+        found["left_out/zero_shot"] = np.array("no class file is set for this set (eval.zero_shot)")
     if not shown:
         found["left_out/labels"] = np.array("no attribute has two classes among the rows shown, so nothing is coloured")
     return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in found.items()}
-
-
-def spectrum(features: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of features.
-
-    Args:
-        features: (N, D), as they are; of more than 20,000 rows so many are taken, evenly spread.
-
-    Returns:
-        (min(N, D),) float64, falling; their sum is the variance of the features.
-    """
-    x = features[_spread(len(features), SAMPLE, features.device)].double()
-    x = x - x.mean(0)
-    product = x.T @ x if x.shape[0] >= x.shape[1] else x @ x.T  # both have the same eigenvalues but for zeros
-    return torch.linalg.eigvalsh(product).flip(0).clamp(min=0) / len(x)
 
 
 def _spread(num_rows: int, num: int, device: torch.device) -> Tensor:
@@ -134,11 +136,12 @@ def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
 
 
 def _spectra(query: Features) -> dict[str, Tensor]:
-    spectra = {"spectrum/image": spectrum(query.image)}
+    sample = _spread(len(query.image), SAMPLE, query.image.device)
+    spectra = {"spectrum/image": spectrum(query.image[sample])}
     if query.trunk.shape != query.image.shape or not torch.equal(query.trunk, query.image):
-        spectra["spectrum/trunk"] = spectrum(query.trunk)
+        spectra["spectrum/trunk"] = spectrum(query.trunk[sample])
     if query.text is not None:
-        spectra["spectrum/text"] = spectrum(query.text)
+        spectra["spectrum/text"] = spectrum(query.text[sample])
     return spectra
 
 
@@ -168,7 +171,7 @@ def _neighbours(
     return found
 
 
-def _captions(query: Features, num_queries: int, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
+def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
     """Pictures that look for their caption, and captions for their picture."""
     if query.text is None:
         reason = np.array("the encoder or the set has no captions")
@@ -177,7 +180,6 @@ def _captions(query: Features, num_queries: int, num_nearest: int) -> dict[str, 
     ids = rows if query.caption is None else query.caption
     distinct, caption = ids.unique(return_inverse=True)
     first = torch.full_like(distinct, len(rows)).scatter_reduce(0, caption, rows, "amin")  # (C,) as in retrieval
-    queries = _spread(len(rows), num_queries, rows.device)
     asked = first[caption[queries]].unique()  # a caption looks once
     image, text = F.normalize(query.image, dim=1), F.normalize(query.text, dim=1)
     to_text = first[(image[queries] @ text[first].T).topk(min(num_nearest, len(first)))[1]]
@@ -190,16 +192,24 @@ def _captions(query: Features, num_queries: int, num_nearest: int) -> dict[str, 
     return found
 
 
-def _zero_shot(
-    query: Features, attribute: str | None, class_embeddings: Tensor | None, class_labels: Tensor | None
-) -> dict[str, Tensor | np.ndarray]:
-    if attribute is None or class_embeddings is None or class_labels is None:
-        return {"left_out/zero_shot": np.array("no class file is set for this set (eval.zero_shot)")}
-    rows = (query.labels[attribute] >= 0).nonzero().squeeze(1)
-    keys = F.normalize(class_embeddings.to(query.image.device), dim=1)
+def _one_caption(query: Features) -> Features:
+    """Row i of ``text`` for image i, the first of its captions."""
+    text_row = query.text_row
+    if text_row is None or query.text is None:
+        return query
+    num, rows = len(query.image), torch.arange(len(text_row), device=text_row.device)
+    first = torch.full((num,), len(rows), device=rows.device).scatter_reduce(0, text_row, rows, "amin")
+    if int(first.max()) == len(rows):  # an image without caption
+        return replace(query, text=None)
+    return replace(query, text=query.text[first], text_row=None)
+
+
+def _zero_shot(query: Features, classes: NamedClasses) -> Tensor:
+    labels = query.labels[classes.attribute]
+    rows = (labels >= 0).nonzero().squeeze(1)
+    keys = F.normalize(classes.embeddings.to(query.image.device), dim=1)
     parts = [(F.normalize(part, dim=1) @ keys.T).argmax(1) for part in query.image[rows].split(8192)]
-    predicted = class_labels.to(query.image.device)[torch.cat(parts)]
-    return {f"confusion/zero_shot/{attribute}": _count(query.labels[attribute][rows], predicted)}
+    return _count(labels[rows], classes.labels.to(labels.device)[torch.cat(parts)])
 
 
 def _count(labels: Tensor, predicted: Tensor) -> Tensor:

@@ -1,0 +1,150 @@
+"""Numbers beside chance: the headline, the table of all sets, and what the configs of several runs differ in."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from repr.report.run import Run, short_name
+
+NUM_TILES = 6
+MAX_CHARS = 160  # of a value of the config
+
+
+def header(runs: Sequence[Run]) -> Iterator[str]:
+    """What was trained on what, in a line or two a run."""
+    yield '<div class="runs">'
+    for run in runs:
+        mark = f'<span class="mark" style="--k:{run.colour}"></span>' if len(runs) > 1 else ""
+        facts = "".join(f"<li><span>{html.escape(k)}</span>{html.escape(v)}</li>" for k, v in _facts(run).items())
+        yield f'<div class="run">{mark}<code>{html.escape(str(run.folder))}</code><ul class="facts">{facts}</ul></div>'
+    yield "</div>"
+
+
+def _facts(run: Run) -> dict[str, str]:
+    weights = {name: weight for name, weight in (run.option("objective.weights") or {}).items() if weight}
+    terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
+    found = {
+        "objective": f"{_last(run.option('objective._target_'))}" + (f" ({terms})" if terms else ""),
+        "backbone": run.option("backbone.name"),
+        "text": _last(run.option("text._target_")) if run.option("objective.text") else None,
+        "data": _last(run.option("data.train._target_")),
+        "pixels": run.option("image_size"),
+        "batch": run.option("data.batch_size"),
+        "optimizer": f"{run.option('optim.name')}, lr {run.option('optim.lr'):g}" if run.option("optim.lr") else None,
+        "steps": run.num_steps or None,
+        "seed": run.option("seed"),
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+def _last(target: str | None) -> str | None:
+    return target and target.rpartition(".")[2]
+
+
+def tiles(runs: Sequence[Run]) -> Iterator[str]:
+    """The headline of the evaluation, large; where there is none, the first numbers that have a level at chance."""
+    headline = [name for run in runs for name in run.option("callbacks.evaluation.headline") or ()]
+    names = [name for name in dict.fromkeys(headline) if any(name in run.results for run in runs)]
+    if not names:
+        names = [name for run in runs for name, result in run.results.items() if result["chance"] is not None]
+        names = [name for name in dict.fromkeys(names) if not name.startswith("bank/")]
+    if names:
+        yield '<div class="tiles">'
+    for name in names[:NUM_TILES]:
+        yield f'<div class="card"><h3>{html.escape(name)}</h3>'
+        for run in runs:
+            if (result := run.results.get(name)) is not None:
+                yield f'<span class="value" style="color:{run.colour}">{number(name, result["value"])}</span>'
+        chance = _chance(name, runs)
+        yield "</div>" if chance is None else f"<br><small>chance {chance:.4f}</small></div>"
+    if names:
+        yield "</div>"
+
+
+def evaluation(runs: Sequence[Run]) -> Iterator[str]:
+    """A row a metric, a column a set, a bar a run: first what has a level at chance, then the rest."""
+    names = list(dict.fromkeys(name for run in runs for name in run.results))
+    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in names))
+    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in names))
+    beside = [metric for metric in metrics if any(_chance(f"{name}/{metric}", runs) is not None for name in sets)]
+    if beside:
+        yield from _table(sets, beside, runs, _bars, wide=True)
+    if rest := [metric for metric in metrics if metric not in beside]:
+        yield "<h4>Without a level at chance</h4>"
+        yield from _table(sets, rest, runs, _plain, wide=len(runs) > 1)
+
+
+def _table(sets: Sequence[str], metrics: Sequence[str], runs: Sequence[Run], cell: Any, *, wide: bool) -> Iterator[str]:
+    kept = [name for name in sets if any(f"{name}/{metric}" in run.results for metric in metrics for run in runs)]
+    yield '<div class="card scroll"><table><tr><th></th>'
+    yield "".join(f"<th>{html.escape(name)}</th>" for name in kept) + "</tr>"
+    for metric in metrics:
+        cells = "".join(f"<td>{cell(f'{name}/{metric}', runs)}</td>" for name in kept)
+        yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
+    yield "</table></div>"
+
+
+def _bars(name: str, runs: Sequence[Run]) -> str:
+    """A bar a run from 0 to 1, with chance dotted; the best of several is bold."""
+    results = [run.results.get(name) for run in runs]
+    values = [result["value"] for result in results if result and result["value"] is not None]
+    chance = _chance(name, runs)
+    parts = []
+    for run, result in zip(runs, results, strict=True):
+        if result is None or result["value"] is None:
+            continue
+        best = " best" if len(values) > 1 and result["value"] == max(values) else ""
+        style = f"--v:{min(max(result['value'], 0), 1):.4f};--k:{run.colour}"
+        tick = "" if chance is None else f'<i style="--c:{min(max(chance, 0), 1):.4f}"></i>'
+        parts.append(f'<div class="bar{best}" style="{style}">{tick}<span>{number(name, result["value"])}</span></div>')
+    return "".join(parts) + (f"<small>chance {chance:.4f}</small>" if parts and chance is not None else "")
+
+
+def _plain(name: str, runs: Sequence[Run]) -> str:
+    values = [(run.colour, run.results[name]["value"]) for run in runs if name in run.results]
+    if len(runs) == 1:
+        return "".join(number(name, value) for _, value in values)
+    return "<br>".join(f'<span style="color:{colour}">{number(name, value)}</span>' for colour, value in values)
+
+
+def differences(runs: Sequence[Run]) -> Iterator[str]:
+    """What the configs differ in, a row an option; nothing where they do not."""
+    flat = [  # but for the folders themselves
+        {k: v for k, v in _flat(run.config).items() if k != "resume" and str(run.option("run_folder")) not in v}
+        for run in runs
+    ]
+    names = dict.fromkeys(name for one in flat for name in one)
+    names = [name for name in names if len({one.get(name) for one in flat}) > 1]
+    if not names:
+        return
+    yield '<div class="card scroll"><table><tr><th></th>'
+    for run in runs:
+        yield f'<th><span class="mark" style="--k:{run.colour}"></span>{html.escape(short_name(run, runs))}</th>'
+    yield "</tr>"
+    for name in names:
+        cells = "".join(f'<td class="long">{html.escape(one.get(name, "–")[:MAX_CHARS])}</td>' for one in flat)
+        yield f"<tr><td><code>{html.escape(name)}</code></td>{cells}</tr>"
+    yield "</table></div>"
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, str]:
+    """Option -> value as text; lists are values."""
+    found: dict[str, str] = {}
+    for key in config:
+        name, node = f"{prefix}{key}", OmegaConf.select(config, str(key), throw_on_missing=False)
+        found |= _flat(node, f"{name}.") if OmegaConf.is_dict(node) else {name: str(node)}
+    return found
+
+
+def number(name: str, value: float | None) -> str:
+    """A number as it is shown; counts have no digits after the point."""
+    return "" if value is None else f"{value:.0f}" if name.split("/")[-1].startswith("num_") else f"{value:.3f}"
+
+
+def _chance(name: str, runs: Sequence[Run]) -> float | None:
+    results = [run.results.get(name) for run in runs]
+    return next((result["chance"] for result in results if result and result["chance"] is not None), None)
