@@ -57,13 +57,14 @@ class Plan:
 
     Attributes:
         options: protocol -> its options.
-        captions: set -> its captions and the position of the picture that each belongs to.
+        captions: set -> its distinct captions, and (P, 2) int64 the positions of picture and caption that belong
+            together.
         classes: set -> name of a number -> its classes.
         left_out: ``<set>/<what>`` -> why it is not computed.
     """
 
     options: dict[str, DictConfig]
-    captions: dict[str, tuple[list[str], list[int]]] = field(default_factory=dict)
+    captions: dict[str, tuple[list[str], Tensor]] = field(default_factory=dict)
     classes: dict[str, dict[str, Classes]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -259,31 +260,30 @@ def _tokens(tables: FeatureTables) -> dict[str, Any]:
 
 def _captioned(plan: Plan, tables: FeatureTables, name: str, query: Features) -> Features | None:
     """The rows that have captions, with all of them; None where there are none."""
-    texts, positions = plan.captions.get(name, ([], []))
+    texts, pairs = plan.captions.get(name, ([], torch.empty(0, 2)))
     if not texts:
         return None
     read = tables.read(name)
     place = torch.full((len(read),), -1)  # position in the set -> row of the table
     place[read] = torch.arange(int(read.sum()))
-    of_row = place[torch.tensor(positions)]  # (C,)
-    rows, text_row = of_row[of_row >= 0].unique(return_inverse=True)
+    pairs = torch.stack([place[pairs[:, 0]], pairs[:, 1]], 1)
+    rows, image_row = pairs[pairs[:, 0] >= 0, 0].unique(return_inverse=True)
+    kept, text_row = pairs[pairs[:, 0] >= 0, 1].unique(return_inverse=True)
     if missing := len(query.image) - len(rows):
         plan.left_out[f"{name}/retrieval"] = f"{missing} of {len(query.image)} pictures have no caption"
-    kept = (of_row >= 0).to(tables.device)
-    rows, text_row = rows.to(tables.device), text_row.to(tables.device)
-    text = tables.texts(texts)[kept]
-    return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, text_row=text_row)
+    rows, pairs = rows.to(tables.device), torch.stack([image_row, text_row], 1).to(tables.device)
+    text = tables.texts(texts)[kept.to(tables.device)]
+    return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
 
 
 def _first_captions(table: Features) -> Features:
     """One caption a picture, its first."""
     assert table.text is not None
-    assert table.text_row is not None
-    order = torch.arange(len(table.text_row), device=table.text.device)
-    first = torch.full((len(table.image),), len(order), device=order.device).scatter_reduce(
-        0, table.text_row, order, "amin"
-    )
-    return replace(table, text=table.text[first], text_row=None)
+    assert table.pairs is not None
+    order = torch.arange(len(table.pairs), device=table.pairs.device)
+    first = torch.full((len(table.image),), len(order), device=order.device)
+    first.scatter_reduce_(0, table.pairs[:, 0], order, "amin")  # the first pair of each picture
+    return replace(table, text=table.text[table.pairs[first, 1]], pairs=None)
 
 
 def _zero_shot(plan: Plan, tables: FeatureTables, query: Features, kind: str, classes: Classes) -> dict[str, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 
+import torch
 from torch import Tensor
 
 from repr.data.sources import Source
@@ -44,18 +46,17 @@ def of_texts(texts: Iterable[str]) -> str:
     return found.hexdigest()
 
 
-def captions_of(source: Source, rows: Tensor) -> tuple[list[str], list[int]]:
-    """All captions of some rows, and the position in ``rows`` that each belongs to.
+def captions_of(source: Source, rows: Tensor) -> tuple[list[str], Tensor]:
+    """The distinct captions of some rows.
 
-    A row whose captions cannot be read has none.
+    Returns:
+        The captions, and which belong to which rows: (P, 2) int64, positions in ``rows`` and in the captions, in the
+        order of the rows and of their captions. A row whose captions cannot be read has none.
     """
-    texts: list[str] = []
-    positions: list[int] = []
+    places: dict[str, int] = {}
+    pairs: list[tuple[int, int]] = []
     for position, row in enumerate(rows.tolist()):
-        try:
-            own: Sequence[str] = source.captions(row)
-        except OSError:
-            own = ()
-        texts += own
-        positions += [position] * len(own)
-    return texts, positions
+        with suppress(OSError):
+            own = dict.fromkeys(source.captions(row))
+            pairs += [(position, places.setdefault(caption, len(places))) for caption in own]
+    return list(places), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
