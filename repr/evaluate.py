@@ -66,6 +66,8 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     from repr.protocols import compute, make_plan
 
     check_dtype(cfg.features)
+    if not cfg.data.eval:
+        raise ConfigError(["data.eval names no set to evaluate on: add one, as in README, 'Your own data'"])
     encoder = read_encoder(cfg.model, cfg.image_size)
     cfg = cfg.copy()
     cfg.image_size = encoder.image_size

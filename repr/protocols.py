@@ -78,12 +78,10 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
         class_files: those that may name the labels of a set, where none are given.
 
     Raises:
-        ConfigError: the data have no evaluation set; a class file does not name all labels of the set that it is for.
+        ConfigError: a class file that is given does not name all labels of its set.
     """
     data, plan = tables.data, Plan(dict(options))
     sets = data.eval_names[1:]
-    if not sets:
-        raise ConfigError(["data.eval names no set to evaluate on: add one, as in README, 'Your own data'"])
     if "dense" in options and (fault := maps_fault(tables.encoder)):
         plan.left_out |= {f"{name}/dense": fault for name in sets}
         del plan.options["dense"]

@@ -168,7 +168,11 @@ def _timm(name: str, rest: str, image_size: int | None) -> Encoder:
         model: Any = timm.create_model(rest, pretrained=True, num_classes=0)
     else:
         pretrained = timm.is_model(rest) and timm.models.is_model_pretrained(rest)
-        model = backbone(rest, pretrained=pretrained)
+        try:
+            model = backbone(rest, pretrained=pretrained)
+        except OSError as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"model={name}: the weights are not at hand and not to be had ({why})") from error
         notes += [] if pretrained else [f"timm has no weights of {rest}, so they are random"]
     cfg = resolve_model_data_config(model)
     size = image_size or cfg["input_size"][-1]
