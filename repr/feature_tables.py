@@ -46,7 +46,8 @@ class Extractor(pl.LightningModule):
         super().__init__()
         self.module: Any = encoder.module
         self.mean, self.std = encoder.mean, encoder.std
-        self.data, self.dataset = data, None
+        self.data = data
+        self.dataset: Any = None
         self.bad: dict[int, str] = {}
 
     def predict_dataloader(self) -> Any:

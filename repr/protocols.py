@@ -34,6 +34,7 @@ SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "geometry": {"features": "image, text (the first caption)"},
     "dense": {"features": "maps"},
 }
+NO_TEXT = "the encoder has no text tower"
 NO_EFFECT = ("_target_", "_partial_", "memory", "classes")  # options that no number depends on, or told otherwise
 
 
@@ -87,7 +88,7 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
         del plan.options["dense"]
     texts = tables.encoder.tokenizer is not None
     for name in sets if "zero_shot" in options else ():
-        found = _classes(options["zero_shot"], data, name, class_files) if texts else "the encoder has no text tower"
+        found = _classes(options["zero_shot"], data, name, class_files) if texts else NO_TEXT
         if isinstance(found, str):
             plan.left_out[f"{name}/zero_shot"] = found
         else:
@@ -96,8 +97,7 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
         plan.captions[name] = captions_of(*data.evaluated(name))
     for name in sets if "retrieval" in options else ():
         if not texts or not plan.captions[name][0]:
-            why = f"{name} has no captions" if texts else "the encoder has no text tower"
-            plan.left_out[f"{name}/retrieval"] = why
+            plan.left_out[f"{name}/retrieval"] = f"{name} has no captions" if texts else NO_TEXT
     for probe in (probe for probe in PROBES if probe in options):
         plan.left_out |= {f"{name}/{probe}": why for name in sets if (why := _unlabelled(data, name))}
     _want(plan, tables)

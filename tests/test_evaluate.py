@@ -68,7 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     results = fit(
         compose([*small, "trainer.limit_val_batches=1.0", "data.eval_batch_size=256", "callbacks.pictures=null"])
     )
-    yield folder, {name: value for name, (value, _) in results.items()}
+    return folder, {name: value for name, (value, _) in results.items()}
 
 
 @pytest.fixture(scope="module")
