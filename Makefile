@@ -40,6 +40,8 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	@echo "installing repr, PyTorch and the test tools into .venv (a few GB, one to three minutes) ..."
 	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# Only its metrics are used, as a peer; what it depends on (Java programs, transformers) they do not need.
+	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps clip-benchmark
 	@touch $@ .venv/installed
 
 clean:

@@ -54,8 +54,8 @@ class Features:
     different ones: rows with the same caption have the same number. ``poolings`` holds other poolings of
     the backbone's output by name, where a flow gives them, such as ``mean_pool`` beside a class token.
 
-    Where images have several captions each, ``text`` is (C, D) and ``text_row`` (C,) the image's row of each; retrieval
-    reads such tables.
+    Where images have several captions each, ``text`` is (C, D), of the distinct ones, and ``pairs`` says which belong
+    together; retrieval reads such tables.
     """
 
     index: Tensor  # (N,) int64
@@ -65,7 +65,7 @@ class Features:
     caption: Tensor | None = None  # (N,) int64
     labels: dict[str, Tensor] = field(default_factory=dict)  # attribute -> (N,) int64, -1 = no label
     poolings: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T) float32
-    text_row: Tensor | None = None  # (C,) int64; None: row i of `text` is that of image i
+    pairs: Tensor | None = None  # (P, 2) int64, rows of `image` and `text`; None: row i of both belong together
 
 
 @dataclass(frozen=True)

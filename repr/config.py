@@ -41,12 +41,13 @@ class ConfigError(ValueError):
         super().__init__(faults[0] if len(faults) == 1 else "\n".join(many))
 
 
-def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None) -> DictConfig:
+def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, root: str = "fit") -> DictConfig:
     """Compose ``conf/fit.yaml`` with overrides as on the command line.
 
     Args:
         overrides: such as ``experiment=demo``, ``optim.lr=1e-3``, ``+backbone.drop_path_rate=0.1``.
         config_dir: a folder of one's own, laid out like ``conf/``, whose files come first.
+        root: which file of ``conf/``.
 
     Raises:
         ConfigError: an override names an option or a value that does not exist; the nearest valid name is given.
@@ -64,15 +65,15 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
             raise ConfigError(faults)
         with initialize_config_dir(str(CONF), version_base="1.3"):
             chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups]
-            base = hydra_compose("fit", overrides=search + chosen)
+            base = hydra_compose(root, overrides=search + chosen)
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
-            cfg = hydra_compose("fit", overrides=[*search, *overrides])
+            cfg = hydra_compose(root, overrides=[*search, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
-    if cfg.smoke:
+    if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
         for override in parsed:  # what the user says counts more
             if override.key_or_group not in groups and _is_value(override):
@@ -131,9 +132,9 @@ def check(cfg: DictConfig) -> None:
     else:
         for path, node in _targets(cfg):
             faults += _target_faults(path, node)
-        faults += _exclusion_faults(cfg)
+        faults += _exclusion_faults(cfg) if "objective" in cfg else ()
         read = ("objective", "backbone", "views", "data.batch_size", "procedure")
-        if not any(fault.startswith(read) for fault in faults):
+        if "objective" in cfg and not any(fault.startswith(read) for fault in faults):
             faults += _flow_faults(cfg)  # it reads those
     if faults:
         raise ConfigError(faults)
@@ -189,9 +190,10 @@ def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterato
     if override.is_sweep_override():
         yield f"{override.input_line}: one run takes one value; start a run for each"
         return
-    group, option = override.key_or_group, override.value()
-    if group in groups and isinstance(option, str) and option not in groups[group]:
-        yield f"{group} has no option '{option}'; {nearest(option, groups[group])}"
+    group, value = override.key_or_group, override.value()
+    for option in (value if isinstance(value, list) else [value]) if group in groups else ():
+        if isinstance(option, str) and option not in groups[group]:
+            yield f"{group} has no option '{option}'; {nearest(option, groups[group])}"
 
 
 def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[str]]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
 from repr.data.compositional import Questions, has_questions, questions
-from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.dense import DenseDataset, mask_vocabulary
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources import Source
@@ -146,12 +146,13 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a name of ``eval_names``; Lightning runs them one after the other."""
-        loaders = []
-        for name in self.eval_names:
-            source = self.train if name == "bank" else self.eval[name]
-            num_rows = self.bank_size if name == "bank" else len(source)
-            loaders.append(self._eval_loader(source, torch.arange(num_rows) * len(source) // num_rows))
-        return loaders
+        return [self._eval_loader(*self.evaluated(name)) for name in self.eval_names]
+
+    def evaluated(self, name: str) -> tuple[Source, Tensor]:
+        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising."""
+        source = self.train if name == "bank" else self.eval[name]
+        num_rows = self.bank_size if name == "bank" else len(source)
+        return source, torch.arange(num_rows) * len(source) // num_rows
 
     def dense_dataloaders(self, num_images: int, views: Mapping[str, View]) -> list[DataLoader]:
         """Loaders of dense evaluation, one a name of ``eval_names``: pictures, masks where they are known, two crops.
@@ -174,7 +175,7 @@ class DataModule(LightningDataModule):
             source, num = (self.train, self.bank_size) if name == "bank" else (self.eval[name], len(self.eval[name]))
             num_rows = min(num, num_images)
             rows = torch.arange(num_rows) * len(source) // num_rows
-            loaders.append(self._in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
+            loaders.append(self.in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
         return loaders
 
     def questions(self, name: str) -> Questions | None:
@@ -188,9 +189,10 @@ class DataModule(LightningDataModule):
 
     def _eval_loader(self, source: Source, rows: Tensor) -> DataLoader:
         tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
-        return self._in_order(EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer))
+        return self.in_order(EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer))
 
-    def _in_order(self, dataset: EvalDataset | DenseDataset) -> DataLoader:
+    def in_order(self, dataset: EvalDataset | DenseDataset | TextDataset) -> DataLoader:
+        """Batches of a data set in its order; this rank's share of each."""
         rank, world_size = self._rank()
         sampler = EvalBatchSampler(len(dataset), self.eval_batch_size, rank=rank, world_size=world_size)
         # Workers that end with the round: several sets would otherwise keep theirs all through training.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import cast
 
@@ -148,13 +149,21 @@ class EvalDataset(Dataset[Batch]):
         image_size: side in pixels.
         labels: (N, A) int64 of the whole source.
         tokenizer: None leaves ``text`` out.
+        transform: RGB picture -> (3, S, S) uint8 or normalised float; None: :func:`repr.data.views.evaluation_view`.
     """
 
     def __init__(
-        self, source: Source, rows: Tensor, image_size: int, labels: Tensor, tokenizer: Tokenizer | None
+        self,
+        source: Source,
+        rows: Tensor,
+        image_size: int,
+        labels: Tensor,
+        tokenizer: Tokenizer | None,
+        transform: Callable[[Image.Image], Tensor] | None = None,
     ) -> None:
         self.source, self.rows, self.image_size = source, rows, image_size
         self.labels, self.tokenizer = labels, tokenizer
+        self.transform = transform or partial(evaluation_view, size=image_size)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -171,7 +180,7 @@ class EvalDataset(Dataset[Batch]):
                 texts, image = [], _BLANK
                 bad[row] = one_line(error)
             captions.append(texts[0][:MAX_CAPTION_CHARS] if texts else "")
-            images.append(evaluation_view(image, self.image_size))
+            images.append(self.transform(image))
         batch = Batch(index=index, image=torch.stack(images).contiguous())
         if self.tokenizer is not None:
             batch["text"] = self.tokenizer(captions)
@@ -181,6 +190,26 @@ class EvalDataset(Dataset[Batch]):
             batch["index"] = torch.tensor([-1 - row if row in bad else row for row in index.tolist()])
             batch["bad"] = list(bad.items())
         return batch
+
+
+class TextDataset(Dataset[Batch]):
+    """Batches of texts: ``index``, their positions, and ``text``, their tokens.
+
+    Args:
+        texts: of any length.
+        tokenizer: what makes tokens of them.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        self.texts, self.tokenizer = texts, tokenizer
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The batch of these positions."""
+        texts = [self.texts[position][:MAX_CAPTION_CHARS] for position in positions]
+        return Batch(index=torch.tensor(positions), text=self.tokenizer(texts))
 
 
 def draw_caption(source: Source, row: int, number: float) -> str:

@@ -73,8 +73,8 @@ def knn_sweep(
         search: ``exact``, on the features' device; ``faiss``: also exact, by faiss on the CPU.
 
     Returns:
-        ``knn_<attribute>_k<k>_t<T>``, each with its chance; which is the best is not told, since that would be chosen
-        on the query.
+        ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance; which is the best is not told,
+        since that would be chosen on the query.
 
     Raises:
         ValueError: as for :func:`knn`; faiss is asked for and not there, with the extra that has it.
@@ -86,8 +86,13 @@ def knn_sweep(
     pairs = [(k, temperature) for k in ks for temperature in temperatures]
     values: dict[str, float] = {}
     for (k, temperature), classes in zip(pairs, predicted, strict=True):
-        values |= accuracy(f"knn_{attribute}_k{k}_t{temperature:g}", classes, labels)
+        values |= accuracy(sweep_name(attribute, k, temperature), classes, labels)
     return values
+
+
+def sweep_name(attribute: str, k: int, temperature: float) -> str:
+    """What :func:`knn_sweep` calls a number."""
+    return f"knn_{attribute}_k{k}_t{temperature:g}"
 
 
 def _predict(

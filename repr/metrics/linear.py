@@ -162,7 +162,7 @@ def fit_logistic(
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
-    solver.step(objective)  # type: ignore[arg-type]
+    solver.step(objective)
     return Linear(weight, bias)
 
 

@@ -31,13 +31,13 @@ def retrieval(
     nearest right one, so ties count against the query: collapsed features get 0, not 1. Ranks are
     exact, and the N x C matrix is never held.
 
-    Where images have several captions (``text_row``), each of the C captions is one of its own, as in the published
-    protocols: right for its image alone, whose nearest caption counts; equal ones of two images are not joined.
+    Where images have several captions (``pairs``), the nearest of an image's counts. Captions that differ are right for
+    their image alone, as in the published protocols.
 
     Args:
         bank: not used.
         query: ``image`` (N, D) and ``text`` (N, D), normalised inside; ``caption`` (N,), without which
-            every row's caption is its own. Or ``text`` (C, D) and ``text_row`` (C,), at least one an image.
+            every row's caption is its own. Or ``text`` (C, D) and ``pairs`` (P, 2), at least one an image and text.
         ks: the k; a k of at least the number of candidates gives 1 by definition (unless features are NaN).
         chunk_size: queries compared at a time; memory is chunk_size x N float64.
         memory: gigabytes that the comparison may take; None: what the chunk size takes.
@@ -48,25 +48,24 @@ def retrieval(
         :math:`1 - \binom{N-m}{k} / \binom{N}{k}` for captions with m images.
 
     Raises:
-        ValueError: the table has no text, or no caption of some image.
+        ValueError: the table has no text, or not of every image.
 
     Source: Karpathy & Fei-Fei, 2015, arXiv 1412.2306 (recall at k; they, too, count any right one of
     several as a success).
     """
     if query.text is None:
         raise ValueError("retrieval needs text features: evaluate an image-text objective or leave this metric out")
-    num_images = len(query.image)
-    rows = torch.arange(num_images, device=query.image.device)
-    text, image_id, text_id = (query.text, rows, query.text_row) if query.text_row is not None else _distinct(query)
-    num_texts = text_id.bincount(minlength=int(image_id.max()) + 1)[image_id]  # right captions of an image
-    num_images_each = image_id.bincount()[text_id] if len(text_id) else text_id  # right images of a caption
-    if not (num_texts > 0).all():
-        raise ValueError(f"{int((num_texts == 0).sum())} of {num_images} images have no caption: leave them out")
+    text, pairs = _distinct(query) if query.pairs is None else (query.text, query.pairs)
+    num_images, num_texts = len(query.image), len(text)
+    num_right, num_right_of_text = pairs[:, 0].bincount(minlength=num_images), pairs[:, 1].bincount(minlength=num_texts)
+    if not (num_right > 0).all() or not (num_right_of_text > 0).all():
+        missing = int((num_right == 0).sum())
+        raise ValueError(f"{missing} of {num_images} images have no caption, or captions no image: leave them out")
     if memory is not None:
-        chunk_size = rows_within(memory, max(num_images, len(text)), itemsize=32)  # cosines twice, right, and wrong
+        chunk_size = rows_within(memory, max(num_images, num_texts), itemsize=32)  # cosines, masked ones, and masks
     directions = {
-        "i2t": (ranks(query.image, text, image_id, text_id, chunk_size=chunk_size), num_texts, len(text)),
-        "t2i": (ranks(text, query.image, text_id, image_id, chunk_size=chunk_size), num_images_each, num_images),
+        "i2t": (ranks(query.image, text, pairs, chunk_size=chunk_size), num_right, num_texts),
+        "t2i": (ranks(text, query.image, pairs.flip(1), chunk_size=chunk_size), num_right_of_text, num_images),
     }
     values = {}
     for direction, (rank, num_right, num_candidates) in directions.items():
@@ -76,14 +75,14 @@ def retrieval(
     return values
 
 
-def _distinct(query: Features) -> tuple[Tensor, Tensor, Tensor]:
-    """Text (C, D) of the distinct captions, and which caption an image (N,) and a text (C,) have."""
+def _distinct(query: Features) -> tuple[Tensor, Tensor]:
+    """Text (C, D) of the distinct captions, and which row of it is each image's: (N, 2)."""
     assert query.text is not None
     num_images = len(query.image)
     rows = torch.arange(num_images, device=query.image.device)
     captions, caption = (rows if query.caption is None else query.caption).unique(return_inverse=True)
     first = torch.full_like(captions, num_images).scatter_reduce(0, caption, rows, "amin")  # (C,)
-    return query.text[first], caption, caption[first]
+    return query.text[first], torch.stack([rows, caption], 1)
 
 
 def chance(num_right: Tensor, num_candidates: int, k: int) -> float:

@@ -78,10 +78,10 @@ def accuracy(name: str, predicted: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: (predicted == labels).double().mean().item(), f"{name}.chance": largest.item() / len(labels)}
 
 
-def ranks(queries: Tensor, candidates: Tensor, query_id: Tensor, candidate_id: Tensor, *, chunk_size: int) -> Tensor:
+def ranks(queries: Tensor, candidates: Tensor, right: Tensor, *, chunk_size: int) -> Tensor:
     r"""Count, for every query, the wrong candidates at least as near to it as its nearest right one.
 
-    :math:`r_q = |\{c: id_c \ne id_q,\ \cos(q, c) \ge \max_{p: id_p = id_q} \cos(q, p)\}|`
+    :math:`r_q = |\{c \notin R_q: \cos(q, c) \ge \max_{p \in R_q} \cos(q, p)\}|`
 
     A tie counts against the query, and so does a comparison with NaN: a model that maps everything to
     one point, or has diverged, ranks last and not first. Cosines are float64 (the order is then the
@@ -90,8 +90,7 @@ def ranks(queries: Tensor, candidates: Tensor, query_id: Tensor, candidate_id: T
     Args:
         queries: (Q, D), not normalised.
         candidates: (C, D), not normalised.
-        query_id: (Q,) integers.
-        candidate_id: (C,) integers; a candidate is right for the queries of the same number.
+        right: (P, 2) int64, rows of a query and of a candidate that is right for it; one at least for each query.
         chunk_size: queries that are compared at a time; memory is chunk_size x C.
 
     Returns:
@@ -99,10 +98,14 @@ def ranks(queries: Tensor, candidates: Tensor, query_id: Tensor, candidate_id: T
         nearest when its rank is below k.
     """
     candidates = F.normalize(candidates.double(), dim=1)
+    right = right[right[:, 0].argsort()]
     found = []
-    for rows, ids in zip(queries.split(chunk_size), query_id.split(chunk_size), strict=True):
-        cosine = F.normalize(rows.double(), dim=1) @ candidates.T  # (chunk, C)
-        right = ids[:, None] == candidate_id
-        nearest = cosine.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-        found.append((~(cosine < nearest - TIE) & ~right).sum(1))
+    for start in range(0, len(queries), chunk_size):
+        cosine = F.normalize(queries[start : start + chunk_size].double(), dim=1) @ candidates.T  # (chunk, C)
+        ends = right.new_tensor([start, start + len(cosine)])
+        first, last = torch.searchsorted(right[:, 0].contiguous(), ends).tolist()
+        own = torch.zeros_like(cosine, dtype=torch.bool)
+        own[right[first:last, 0] - start, right[first:last, 1]] = True
+        nearest = cosine.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        found.append((~(cosine < nearest - TIE) & ~own).sum(1))
     return torch.cat(found)

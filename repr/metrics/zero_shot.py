@@ -59,7 +59,8 @@ def zero_shot(
     unknown = labels[~torch.isin(labels, class_labels)].unique().tolist()
     if unknown:
         raise ValueError(f"labels {unknown} of {attribute!r} have no class embedding: add them to class_labels")
-    rank = ranks(query.image[rows], class_embeddings, labels, class_labels, chunk_size=chunk_size)
+    right = (labels[:, None] == class_labels).nonzero()  # (M, 2)
+    rank = ranks(query.image[rows], class_embeddings, right, chunk_size=chunk_size)
     values = {}
     for k in ks:
         values[f"{name}_top{k}"] = (rank < k).double().mean().item()

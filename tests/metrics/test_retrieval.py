@@ -110,17 +110,19 @@ def test_needs_text(table):
 
 @pytest.fixture
 def several(rng):
-    """30 images with one to four captions each, in no order, and what is right of them."""
+    """30 images with one to five captions each, in no order, and what is right of them."""
     row = torch.cat([torch.arange(30), torch.randint(30, (40,), generator=rng)])[torch.randperm(70, generator=rng)]
     image = torch.randn(30, 8, generator=rng)
     text = image[row] + 1.5 * torch.randn(70, 8, generator=rng)
-    return Features(index=torch.arange(30), image=image, trunk=image, text=text, text_row=row)
+    return Features(
+        index=torch.arange(30), image=image, trunk=image, text=text, pairs=torch.stack([row, torch.arange(70)], 1)
+    )
 
 
 def test_several_captions_equal_clip_benchmark(several):
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="make test installs it")
     images, texts = (torch.nn.functional.normalize(x, dim=1) for x in (several.image, several.text))
-    scores, right = texts @ images.T, several.text_row[:, None] == torch.arange(30)
+    scores, right = texts @ images.T, several.pairs[:, :1] == torch.arange(30)
     values = retrieval(several, several, ks=(1, 5))
     for k in (1, 5):
         t2i = (theirs.batchify(theirs.recall_at_k, scores, right, 16, "cpu", k=k) > 0).double().mean().item()
@@ -128,6 +130,22 @@ def test_several_captions_equal_clip_benchmark(several):
         assert (values[f"i2t_R@{k}"], values[f"t2i_R@{k}"]) == (i2t, t2i)
         assert 0.2 < i2t < 1
     assert values["t2i_R@5.chance"] == pytest.approx(5 / 30)
+
+
+def test_captions_shared_by_images_with_several_of_them(rng):
+    """Against plain loops: 12 images, 9 captions, each image has some of them."""
+    image, text = torch.randn(12, 5, generator=rng), torch.randn(9, 5, generator=rng)
+    right = torch.rand(12, 9, generator=rng) < 0.3
+    right[torch.arange(12), torch.arange(12) % 9] = True
+    query = Features(torch.arange(12), image, image, text=text, pairs=right.nonzero())
+    values = retrieval(query, query, ks=(1, 3), chunk_size=5)
+    cosine = torch.cosine_similarity(image[:, None], text[None], dim=2).numpy()
+    for direction, scores, own in (("i2t", cosine, right.numpy()), ("t2i", cosine.T, right.numpy().T)):
+        for k in (1, 3):
+            hits = [(scores[q][~own[q]] >= scores[q][own[q]].max()).sum() < k for q in range(len(scores))]
+            misses = [comb(len(row) - row.sum(), k) / comb(len(row), k) for row in own]
+            assert values[f"{direction}_R@{k}"] == pytest.approx(np.mean(hits))
+            assert values[f"{direction}_R@{k}.chance"] == pytest.approx(1 - np.mean(misses))
 
 
 @pytest.mark.parametrize("memory", [1e-7, 1e-5, 1.0])
@@ -138,12 +156,13 @@ def test_a_memory_budget_changes_nothing(several, memory):
 def test_one_caption_an_image_is_the_plain_case(table, rng):
     image, text = torch.randn(2, 20, 4, generator=rng)
     rows = torch.randperm(20, generator=rng)
-    listed = Features(index=torch.arange(20), image=image, trunk=image, text=text[rows], text_row=rows)
+    pairs = torch.stack([rows, torch.arange(20)], 1)
+    listed = Features(index=torch.arange(20), image=image, trunk=image, text=text[rows], pairs=pairs)
     plain, several = retrieval(table(image), table(image, text)), retrieval(listed, listed)
     assert several == pytest.approx(plain, abs=1e-12)
 
 
 def test_an_image_without_caption_is_an_error(several):
-    few = replace(several, text_row=several.text_row.clamp(min=2))
+    few = replace(several, pairs=several.pairs.clamp(min=2))
     with pytest.raises(ValueError, match="2 of 30 images have no caption"):
         retrieval(few, few)

@@ -1,0 +1,243 @@
+"""Encoders of open_clip and timm as they are: with their own transform and tokenizer, embedded like an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from repr.batch import Batch
+
+HINT = "give a run folder, a checkpoint, open_clip:NAME/TAG, open_clip:local-dir:PATH, timm:NAME or timm:local-dir:PATH"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Anything that can be evaluated.
+
+    Attributes:
+        module: has ``embed(batch) -> {"image": (B, D), "trunk": (B, T), ...}``, ``backbone`` if it gives feature maps,
+            and ``encode_text(tokens) -> (B, D)`` if there is a tokenizer.
+        transform: RGB picture -> (3, S, S), uint8 or normalised float.
+        image_size: S.
+        mean: of the channels, of pixels in [0, 1].
+        std: likewise.
+        tokenizer: list of texts -> (B, L) int64; None: it encodes images only.
+        preprocessing: what the transform does, in words and numbers, for the protocol.
+        notes: lines for whoever starts the evaluation.
+    """
+
+    module: nn.Module
+    transform: Callable[[Image.Image], Tensor]
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    tokenizer: Callable[[list[str]], Tensor] | None
+    preprocessing: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+
+class Towers(nn.Module):
+    """An open_clip model, or a timm backbone, that embeds evaluation batches.
+
+    Args:
+        model: open_clip's model; None: there is only a backbone.
+        backbone: a timm model, of which feature maps can be taken; None where the image tower is none.
+    """
+
+    def __init__(self, model: nn.Module | None, backbone: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self.backbone = model, backbone
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """``image`` (B, D) as the library gives it, and ``trunk`` (B, T): what is pooled, before any projection."""
+        images = batch["image"]
+        model: Any = self.model
+        if model is None:
+            assert self.backbone is not None
+            pooled = self.backbone(images)
+            return {"image": pooled, "trunk": pooled}
+        if self.backbone is not None:  # open_clip's wrapper around timm: trunk, then perhaps pooling, then projection
+            found = trunk = self.backbone(images)
+            for name, layer in model.visual.head.named_children():
+                found = layer(found)
+                trunk = found if name == "pool" else trunk
+            return {"image": found, "trunk": trunk}
+        if (projection := getattr(model.visual, "proj", None)) is None:
+            pooled = model.encode_image(images)  # a ResNet of CLIP projects while it pools
+            return {"image": pooled, "trunk": pooled}
+        model.visual.proj = None  # one pass gives both
+        try:
+            pooled = model.encode_image(images)
+        finally:
+            model.visual.proj = projection
+        return {"image": pooled @ projection, "trunk": pooled}
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D), not normalised."""
+        model: Any = self.model
+        return model.encode_text(tokens)
+
+
+def read_foreign(name: str, image_size: int | None = None) -> Encoder:
+    """A model of open_clip or timm with its weights, transform and tokenizer.
+
+    The network is used where the name is one of pretrained weights, and not for ``local-dir:`` and names without.
+
+    Args:
+        name: ``open_clip:NAME/TAG`` (TAG is a tag or a file; without one the weights are random),
+            ``open_clip:local-dir:PATH``, ``timm:NAME`` or ``timm:local-dir:PATH``.
+        image_size: side in pixels; None: the model's own.
+
+    Raises:
+        ValueError: there is no such model, or it cannot take pictures of that size.
+    """
+    kind, _, rest = name.partition(":")
+    if kind not in ("open_clip", "timm") or not rest:
+        raise ValueError(f"model={name} does not exist; {HINT}")
+    if rest.startswith("local-dir:") and not Path(rest.removeprefix("local-dir:")).is_dir():
+        raise ValueError(f"model={name}: {rest.removeprefix('local-dir:')} is no folder; {HINT}")
+    return _open_clip(name, rest, image_size) if kind == "open_clip" else _timm(name, rest, image_size)
+
+
+def _open_clip(name: str, rest: str, image_size: int | None) -> Encoder:
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    local = rest.startswith("local-dir:")
+    architecture, tag = (rest, None) if local else (rest.partition("/")[0], rest.partition("/")[2] or None)
+    if not local and architecture not in open_clip.list_models():
+        raise ValueError(f"model={name}: open_clip has no model '{architecture}'; open_clip.list_models() lists them")
+    if tag and not Path(tag).is_file() and not open_clip.get_pretrained_cfg(architecture, tag):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+        raise ValueError(f"model={name}: '{tag}' is no file and no tag of {architecture}; it has {tags}")
+    if local:
+        files = [path.name for path in Path(rest.removeprefix("local-dir:")).iterdir()]
+        if "open_clip_config.json" not in files:
+            raise ValueError(f"model={name}: the folder has no open_clip_config.json; {HINT}")
+        if not any(file.endswith((".safetensors", ".bin", ".pt", ".pth")) for file in files):
+            raise ValueError(f"model={name}: the folder has no weights (open_clip_model.safetensors)")
+    try:
+        model: Any = open_clip.create_model(architecture, pretrained=tag, force_image_size=image_size)
+    except RuntimeError as error:
+        if image_size is None:
+            raise ValueError(f"model={name} does not load: {str(error).splitlines()[0]}") from error
+        raise ValueError(_fixed(name, image_size, error)) from error
+    cfg = PreprocessCfg(**model.visual.preprocess_cfg)
+    size = cfg.size if isinstance(cfg.size, int) else cfg.size[0]
+    module = Towers(model.eval(), getattr(model.visual, "trunk", None))
+    check_size(module, size, name)
+    return Encoder(
+        module=module,
+        transform=image_transform_v2(cfg, is_train=False),
+        image_size=size,
+        mean=tuple(cfg.mean),
+        std=tuple(cfg.std),
+        tokenizer=open_clip.get_tokenizer(architecture),
+        preprocessing={
+            "resolution": size,
+            "resize": {
+                "shortest": "shorter side to the resolution",
+                "longest": "longer side to the resolution",
+                "squash": "both sides to the resolution",
+            }[cfg.resize_mode],
+            "crop": {"shortest": "centre", "longest": "none, padded", "squash": "none"}[cfg.resize_mode],
+            "interpolation": "bilinear" if cfg.interpolation == "bilinear" else "bicubic",
+            "mean": list(cfg.mean),
+            "std": list(cfg.std),
+        },
+        notes=[] if tag or local else [f"{name} names no weights, so they are random"],
+    )
+
+
+def _timm(name: str, rest: str, image_size: int | None) -> Encoder:
+    import timm
+    from timm.data import create_transform, resolve_model_data_config
+
+    from repr.models.backbone import backbone
+
+    notes = []
+    if rest.startswith("local-dir:"):
+        if not Path(rest.removeprefix("local-dir:"), "config.json").is_file():
+            raise ValueError(f"model={name}: the folder has no config.json; {HINT}")
+        model: Any = timm.create_model(rest, pretrained=True, num_classes=0)
+    else:
+        pretrained = timm.is_model(rest) and timm.models.is_model_pretrained(rest)
+        try:
+            model = backbone(rest, pretrained=pretrained)
+        except OSError as error:
+            why = str(error).splitlines()[0]
+            raise ValueError(f"model={name}: the weights are not at hand and not to be had ({why})") from error
+        notes += [] if pretrained else [f"timm has no weights of {rest}, so they are random"]
+    cfg = resolve_model_data_config(model)
+    size = image_size or cfg["input_size"][-1]
+    resize(model, size, cfg["input_size"][-1], name)
+    cfg |= {"input_size": (3, size, size)}
+    module = Towers(None, model.eval())
+    check_size(module, size, name)
+    whole = int(size / cfg["crop_pct"])
+    resized = {"squash": f"both sides to {whole}", "border": f"longer side to {whole}"}
+    return Encoder(
+        module=module,
+        transform=create_transform(**cfg, is_training=False),
+        image_size=size,
+        mean=tuple(cfg["mean"]),
+        std=tuple(cfg["std"]),
+        tokenizer=None,
+        preprocessing={
+            "resolution": size,
+            "resize": resized.get(cfg["crop_mode"], f"shorter side to {whole}"),
+            "crop": "none, padded" if cfg["crop_mode"] == "border" else "centre",
+            "interpolation": cfg["interpolation"],
+            "mean": list(cfg["mean"]),
+            "std": list(cfg["std"]),
+        },
+        notes=notes,
+    )
+
+
+def resize(backbone: nn.Module, size: int, own: int, name: str) -> None:
+    """Let a timm model take pictures of another size, where its weights depend on it.
+
+    Args:
+        backbone: changed in place.
+        size: side in pixels.
+        own: the size that it was made for.
+        name: what the error calls it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    change: Any = getattr(backbone, "set_input_size", None)
+    if size == own or change is None:  # without the method it either takes any size or fails in check_size
+        return
+    try:
+        change(img_size=(size, size))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(_fixed(name, size, error)) from error
+
+
+@torch.no_grad()
+def check_size(module: Any, size: int, name: str) -> None:
+    """Give an encoder one black picture.
+
+    Raises:
+        ValueError: it cannot take pictures of that size.
+    """
+    try:
+        module.embed(Batch(image=torch.zeros(1, 3, size, size)))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(_fixed(name, size, error)) from error
+
+
+def _fixed(name: str, size: int, error: Exception) -> str:
+    why = (str(error).splitlines() or [type(error).__name__])[0]
+    return (
+        f"model={name} cannot take pictures of {size} x {size} pixels, and its image size cannot be changed ({why}): "
+        "set image_size=null for its own"
+    )

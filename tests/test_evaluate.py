@@ -1,0 +1,306 @@
+"""`repr.evaluate`: runs and foreign models, what is kept, what is left out, what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import save_file
+
+from repr.config import ConfigError, check, compose
+from repr.data.sources import Emoji
+from repr.evaluate import config, evaluate, read_encoder
+from repr.fit import fit
+
+QUIET = [
+    "callbacks.progress=null",
+    "data.num_workers=0",
+    "data.eval_batch_size=256",
+    "+trainer.enable_progress_bar=false",
+]
+TOWERS = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+PREPROCESS = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4], "interpolation": "bilinear", "resize_mode": "squash"}
+
+
+def run(*overrides: str, **options: Any) -> dict[str, Any]:
+    cfg, name, files = config([*overrides, *QUIET])
+    check(cfg)
+    return evaluate(cfg, data_name=name, class_files=files, **options)
+
+
+def values(found: dict[str, Any]) -> dict[str, float]:
+    return {name: entry["value"] for name, entry in found["results"].items()}
+
+
+def write_towers(folder: Path, towers: dict[str, Any] = TOWERS) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = open_clip.model.CLIP(**towers)
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "open_clip_model.safetensors")
+    told = {"model_cfg": towers, "preprocess_cfg": PREPROCESS}
+    (folder / "open_clip_config.json").write_text(json.dumps(told))
+    return f"open_clip:local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A run of two steps, and what it found at its end."""
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    small = [
+        "smoke=true",
+        "backbone.name=test_resnet",
+        "text.layers=1",
+        f"run_folder={folder}",
+        "trainer.accelerator=cpu",
+    ]
+    results = fit(
+        compose([*small, "trainer.limit_val_batches=1.0", "data.eval_batch_size=256", "callbacks.pictures=null"])
+    )
+    return folder, {name: value for name, (value, _) in results.items()}
+
+
+@pytest.fixture(scope="module")
+def of_run(trained: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
+    return run(
+        f"model={trained[0]}", "eval=[knn,ridge,zero_shot,retrieval,geometry,dense]", "eval.knn.ks=[1,20]",
+        "eval.dense.num_images=20", "trainer.accelerator=cpu",
+    )  # fmt: skip
+
+
+def test_a_run_has_the_numbers_of_its_training(trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any]) -> None:
+    found, online = values(of_run), trained[1]
+    renamed = {
+        name.replace("knn_", "knn_") + ("_k20_t0.07" if "/knn_" in name else ""): x for name, x in online.items()
+    }
+    assert len(renamed) > 40
+    for name, value in renamed.items():
+        assert found[name] == pytest.approx(value, abs=1e-9 if "/" in name and "_R@" in name else 1e-5), name
+    assert found.keys() - renamed.keys() > {
+        "val/knn_category_k1_t0.07",
+        "val/correspondence@0.5",
+        "val/knn_miou_figure",
+    }
+
+
+def test_every_number_has_its_protocol(trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any]) -> None:
+    written = json.loads((of_run["folder"] / "metrics.json").read_text())
+    assert written == {key: value for key, value in of_run.items() if key != "folder"}
+    assert of_run["folder"] == trained[0] / "evaluation" / f"own-{of_run['protocol_hash']}"
+    knn = written["results"]["val/knn_category_k20_t0.07"]
+    assert knn["chance"] == pytest.approx(190 / 1008)
+    assert {**knn["protocol"], "mean": 0, "std": 0} == {
+        "eval": "knn", "resolution": 32, "resize": "shorter side to the resolution", "crop": "centre",
+        "interpolation": "bicubic", "mean": 0, "std": 0, "precision": "32-true", "stored": "float32",
+        "features": "trunk", "similarity": "cosine", "vote": "exp(cosine / temperature)", "search": "exact",
+        "bank": 64, "k": 20, "temperature": 0.07,
+    }  # fmt: skip
+    assert written["results"]["val/zero_shot_top1"]["protocol"]["templates"] == ["{}"]
+    hashes = {name: entry["protocol_hash"] for name, entry in written["results"].items()}
+    assert hashes["val/knn_style_k20_t0.07"] == hashes["test_style/knn_category_k20_t0.07"]
+    assert hashes["val/knn_style_k20_t0.07"] != hashes["val/knn_style_k1_t0.07"]
+    assert written["left_out"].keys() == {"test_style/zero_shot"}
+
+
+def test_features_are_taken_once_and_again_where_a_file_is_cut_short(
+    trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = trained[0] / "evaluation" / "features"
+
+    def stamps() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in store.rglob("*.npy")}
+
+    words = [f"model={trained[0]}", "eval=[knn,retrieval,geometry]", "trainer.accelerator=cpu"]
+    before = stamps()
+    run(*words)
+    assert stamps() == before
+    victim = max((path for path in before if path.name == "trunk.npy"), key=lambda path: path.stat().st_size)
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[:-100])
+    capsys.readouterr()
+    again = run(*words)
+    assert f"extracted anew: {victim} has {len(whole) - 100} bytes of {len(whole)}" in capsys.readouterr().out
+    assert {path for path, stamp in stamps().items() if stamp != before[path]} == set(victim.parent.glob("*.npy"))
+    assert victim.read_bytes() == whole
+    same = values(again).keys() & values(of_run).keys()
+    assert len(same) > 20
+    assert all(values(again)[name] == values(of_run)[name] for name in same)
+    half = run(*words, "features=bfloat16")
+    sizes = [path.stat().st_size for path in store.rglob("trunk.npy") if path not in before]
+    assert len(whole) * 0.4 < max(sizes) < len(whole) * 0.6
+    assert values(half)["val/alignment"] == pytest.approx(values(again)["val/alignment"], abs=0.02)
+    assert half["protocol_hash"] != again["protocol_hash"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 oblong pictures of two classes; most in `some` have captions, all in `all` have one to three."""
+    folder, source = tmp_path_factory.mktemp("pictures"), Emoji("val")
+    for i in range(40):
+        for kind in ("some", "all", "none"):
+            path = folder / kind / "ab"[i % 2] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            source.image(i * 25).crop((0, i % 7, 64, 60)).save(path)
+            texts = [f"{source.captions(i * 25)[0]} {i} {n}" for n in range(1 + i % 3)]
+            if kind == "all" or (kind == "some" and i >= 5):
+                path.with_suffix(".txt").write_text("\n".join(texts))
+            elif kind == "some":
+                path.with_suffix(".txt").write_text("\n")
+    return folder
+
+
+def folder_data(root: Path, *, captions: bool, labels: bool) -> list[str]:
+    told = {"_target_": "repr.data.sources.Folder", "root": str(root), "captions": captions, "labels": labels}
+    words = [f"data.train.{key}={json.dumps(value)}" for key, value in told.items() if key != "_target_"]
+    return ["data=folder", *words, *(f"+data.eval.held.{key}={json.dumps(value)}" for key, value in told.items())]
+
+
+def test_what_an_unlabelled_set_lacks_is_said(pictures: Path, tmp_path: Path) -> None:
+    model = write_towers(tmp_path / "model")
+    where = [f"out={tmp_path}/out", f"cache={tmp_path}/cache", "eval=[knn,linear,zero_shot,retrieval,geometry,dense]"]
+    found = run(f"model={model}", *where, *folder_data(pictures / "none", captions=False, labels=False))
+    assert found["left_out"].keys() == {f"held/{name}" for name in ("knn", "linear", "zero_shot", "retrieval", "dense")}
+    assert found["left_out"]["held/knn"] == "held has no labels"
+    assert found["left_out"]["held/retrieval"] == "held has no captions"
+    assert "held/uniformity_image" in found["results"]
+    found = run(f"model={model}", *where, *folder_data(pictures / "some", captions=True, labels=True))
+    assert found["left_out"]["held/retrieval"] == "5 of 40 pictures have no caption"
+    assert found["results"]["held/t2i_R@1"]["chance"] == pytest.approx(1 / 35)
+    assert found["left_out"]["held/zero_shot"].startswith("no class file names the labels of held")
+
+
+def test_timm_models_see_what_timm_shows_them(pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "timm"
+    folder.mkdir()
+    model = timm.create_model("test_vit", num_classes=0, img_size=64).eval()
+    told = {"mean": [0.4, 0.5, 0.6], "std": [0.3, 0.2, 0.25], "interpolation": "bilinear", "crop_pct": 0.8}
+    config_json = {
+        "architecture": "test_vit", "num_classes": 0, "model_args": {"img_size": 64},
+        "pretrained_cfg": {"input_size": [3, 64, 64], "num_classes": 0, "crop_mode": "center", **told},
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config_json))
+    save_file(model.state_dict(), folder / "model.safetensors")
+    encoder = read_encoder(f"timm:local-dir:{folder}", None)
+    library = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(library), is_training=False)
+    image = Image.open(pictures / "none" / "a" / "0.png").convert("RGB")
+    assert torch.equal(encoder.transform(image), transform(image))
+    with torch.inference_mode():
+        mine = encoder.module.embed({"image": transform(image)[None]})
+        torch.testing.assert_close(mine["trunk"], library(transform(image)[None]))
+    assert (encoder.image_size, encoder.preprocessing["resize"]) == (64, "shorter side to 80")
+    larger = read_encoder(f"timm:local-dir:{folder}", 96)  # a position table can be resized
+    assert larger.transform(image).shape == (3, 96, 96)
+    where = [f"out={tmp_path}/out", f"cache={tmp_path}/cache", "eval=[knn,dense]", "eval.dense.num_images=8"]
+    found = run(f"model=timm:local-dir:{folder}", *where, *folder_data(pictures / "none", captions=False, labels=True))
+    assert found["left_out"] == {}
+    assert found["results"]["held/knn_label_k10_t0.07"]["protocol"]["interpolation"] == "bilinear"
+    assert "held/correspondence@0.5" in found["results"]
+
+
+def test_open_clip_models_give_open_clips_embeddings(pictures: Path, tmp_path: Path) -> None:
+    """Of its own ViT and of its ResNet; the trunk is what its projection is applied to."""
+    image = Image.open(pictures / "none" / "a" / "0.png").convert("RGB")
+    resnet = TOWERS | {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8}}
+    for name, towers in (("vit", TOWERS), ("resnet", resnet)):
+        encoder = read_encoder(write_towers(tmp_path / name, towers), None)
+        library, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / name}")
+        assert torch.equal(encoder.transform(image), transform(image))
+        tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / name}")(["a cat", "two dogs"])
+        assert torch.equal(encoder.tokenizer(["a cat", "two dogs"]), tokens)
+        with torch.inference_mode():
+            mine, theirs = encoder.module.embed({"image": transform(image)[None]}), library.eval()
+            torch.testing.assert_close(mine["image"], theirs.encode_image(transform(image)[None]))
+            torch.testing.assert_close(encoder.module.encode_text(tokens), theirs.encode_text(tokens))
+            if name == "vit":
+                assert mine["trunk"].shape == (1, 32)
+                torch.testing.assert_close(mine["trunk"] @ theirs.visual.proj, mine["image"])
+    with pytest.raises(
+        ValueError, match="cannot take pictures of 96 x 96 pixels, and its image size cannot be changed"
+    ):
+        read_encoder(f"open_clip:local-dir:{tmp_path}/resnet", 96)
+    assert read_encoder(f"open_clip:local-dir:{tmp_path}/vit", 48).image_size == 48
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=nowhere"], "model=nowhere does not exist; give a run folder"),
+        (["model=open_clip:ViT-Q", "data=emoji"], "open_clip has no model 'ViT-Q'"),
+        (["model=open_clip:ViT-B-32/nobody", "data=emoji"], "no file and no tag of ViT-B-32; it has openai"),
+        (["model=timm:resnet5", "data=emoji"], "timm does not have; nearest: resnet"),
+        (["model=timm:local-dir:nowhere", "data=emoji"], "nowhere is no folder"),
+        (["model=x", "eval=[knm]"], "eval has no option 'knm'; did you mean 'knn'"),
+        (["model=timm:x", "evl=[knn]"], "there is no option 'evl'; did you mean 'eval'"),
+        (["model=timm:x", "eval=[knn]", "eval.knn.kss=[3]"], "did you mean 'eval.knn.ks'"),
+        (["model=timm:x", "features=half"], "features=half; set it to float32 or bfloat16"),
+        (["data=emoji"], "model has no value: set it"),
+        (["model=timm:test_resnet", "data=folder", "data.train.root=."], "data.eval names no set"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    words: list[str], message: str, tmp_path: Path, pictures: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(pictures / "none")
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        run(*words, f"out={tmp_path}", f"cache={tmp_path}/cache")
+
+
+def test_labels_that_a_class_file_lacks_are_named(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    content = {"attribute": "category", "templates": ["{}"], "names": {"Flags": "flags"}}
+    (tmp_path / "few.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"zero_shot.classes.val: the class file lacks \d of the \d labels of val"):
+        run(f"model={trained[0]}", "eval=[zero_shot]", f"eval.zero_shot.classes={{val: {tmp_path}/few.yaml}}")
+
+
+def test_several_class_files_and_classes_that_the_data_lack(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    names = [*sorted(set(Emoji("val").attributes["category"])), "Unicorns"]
+    for templates in (["{}"], ["{}", "a picture of {}"]):
+        content = {"attribute": "category", "templates": templates, "names": {name: name for name in names}}
+        (tmp_path / f"t{len(templates)}.yaml").write_text(yaml.safe_dump(content))
+    files = f"[{tmp_path}/t1.yaml, {tmp_path}/t2.yaml]"
+    found = run(f"model={trained[0]}", "eval=[zero_shot]", f"eval.zero_shot.classes={{val: {files}}}")
+    assert set(found["results"]) == {f"val/zero_shot_t{n}_top{k}" for n in (1, 2) for k in (1, 5)}
+    assert found["results"]["val/zero_shot_t1_top1"]["chance"] == pytest.approx(1 / len(names))
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    words = [
+        f"model={trained[0]}",
+        "eval=[knn,retrieval,geometry,dense]",
+        "eval.dense.num_images=21",
+        f"cache={tmp_path}/c2",
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "repr.evaluate",
+        *words,
+        *QUIET,
+        f"out={tmp_path}/two",
+        "trainer=ddp",
+        "trainer.accelerator=cpu",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    one = run(*words, f"out={tmp_path}/one", f"cache={tmp_path}/c1")
+    assert two["results"].keys() == one["results"].keys()
+    assert values(two) == pytest.approx(values(one), abs=1e-5)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == two
