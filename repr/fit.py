@@ -264,6 +264,7 @@ def _quiet() -> None:
         ".*no `val_dataloader`.*",
         ".*custom batch sampler `EvalBatchSampler` for prediction.*",  # it does return all rows
         ".*in eval mode at the start of training.*",  # they are frozen
+        "FSDP2-wrapped module .* returned a view tensor.*",  # no flow changes an output in place
         ".*Total length of `list` across ranks is zero.*",
     ):
         warnings.filterwarnings("ignore", message=message)

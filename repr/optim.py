@@ -13,6 +13,8 @@ import torch
 from timm.models import group_parameters
 from timm.optim.lars import Lars
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -91,6 +93,8 @@ class Optim:
             optimizer: Optimizer = LarsL2(groups, lr=self.lr, **options)
         else:
             optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **options)
+        if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            optimizer.__class__ = _on_shards(type(optimizer))
         factor = partial(
             lr_factor,
             total=total_steps,
@@ -105,15 +109,18 @@ class Optim:
         return optimizer, LambdaLR(optimizer, factor)
 
     def param_groups(self, module: nn.Module, *, backbone: str = "backbone") -> list[dict[str, Any]]:
-        """Group trainable parameters by (learning rate, weight decay)."""
+        """Group trainable parameters by (learning rate, weight decay), those of the module itself apart.
+
+        FSDP2 shards all but those, and optimizers cannot update sharded and whole ones in one call.
+        """
         scales = self._layer_scales(module, backbone)
-        groups: dict[tuple[float, float], dict[str, Any]] = {}
+        groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 continue
             decay = self.weight_decay if self.decay_1d or param.ndim > 1 else 0.0
             lr = self.lr * scales.get(name, 1.0)
-            group = groups.setdefault((lr, decay), {"params": [], "lr": lr, "weight_decay": decay})
+            group = groups.setdefault((lr, decay, "." in name), {"params": [], "lr": lr, "weight_decay": decay})
             group["params"].append(param)
         return list(groups.values())
 
@@ -126,6 +133,26 @@ class Optim:
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
         top = max(layers.values())
         return {f"{backbone}.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
+
+
+def _on_shards(kind: type[Optimizer]) -> type[Optimizer]:
+    """The optimizer, for parameters that are sharded: numbers that it makes itself count as whole on every process.
+
+    The closure, which runs the model, stays outside, since there a mixture of both is a mistake.
+    """
+
+    class OnShards(kind):  # type: ignore[valid-type, misc]
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            loss = None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            with implicit_replication():
+                super().step()
+            return loss
+
+    OnShards.__name__, OnShards.__qualname__ = kind.__name__, kind.__qualname__
+    return OnShards
 
 
 class LarsL2(Lars):

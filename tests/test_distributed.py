@@ -1,89 +1,30 @@
 """Two real processes (gloo) against one: collectives, and the gradient of every objective under DDP."""
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
 from repr.callbacks.features import FeatureTable
 from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
-from repr.objectives.base import Objective
 from tests.golden import golden
-from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
+from tests.objectives.conftest import make_batch
+from tests.parallel import VARIANTS, make, share, spawn, train
 
 WORLD = 2
-QUEUE = ["objective.queue_length=8", "data.batch_size=8"]  # acts from the second step
-STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
-PATCHES = ["+backbone.patch_size=8"]
-VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
-    "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
-    "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
-    "swav, queue": {"name": "swav", "overrides": QUEUE},
-    "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},
-    "pixpro, BatchNorm, instance": {
-        "name": "pixpro",
-        "overrides": ["objective.weights.instance=1"],
-        "backbone": STRIDE_8,
-    },
-    "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
-}
 CASES = sorted({key.split(".")[0] for key in golden("open_clip_dist2")})
 
 
-def make(name: str, overrides: Sequence[str] = (), backbone: Sequence[str] = VIT) -> Objective:
-    return build(name, "optim.lr=1e-2", *overrides, backbone=backbone)
-
-
-def train(variant: str, batch: Batch) -> dict[str, Tensor]:
-    """Losses, gradients, and state after three optimizer steps; under DDP where there is a process group."""
-    torch.manual_seed(0)
-    objective = make(**VARIANTS[variant])
-    optimizer, _ = objective.optim.build(objective, 3)
-
-    class Step(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.objective = objective
-
-        def forward(self) -> Tensor:
-            return objective.total(objective.step(batch).terms)
-
-    step = Step()
-    model = DistributedDataParallel(step) if dist.is_initialized() else step
-    record: dict[str, Tensor] = {}
-    for i in range(3):
-        optimizer.zero_grad()
-        loss = model()
-        loss.backward()
-        record[f"loss.{i}"] = loss.detach()
-        if i == 0:
-            record |= {f"grad.{n}": p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
-        optimizer.step()
-        objective.update_targets()
-    record |= {f"after.{n}": p.detach().clone() for n, p in objective.named_parameters()}
-    return record | {f"buffer.{n}": p.clone() for n, p in objective.named_buffers()}
-
-
-def worker(index: int, folder: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ["REPR_TEST_PORT"]}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=index, world_size=WORLD)
-    whole = make_batch(8)
-    mine = slice(4 * index, 4 * index + 4)
-    rows = {name: whole[name][mine] for name in ("seed", "boxes", "text")}
-    batch = Batch(views=[view[mine] for view in whole["views"]], **rows)
-    record: dict = {variant: train(variant, batch) for variant in VARIANTS}
+def work(index: int) -> dict[str, Any]:
+    batch = share(make_batch(8), index, WORLD)
+    record: dict[str, Any] = {variant: train(variant, batch, "ddp") for variant in VARIANTS}
+    record |= {f"{variant} sharded": train(variant, batch, "fsdp2") for variant in VARIANTS}
 
     x = torch.full((2, 3), float(index), requires_grad=True)
     weight = torch.arange(12.0).reshape(4, 3)
@@ -95,8 +36,7 @@ def worker(index: int, folder: str) -> None:
     record["where"] = (rank(), world_size())
     record["on_first"] = decided_by_the_first()
     record["features"] = collected(index)
-    torch.save(record, Path(folder, f"{index}.pt"))
-    dist.destroy_process_group()
+    return record
 
 
 def decided_by_the_first() -> list:
@@ -125,14 +65,7 @@ def collected(index: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes has computed."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        os.environ["REPR_TEST_PORT"] = str(free.getsockname()[1])
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(WORLD)]
+    return spawn(work, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.fixture(scope="module")
@@ -168,8 +101,10 @@ def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> 
     assert gather(x) is x
 
 
+@pytest.mark.parametrize("mode", ["", " sharded"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_give_the_gradient_of_one(name: str, one: dict, two: list[dict]) -> None:
+def test_two_processes_give_the_gradient_of_one(name: str, mode: str, one: dict, two: list[dict]) -> None:
+    one, two = {name: one[name]}, [{name: record[name + mode]} for record in two]
     for record in two:
         torch.testing.assert_close(record[name]["loss.0"], one[name]["loss.0"], rtol=1e-5, atol=0)
         flat = [
@@ -181,8 +116,12 @@ def test_two_processes_give_the_gradient_of_one(name: str, one: dict, two: list[
         assert torch.cosine_similarity(flat[0], flat[1], dim=0).item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("mode", ["", " sharded"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_give_the_parameters_of_one_after_three_steps(name: str, one: dict, two: list[dict]) -> None:
+def test_two_processes_give_the_parameters_of_one_after_three_steps(
+    name: str, mode: str, one: dict, two: list[dict]
+) -> None:
+    one, two = {name: one[name]}, [{name: record[name + mode]} for record in two]
     # Adam divides by the root of squared gradients, so the rounding of a vanishing gradient moves a weight by up to
     # the learning rate; the update as a whole is compared.
     start = dict(make(**VARIANTS[name]).named_parameters())

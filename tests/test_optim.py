@@ -190,12 +190,12 @@ def test_decay_goes_to_parameters_of_two_dimensions_and_more() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     model.scale = nn.Parameter(torch.zeros(()))
     model.frozen = nn.Parameter(torch.zeros(3, 3), requires_grad=False)
-    by_decay = {
-        group["weight_decay"]: {id(p) for p in group["params"]} for group in Optim(weight_decay=0.3).param_groups(model)
-    }
+    by_decay: dict[float, set[int]] = {0.0: set(), 0.3: set()}
+    for group in Optim(weight_decay=0.3).param_groups(model):
+        by_decay[group["weight_decay"]] |= {id(p) for p in group["params"]}
     assert by_decay[0.3] == {id(model[0].weight)}
     assert by_decay[0.0] == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model.scale)}
-    assert [g["weight_decay"] for g in Optim(weight_decay=0.3, decay_1d=True).param_groups(model)] == [0.3]
+    assert {g["weight_decay"] for g in Optim(weight_decay=0.3, decay_1d=True).param_groups(model)} == {0.3}
 
 
 def test_layer_decay_falls_towards_the_input_and_spares_the_rest() -> None:

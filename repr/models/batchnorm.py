@@ -65,6 +65,18 @@ class SyncBatchNormAct(SyncBatchNorm):
         return self.act(self.drop(super().forward(input)))
 
 
+@torch.no_grad()
+def share_statistics(module: nn.Module) -> None:
+    """Give all ranks the first one's running statistics of every BatchNorm that is not synchronised.
+
+    So that all evaluate the same model, and the first rank's checkpoint is everyone's.
+    """
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and not isinstance(norm, SyncBatchNorm | nn.SyncBatchNorm):
+            for buffer in norm.buffers():
+                dist.broadcast(buffer, 0)
+
+
 def synchronise(module: nn.Module) -> nn.Module:
     """Exchange every BatchNorm inside ``module`` for one that is synchronised; names and tensors stay.
 

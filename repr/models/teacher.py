@@ -8,6 +8,8 @@ import math
 import torch
 from torch import nn
 
+from repr.distributed import local
+
 
 class Teacher(nn.Module):
     """A copy of some modules whose parameters are a moving average of the originals'.
@@ -41,7 +43,7 @@ class Teacher(nn.Module):
             owner: what holds the originals, under the names of the copies.
             momentum: 1 keeps the teacher as it is.
         """
-        own, students = ([p.detach() for p in m.parameters()] for m in (self, self._students(owner)))
+        own, students = ([local(p.detach()) for p in m.parameters()] for m in (self, self._students(owner)))
         torch._foreach_lerp_(own, students, 1 - momentum)
 
     @torch.no_grad()
@@ -50,7 +52,7 @@ class Teacher(nn.Module):
         students = self._students(owner)
         for own, other in (*zip(self.parameters(), students.parameters(), strict=True),
                            *zip(self.buffers(), students.buffers(), strict=True)):  # fmt: skip
-            own.copy_(other)
+            local(own).copy_(local(other))
 
     def _students(self, owner: nn.Module) -> nn.ModuleList:
         return nn.ModuleList(owner.get_submodule(name) for name, _ in self.named_children())

@@ -11,10 +11,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
 
 from repr.batch import Batch, StepOutput
-from repr.distributed import world_size
+from repr.distributed import local, shard, total_norm, world_size
 from repr.drawing import Show
+from repr.models.batchnorm import share_statistics
 from repr.optim import Optim
 
 
@@ -146,11 +149,45 @@ class Objective(pl.LightningModule):
         """What a sample may be clustered by: embeddings of an evaluation batch."""
         return self.embed(batch)
 
+    def configure_model(self) -> None:
+        """With ``trainer=fsdp`` split the parameters over the processes, once; else nothing.
+
+        Raises:
+            ValueError: the objective cannot be sharded.
+        """
+        if self.device_mesh is not None and not self._is_sharded():
+            half = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self, self.device_mesh["data_parallel"], param_dtype=half)
+
+    def _is_sharded(self) -> bool:
+        return any(isinstance(module, FSDPModule) for module in self.modules())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning does it; torch's own cannot take sharded and whole gradients together."""
+        if not self._is_sharded():
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            mine = [local(gradient) for gradient in gradients]
+            if gradient_clip_algorithm == "value":
+                torch._foreach_clamp_min_(mine, -gradient_clip_val)
+                torch._foreach_clamp_max_(mine, gradient_clip_val)
+            else:
+                scale = gradient_clip_val / (total_norm(gradients) + 1e-6)
+                torch._foreach_mul_(mine, scale.clamp(max=1.0))
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then whatever follows the weights; a skipped step has no gradients left."""
         super().optimizer_step(*args, **kwargs)
         if any(parameter.grad is not None for parameter in self.parameters()):
             self.update_targets()
+        if self._is_sharded():  # DDP does it by itself
+            share_statistics(self)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build the optimizer and its schedule, stepped once per optimizer step."""
