@@ -1,6 +1,5 @@
-"""Two real processes (gloo) against one: collectives, and the gradient of every objective under DDP."""
+"""Two real processes (gloo) against one: collectives, and losses of gathered features. Objectives: test_parity.py."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -14,29 +13,27 @@ from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from tests.golden import golden
-from tests.objectives.conftest import make_batch
-from tests.parallel import VARIANTS, make, share, spawn, train
+from tests.parity import in_processes
 
 WORLD = 2
 CASES = sorted({key.split(".")[0] for key in golden("open_clip_dist2")})
 
 
-def work(index: int) -> dict[str, Any]:
-    batch = share(make_batch(8), index, WORLD)
-    record: dict[str, Any] = {variant: train(variant, batch, "ddp") for variant in VARIANTS}
-    record |= {f"{variant} sharded": train(variant, batch, "fsdp2") for variant in VARIANTS}
-
+def worker() -> dict[str, Any]:
+    index = rank()
     x = torch.full((2, 3), float(index), requires_grad=True)
     weight = torch.arange(12.0).reshape(4, 3)
     out = gather(x)
     (out * weight).sum().backward()
-    record["gather"] = {"out": out.detach(), "grad": x.grad, "ints": gather(torch.tensor([index, 7]))}
-    record["all_reduce"] = reductions(index)
-    record |= gathered_losses(index) | joint_losses(index)
-    record["where"] = (rank(), world_size())
-    record["on_first"] = decided_by_the_first()
-    record["features"] = collected(index)
-    return record
+    return {
+        "gather": {"out": out.detach(), "grad": x.grad, "ints": gather(torch.tensor([index, 7]))},
+        "all_reduce": reductions(index),
+        **gathered_losses(index),
+        **joint_losses(index),
+        "where": (rank(), world_size()),
+        "on_first": decided_by_the_first(),
+        "features": collected(index),
+    }
 
 
 def decided_by_the_first() -> list:
@@ -65,12 +62,7 @@ def collected(index: int) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes has computed."""
-    return spawn(work, WORLD, tmp_path_factory.mktemp("ranks"))
-
-
-@pytest.fixture(scope="module")
-def one() -> Iterator[dict]:
-    return {variant: train(variant, make_batch(8)) for variant in VARIANTS}
+    return in_processes(worker, WORLD, tmp_path_factory.mktemp("ranks"))
 
 
 def test_ranks(two: list[dict]) -> None:
@@ -99,43 +91,6 @@ def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> 
         torch.testing.assert_close(record["gather"]["grad"], WORLD * weight[2 * index : 2 * index + 2])
     x = torch.ones(2, 3)
     assert gather(x) is x
-
-
-@pytest.mark.parametrize("mode", ["", " sharded"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_give_the_gradient_of_one(name: str, mode: str, one: dict, two: list[dict]) -> None:
-    one, two = {name: one[name]}, [{name: record[name + mode]} for record in two]
-    for record in two:
-        torch.testing.assert_close(record[name]["loss.0"], one[name]["loss.0"], rtol=1e-5, atol=0)
-        flat = [
-            torch.cat([r[name][key].flatten() for key in one[name] if key.startswith("grad.")]).double()
-            for r in (record, one)
-        ]
-        assert record[name].keys() == one[name].keys()
-        assert (flat[0].norm() / flat[1].norm()).item() == pytest.approx(1, abs=1e-4)
-        assert torch.cosine_similarity(flat[0], flat[1], dim=0).item() == pytest.approx(1, abs=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["", " sharded"])
-@pytest.mark.parametrize("name", VARIANTS)
-def test_two_processes_give_the_parameters_of_one_after_three_steps(
-    name: str, mode: str, one: dict, two: list[dict]
-) -> None:
-    one, two = {name: one[name]}, [{name: record[name + mode]} for record in two]
-    # Adam divides by the root of squared gradients, so the rounding of a vanishing gradient moves a weight by up to
-    # the learning rate; the update as a whole is compared.
-    start = dict(make(**VARIANTS[name]).named_parameters())
-    flat = [
-        torch.cat([(r[name][f"after.{key}"] - start[key]).detach().flatten() for key in start]).double()
-        for r in (one, two[0], two[1])
-    ]
-    assert torch.equal(flat[1], flat[2])
-    assert torch.cosine_similarity(flat[0], flat[1], dim=0).item() == pytest.approx(1, abs=1e-3)
-    for i in range(3):  # the later ones with what the queue holds
-        torch.testing.assert_close(two[0][name][f"loss.{i}"], one[name][f"loss.{i}"], rtol=1e-3, atol=0)
-    for key in (key for key in one[name] if key.startswith("buffer.")):  # running statistics, the queue
-        torch.testing.assert_close(two[0][name][key], one[name][key], rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(two[0][name][key], two[1][name][key], rtol=0, atol=0)
 
 
 def test_all_reduce_keeps_gradients(two: list[dict]) -> None:

@@ -1,0 +1,52 @@
+"""One result on any number of processes: every objective, whole and with its encoders in slices."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+from tests.parity import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, column, differences, relative
+
+Groups = Callable[[str, bool], list[Records]]
+# Each group starts its processes once, for all objectives.
+DEFAULT = {(ONE, True), ("2 DDP", False)}
+CASES = [
+    pytest.param(
+        name,
+        sliced,
+        variant,
+        marks=() if (name, sliced) in DEFAULT else pytest.mark.slow,
+        id=f"{name}, {'slices' if sliced else 'whole'}: {variant}",
+    )
+    for name in COLUMNS
+    for sliced in (False, True)
+    for variant in VARIANTS
+    if (name, sliced) != (ONE, False) and (can_be_sliced(variant) or not sliced)
+]
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Groups:
+    """What every process of a column has computed, whole or in slices."""
+    return cache(lambda name, sliced: column(name, tmp_path_factory.mktemp("ranks"), sliced=sliced))
+
+
+@pytest.mark.parametrize(("name", "sliced", "variant"), CASES)
+def test_every_group_of_processes_gives_the_result_of_one(
+    name: str, sliced: bool, variant: str, groups: Groups
+) -> None:
+    (one,), ranks = groups(ONE, False), groups(name, sliced)
+    reference = one[variant]
+    assert reference["update"].norm() > 1e-3
+    for rank, record in enumerate(records[variant] for records in ranks):
+        found = differences(record, reference)
+        assert found["loss"] < 1e-6
+        assert found["ratio"] == pytest.approx(1, abs=1e-6)
+        assert found["cosine"] == pytest.approx(1, abs=1e-9)
+        assert found["later"] < 1e-5
+        assert found["update"] < 1e-5
+        assert rank or relative(record["image"], reference["image"]) < 1e-5  # the first process collects features
+        assert torch.equal(record["update"], ranks[0][variant]["update"])
+        for key in (key for key in reference if key.startswith("buffer.")):  # running statistics, the queue
+            torch.testing.assert_close(record[key], reference[key], rtol=1e-5, atol=1e-5)
