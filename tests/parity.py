@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
 from repr.callbacks.features import FeatureTable
 from repr.data.samplers import EvalBatchSampler
-from repr.distributed import rank, world_size
+from repr.distributed import rank, shard, whole, world_size
 from repr.models.slicing import slice_encoders
 from repr.objectives.base import Objective
 from repr.optim import Optim
@@ -53,11 +54,16 @@ class Column(NamedTuple):
     """A group of processes."""
 
     world: int
-    strategy: str
+    strategy: str  # none, ddp, fsdp2
 
 
 ONE = "1 process"
-COLUMNS = {ONE: Column(1, "none"), "2 DDP": Column(2, "ddp"), "3 DDP": Column(3, "ddp")}
+COLUMNS = {
+    ONE: Column(1, "none"),
+    "2 DDP": Column(2, "ddp"),
+    "3 DDP": Column(3, "ddp"),
+    "2 FSDP2": Column(2, "fsdp2"),
+}
 Record = dict[str, Tensor]
 Records = dict[str, Record]  # variant -> what was computed
 
@@ -102,6 +108,8 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
     objective = copy.deepcopy(objective_of(variant))
     slice_encoders(objective, MICRO_BATCH if sliced else None)
     start = [p.detach().clone() for p in objective.parameters()]
+    if strategy == "fsdp2":
+        shard(objective, init_device_mesh("cpu", (world_size(),)))
     model: nn.Module = Step(objective)
     if strategy == "ddp":
         model = DistributedDataParallel(model)
@@ -114,10 +122,10 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
         loss.backward()
         losses.append(loss.detach())
         if i == 0:
-            grads = [p.grad.flatten().clone() for p in objective.parameters() if p.grad is not None]
+            grads = [whole(p.grad).flatten().clone() for p in objective.parameters() if p.grad is not None]
         optimizer.step()
         objective.update_targets()
-    update = [(p.detach() - before).flatten() for p, before in zip(objective.parameters(), start, strict=True)]
+    update = [(whole(p.detach()) - before).flatten() for p, before in zip(objective.parameters(), start, strict=True)]
     record = {"loss": torch.stack(losses), "grad": torch.cat(grads), "update": torch.cat(update)}
     record |= {f"buffer.{name}": buffer.clone() for name, buffer in objective.named_buffers()}
     return record | {"image": evaluate(objective)}
