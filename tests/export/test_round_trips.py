@@ -71,7 +71,7 @@ class Exports:
         exports, ours = write({folder: model}, self.samples, to=to, **options)
         self.exports += exports
         self.ours += ours
-        self.have_text.append(to == "open_clip" and model.has_text)
+        self.have_text.append(to != "timm" and model.has_text)
         return folder
 
     def load(self) -> None:
@@ -99,6 +99,11 @@ def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Export
     exports.add("vit/images", trained("simclr", *VIT, "+backbone.global_pool=avg"), "open_clip")
     exports.add("whole", trained("simclr"), "open_clip", untrained_text=True)
     exports.add("args", trained("simclr", "+backbone.act_layer=silu"), "timm")
+    exports.add("hf/both", trained("clip", backbone="test_vit"), "hf")
+    exports.add("hf/images", trained("simclr", backbone="test_convnext"), "hf")
+    exports.add("teacher/model", trained("pixpro"), "timm")
+    exports.add("teacher/teacher", trained("pixpro").of_teacher(), "hf")
+    exports.add("onnx", trained("clip", backbone="test_convnext"), "onnx")
     exports.load()
     return exports
 
@@ -142,10 +147,46 @@ def test_a_whole_model_has_an_untrained_text_tower(loaded: Exports) -> None:
     assert model.encode_text(open_clip.get_tokenizer(name)(["a cat"])).shape == (1, 96)
 
 
+def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> None:
+    """The fresh process has called them with batches of one, two and five or more rows."""
+    assert loaded.files("onnx") == {"image.onnx", "text.onnx", "settings.json", "load.py"}
+    used = {"json", "pathlib", "typing", "numpy", "onnxruntime", "PIL", "open_clip"}
+    assert imported(loaded.root / "onnx" / "load.py") == used
+    settings = json.loads((loaded.root / "onnx" / "settings.json").read_text())
+    assert settings["image"]["size"] == 32
+    assert settings["text"] == {"tokenizer": "open_clip.SimpleTokenizer", "context_length": 12}
+
+
+@pytest.mark.slow
+def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> None:
+    """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU."""
+    exports = Exports(tmp_path, samples)
+    for name in ("clip", "simclr"):
+        for backbone in BACKBONES:
+            exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), "onnx")
+    for name in ("mae_clip", "cmae", "siglip"):
+        exports.add(name, trained(name, backbone="test_vit"), "onnx")
+    exports.add("quick", trained("clip", *VIT, *VITS["quick"]), "onnx")
+    exports.add("average", trained("simclr", *VIT, *VITS["average"], "+backbone.dynamic_img_size=true"), "onnx")
+    exports.load()
+    assert {name: fault for name, fault in exports.faults.items() if fault} == {}
+    assert exports.files("simclr-test_vit") == {"image.onnx", "settings.json", "load.py"}
+
+
+def test_a_teacher_is_exported_where_it_is_asked_for(loaded: Exports) -> None:
+    """Its convolutions and the statistics of its own BatchNorm."""
+    own, other = (load_file(loaded.root / "teacher" / name / "model.safetensors") for name in ("model", "teacher"))
+    kept = trained("pixpro").objective.teacher.backbone.state_dict()
+    assert own.keys() == other.keys() == kept.keys()
+    assert all(torch.equal(other[name], tensor) for name, tensor in kept.items())
+    assert not any(torch.equal(own[name], other[name]) for name in ("conv1.0.weight", "bn1.running_mean"))
+
+
 def test_any_change_of_an_export_is_found(samples: Samples, tmp_path: Path) -> None:
     """Each is what a faulty writer would do."""
     exports, clip, simclr = Exports(tmp_path, samples), trained("clip", backbone="test_vit"), trained("simclr")
     for name, model, to, file, where in (
+        ("text of the hub", clip, "hf", "open_clip_model.safetensors", "text.ln_final.bias"),
         ("text", clip, "open_clip", "open_clip_model.safetensors", "text.ln_final.bias"),
         ("image", simclr, "open_clip", "image_tower/open_clip_visual.safetensors", "trunk.bn1.running_mean"),
         ("image of timm", simclr, "timm", "model.safetensors", "bn1.running_mean"),
@@ -186,11 +227,12 @@ def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["open_clip", "timm"])
+@pytest.mark.parametrize("to", ["open_clip", "timm", "hf"])
 def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> None:
     models = {f"stage-{i}": trained("simclr", backbone=backbone) for i, backbone in enumerate(BACKBONES)}
     export_stages(models, tmp_path / "images", to=to)
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py"}
+    card = {"README.md"} if to == "hf" else set()
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py", *card}
 
 
 def imported(path: Path) -> set[str]:
@@ -204,8 +246,10 @@ def imported(path: Path) -> set[str]:
 def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
     assert imported(LOADER) == {
         "importlib",
+        "huggingface_hub",
         "json",
         "sys",
+        "tempfile",
         "pathlib",
         "typing",
         "torch",
