@@ -31,7 +31,7 @@ class Preprocess:
     """A picture -> (3, size, size) float32."""
 
     def __init__(self, size: int, mean: list[float], std: list[float], **_: Any) -> None:
-        self.size, self.mean, self.std = size, np.float32(mean), np.float32(std)
+        self.size, self.mean, self.std = size, np.asarray(mean, np.float32), np.asarray(std, np.float32)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Resize the shorter side, take the central square, normalise."""
