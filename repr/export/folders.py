@@ -18,7 +18,8 @@ from repr.export.trained import Trained
 from repr.export.verify import Samples, our_answers, verify
 from repr.files import replacing_folder
 
-TARGETS = ("open_clip", "timm", "hf", "onnx")
+STAGED = ("open_clip", "timm", "hf")  # whose reader joins stages
+TARGETS = (*STAGED, "onnx")
 WEIGHTS = ("model", "teacher")
 MARKS = (  # of an export
     ("open_clip_config.json",),
@@ -109,8 +110,8 @@ def export_stages(
         ValueError: likewise.
     """
     _check(out, to, force, untrained_text=False, weights=weights)
-    if to == "onnx":
-        raise ConfigError(["to=onnx is for one model: export each stage by itself, run=RUN_FOLDER/stage-0 and so on"])
+    if to not in STAGED:
+        raise ConfigError([f"to={to} is for one model: export each stage by itself, run=RUN_FOLDER/stage-0 and so on"])
     if not stages or any(name != Path(name).name for name in stages):
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:

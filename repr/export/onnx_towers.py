@@ -9,27 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.openclip import tokenizer_cfg
 from repr.export.timm_trunk import write_json
 from repr.export.trained import Trained
+from repr.models.concat import Encoder
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_BYTES = 1_900_000_000  # of weights within the file, which protobuf limits to 2 GiB; more lie beside it
-
-
-class Tower(nn.Module):
-    """One of an objective's encoders as a module: its raw output, not normalised."""
-
-    def __init__(self, objective: nn.Module, method: str) -> None:
-        super().__init__()
-        self.objective, self.method = objective, method
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, 3, H, W) or (B, L) -> (B, D)."""
-        return getattr(self.objective, self.method)(inputs)
 
 
 def missing() -> str | None:
@@ -65,7 +54,7 @@ def write(trained: Trained, folder: Path, inputs: dict[str, Tensor]) -> None:
 
 
 def _translate(trained: Trained, kind: str, inputs: Tensor, folder: Path) -> None:
-    tower = Tower(trained.objective, f"encode_{kind}").eval()
+    tower = Encoder(trained.objective, f"encode_{kind}", 0).eval()  # of any width
     size = sum(tensor.numel() * tensor.element_size() for tensor in trained.objective.state_dict().values())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the translator, about its own parts
