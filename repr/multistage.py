@@ -63,7 +63,7 @@ class Multistage:
             those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
             of another seed in each stage.
         norm: see :func:`repr.models.concat.join`.
-        export: ``open_clip``, ``timm`` or ``hf``: write all stages for that library, which checks them, into ``export/``.
+        export: ``open_clip``, ``timm`` or ``hf``: write all stages for that library, which checks them, to ``export/``.
         first: values of the config that differ in stage 0.
         later: values of the config that differ in the stages after it.
     """

@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from repr.export.trained import Trained
-from repr.metrics.classes import Classes
+from repr.metrics.classes import load_classes
 
 CARD = "README.md"
 RESULTS, EVALUATIONS = "results.json", "evaluation/*/metrics.json"  # of a run folder
@@ -197,14 +197,16 @@ def _protocol(cfg: DictConfig) -> Iterator[str]:
             told = ", ".join(f"{key}={value}" for key, value in options.items())
             doc = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
             yield f"- `{function.__name__}({told})`: {doc}"
-    for name, path in (evaluation.get("zero_shot") or {}).items():
-        if not Path(path).is_file():  # of the machine that trained
+    for of_set, files in (evaluation.get("zero_shot") or {}).items():
+        files = OmegaConf.to_container(files) if OmegaConf.is_config(files) else files
+        paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)
+        if not all(Path(path).is_file() for path in paths):  # of the machine that trained
             continue
-        classes = Classes.load(path)
-        yield (
-            f"- `zero_shot` on `{name}`: {len(classes.names)} classes of `{classes.attribute}`, the mean over "
-            f'{len(classes.templates)} templates at unit length, such as "{classes.templates[0]}"'
-        )
+        for name, classes in load_classes(files).items():
+            yield (
+                f"- `{name}` on `{of_set}`: {len(classes.names)} classes of `{classes.attribute}`, each the mean over "
+                f'{len(classes.templates)} templates at unit length, such as "{classes.templates[0]}"'
+            )
 
 
 def _source(node: Any) -> str:
