@@ -72,7 +72,8 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
     from huggingface_hub import ModelCardData
 
     cfg = trained.cfg
-    entries = [] if trained.run is None else [*_evaluated(trained.run), *_after_fit(trained.run)]
+    found = [] if trained.run is None else [*_evaluated(trained), *_after_fit(trained.run)]
+    entries = [entry for entry in found if math.isfinite(entry["value"])]
     title = f"{cfg.name}-{cfg.backbone.get('name', 'encoder')}"
     text = trained.has_text and library == "open_clip"
     data = ModelCardData(
@@ -161,6 +162,7 @@ def _model_index(entries: list[Entry]) -> list[Any]:
             metric_type=entry["metric"],
             metric_name=entry["metric"],
             metric_value=entry["value"],
+            metric_args={"protocol": entry["protocol"]},
         )
         for entry in entries
     ]
@@ -171,17 +173,21 @@ def _after_fit(run: Path) -> Iterator[Entry]:
     path = run / RESULTS
     for name, result in json.loads(path.read_text(encoding="utf-8")).items() if path.is_file() else ():
         of_set, _, metric = name.partition("/")
-        if math.isfinite(result["value"]):
-            yield {"set": of_set, "metric": metric, **result, "protocol": AFTER_FIT}
+        yield {**result, "set": of_set, "metric": metric, "protocol": AFTER_FIT}
 
 
-def _evaluated(run: Path) -> Iterator[Entry]:
-    """What ``repr.evaluate`` has left in the run folder."""
-    for path in sorted(run.glob(EVALUATIONS)):
-        for name, result in json.loads(path.read_text(encoding="utf-8")).items():
+def _evaluated(trained: Trained) -> Iterator[Entry]:
+    """What ``repr.evaluate`` has found for the run or for the checkpoint."""
+    assert trained.run is not None
+    for path in sorted(trained.run.glob(EVALUATIONS)):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if Path(found["model"]["name"]).name not in (trained.run.name, Path(trained.name).name):
+            continue  # of another checkpoint of the run
+        data = "" if found["data"]["name"] == "own" else f"{found['data']['name']}/"
+        for name, result in found["results"].items():
             of_set, _, metric = name.partition("/")
-            if math.isfinite(result["value"]):
-                yield {"set": of_set, "metric": metric, "chance": None, "protocol": "", **result}
+            told = ", ".join(f"{key}={value}" for key, value in result["protocol"].items())
+            yield {**result, "set": data + of_set, "metric": metric, "protocol": told}
 
 
 def _protocol(cfg: DictConfig) -> Iterator[str]:

@@ -61,6 +61,22 @@ def test_weights_that_were_not_evaluated_have_no_numbers(run_and_export: tuple[P
     assert card.data.pipeline_tag == "image-feature-extraction"
 
 
+def test_evaluations_of_the_run_are_told_with_their_protocols(
+    run_and_export: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_and_export[0], tmp_path / "run"))
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    results = {"val/knn_category": {"value": 0.5, "chance": 0.1, "protocol": {"eval": "knn", "k": 20}}}
+    for folder, model in {"a": "runs/run", "b": f"x/{checkpoint.name}", "c": "x/checkpoints/step=7.ckpt"}.items():
+        found = {"model": {"name": model}, "data": {"name": "own" if folder == "a" else "emoji"}, "results": results}
+        (run / "evaluation" / folder).mkdir(parents=True)
+        (run / "evaluation" / folder / "metrics.json").write_text(json.dumps(found))
+    card, _ = card_of(Trained.read(run), tmp_path / "card")
+    assert "| val | knn_category | 0.5000 | 0.1000 | eval=knn, k=20 |" in card.text
+    told = [(r.dataset_name, r.metric_args["protocol"]) for r in card.data.eval_results if r.metric_value == 0.5]
+    assert told == [("val", "eval=knn, k=20"), ("emoji/val", "eval=knn, k=20")]
+
+
 def test_the_card_of_every_stage_together(tmp_path: Path) -> None:
     model_card.write(trained("simclr"), tmp_path, "timm", num_stages=3)
     text = ModelCard.load(tmp_path / "README.md").text
