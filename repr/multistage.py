@@ -30,7 +30,7 @@ from repr.config import ConfigError, check
 from repr.data.cluster_order import ClusterOrder, describe
 from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
 from repr.distributed import gather_objects, on_first
-from repr.export.folders import TARGETS, export
+from repr.export.folders import STAGED, export
 from repr.files import replacing
 from repr.fit import Results, Run, is_first, make_trainer, name_folder, save_config, save_results, train
 from repr.models.concat import Norm
@@ -63,7 +63,7 @@ class Multistage:
             those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
             of another seed in each stage.
         norm: see :func:`repr.models.concat.join`.
-        export: ``open_clip`` or ``timm``: write all stages for that library, which checks them, into ``export/``.
+        export: ``open_clip``, ``timm`` or ``hf``: write all stages for that library, which checks them, to ``export/``.
         first: values of the config that differ in stage 0.
         later: values of the config that differ in the stages after it.
     """
@@ -95,8 +95,8 @@ class Multistage:
             yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(flow.EMBEDDINGS)}"
         if options.get("norm", "joined") not in ("joined", "each"):
             yield f"procedure.norm={options.norm}; set it to joined or each"
-        if options.get("export") not in (None, *TARGETS):
-            yield f"procedure.export={options.export}; set it to {', '.join(TARGETS)} or null"
+        if options.get("export") not in (None, *STAGED):
+            yield f"procedure.export={options.export}; set it to {', '.join(STAGED)} or null"
         try:
             Clusters(torch.zeros(0), options.mode, options.leftovers)
         except ValueError as error:

@@ -10,7 +10,14 @@ from typing import Any
 from repr.config import ConfigError, nearest
 from repr.fit import user_message
 
-DEFAULTS: dict[str, Any] = {"run": None, "to": None, "out": None, "force": False, "untrained_text": False}
+DEFAULTS: dict[str, Any] = {
+    "run": None,
+    "to": None,
+    "out": None,
+    "weights": "model",
+    "force": False,
+    "untrained_text": False,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,8 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m repr.export",
         description="Write a trained encoder for another library, checked by that library.",
         epilog="run=RUN: a run folder, or a checkpoint inside one. to=open_clip: both towers, or of an objective on "
-        "images the image tower (with untrained_text=true a whole model); to=timm: the backbone. out=DIR: a new "
-        "folder; force=true replaces an export.",
+        "images the image tower (with untrained_text=true a whole model); to=timm: the backbone; to=hf: one of the two "
+        "with a model card, for Hugging Face's hub; to=onnx: a file for each tower. weights=teacher: those of the "
+        "moving average that a flow keeps. out=DIR: a new folder; force=true replaces an export.",
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
     words = parser.parse_args(arguments).options

@@ -13,13 +13,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from repr.config import ConfigError, load_run
-from repr.export import openclip, timm_trunk
+from repr.export import model_card, onnx_towers, openclip, timm_trunk
 from repr.export.trained import Trained
 from repr.export.verify import Samples, our_answers, verify
 from repr.files import replacing_folder
 
-TARGETS = ("open_clip", "timm")
-MARKS = (("open_clip_config.json",), ("config.json", "model.safetensors"), ("stages.json", "join.py"))  # of an export
+STAGED = ("open_clip", "timm", "hf")  # whose reader joins stages
+TARGETS = (*STAGED, "onnx")
+WEIGHTS = ("model", "teacher")
+MARKS = (  # of an export
+    ("open_clip_config.json",),
+    ("config.json", "model.safetensors"),
+    ("stages.json", "join.py"),
+    ("image.onnx", "settings.json"),
+)
 
 Source = str | Path | Trained
 
@@ -31,13 +38,24 @@ def stage_folders(run: str | Path) -> dict[str, Path]:
     return {numbers[number].name: numbers[number] for number in sorted(numbers)}
 
 
-def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = False, force: bool = False) -> Path:
+def export(
+    source: Source,
+    out: str | Path,
+    *,
+    to: str,
+    weights: str = "model",
+    untrained_text: bool = False,
+    force: bool = False,
+) -> Path:
     """Export one objective, or all stages of a multistage run folder; of several processes one calls this.
 
     Args:
         source: a run folder, a checkpoint inside one, or :meth:`Trained.copy_of` an objective in memory.
         out: the folder; it is there only if the library it is for gives our embeddings, transform included.
-        to: ``open_clip`` (both towers, or the image tower) or ``timm`` (the backbone).
+        to: ``open_clip`` (both towers, or the image tower), ``timm`` (the backbone), or ``hf``: the first where a text
+            tower was trained and otherwise the second, with a model card, as Hugging Face's hub takes it. ``onnx``:
+            a file for each tower, for onnxruntime.
+        weights: ``model``, or ``teacher``: those of the moving average that the flow keeps.
         untrained_text: of an objective on images, a whole open_clip model with a random text tower.
         force: replace an export that is there.
 
@@ -48,17 +66,17 @@ def export(source: Source, out: str | Path, *, to: str, untrained_text: bool = F
         ConfigError: the source, the folder, or a tower that the library cannot express.
         ValueError: the library gives something else; nothing was kept.
     """
-    _check(out, to, force, untrained_text)
+    _check(out, to, force, untrained_text, weights)
     if not isinstance(source, Trained) and (stages := stage_folders(source)):
         if untrained_text:
             raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
         procedure = load_run(source).get("procedure") or {}
         if len(stages) < (num_stages := procedure.get("num_stages", 0)):
             raise ConfigError([f"run={source} has {len(stages)} of its {num_stages} stages: resume it first"])
-        return export_stages(stages, out, to=to, norm=procedure.get("norm", "joined"), force=force)
+        return export_stages(stages, out, to=to, norm=procedure.get("norm", "joined"), weights=weights, force=force)
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
-        samples = Samples(Path(work))
-        verify(*write({folder: _trained(source)}, samples, to=to, untrained_text=untrained_text), samples)
+        samples, trained = Samples(Path(work)), _trained(source, weights)
+        verify(*write({folder: trained}, samples, to=to, untrained_text=untrained_text), samples)
     return Path(out)
 
 
@@ -68,6 +86,7 @@ def export_stages(
     *,
     to: str,
     norm: Literal["joined", "each"] = "joined",
+    weights: str = "model",
     force: bool = False,
 ) -> Path:
     """Export every stage of multistage learning as a model of its own, ``stages.json``, and ``join.py``.
@@ -80,6 +99,7 @@ def export_stages(
         out: the folder; it is there only if every stage and the joined model give our embeddings.
         to: as for :func:`export`; with ``timm`` it is the backbones that are joined.
         norm: ``joined``: one norm over the raw outputs, as the authors; ``each``: each stage at unit length first.
+        weights: as for :func:`export`.
         force: replace an export that is there.
 
     Returns:
@@ -89,18 +109,24 @@ def export_stages(
         ConfigError: as for :func:`export`, and stages that do not see the same transform or tokens.
         ValueError: likewise.
     """
-    _check(out, to, force, untrained_text=False)
+    _check(out, to, force, untrained_text=False, weights=weights)
+    if to not in STAGED:
+        raise ConfigError([f"to={to} is for one model: export each stage by itself, run=RUN_FOLDER/stage-0 and so on"])
     if not stages or any(name != Path(name).name for name in stages):
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
         samples = Samples(Path(work))
-        trained = {folder / name: _trained(source) for name, source in stages.items()}
+        trained = {folder / name: _trained(source, weights) for name, source in stages.items()}
         for path in trained:
             path.mkdir()
-        exports, answers = write(trained, samples, to=to)
+        last = list(trained.values())[-1]
+        library = _library(to, last)
+        exports, answers = write(trained, samples, to=library)
         entries = [{**entry, "folder": Path(entry["folder"]).name} for entry in exports]
         timm_trunk.write_json({"stages": entries, "norm": norm}, folder / "stages.json")
         shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / "join.py")
+        if to == "hf":
+            model_card.write(last, folder, library, num_stages=len(stages))
         verify([{"to": "joined", "folder": str(folder)}], [_join(answers, norm)], samples)
     return Path(out)
 
@@ -125,14 +151,20 @@ def write(
     exports: list[dict[str, Any]] = []
     answers: list[dict[str, Tensor]] = []
     for folder, trained in models.items():
-        if to == "open_clip":
+        library = _library(to, trained)
+        if library == "open_clip":
             openclip.text_cfg(trained)  # for its errors, before anything is computed
-        ours = our_answers(trained, samples, trunk=to == "timm")
-        if to == "timm":
+        ours = our_answers(trained, samples, trunk=library == "timm")
+        extra = {}
+        if library == "timm":
             timm_trunk.write(trained, folder)
-            extra = {}
+        elif library == "onnx":
+            onnx_towers.write(trained, folder, ours)
         else:
             extra = openclip.write(trained, folder, ours["pixels"], untrained_text=untrained_text)
+        if to == "hf":
+            model_card.write(trained, folder, library)
+            extra = {"library": library}
         exports.append({"to": to, "folder": str(folder), **extra})
         answers.append(ours)
     return exports, answers
@@ -155,15 +187,24 @@ def _join(answers: Sequence[Mapping[str, Tensor]], norm: str) -> dict[str, Tenso
     return joined | {f"{name}_{i}": tensor for i, answer in enumerate(answers) for name, tensor in answer.items()}
 
 
-def _trained(source: Source) -> Trained:
-    return source if isinstance(source, Trained) else Trained.read(source)
+def _trained(source: Source, weights: str) -> Trained:
+    trained = source if isinstance(source, Trained) else Trained.read(source)
+    return trained.of_teacher() if weights == "teacher" else trained
 
 
-def _check(out: str | Path, to: str, force: bool, untrained_text: bool) -> None:
+def _library(to: str, trained: Trained) -> str:
+    return to if to != "hf" else "open_clip" if trained.has_text else "timm"
+
+
+def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights: str) -> None:
     """Raise before anything is read."""
     out = Path(out)
     if to not in TARGETS:
-        raise ConfigError([f"to={to}; set it to {' or '.join(TARGETS)}"])
+        raise ConfigError([f"to={to}; set it to {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"])
+    if weights not in WEIGHTS:
+        raise ConfigError([f"weights={weights}; set it to {' or '.join(WEIGHTS)}"])
+    if to == "onnx" and (fault := onnx_towers.missing()):
+        raise ConfigError([fault])
     if untrained_text and to != "open_clip":
         raise ConfigError([f"untrained_text=true is for to=open_clip, not to={to}"])
     if out.is_symlink() or (out.exists() and not out.is_dir()):

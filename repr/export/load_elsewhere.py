@@ -8,6 +8,7 @@ below, and ``to``), ``pictures``, ``captions`` and ``answer``, a safetensors fil
 import importlib.util
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,31 +27,79 @@ def close_network(event: str, arguments: tuple) -> None:
         raise OSError(f"loading an export asked for the network: {event} {arguments[1:]}")
 
 
-def load_open_clip(folder: str, image_tower: str | None = None) -> Loaded:
+def load_open_clip(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
     """A whole model, or one whose image tower is read from a file of its own."""
     import open_clip
 
-    name, tower = f"local-dir:{folder}", image_tower and f"{folder}/{image_tower}"
-    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_image_path=tower)
-    return model.eval(), preprocess, open_clip.get_tokenizer(name)
+    name = folder if where else f"local-dir:{folder}"
+    tower = image_tower and f"{folder}/{image_tower}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_image_path=tower, **where)
+    return model.eval(), preprocess, open_clip.get_tokenizer(name, **where)
 
 
-def load_timm(folder: str) -> Loaded:
+def load_timm(folder: str, **where: Any) -> Loaded:
     """A backbone."""
     import timm
 
-    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    model = timm.create_model(folder if where else f"local-dir:{folder}", pretrained=True, **where).eval()
     return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model)), None
+
+
+def load_hf(folder: str, library: str) -> Loaded:
+    """A model by its name on the hub, of which the folder is the local copy; its card must be valid, too."""
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(Path(folder, "README.md"))
+    if card.data.library_name != library or not card.text.strip():
+        raise ValueError(f"the model card in {folder} names {card.data.library_name}, not {library}")
+    with tempfile.TemporaryDirectory() as cache:  # laid out as huggingface_hub keeps what it has downloaded
+        copy = Path(cache, "models--someone--encoder")
+        for name in ("refs", "snapshots"):
+            (copy / name).mkdir(parents=True)
+        (copy / "refs" / "main").write_text("0" * 40)
+        (copy / "snapshots" / ("0" * 40)).symlink_to(Path(folder).absolute())
+        return LOADERS[library]("hf-hub:someone/encoder", cache_dir=cache)
+
+
+class InBatches:
+    """Towers of onnxruntime, called with batches of one row, of two, and of the rest."""
+
+    def __init__(self, towers: Any) -> None:
+        self.towers = towers
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) -> (B, D)."""
+        return self._run(self.towers.encode_image, pixels)
+
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, L) -> (B, D)."""
+        return self._run(self.towers.encode_text, tokens)
+
+    def _run(self, encode: Any, inputs: torch.Tensor) -> torch.Tensor:
+        parts = inputs.split([1, 2, len(inputs) - 3])
+        return torch.cat([torch.from_numpy(encode(part.numpy())) for part in parts])
+
+
+def load_onnx(folder: str) -> Loaded:
+    """What the reader beside the towers gives, as tensors."""
+    towers, preprocess, tokenizer = reader(folder, "load").load()
+    tokens = None if tokenizer is None else lambda texts: torch.from_numpy(tokenizer(texts))
+    return InBatches(towers), lambda image: torch.from_numpy(preprocess(image)), tokens
 
 
 def load_joined(folder: str) -> Loaded:
     """What the reader beside the stages gives."""
-    spec = importlib.util.spec_from_file_location("join", f"{folder}/join.py")
+    return reader(folder, "join").load()
+
+
+def reader(folder: str, name: str) -> Any:
+    """A program that lies in an export."""
+    spec = importlib.util.spec_from_file_location(name, f"{folder}/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.load()
+    return module
 
 
 def load_stages(folder: str, model: Any) -> list[Loaded]:
@@ -71,7 +120,13 @@ def load_stages(folder: str, model: Any) -> list[Loaded]:
     return loaded
 
 
-LOADERS = {"open_clip": load_open_clip, "timm": load_timm, "joined": load_joined}
+LOADERS: dict[str, Any] = {
+    "open_clip": load_open_clip,
+    "timm": load_timm,
+    "hf": load_hf,
+    "onnx": load_onnx,
+    "joined": load_joined,
+}
 
 
 def embed(loaded: Loaded, pictures: list[str], captions: list[str]) -> dict[str, torch.Tensor]:

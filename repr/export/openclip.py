@@ -170,10 +170,10 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
         raise ConfigError(
             [f"{trained.name} encodes text, and tokenizer is null: set it to the one that it was trained with"]
         )
-    return {**config, **_tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
+    return {**config, **tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
 
 
-def _tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str, Any]:
+def tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str, Any]:
     """The part of ``text_cfg`` that says how texts become tokens.
 
     Raises:

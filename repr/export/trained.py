@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from repr.config import ConfigError, load_run
-from repr.models.pretrained import damage, last_checkpoint
+from repr.models.pretrained import checkpoints, damage, last_checkpoint
+from repr.models.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,34 @@ class Trained:
         objective: on the CPU, in evaluation mode; nothing else holds it.
         cfg: the config of its run.
         name: what errors call it.
+        run: the run folder whose evaluation is one of these weights; None: they were not evaluated.
+        weights: ``model``, or ``teacher`` where those of a moving average take the place of the trained ones.
     """
 
     objective: Any
     cfg: DictConfig
     name: str
+    run: Path | None = None
+    weights: str = "model"
 
     @property
     def has_text(self) -> bool:
         """Whether a text tower was trained; a flow may have the method without one."""
         return hasattr(self.objective, "encode_text") and getattr(self.objective, "text", None) is not None
+
+    def of_teacher(self) -> Trained:
+        """The same objective with the modules of its teacher in the place of those that it follows.
+
+        Raises:
+            ConfigError: the flow has no teacher.
+        """
+        teacher = getattr(self.objective, "teacher", None)
+        if not isinstance(teacher, Teacher):
+            flow = type(self.objective).__name__
+            raise ConfigError([f"weights=teacher: {flow} of {self.name} has no teacher; leave it out"])
+        for name, module in teacher.named_children():
+            setattr(self.objective, name, module)
+        return replace(self, run=None, weights="teacher")
 
     @classmethod
     def copy_of(cls, objective: nn.Module, cfg: DictConfig, name: str = "the objective") -> Trained:
@@ -73,7 +92,8 @@ class Trained:
             raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
         tensors = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
         cfg = load_run(folder)
-        return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint))
+        evaluated = checkpoint == checkpoints(checkpoint.parent)[0]  # results are those of the last step
+        return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint), folder if evaluated else None)
 
 
 def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:

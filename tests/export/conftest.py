@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from repr.config import compose
 from repr.export.trained import Trained
 from repr.export.verify import Samples
+from tests.network import guarded
 from tests.objectives.conftest import SMALL, SMALL_HEAD
 
 RUN = [
@@ -19,16 +20,6 @@ RUN = [
     "backbone.name=test_resnet", "data.bank_size=64", "data.batch_size=128", "data.eval_batch_size=256",
     "trainer.limit_train_batches=30", "trainer.limit_val_batches=1.0",
 ]  # fmt: skip
-CLOSED = """
-import socket, sys
-
-def close(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"):
-        if not (event == "socket.connect" and arguments[0].family == socket.AF_UNIX):
-            raise OSError(f"asked for the network: {event} {arguments[1:]}")
-
-sys.addaudithook(close)
-"""
 
 
 def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet") -> Trained:
@@ -57,10 +48,11 @@ def run_and_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
     """A run and its export to open_clip, both by the command line, in a process whose network is closed."""
     folder = tmp_path_factory.mktemp("run")
     program = (
-        f"{CLOSED}\nfrom repr.fit import main\nmain({[*RUN, f'run_folder={folder}/run']!r})\n"
+        f"from repr.fit import main\nmain({[*RUN, f'run_folder={folder}/run']!r})\n"
         f"from repr.export.__main__ import main\nmain(['run={folder}/run', 'to=open_clip', 'out={folder}/export'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=guarded(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"verified and written: {folder}/export" in done.stdout
     return folder / "run", folder / "export"

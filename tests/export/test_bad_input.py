@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.__main__ import main, parse
-from repr.export.folders import export, stage_folders
+from repr.export.folders import export, export_stages, stage_folders
 from repr.export.trained import Trained
 from repr.objectives.image_text import ImageText
 from tests.export.conftest import trained
@@ -47,7 +47,8 @@ def copied(run_and_export: tuple[Path, Path], tmp_path: Path) -> Path:
         (["run"], "run is not of the form key=value"),
         (["run=x", "force=yes"], "force takes true or false, but got 'yes'"),
         (["run=x", "out=y"], "to has no value: set it"),
-        (["run=x", "out=y", "to=onnxx"], "to=onnxx; set it to open_clip or timm"),
+        (["run=x", "out=y", "to=onnxx"], "to=onnxx; set it to open_clip, timm, hf or onnx"),
+        (["run=x", "out=y", "to=timm", "weights=ema"], "weights=ema; set it to model or teacher"),
         (["run=x", "out=y", "to=timm", "untrained_text=true"], "untrained_text=true is for to=open_clip"),
         (["run=nothing", "out=y", "to=timm"], "run=nothing does not exist"),
         (["run=.", "out=y", "to=timm"], "is not (inside) a run folder: config.yaml is missing"),
@@ -63,7 +64,9 @@ def test_options(
 
 def test_options_have_defaults() -> None:
     options = parse(["run=x", "to=timm", "out=a=b", "force=true"])
-    assert options == {"run": "x", "to": "timm", "out": "a=b", "force": True, "untrained_text": False}
+    assert options == {
+        "run": "x", "to": "timm", "out": "a=b", "weights": "model", "force": True, "untrained_text": False
+    }  # fmt: skip
 
 
 def test_a_folder_that_exists(
@@ -120,6 +123,34 @@ def test_what_open_clip_cannot_express(options: tuple[str, ...], message: str, t
     with pytest.raises(ConfigError) as error:
         export(trained("clip", *options), tmp_path / "out", to="open_clip")
     assert message in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flow_without_a_teacher(
+    run_and_export: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fault = told([f"run={run_and_export[0]}", "to=timm", f"out={tmp_path}/out", "weights=teacher"], capsys)
+    assert "weights=teacher: ImageText of " in fault
+    assert "has no teacher; leave it out" in fault
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stages_are_not_joined_by_onnxruntime(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="to=onnx is for one model: export each stage by itself"):
+        export_stages({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
+
+
+class Eigenvalues(ImageText):
+    """Ends with an operation that ONNX does not have."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        return torch.linalg.eigvals(super().encode_image(images)[:, None] * torch.eye(16)).real
+
+
+def test_a_tower_that_onnx_cannot_express(tmp_path: Path) -> None:
+    model = trained("clip", "objective._target_=tests.export.test_bad_input.Eigenvalues")
+    with pytest.raises(ConfigError, match="torch cannot write the image tower of clip with test_resnet as ONNX: "):
+        export(model, tmp_path / "out", to="onnx")
     assert list(tmp_path.iterdir()) == []
 
 

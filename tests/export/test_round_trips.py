@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -13,8 +14,10 @@ import pytest
 import torch
 import yaml
 from hydra.errors import InstantiationException
+from open_clip_train.zero_shot import run as open_clip_zero_shot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from repr.config import CONF, ConfigError
 from repr.data.sources import Emoji
@@ -71,7 +74,7 @@ class Exports:
         exports, ours = write({folder: model}, self.samples, to=to, **options)
         self.exports += exports
         self.ours += ours
-        self.have_text.append(to == "open_clip" and model.has_text)
+        self.have_text.append(to != "timm" and model.has_text)
         return folder
 
     def load(self) -> None:
@@ -99,6 +102,11 @@ def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Export
     exports.add("vit/images", trained("simclr", *VIT, "+backbone.global_pool=avg"), "open_clip")
     exports.add("whole", trained("simclr"), "open_clip", untrained_text=True)
     exports.add("args", trained("simclr", "+backbone.act_layer=silu"), "timm")
+    exports.add("hf/both", trained("clip", backbone="test_vit"), "hf")
+    exports.add("hf/images", trained("simclr", backbone="test_convnext"), "hf")
+    exports.add("teacher/model", trained("pixpro"), "timm")
+    exports.add("teacher/teacher", trained("pixpro").of_teacher(), "hf")
+    exports.add("onnx", trained("clip", backbone="test_convnext"), "onnx")
     exports.load()
     return exports
 
@@ -142,10 +150,46 @@ def test_a_whole_model_has_an_untrained_text_tower(loaded: Exports) -> None:
     assert model.encode_text(open_clip.get_tokenizer(name)(["a cat"])).shape == (1, 96)
 
 
+def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> None:
+    """The fresh process has called them with batches of one, two and five or more rows."""
+    assert loaded.files("onnx") == {"image.onnx", "text.onnx", "settings.json", "load.py"}
+    used = {"json", "pathlib", "typing", "numpy", "onnxruntime", "PIL", "open_clip"}
+    assert imported(loaded.root / "onnx" / "load.py") == used
+    settings = json.loads((loaded.root / "onnx" / "settings.json").read_text())
+    assert settings["image"]["size"] == 32
+    assert settings["text"] == {"tokenizer": "open_clip.SimpleTokenizer", "context_length": 12}
+
+
+@pytest.mark.slow
+def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> None:
+    """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU."""
+    exports = Exports(tmp_path, samples)
+    for name in ("clip", "simclr"):
+        for backbone in BACKBONES:
+            exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), "onnx")
+    for name in ("mae_clip", "cmae", "siglip"):
+        exports.add(name, trained(name, backbone="test_vit"), "onnx")
+    exports.add("quick", trained("clip", *VIT, *VITS["quick"]), "onnx")
+    exports.add("average", trained("simclr", *VIT, *VITS["average"], "+backbone.dynamic_img_size=true"), "onnx")
+    exports.load()
+    assert {name: fault for name, fault in exports.faults.items() if fault} == {}
+    assert exports.files("simclr-test_vit") == {"image.onnx", "settings.json", "load.py"}
+
+
+def test_a_teacher_is_exported_where_it_is_asked_for(loaded: Exports) -> None:
+    """Its convolutions and the statistics of its own BatchNorm."""
+    own, other = (load_file(loaded.root / "teacher" / name / "model.safetensors") for name in ("model", "teacher"))
+    kept = trained("pixpro").objective.teacher.backbone.state_dict()
+    assert own.keys() == other.keys() == kept.keys()
+    assert all(torch.equal(other[name], tensor) for name, tensor in kept.items())
+    assert not any(torch.equal(own[name], other[name]) for name in ("conv1.0.weight", "bn1.running_mean"))
+
+
 def test_any_change_of_an_export_is_found(samples: Samples, tmp_path: Path) -> None:
     """Each is what a faulty writer would do."""
     exports, clip, simclr = Exports(tmp_path, samples), trained("clip", backbone="test_vit"), trained("simclr")
     for name, model, to, file, where in (
+        ("text of the hub", clip, "hf", "open_clip_model.safetensors", "text.ln_final.bias"),
         ("text", clip, "open_clip", "open_clip_model.safetensors", "text.ln_final.bias"),
         ("image", simclr, "open_clip", "image_tower/open_clip_visual.safetensors", "trunk.bn1.running_mean"),
         ("image of timm", simclr, "timm", "model.safetensors", "bn1.running_mean"),
@@ -186,11 +230,12 @@ def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["open_clip", "timm"])
+@pytest.mark.parametrize("to", ["open_clip", "timm", "hf"])
 def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> None:
     models = {f"stage-{i}": trained("simclr", backbone=backbone) for i, backbone in enumerate(BACKBONES)}
     export_stages(models, tmp_path / "images", to=to)
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py"}
+    card = {"README.md"} if to == "hf" else set()
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py", *card}
 
 
 def imported(path: Path) -> set[str]:
@@ -204,8 +249,10 @@ def imported(path: Path) -> set[str]:
 def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
     assert imported(LOADER) == {
         "importlib",
+        "huggingface_hub",
         "json",
         "sys",
+        "tempfile",
         "pathlib",
         "typing",
         "torch",
@@ -222,8 +269,16 @@ def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
     assert "OSError: loading an export asked for the network" in done.stderr
 
 
-def test_zero_shot_by_open_clip_is_the_number_of_the_run(run_and_export: tuple[Path, Path]) -> None:
+def num_right(scores: Tensor, target: Tensor, topk: tuple[int, ...]) -> list[float]:
+    """As open_clip's own, which turns arrays of one element into floats; numpy 2.4 has stopped doing so."""
+    return [float((scores.topk(k)[1] == target[:, None]).sum()) for k in topk]
+
+
+def test_zero_shot_by_open_clip_is_the_number_of_the_run(
+    run_and_export: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, export = run_and_export
+    monkeypatch.setattr("open_clip_train.zero_shot.accuracy", num_right)
     with (run / "metrics.csv").open(newline="") as file:
         (row,) = [row for row in csv.DictReader(file) if row.get("val/zero_shot_top1")]
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
@@ -231,13 +286,9 @@ def test_zero_shot_by_open_clip_is_the_number_of_the_run(run_and_export: tuple[P
     tokenizer, names = open_clip.get_tokenizer(f"local-dir:{export}"), list(classes["names"].values())
     weights = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, names, classes["templates"])
     source, keys = Emoji("val"), list(classes["names"])
-    with torch.inference_mode():
-        pixels = torch.stack([preprocess(source.image(i)) for i in range(len(source))])
-        scores = model.encode_image(pixels, normalize=True) @ weights
-    for k in (1, 5):
-        found = [
-            concept in (keys[i] for i in top)
-            for concept, top in zip(source.attributes["concept"], scores.topk(k)[1], strict=True)
-        ]
-        assert sum(found) / len(found) == pytest.approx(float(row[f"val/zero_shot_top{k}"]))
-        assert sum(found) > 1.5 * k / len(names) * len(found)  # it has learned something
+    rows = [(preprocess(source.image(i)), keys.index(source.attributes["concept"][i])) for i in range(len(source))]
+    arguments = SimpleNamespace(device="cpu", precision="fp32", batch_size=256)
+    theirs = open_clip_zero_shot(model, weights, DataLoader(rows, batch_size=256), arguments)
+    for k, value in zip((1, 5), theirs, strict=True):
+        assert value == pytest.approx(float(row[f"val/zero_shot_top{k}"]))
+        assert value > 1.5 * k / len(names)  # it has learned something

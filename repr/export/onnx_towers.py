@@ -1,0 +1,75 @@
+"""Towers as files for onnxruntime: ``image.onnx``, ``text.onnx``, their settings, and a reader of fifty lines."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repr.config import ConfigError
+from repr.export.openclip import tokenizer_cfg
+from repr.export.timm_trunk import write_json
+from repr.export.trained import Trained
+from repr.models.concat import Encoder
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+MAX_BYTES = 1_900_000_000  # of weights within the file, which protobuf limits to 2 GiB; more lie beside it
+
+
+def missing() -> str | None:
+    """What must be installed, or None."""
+    lacking = [name for name in PACKAGES if find_spec(name) is None]
+    return f"to=onnx needs {', '.join(lacking)}: pip install 'repr-pretrain[onnx]'" if lacking else None
+
+
+def write(trained: Trained, folder: Path, inputs: dict[str, Tensor]) -> None:
+    """Write ``image.onnx``, ``text.onnx`` where text was trained, ``settings.json`` and ``load.py``.
+
+    The batch is the first dimension of inputs and outputs, of any size; the others are those of the training.
+
+    Args:
+        trained: the objective.
+        folder: an empty folder.
+        inputs: ``pixels`` (B, 3, H, W) and, where there is text, ``tokens`` (B, L), of two rows or more.
+
+    Raises:
+        ConfigError: the tokenizer is not one that the reader can make, or torch cannot translate a tower.
+    """
+    data, settings = trained.cfg.data, {}
+    image: dict[str, Any] = {"size": data.image_size, "mean": [*data.mean], "std": [*data.std]}
+    settings["image"] = {**image, "resize": "the shorter side to size, bicubic; then the central square"}
+    if trained.has_text:
+        length = inputs["tokens"].shape[1]
+        options = tokenizer_cfg(trained.cfg, trained.name, length).get("tokenizer_kwargs", {})
+        settings["text"] = {"tokenizer": "open_clip.SimpleTokenizer", "context_length": length, **options}
+        _translate(trained, "text", inputs["tokens"], folder)
+    _translate(trained, "image", inputs["pixels"], folder)
+    write_json(settings, folder / "settings.json")
+    shutil.copyfile(Path(__file__).with_name("read_onnx.py"), folder / "load.py")
+
+
+def _translate(trained: Trained, kind: str, inputs: Tensor, folder: Path) -> None:
+    tower = Encoder(trained.objective, f"encode_{kind}", 0).eval()  # of any width
+    size = sum(tensor.numel() * tensor.element_size() for tensor in trained.objective.state_dict().values())
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the translator, about its own parts
+        try:
+            torch.onnx.export(
+                tower,
+                (inputs,),
+                folder / f"{kind}.onnx",
+                input_names=["pixels" if kind == "image" else "tokens"],
+                output_names=[f"{kind}_embedding"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamo=True,
+                external_data=size > MAX_BYTES,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise ConfigError([f"torch cannot write the {kind} tower of {trained.name} as ONNX: {reason}"]) from error

@@ -1,0 +1,43 @@
+"""Nothing touches the network unless it is asked to: fit, with several processes too, evaluate, export and report."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.network import asked, guarded
+
+SMALL = ["smoke=true", "backbone.name=test_resnet", "text.layers=1", "trainer.accelerator=cpu"]
+
+
+def test_the_guard_sees_what_asks(tmp_path: Path) -> None:
+    """In a process that another one starts, and where the caller hides the error, too."""
+    program = "import huggingface_hub\ntry: huggingface_hub.HfApi().model_info('a/b')\nexcept Exception: pass"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {program!r}], check=True)"
+    subprocess.run([sys.executable, "-c", outer], env=guarded(tmp_path), check=True)
+    assert "huggingface.co" in asked(tmp_path)
+
+
+def test_nothing_asks_for_the_network(run_and_export: tuple[Path, Path]) -> None:
+    """The run of these tests, its export and its page were made under the guard."""
+    assert (run_and_export[0] / "report.html").is_file()
+    assert asked(run_and_export[0].parent) == ""
+
+
+@pytest.mark.slow
+def test_nothing_asks_for_the_network_with_processes_and_stages(tmp_path: Path) -> None:
+    environment, run = guarded(tmp_path), tmp_path / "run"
+    staged = ["procedure=multistage", "procedure.num_stages=2", "procedure.export=open_clip", "objective=clip"]
+    commands = [
+        ["repr.fit", *SMALL, f"run_folder={run}", "trainer=ddp", "trainer.devices=2", "data.num_workers=1"],
+        ["repr.fit", *SMALL, *staged, f"run_folder={tmp_path}/staged"],
+        *(["repr.export", f"run={run}", f"to={to}", f"out={tmp_path}/{to}"] for to in ("timm", "hf", "onnx")),
+        ["repr.data", "check", "data=emoji"],
+        ["repr.report", str(run)],
+    ]
+    for command in commands:
+        words = [sys.executable, "-m", *command]
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert asked(tmp_path) == ""

@@ -1,0 +1,46 @@
+"""The notebooks of docs/ run from the first cell to the last, and are kept without outputs."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SMALL = {  # what the test puts in the place of the parameters
+    "clip_geometry": "NUM_PAIRS = 512\nEPOCHS = 1",
+    "mcl_step_by_step": "RENDERS = 1\nSTEPS = 8\nSTAGES = 2\nCLUSTERS = 4",
+    "search_by_text": "OVERRIDES = ['smoke=true', 'backbone.name=test_resnet']",
+    "swav_on_a_folder": "NUM_PICTURES = 150\nEPOCHS = 1",
+}
+PICTURES = {"clip_geometry": 1, "mcl_step_by_step": 4, "search_by_text": 2, "swav_on_a_folder": 2}  # that are drawn
+
+
+def test_notebooks_are_stripped_short_and_explained() -> None:
+    assert {path.stem for path in NOTEBOOKS} == set(SMALL)
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), f"strip {path.name}"
+        words = sum(len(cell.source.split()) for cell in cells)
+        assert words < 1500, f"{path.name} takes longer than five minutes to read: {words} words"
+        assert cells[0].cell_type == cells[-1].cell_type == "markdown"
+        assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+        lines = [line for cell in cells if cell.cell_type == "code" for line in cell.source.splitlines()]
+        assert max(map(len, lines)) <= 120
+        assert not any(line.startswith("import repr") for line in lines)  # it would hide the builtin
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a kernel of its own, in an empty folder, without network; with smaller numbers."""
+    nbclient = pytest.importorskip("nbclient", reason="pip install -e '.[dev]' brings what executes notebooks")
+    notebook = nbformat.read(path, as_version=4)
+    place = next(i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", []))
+    notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(SMALL[path.stem]))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == PICTURES[path.stem]
+    errors = [output.text for output in outputs if output.get("name") == "stderr" and "Error" in output.text]
+    assert not errors
