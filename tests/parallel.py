@@ -23,6 +23,11 @@ Mode = Literal["plain", "ddp", "fsdp2"]
 QUEUE = ["objective.queue_length=8", "data.batch_size=8"]  # acts from the second step
 STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
 PATCHES = ["+backbone.patch_size=8"]
+TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
+TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
+TABLES += [
+    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.{name}=input")
+]
 VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
     "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
     "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
@@ -33,6 +38,13 @@ VARIANTS: dict[str, dict] = {name: {"name": name} for name in OBJECTIVES} | {
         "overrides": ["objective.weights.instance=1"],
         "backbone": STRIDE_8,
     },
+    "m3col, pixels mixed, BatchNorm": {
+        "name": "m3col",
+        "overrides": ["+objective.mixing.image=input", "embed_dim=96"],
+        "backbone": ["backbone.name=test_resnet"],
+    },
+    "m3col, switched": {"name": "m3col", "overrides": ["objective.switch=0"]},
+    "m3col, tables": {"name": "m3col", "overrides": TABLES},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 
@@ -52,7 +64,7 @@ def train(variant: str, batch: Batch, mode: Mode = "plain", dtype: torch.dtype =
     """
     torch.manual_seed(0)
     objective = make(**VARIANTS[variant]).to(dtype)
-    batch = Batch(**(batch | {"views": [view.to(dtype) for view in batch["views"]]}))
+    batch = Batch(**(batch | {name: [x.to(dtype) for x in batch[name]] for name in ("views", "tables")}))
     if mode == "fsdp2":
         shard(objective, init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer, _ = objective.optim.build(objective, 3)
@@ -86,8 +98,8 @@ def share(batch: Batch, index: int, world: int) -> Batch:
     """The rows of one process."""
     num = len(batch["seed"]) // world
     mine = slice(num * index, num * (index + 1))
-    rows = {name: batch[name][mine] for name in ("seed", "boxes", "text")}
-    return Batch(views=[view[mine] for view in batch["views"]], **rows)
+    rows = {name: batch[name][mine] for name in ("seed", "boxes", "text", "label")}
+    return Batch(**rows, **{name: [rows_of[mine] for rows_of in batch[name]] for name in ("views", "tables")})
 
 
 def spawn(work: Callable[[int], dict[str, Any]], world: int, folder: Path) -> list[dict[str, Any]]:
