@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
@@ -218,7 +219,7 @@ def test_a_batch_of_one_and_weights_of_absent_modalities_are_faults_of_the_confi
     ]
     with pytest.raises(ConfigError, match="did you mean 'view3_head'"):
         check(compose(["experiment=m3col_tabular", "+objective.weights.view9_head=1", "run_folder=x"]))
-    with pytest.raises(ValueError, match=r"objective\.weights\.text_head: there is no such modality"):
+    with pytest.raises(InstantiationException, match=r"objective\.weights\.text_head: there is no such modality"):
         instantiate(compose(["experiment=m3col_tabular", "objective.weights.text_head=1"]).objective)
 
 
