@@ -9,7 +9,7 @@ workers, ranks or history, so a batch can be drawn again by hand.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ NO_CLASS = 255  # in a mask: a pixel without a class
 class Batch(TypedDict, total=False):
     """A batch; row i of every entry is the same sample.
 
-    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks.
+    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks, T tables. Where no
+    pictures are read (``views`` is empty), ``views``, ``boxes``, ``colour`` and ``image`` are not there.
     """
 
     index: Tensor  # (B,) int64, position in the data set
@@ -29,11 +30,18 @@ class Batch(TypedDict, total=False):
     boxes: Tensor  # (B, V, 4) float32, crop in [0, 1] of the source image; a flip swaps the ends
     colour: Tensor  # (B, V, P) float32, drawn colour parameters
     text: Tensor  # (B, L) int64, token ids
+    tables: list[Tensor]  # T x (B, F_t) float32, blocks of numbers
     label: Tensor  # (B, A) int64, -1 where a sample has no label
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches
     mask: Tensor  # (B, M, H, W) uint8, classes of the pixels of `image`, NO_CLASS for none; in dense evaluation
     crops: list[Tensor]  # 2 x (B, 3, S, S), two crops of a sample, with `boxes`; in dense evaluation
     bad: list[tuple[int, str]]  # rows that could not be read, and why; the DataModule takes it out
+
+
+def num_rows(batch: Batch) -> int:
+    """How many samples a batch has."""
+    first = next(iter(batch.values()))
+    return len(cast(Any, first[0] if isinstance(first, list) else first))
 
 
 class StepOutput(NamedTuple):
@@ -66,6 +74,7 @@ class Features:
     labels: dict[str, Tensor] = field(default_factory=dict)  # attribute -> (N,) int64, -1 = no label
     poolings: dict[str, Tensor] = field(default_factory=dict)  # name -> (N, T) float32
     pairs: Tensor | None = None  # (P, 2) int64, rows of `image` and `text`; None: row i of both belong together
+    logits: dict[str, Tensor] = field(default_factory=dict)  # head -> (N, C) float32, of the classes it was trained on
 
 
 @dataclass(frozen=True)

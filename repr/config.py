@@ -293,8 +293,8 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
-    terms = getattr(target, "TERMS", None)
-    if terms is not None:
+    if hasattr(target, "term_names"):
+        terms = target.term_names(node)
         for key in ("weights", "losses"):
             for term in node.get(key) or {}:
                 if term not in terms:

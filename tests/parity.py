@@ -36,6 +36,11 @@ SGD = Optim(name="sgd", lr=3e-3, weight_decay=0.1, options={"momentum": 0.9})  #
 QUEUE = [f"objective.queue_length={NUM_ROWS}", f"data.batch_size={NUM_ROWS}"]  # acts from the second step
 STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
 PATCHES = ["+backbone.patch_size=8"]
+TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
+TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
+TABLES += [
+    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.{name}=input")
+]
 VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIVES} | {
     "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
     "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
@@ -46,6 +51,13 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
         "overrides": ["objective.weights.instance=1"],
         "backbone": STRIDE_8,
     },
+    "m3col, pixels mixed, BatchNorm": {
+        "name": "m3col",
+        "overrides": ["+objective.mixing.image=input", "embed_dim=96"],
+        "backbone": ["backbone.name=test_resnet"],
+    },
+    "m3col, switched": {"name": "m3col", "overrides": ["objective.switch=0"]},
+    "m3col, tables": {"name": "m3col", "overrides": TABLES},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 
@@ -99,8 +111,10 @@ def share_of(batch: Batch, num: int) -> Batch:
     """This process's rows of a global batch of ``num``."""
     size = num // world_size()
     mine = slice(rank() * size, (rank() + 1) * size)
-    rows = {name: batch[name][mine] for name in ("index", "seed", "boxes", "text")}  # type: ignore[literal-required]
-    return Batch(views=[view[mine].double() for view in batch["views"]], **rows)
+    names = ("index", "seed", "boxes", "text", "label")
+    rows = {name: batch[name][mine] for name in names}  # type: ignore[literal-required]
+    views, tables = ([x[mine].double() for x in batch[name]] for name in ("views", "tables"))  # type: ignore[literal-required]
+    return Batch(views=views, tables=tables, **rows)
 
 
 def train(variant: str, strategy: str, *, sliced: bool) -> Record:

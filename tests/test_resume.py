@@ -116,6 +116,26 @@ def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(
     assert momenta == pytest.approx(expected, abs=1e-6)
 
 
+M3COL = [
+    "experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.switch=0.67",  # of three epochs
+    *(option for option in SETUP if option not in TINY),
+]  # fmt: skip
+
+
+def test_a_killed_run_switches_from_mixed_to_plain_contrast_where_it_would_have(run: Run, tmp_path: Path) -> None:
+    folders = tmp_path / "whole", tmp_path / "killed"
+    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
+    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
+    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
+        ended, out = run(f"run_folder={folder}", *M3COL, f"+callbacks.record.file={folder}.jsonl", *extra)
+        assert ended == status, out
+    ended, out = run(f"resume={folders[1]}", "callbacks.kill.step=-1")
+    assert ended == 0, out
+    assert_as_whole(folders[1], folders[0], 5, 4)
+    mixed = [float(row["train/mixed"]) for row in rows(folders[1]) if "train/mixed" in row]
+    assert mixed == [1.0] * 6 + [0.0] * 3
+
+
 def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     kill = ["+callbacks.kill._target_=tests.signals.KillWhileSaving", f"+callbacks.kill.folder={folder}/checkpoints"]

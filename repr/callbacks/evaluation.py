@@ -198,6 +198,7 @@ def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str,
         caption=None if tokens is None else tokens.unique(dim=0, return_inverse=True)[1],
         labels={} if labels is None else {name: labels[:, i] for i, name in enumerate(attributes)},
         poolings={k.removeprefix("trunk."): v for k, v in columns.items() if k.startswith("trunk.")},
+        logits={k.removeprefix("logits."): v for k, v in columns.items() if k.startswith("logits.")},
     )
 
 

@@ -55,7 +55,8 @@ class Pictures(pl.Callback):
         training = module.training
         module.eval()
         # Every process takes part, since a sharded module needs them all; the first one writes.
-        pictures = {"views": draw_views(self._batch, show), **module.pictures(self._batch, show)}
+        pictures = {"views": draw_views(self._batch, show)} if "views" in self._batch else {}
+        pictures |= module.pictures(self._batch, show)
         module.train(training)
         if trainer.is_global_zero:
             for name, picture in pictures.items():

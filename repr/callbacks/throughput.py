@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from repr.batch import Batch
+from repr.batch import Batch, num_rows
 from repr.distributed import world_size
 
 
@@ -69,7 +69,7 @@ class Throughput(pl.Callback):
         if wait is None or start is None:
             return
         busy = self._last - start
-        num_samples = len(batch["views"][0]) * world_size()
+        num_samples = num_rows(batch) * world_size()
         self._window.append((wait, busy, num_samples))
         if len(self._window) == self.every:
             waits, busies, samples = (sum(column) for column in zip(*self._window, strict=True))

@@ -71,6 +71,8 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
     console = Console(width=min(WIDTH, Console().width), highlight=False)
     datamodule, remarks = build(cfg)
+    if not datamodule.views:
+        raise ValueError("there are no pictures to look at: views is empty. NumericTables itself checks every cell")
     out.mkdir(parents=True, exist_ok=True)
     with _progress() as progress:
 

@@ -20,6 +20,7 @@ from repr.data.colour import colour_views, normalise
 from repr.data.compositional import Questions, has_questions, questions
 from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.dense import DenseDataset, mask_vocabulary
+from repr.data.numeric_tables import gather_tables
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources import Source
 from repr.data.views import View, expand
@@ -38,7 +39,7 @@ class DataModule(LightningDataModule):
     Args:
         train: the training set.
         eval: name -> evaluation set.
-        views: name -> view, large ones first.
+        views: name -> view, large ones first; none: no pictures are read.
         batch_size: training samples a step, all ranks together.
         eval_batch_size: likewise for evaluation.
         image_size: side of evaluation images in pixels.
@@ -51,8 +52,10 @@ class DataModule(LightningDataModule):
         clusters: of the training set: each batch holds rows of one of them; None: of all.
         max_bad_fraction: of each set; the run ends once more of its rows cannot be read. Until then another row stands
             in for a bad one in training, and evaluation leaves it out.
+        min_max: of sources with ``tables`` (blocks of numbers): bring each column to [0, 1] by its range in ``train``.
 
     Attributes:
+        tables: set, ``train`` included -> block -> (N, F) float32, all sets alike; empty where there are no tables.
         bad: set -> row -> why it cannot be read, as far as this process knows.
         attributes: attribute -> class names; the position of a name is its label, in one vocabulary
             over all sets. Column a of ``label`` is the a-th attribute.
@@ -80,9 +83,10 @@ class DataModule(LightningDataModule):
         bank_size: int | None = None,
         clusters: Clusters | None = None,
         max_bad_fraction: float = 0.01,
+        min_max: bool = False,
     ) -> None:
         super().__init__()
-        self.train, self.eval, self.views = train, dict(eval), expand(views.values())
+        self.train, self.eval, self.views = train, dict(eval), expand(views.values()) if views else []
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
         self.tokenizer, self.num_workers = tokenizer, num_workers
@@ -97,6 +101,7 @@ class DataModule(LightningDataModule):
             self.order = ClusterOrder(clusters, batch_size, seed)
         self._position = {"epoch": 0, "batch": 0}
         self._check()
+        self.tables = gather_tables({"train": train, **self.eval}, min_max=min_max)
         self.eval_names = ["bank", *self.eval] if self.eval else []
         self.attributes = vocabulary([train, *self.eval.values()])
         self.mask_classes = mask_vocabulary([train, *self.eval.values()])
@@ -111,6 +116,12 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
+        for name, source in ({"train": self.train, **self.eval} if self.views else {}).items():
+            if not hasattr(source, "image"):
+                what = f"data.{name if name == 'train' else f'eval.{name}'} ({type(source).__name__})"
+                raise ValueError(f"{what} has no pictures: set views=none, or choose other data")
+        if not self.views and not getattr(self.train, "tables", {}):
+            raise ValueError("views is empty, and data.train has no tables: give at least one view (views=clip)")
         if self.tokenizer is not None and not _has_captions(self.train):
             raise ValueError(
                 "data.tokenizer is set but data.train offers no captions; "
@@ -132,6 +143,7 @@ class DataModule(LightningDataModule):
             self.seed,
             replacement=sampler.replacement,
             max_bad=self._max_bad(len(self.train)),
+            tables=list(self.tables["train"].values()),
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
@@ -142,17 +154,20 @@ class DataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         """The whole training set with the evaluation transform, in order; this rank's share of each batch."""
-        return self._eval_loader(self.train, torch.arange(len(self.train)))
+        return self._eval_loader(self.train, torch.arange(len(self.train)), "train")
 
     def val_dataloader(self) -> list[DataLoader]:
         """One loader a name of ``eval_names``; Lightning runs them one after the other."""
-        return [self._eval_loader(*self.evaluated(name)) for name in self.eval_names]
+        return [self._eval_loader(*self.evaluated(name), name) for name in self.eval_names]
 
     def evaluated(self, name: str) -> tuple[Source, Tensor]:
         """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising."""
-        source = self.train if name == "bank" else self.eval[name]
+        source = self._source(name)
         num_rows = self.bank_size if name == "bank" else len(source)
         return source, torch.arange(num_rows) * len(source) // num_rows
+
+    def _source(self, name: str) -> Source:
+        return self.train if name in ("train", "bank") else self.eval[name]
 
     def dense_dataloaders(self, num_images: int, views: Mapping[str, View]) -> list[DataLoader]:
         """Loaders of dense evaluation, one a name of ``eval_names``: pictures, masks where they are known, two crops.
@@ -187,9 +202,11 @@ class DataModule(LightningDataModule):
         source = self.train if name == "bank" else self.eval[name]
         return questions(source) if self.tokenizer is not None and has_questions(source) else None
 
-    def _eval_loader(self, source: Source, rows: Tensor) -> DataLoader:
+    def _eval_loader(self, source: Source, rows: Tensor, name: str) -> DataLoader:
+        size, tables = self.image_size if self.views else None, self.tables["train" if name == "bank" else name]
         tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
-        return self.in_order(EvalDataset(source, rows, self.image_size, class_ids(source, self.attributes), tokenizer))
+        labels = class_ids(source, self.attributes)
+        return self.in_order(EvalDataset(source, rows, size, labels, tokenizer, tables=list(tables.values())))
 
     def in_order(self, dataset: EvalDataset | DenseDataset | TextDataset) -> DataLoader:
         """Batches of a data set in its order; this rank's share of each."""
@@ -221,7 +238,7 @@ class DataModule(LightningDataModule):
             ValueError: with the rows of this batch, too many of a set are bad.
         """
         if "bad" in batch:
-            of_train = "views" in batch or (self.trainer is not None and self.trainer.predicting)
+            of_train = "seed" in batch or (self.trainer is not None and self.trainer.predicting)
             name = "train" if of_train else self.eval_names[dataloader_idx]
             self._note("train" if name == "bank" else name, dict(batch["bad"]))
         others = {key: value for key, value in batch.items() if key not in ("colour", "bad")}
@@ -250,7 +267,7 @@ class DataModule(LightningDataModule):
 
     def _note(self, name: str, rows: Mapping[int, str]) -> None:
         """Count bad rows of a set, and tell of those that are new."""
-        source = self.train if name == "train" else self.eval[name]
+        source = self._source(name)
         known = self.bad.setdefault(name, {})
         for row, fault in rows.items():
             if row not in known:

@@ -7,6 +7,7 @@ A row that cannot be read (``OSError``) does not end training: another stands in
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 
 from repr.batch import Batch, sample_seed, uniform
 from repr.data.columns import Labels
+from repr.data.numeric_tables import rows_of
 from repr.data.samplers import Place
 from repr.data.sources import Source
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
@@ -35,12 +37,13 @@ class TrainDataset(Dataset[Batch]):
 
     Args:
         source: the pictures.
-        views: V views, expanded.
+        views: V views, expanded; without any, no pictures are read.
         labels: (N, A) int64, -1 where there is none; A may be 0.
         tokenizer: None for images only.
         seed: the run's seed.
         replacement: (place, attempt from 1) -> the place whose row stands in for its own, if that cannot be read.
         max_bad: so many rows may be bad; a batch that finds more by itself ends the run.
+        tables: T blocks of numbers, (N, F) each.
     """
 
     def __init__(
@@ -53,10 +56,11 @@ class TrainDataset(Dataset[Batch]):
         *,
         replacement: Callable[[Place, int], Place],
         max_bad: int,
+        tables: Sequence[Tensor] = (),
     ) -> None:
         self.source, self.views, self.labels = source, views, labels
         self.tokenizer, self.seed = tokenizer, seed
-        self.replacement, self.max_bad = replacement, max_bad
+        self.replacement, self.max_bad, self.tables = replacement, max_bad, tables
 
     def __len__(self) -> int:
         return len(self.source)
@@ -88,11 +92,16 @@ class TrainDataset(Dataset[Batch]):
         """The batch of these places, and which of them (by position) are bad, and why; those are black."""
         index = torch.tensor([place.row for place in places])  # (B,)
         seed = sample_seed(self.seed, torch.tensor([place.visit for place in places]), index)
-        crops, colour = draw(seed, self.views)
         captions: list[str] = []
         faults: dict[int, str] = {}
-        views, boxes = crop_views(self._images(index, seed, captions, faults), crops, self.views)
-        batch = Batch(index=index, seed=seed, views=views, boxes=boxes, colour=colour)
+        images, batch = self._images(index, seed, captions, faults), Batch(index=index, seed=seed)
+        if self.views:
+            crops, batch["colour"] = draw(seed, self.views)
+            batch["views"], batch["boxes"] = crop_views(images, crops, self.views)
+        elif self.tokenizer is not None:
+            deque(images, maxlen=0)  # the captions alone
+        if self.tables:
+            batch["tables"] = rows_of(self.tables, index)
         if self.tokenizer is not None:
             batch["text"] = self.tokenizer(captions)
         if self.labels.shape[1]:
@@ -107,7 +116,7 @@ class TrainDataset(Dataset[Batch]):
         for position, (row, number) in enumerate(zip(index.tolist(), draws, strict=True)):
             try:
                 caption = "" if self.tokenizer is None else draw_caption(self.source, row, number)
-                image = self.source.image(row)
+                image = self.source.image(row) if self.views else _BLANK
             except OSError as error:
                 caption, image = "", _BLANK
                 faults[position] = one_line(error)
@@ -119,7 +128,7 @@ def _put(batch: Batch, slots: list[int], part: Batch) -> None:
     """Write the rows of ``part`` into these rows of ``batch``."""
     for key, value in cast(dict, part).items():
         places = cast(dict, batch)[key]
-        for place, new in zip(places, value, strict=True) if key == "views" else [(places, value)]:
+        for place, new in zip(places, value, strict=True) if isinstance(places, list) else [(places, value)]:
             place[slots] = new
 
 
@@ -146,23 +155,25 @@ class EvalDataset(Dataset[Batch]):
     Args:
         source: the pictures.
         rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        image_size: side in pixels.
+        image_size: side in pixels; None: no pictures are read.
         labels: (N, A) int64 of the whole source.
         tokenizer: None leaves ``text`` out.
         transform: RGB picture -> (3, S, S) uint8 or normalised float; None: :func:`repr.data.views.evaluation_view`.
+        tables: T blocks of numbers of the whole source, (N, F) each.
     """
 
     def __init__(
         self,
         source: Source,
         rows: Tensor,
-        image_size: int,
+        image_size: int | None,
         labels: Tensor,
         tokenizer: Tokenizer | None,
         transform: Callable[[Image.Image], Tensor] | None = None,
+        tables: Sequence[Tensor] = (),
     ) -> None:
         self.source, self.rows, self.image_size = source, rows, image_size
-        self.labels, self.tokenizer = labels, tokenizer
+        self.labels, self.tokenizer, self.tables = labels, tokenizer, tables
         self.transform = transform or partial(evaluation_view, size=image_size)
 
     def __len__(self) -> int:
@@ -175,13 +186,18 @@ class EvalDataset(Dataset[Batch]):
         for row in index.tolist():
             try:
                 texts = [] if self.tokenizer is None else self.source.captions(row)
-                image = self.source.image(row)
+                image = _BLANK if self.image_size is None else self.source.image(row)
             except OSError as error:
                 texts, image = [], _BLANK
                 bad[row] = one_line(error)
             captions.append(texts[0][:MAX_CAPTION_CHARS] if texts else "")
-            images.append(self.transform(image))
-        batch = Batch(index=index, image=torch.stack(images).contiguous())
+            if self.image_size is not None:
+                images.append(self.transform(image))
+        batch = Batch(index=index)
+        if images:
+            batch["image"] = torch.stack(images).contiguous()
+        if self.tables:
+            batch["tables"] = rows_of(self.tables, index)
         if self.tokenizer is not None:
             batch["text"] = self.tokenizer(captions)
         if self.labels.shape[1]:

@@ -15,6 +15,7 @@ from repr.losses.clustering import swapped_prediction
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
+from repr.losses.mixup import mixed_contrast, soft_clip
 from repr.losses.pixel import pixel_consistency
 from repr.losses.reconstruction import masked_mse
 
@@ -31,6 +32,8 @@ def _sigmoid(num_rows: int, logit_bias: Level = 0.0, **_: Any) -> Level:
 LEVELS: Mapping[Callable, Callable[..., Level]] = {
     clip: lambda num_rows, **_: math.log(num_rows),
     sigmoid: _sigmoid,
+    mixed_contrast: lambda num_rows, **_: math.log(num_rows),
+    soft_clip: lambda num_rows, **_: math.log(num_rows),
     nt_xent: lambda num_rows, **_: math.log(2 * num_rows - 1),
     alignment: lambda alpha=2.0, **_: 2 ** (alpha / 2),
     uniformity: lambda t=2.0, **_: -2 * t,

@@ -36,3 +36,29 @@ def mlp(widths: Sequence[int], *, last_norm: Norm | None = None, last_bias: bool
     if last_norm is not None:
         layers.append(SyncBatchNorm(widths[-1], affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers with ReLU and dropout between them, and no norm; Xavier-normal weights, biases of zero.
+
+    Args:
+        widths: of the input, of every hidden layer, of the output.
+        dropout: probability of a hidden unit to be left out in training.
+
+    Returns:
+        (N, widths[0]) -> (N, widths[-1]).
+
+    Raises:
+        ValueError: fewer than two widths.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"widths={list(widths)}; set at least the one of the input and the one of the output")
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths):
+        linear = nn.Linear(wide, narrow)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])]
+    while not isinstance(layers[-1], nn.Linear):
+        layers.pop()
+    return nn.Sequential(*layers)

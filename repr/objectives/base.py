@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, StepOutput, num_rows
 from repr.distributed import local, shard, total_norm, world_size
 from repr.drawing import Show
 from repr.models.batchnorm import share_statistics
@@ -28,9 +28,10 @@ class Objective(pl.LightningModule):
     has defaults. A hybrid is nothing special: more terms, more weights.
 
     Args:
-        backbone: image encoder, (B, 3, H, W) -> (B, num_features).
+        backbone: image encoder, (B, 3, H, W) -> (B, num_features); None in a flow that reads no pictures.
         weights: weight of each loss term; a term of weight 0 is not computed.
         optim: optimizer and schedule.
+        options: of the subclass, as far as the names of its terms depend on them.
 
     Attributes:
         terms: the unweighted terms of the last step by name, detached; for callbacks.
@@ -43,18 +44,32 @@ class Objective(pl.LightningModule):
     # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
     ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
+    backbone: nn.Module
 
-    def __init__(self, backbone: nn.Module, *, weights: Mapping[str, float], optim: Optim | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module | None,
+        *,
+        weights: Mapping[str, float],
+        optim: Optim | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
-        if unknown := sorted(set(weights) - set(self.TERMS)):
-            raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        self.backbone = backbone
+        terms = self.term_names(options or {})
+        if unknown := sorted(set(weights) - set(terms)):
+            raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
+        self.backbone = cast(nn.Module, backbone)
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
-            raise ValueError(f"objective.weights are all zero; give one of {', '.join(self.TERMS)} a weight")
+            raise ValueError(f"objective.weights are all zero; give one of {', '.join(terms)} a weight")
         self.optim = optim or Optim()
         self.terms: dict[str, Tensor] = {}
         self.features: dict[str, Tensor] = {}
+
+    @classmethod
+    def term_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
+        """The terms of a flow that is built with these options: ``TERMS``, unless some have the names of its parts."""
+        return cls.TERMS
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
@@ -128,7 +143,7 @@ class Objective(pl.LightningModule):
         self.features = {name: value.detach() for name, value in output.features.items()}
         self.log("train/loss", loss, prog_bar=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
-        logs = {**output.terms, **self._chance(len(batch["views"][0]) * world_size()), **output.logs, "lr": rate}
+        logs = {**output.terms, **self._chance(num_rows(batch) * world_size()), **output.logs, "lr": rate}
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
 

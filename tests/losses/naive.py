@@ -33,3 +33,17 @@ def uniformity(x: Tensor, t: float) -> Tensor:
 def cross_uniformity(x: Tensor, y: Tensor, t: float) -> Tensor:
     square = (x[:, None] - y).square().sum(2)
     return square[~torch.eye(len(x), dtype=torch.bool)].mul(-t).exp().mean().log()
+
+
+def mixed_contrast(x: Tensor, y: Tensor, scale: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+    target = torch.zeros(len(x), len(x), dtype=x.dtype)
+    for i, j in enumerate(perm.tolist()):
+        target[i, i] += lam[i]
+        target[i, j] += 1 - lam[i]
+    logits = scale * x @ y.T
+    return -(target * (logits.log_softmax(1) + logits.log_softmax(0))).sum() / (2 * len(x))
+
+
+def soft_clip(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    target, logits = (scale * y @ y.T).softmax(1), scale * x @ y.T
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repr.losses import clustering, contrastive, decorrelation, hypersphere, pixel, reconstruction
+from repr.losses import clustering, contrastive, decorrelation, hypersphere, mixup, pixel, reconstruction
 from repr.losses.chance import LEVELS, at_chance
 
 N, D = 300, 400  # rows without relation are nearly orthogonal
@@ -18,6 +18,12 @@ CASES = {
     contrastive.clip: (partial(contrastive.clip, logit_scale=20.0), (EQUAL, EQUAL), {}),
     contrastive.sigmoid: (partial(contrastive.sigmoid, logit_scale=1e-9), (X, Y), {"logit_bias": BIAS}),
     contrastive.nt_xent: (partial(contrastive.nt_xent, temperature=0.1), (EQUAL, EQUAL), {}),
+    mixup.mixed_contrast: (
+        partial(mixup.mixed_contrast, perm=torch.arange(N).roll(1), lam=torch.rand(N), temperature=0.1),
+        (EQUAL, EQUAL),
+        {},
+    ),
+    mixup.soft_clip: (partial(mixup.soft_clip, temperature=0.1), (EQUAL, EQUAL), {}),
     hypersphere.alignment: (partial(hypersphere.alignment, alpha=1.0), (X, Y), {}),
     hypersphere.uniformity: (partial(hypersphere.uniformity, t=1.5), (X,), {}),
     hypersphere.cross_uniformity: (hypersphere.cross_uniformity, (X, Y), {}),

@@ -10,9 +10,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
+from repr.losses.mixup import mixed_contrast, soft_clip
 from tests.losses import naive
 
 Loss = Callable[..., Tensor]  # (x, y, scale, chunk_size) -> value
+
+
+def partners(x: Tensor) -> dict[str, Tensor]:
+    """The next sample but one, which is the sample itself where there are two; every third is not mixed."""
+    num = torch.arange(len(x))
+    return {"perm": (num + 2) % max(len(x), 1), "lam": 1 - 0.3 * (num % 3).double()}
+
 
 OURS: dict[str, Loss] = {
     "clip": lambda x, y, s, chunk: clip(x, y, logit_scale=s, chunk_size=chunk),
@@ -21,6 +29,8 @@ OURS: dict[str, Loss] = {
     "uniformity": lambda x, y, s, chunk: uniformity(x, t=2.0, chunk_size=chunk),
     "cross_uniformity": lambda x, y, s, chunk: cross_uniformity(x, y, t=2.0, chunk_size=chunk),
     "alignment": lambda x, y, s, chunk: alignment(x, y),
+    "mixed_contrast": lambda x, y, s, c: mixed_contrast(x, y, temperature=1 / s, chunk_size=c, **partners(x)),
+    "soft_clip": lambda x, y, s, chunk: soft_clip(x, y, temperature=1 / s, chunk_size=chunk),
 }
 NAIVE: dict[str, Callable[..., Tensor]] = {
     "clip": naive.clip,
@@ -29,9 +39,12 @@ NAIVE: dict[str, Callable[..., Tensor]] = {
     "uniformity": lambda x, y, s: naive.uniformity(x, 2),
     "cross_uniformity": lambda x, y, s: naive.cross_uniformity(x, y, 2),
     "alignment": lambda x, y, s: naive.alignment(x, y, 2),
+    "mixed_contrast": lambda x, y, s: naive.mixed_contrast(x, y, s, **partners(x)),
+    "soft_clip": naive.soft_clip,
 }
 CHUNKED = [name for name in OURS if name != "alignment"]
-TEMPERED = ["clip", "sigmoid", "nt_xent"]
+TEMPERED = ["clip", "sigmoid", "nt_xent", "mixed_contrast", "soft_clip"]
+ONE_SIDED = ["uniformity", "mixed_contrast", "soft_clip"]  # the two features have not the same part in them
 
 each_loss = pytest.mark.parametrize("name", OURS)
 each_form = pytest.mark.parametrize("chunk", [None, 3])
@@ -125,11 +138,12 @@ def test_backward_twice(name, chunk):
 def test_order_and_length_of_rows_do_not_matter(name, chunk):
     x, y = pairs(8)
     order, length = torch.randperm(8), torch.rand(8, 1, dtype=torch.float64) + 0.1
-    torch.testing.assert_close(OURS[name](x[order], y[order], 10.0, chunk), OURS[name](x, y, 10.0, chunk))
+    if name != "mixed_contrast":  # whose partners are named by their place
+        torch.testing.assert_close(OURS[name](x[order], y[order], 10.0, chunk), OURS[name](x, y, 10.0, chunk))
     torch.testing.assert_close(OURS[name](x * length, y / length, 10.0, chunk), OURS[name](x, y, 10.0, chunk))
 
 
-@pytest.mark.parametrize("name", [name for name in OURS if name != "uniformity"])
+@pytest.mark.parametrize("name", [name for name in OURS if name not in ONE_SIDED])
 @each_form
 def test_symmetry(name, chunk):
     x, y = pairs(8)

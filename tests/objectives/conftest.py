@@ -23,6 +23,7 @@ VIT = [
 ]  # fmt: skip
 # What an objective needs in place of SMALL; contrast of cells needs more than four of them.
 OWN = {"pixpro": ["views=byol"], "pixcontrast": ["views=byol", "+backbone.patch_size=8"]}
+OWN |= {name: ["embed_dim=32"] for name in OBJECTIVES if name.startswith("m3col")}  # no projection: widths are equal
 SMALL_HEAD = {
     "hidden_dim": 32,
     "dim": 16,
@@ -56,7 +57,7 @@ def tokenizer() -> open_clip.SimpleTokenizer:
 
 
 def make_batch(size: int = 8, seed: int = 1) -> Batch:
-    """Four noisy views of random pictures, two of them small, and a caption for each.
+    """Four noisy views of random pictures, two of them small; for each a caption, a label and two blocks of numbers.
 
     The boxes say that the views are crops of various places; pictures are random, so any place is as good.
     """
@@ -74,6 +75,8 @@ def make_batch(size: int = 8, seed: int = 1) -> Batch:
         views=views,
         boxes=torch.cat([corners, corners + 0.75], dim=2),
         text=tokenizer()(captions),
+        label=torch.arange(size)[:, None] % 3,
+        tables=[torch.randn(size, width, generator=generator) for width in (5, 6)],
     )
 
 

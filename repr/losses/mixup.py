@@ -1,0 +1,195 @@
+"""Mixed samples and their contrast: M3CoL."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+from repr.batch import uniform
+from repr.losses.blockwise import full_precision, logsumexp, unit
+
+QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
+
+
+def mix(x: Tensor, *, perm: Tensor, lam: Tensor) -> Tensor:
+    """Replace each sample by a convex combination of itself and its partner: ``lam_i x_i + (1 - lam_i) x_perm(i)``.
+
+    Args:
+        x: (N, ...), which stays as it is.
+        perm: (N,) int64, the partner of each sample.
+        lam: (N,) in [0, 1].
+
+    Returns:
+        (N, ...) of the type of ``x``.
+    """
+    return blend(x, x[perm], lam=lam)
+
+
+def blend(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
+    """The same for samples whose partners lie elsewhere: ``x`` and ``partner`` (N, ...), ``lam`` (N,)."""
+    weight = lam.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return weight * x + (1 - weight) * partner
+
+
+def draw_mix(seed: Tensor, *, beta: float, fraction: float, stream: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw whom each sample is mixed with, and how much of itself it keeps, from the seeds of a batch alone.
+
+    The permutation is uniform: the k-th sample by one hash of its seed gets the k-th by another as its partner, so
+    another order of the rows leads to the same partners. Fixed points occur. ``lam`` is a quantile of
+    Beta(beta, beta), chosen by 24 bits of the seed from a table of 16,384 that is made once on the CPU; no
+    rejection, no transcendental function on the device, so all devices and ranks draw the same bits.
+
+    Args:
+        seed: (N,) int64, the ``seed`` of the global batch.
+        beta: both parameters of the distribution, positive.
+        fraction: share of the samples that are mixed; the others get ``lam`` 1.
+        stream: draws of different streams are independent: one for each modality.
+
+    Returns:
+        ``perm`` (N,) int64 and ``lam`` (N,) float32, on the device of ``seed``.
+
+    Raises:
+        ValueError: ``beta`` is not positive or ``fraction`` not a share.
+
+    Source: M3CoL, arXiv:2409.17777, whose code takes beta = .15 and fraction = .5.
+    """
+    if not (beta > 0 and 0 <= fraction <= 1):
+        raise ValueError(f"mixing draws with beta={beta}, fraction={fraction}; set beta above 0, fraction from 0 to 1")
+    draws = uniform(seed, 6, stream=stream)  # (N, 6) multiples of 2^-24
+    high, low = ((draws[:, columns] * 2.0**24).long() for columns in (slice(0, 2), slice(2, 4)))
+    giver, taker = ((high << 24) | low).unbind(1)  # 48 bits each, so that ties hardly occur
+    perm = torch.empty_like(giver)
+    perm[taker.argsort(stable=True)] = giver.argsort(stable=True)
+    lam = _quantiles(beta, seed.device)[(draws[:, 4] * QUANTILES).long()]
+    return perm, lam.masked_fill(draws[:, 5] >= fraction, 1.0)
+
+
+@lru_cache(maxsize=8)
+def _quantiles(beta: float, device: torch.device) -> Tensor:
+    """The quantiles of Beta(beta, beta) in the middle of equal parts of [0, 1]: (QUANTILES,) float32."""
+    middles = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+    return torch.from_numpy(betaincinv(beta, beta, middles.numpy())).float().to(device)
+
+
+def mixed_contrast(
+    mixed: Tensor,
+    other: Tensor,
+    *,
+    perm: Tensor,
+    lam: Tensor,
+    temperature: float | Tensor,
+    bidirectional: bool = True,
+    overwrite: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Cross-entropy of finding, for a mixed sample, both samples that are in it, in proportion to their shares.
+
+    With ``m`` and ``y`` the normalised features, ``s_ij = <m_i, y_j> / temperature``, and targets ``P`` that are zero
+    but for ``P_ii += lam_i`` and ``P_i,perm(i) += 1 - lam_i``::
+
+        loss = -1/(2N) sum_ij P_ij [ log(exp s_ij / sum_k exp s_ik) + log(exp s_ij / sum_k exp s_kj) ]
+
+    Rows of ``P`` sum to 1, its columns do not: the second half is a weighted sum. Without ``bidirectional`` it is
+    left out, and 1/N takes the place of 1/(2N).
+
+    Shapes: ``mixed`` and ``other`` (N, D), not normalised: that happens inside; ``mixed`` is of one modality, made with
+    ``perm`` and ``lam`` (N,), ``other`` are the unmixed samples of another one. With ``chunk_size`` no more than so
+    many rows of the similarities exist at a time; value and gradient are the same.
+
+    Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities equal): ln N.
+
+    Source: M3CoL, arXiv:2409.17777; BiMixCo of MindEye, arXiv:2305.18274.
+
+    Departures: a fixed point of ``perm`` has the whole target 1. The authors' code writes 1 - lam over lam there;
+    ``overwrite`` does so too, to reproduce its numbers. Always float32 (float64 if an input is), also under autocast;
+    half-precision features get a gradient of their type.
+
+    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
+    those of the global batch.
+    """
+    with full_precision(mixed):
+        x, y = unit(mixed, other)
+        scale, own, rest = 1 / temperature, lam.to(x.dtype), 1 - lam.to(x.dtype)
+        if overwrite:
+            own = own.masked_fill(perm == torch.arange(len(perm), device=perm.device), 0.0)
+        shift = (scale * (x * y).sum(1)).detach().to(x.dtype)  # cancels, and keeps the digits of small losses
+        rows, columns, itself = logsumexp(x, y, scale, shift, chunk_size=chunk_size)
+        partner = scale * (x * y[perm]).sum(1)
+        loss = (own * (rows - itself) + rest * (rows - (partner - shift))).mean()
+        if not bidirectional:
+            return loss
+        back = own * (columns - itself) + rest * (columns[perm] - (partner - shift[perm]))
+        return (loss + back.mean()) / 2
+
+
+def soft_clip(
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: float | Tensor,
+    detach_targets: bool = False,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """CLIP's two cross-entropies with targets that are the similarities within ``b``.
+
+    With ``x`` and ``y`` the normalised ``a`` and ``b``, and the softmax of rows::
+
+        Q = softmax(y y^T / temperature)
+        loss = -1/(2N) sum_ij Q_ij [ log softmax(x y^T / temperature)_ij + log softmax(y x^T / temperature)_ij ]
+
+    Shapes: ``a`` and ``b`` (N, D), not normalised: that happens inside; row i of one belongs to row i of the other.
+    ``detach_targets`` keeps gradients out of ``Q``. With ``chunk_size`` no more than so many rows of the
+    similarities exist at a time; value and gradient are the same.
+
+    Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities of ``a`` with ``b`` equal): ln N.
+
+    Source: M3CoL, arXiv:2409.17777, whose code keeps gradients in ``Q``; SoftCLIP of MindEye, arXiv:2305.18274, has
+    frozen ``b``.
+
+    Departures: none. Always float32 (float64 if an input is), also under autocast; half-precision features get a
+    gradient of their type.
+
+    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
+    those of the global batch.
+    """
+    with full_precision(a):
+        x, y = unit(a, b)
+        scale = torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
+        return _SoftClip.apply(x, y, scale, detach_targets, chunk_size or len(x))
+
+
+class _SoftClip(Function):
+    """Value and gradient together, row block by row block, so that nothing of N x N is kept for backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, detach: bool, chunk_size: int) -> Tensor:
+        leaves = [value.detach().requires_grad_() for value in (x, y, scale)]
+        total, grads = x.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
+        for start in range(0, len(x), chunk_size):
+            with torch.enable_grad():
+                part = _soft_rows(*leaves, slice(start, start + chunk_size), detach) / (2 * len(x))
+            for grad, more in zip(grads, torch.autograd.grad(part, leaves), strict=True):
+                grad += more
+            total += part.detach()
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad * saved for saved in ctx.saved_tensors), None, None
+
+
+def _soft_rows(x: Tensor, y: Tensor, scale: Tensor, rows: slice, detach: bool) -> Tensor:
+    """Both cross-entropies of some rows, summed."""
+    target = (scale * (y[rows] @ y.T)).softmax(1)
+    found = (scale * (x[rows] @ y.T)).log_softmax(1) + (scale * (y[rows] @ x.T)).log_softmax(1)
+    return -((target.detach() if detach else target) * found).sum()
