@@ -21,6 +21,7 @@ from repr.data.fingerprint import captions_of
 from repr.feature_tables import FeatureTables, maps_fault, short_hash
 from repr.metrics.classes import Classes, load_classes
 from repr.metrics.knn import sweep_name
+from repr.metrics.tables import one_caption
 from repr.metrics.zero_shot import average_templates, zero_shot
 
 PROBES = ("knn", "linear", "linear_sgd", "ridge")
@@ -240,7 +241,7 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features)
         values = instantiate(plan.options["retrieval"])(query, captions)
         yield values, _protocol(plan, tables, "retrieval", **_tokens(tables))
     if "geometry" in plan.options:
-        table = query if captions is None else _first_captions(captions)
+        table = query if captions is None else one_caption(captions)
         told = {} if captions is None else _tokens(tables)
         values = instantiate(plan.options["geometry"])(query, table)
         yield values, _protocol(plan, tables, "geometry", **told)
@@ -272,16 +273,6 @@ def _captioned(plan: Plan, tables: FeatureTables, name: str, query: Features) ->
     rows, pairs = rows.to(tables.device), torch.stack([image_row, text_row], 1).to(tables.device)
     text = tables.texts(texts)[kept.to(tables.device)]
     return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
-
-
-def _first_captions(table: Features) -> Features:
-    """One caption a picture, its first."""
-    assert table.text is not None
-    assert table.pairs is not None
-    order = torch.arange(len(table.pairs), device=table.pairs.device)
-    first = torch.full((len(table.image),), len(order), device=order.device)
-    first.scatter_reduce_(0, table.pairs[:, 0], order, "amin")  # the first pair of each picture
-    return replace(table, text=table.text[table.pairs[first, 1]], pairs=None)
 
 
 def _zero_shot(plan: Plan, tables: FeatureTables, query: Features, kind: str, classes: Classes) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from repr.batch import Features
 from repr.metrics.geometry import spectrum
+from repr.metrics.tables import one_caption
 
 # Flat names with slashes, as they stand in an .npz file; :func:`exhibits` says which there are.
 Exhibits = dict[str, np.ndarray]
@@ -81,7 +81,7 @@ def exhibits(
     """
     if len(query.image) < 3:
         return {"left_out/all": np.array(f"the set has {len(query.image)} rows; three are the least that can be drawn")}
-    query = _one_caption(query)
+    query = one_caption(query)
     tables = [query.image, query.trunk, *([] if query.text is None else [query.text]), bank.trunk]
     if not all(table.isfinite().all() for table in tables):
         return {"left_out/all": np.array("the features hold NaN or infinity")}
@@ -190,18 +190,6 @@ def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, T
         found |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
         found[f"gallery/{kind}/right/caption"] = right
     return found
-
-
-def _one_caption(query: Features) -> Features:
-    """Row i of ``text`` for image i, the first of its captions."""
-    text_row = query.text_row
-    if text_row is None or query.text is None:
-        return query
-    num, rows = len(query.image), torch.arange(len(text_row), device=text_row.device)
-    first = torch.full((num,), len(rows), device=rows.device).scatter_reduce(0, text_row, rows, "amin")
-    if int(first.max()) == len(rows):  # an image without caption
-        return replace(query, text=None)
-    return replace(query, text=query.text[first], text_row=None)
 
 
 def _zero_shot(query: Features, classes: NamedClasses) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -31,6 +33,24 @@ def labelled(features: Features, attribute: str) -> tuple[Tensor, Tensor]:
     if len(rows) == 0:
         raise ValueError(f"no row has a label for {attribute!r}; leave this metric out or give labels")
     return rows, labels[rows]
+
+
+def one_caption(table: Features) -> Features:
+    """Make row i of ``text`` that of image i, the first of its captions; a table that is so already stays as it is.
+
+    Args:
+        table: with ``pairs``, those of an image in the order of its captions. Where an image has none, the result has
+            no text.
+    """
+    if table.pairs is None or table.text is None:
+        return table
+    order = torch.arange(len(table.pairs), device=table.pairs.device)
+    first = torch.full((len(table.image),), len(order), device=order.device)
+    first.scatter_reduce_(0, table.pairs[:, 0], order, "amin")  # the first pair of each image
+    if (first == len(order)).any():
+        return replace(table, text=None, pairs=None)
+    caption = table.pairs[first, 1]
+    return replace(table, text=table.text[caption], caption=caption, pairs=None)
 
 
 def rows_within(memory: float, num_columns: int, *, itemsize: int) -> int:

@@ -7,6 +7,7 @@ import torch
 
 from repr.batch import Features
 from repr.metrics.retrieval import chance, retrieval
+from repr.metrics.tables import one_caption
 
 CAPTION = [5, 2, 5, 9, 2, 5, 0, 7, 7, 3, 5, 1, 0, 4, 6]  # 15 images, 9 captions, neither sorted nor dense
 
@@ -166,3 +167,12 @@ def test_an_image_without_caption_is_an_error(several):
     few = replace(several, pairs=several.pairs.clamp(min=2))
     with pytest.raises(ValueError, match="2 of 30 images have no caption"):
         retrieval(few, few)
+
+
+def test_the_first_caption_of_every_image(several):
+    aligned = one_caption(several)
+    for row in range(30):
+        first = next(text for image, text in several.pairs.tolist() if image == row)
+        assert torch.equal(aligned.text[row], several.text[first])
+    assert one_caption(aligned) is aligned
+    assert one_caption(replace(several, pairs=several.pairs.clamp(min=2))).text is None
