@@ -194,14 +194,13 @@ def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, T
 
 def _one_caption(query: Features) -> Features:
     """Row i of ``text`` for image i, the first of its captions."""
-    text_row = query.text_row
-    if text_row is None or query.text is None:
+    if query.pairs is None or query.text is None:
         return query
-    num, rows = len(query.image), torch.arange(len(text_row), device=text_row.device)
-    first = torch.full((num,), len(rows), device=rows.device).scatter_reduce(0, text_row, rows, "amin")
-    if int(first.max()) == len(rows):  # an image without caption
-        return replace(query, text=None)
-    return replace(query, text=query.text[first], text_row=None)
+    num, order = len(query.image), torch.arange(len(query.pairs), device=query.pairs.device)
+    first = torch.full((num,), len(order), device=order.device).scatter_reduce(0, query.pairs[:, 0], order, "amin")
+    if int(first.max()) == len(order):  # an image without caption
+        return replace(query, text=None, pairs=None)
+    return replace(query, text=query.text[query.pairs[first, 1]], pairs=None)
 
 
 def _zero_shot(query: Features, classes: NamedClasses) -> Tensor:
