@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from repr.batch import Batch, DenseFeatures, Features
 from repr.callbacks.stored_features import READ, TableWriter, damage, read_columns
 from repr.config import ConfigError
-from repr.data.colour import normalise
+from repr.data.colour import colour_views, normalise
 from repr.data.datamodule import DataModule
 from repr.data.datasets import EvalDataset, TextDataset, class_ids, too_many_bad
 from repr.data.dense import DenseDataset
 from repr.data.fingerprint import of_rows, of_texts
+from repr.data.repeated_views import RepeatedViews
 from repr.data.views import View, expand
 from repr.distributed import gather_objects, on_first, rank
 from repr.files import replacing_folder
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class Extractor(pl.LightningModule):
-    """An encoder behind the Trainer: embeds batches of pictures, of texts, and of pictures with crops.
+    """An encoder behind the Trainer: embeds batches of pictures, of texts, of views, and of pictures with crops.
 
     Args:
         encoder: what is evaluated.
@@ -66,6 +67,8 @@ class Extractor(pl.LightningModule):
         """The columns of a table."""
         if "text" in batch:
             return {"text": self.module.encode_text(batch["text"]).float()}
+        if "views" in batch:
+            (batch["image"],) = colour_views(batch.pop("views"), batch["colour"], self.mean, self.std)
         for key in ("image", "crops"):
             if key in batch:
                 batch[key] = _normalised(batch[key], self.mean, self.std)
@@ -142,6 +145,16 @@ class FeatureTables:
             f"feature maps of {name}",
         )
 
+    def want_views(self, name: str, view: View, num_samples: int, num_views: int, seed: int) -> None:
+        """Ask for the embeddings of several augmented views of some pictures of a set."""
+        source, rows = self._spread(name, num_samples)
+        self._want(
+            self._views(name, view, num_samples, num_views, seed),
+            lambda: RepeatedViews(source, rows, num_views, view, seed),
+            torch.arange(len(rows) * num_views),
+            f"views of {name}",
+        )
+
     def extract(self) -> None:
         """Make those tables that are not there; every rank must call it.
 
@@ -216,6 +229,12 @@ class FeatureTables:
         crops = found["first"], found["second"]
         return DenseFeatures(rows[good].to(self.device), found["maps"], crops, found["boxes"], planes)
 
+    def views(self, name: str, view: View, num_samples: int, num_views: int, seed: int) -> dict[str, Tensor]:
+        """``image`` and ``trunk`` of the views of those pictures that could be read: (N, Q, D) each."""
+        columns = read_columns(self._views(name, view, num_samples, num_views, seed))
+        good = columns.pop(READ).view(-1, num_views).bool().all(1)
+        return {key: self._ready(columns[key].unflatten(0, (-1, num_views)), good) for key in ("image", "trunk")}
+
     def _ready(self, values: Tensor, good: Tensor | None = None) -> Tensor:
         if good is not None and not good.all():
             values = values[good]
@@ -240,6 +259,10 @@ class FeatureTables:
     def _maps(self, name: str, views: Mapping[str, View], num_images: int) -> Path:
         told = self.taken | {"views": [str(view) for view in views.values()], "num_images": num_images}
         return self._path("maps", self.data_hash[name], told | {"masks": self.data.mask_classes})
+
+    def _views(self, name: str, view: View, num_samples: int, num_views: int, seed: int) -> Path:
+        told = self.taken | {"view": str(view), "samples": num_samples, "views": num_views, "seed": seed}
+        return self._path("views", self.data_hash[name], told)
 
     def _path(self, kind: str, of_data: str, how: Mapping[str, Any]) -> Path:
         return self.folder / f"{kind}-{self.model_hash[:12]}-{of_data[:12]}-{short_hash(how)}"

@@ -15,6 +15,7 @@ from torch import Tensor
 from repr.batch import Features
 from repr.callbacks.evaluation import CHANCE
 from repr.config import ConfigError
+from repr.data.compositional import Questions, has_questions, questions
 from repr.data.datamodule import DataModule
 from repr.data.datasets import class_ids
 from repr.data.fingerprint import captions_of
@@ -34,8 +35,10 @@ SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "retrieval": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
     "geometry": {"features": "image, text (the first caption)"},
     "dense": {"features": "maps"},
+    "compositional": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
 }
 NO_TEXT = "the encoder has no text tower"
+OWN_TABLES = {"dense", "lidar"}  # protocols that do not read the embeddings of whole pictures
 NO_EFFECT = ("_target_", "_partial_", "memory", "classes")  # options that no number depends on, or told otherwise
 
 
@@ -62,12 +65,14 @@ class Plan:
         captions: set -> its distinct captions, and (P, 2) int64 the positions of picture and caption that belong
             together.
         classes: set -> name of a number -> its classes.
+        questions: set -> what it asks.
         left_out: ``<set>/<what>`` -> why it is not computed.
     """
 
     options: dict[str, DictConfig]
     captions: dict[str, tuple[list[str], Tensor]] = field(default_factory=dict)
     classes: dict[str, dict[str, Classes]] = field(default_factory=dict)
+    questions: dict[str, Questions] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -99,6 +104,15 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
     for name in sets if "retrieval" in options else ():
         if not texts or not plan.captions[name][0]:
             plan.left_out[f"{name}/retrieval"] = f"{name} has no captions" if texts else NO_TEXT
+    for name in sets if "compositional" in options else ():
+        source = data.eval[name]
+        if texts and has_questions(source):
+            plan.questions[name] = questions(source)
+        else:
+            plan.left_out[f"{name}/compositional"] = f"{name} asks no questions" if texts else NO_TEXT
+    for name in sets if "lidar" in options else ():
+        if len(data.eval[name]) < 2:
+            plan.left_out[f"{name}/lidar"] = f"{name} has one picture"
     for probe in (probe for probe in PROBES if probe in options):
         plan.left_out |= {f"{name}/{probe}": why for name in sets if (why := _unlabelled(data, name))}
     _want(plan, tables)
@@ -107,13 +121,15 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
 
 def _want(plan: Plan, tables: FeatureTables) -> None:
     sets = tables.data.eval_names[1:]
-    if plan.options.keys() - {"dense"}:
+    if plan.options.keys() - OWN_TABLES:
         bank = any(probe in plan.options for probe in PROBES)
         for name in (["bank"] if bank else []) + sets:
             tables.want_pictures(name)
     for name, (texts, _) in plan.captions.items():
         if texts:
             tables.want_texts(texts, f"captions of {name}")
+    for name, asked in plan.questions.items():
+        tables.want_texts(asked.texts, f"candidates of {name}")
     for several in plan.classes.values():
         for classes in several.values():
             tables.want_texts(classes.sentences(), f"sentences of the classes of {classes.attribute}")
@@ -121,6 +137,8 @@ def _want(plan: Plan, tables: FeatureTables) -> None:
         dense = instantiate(plan.options["dense"])
         for name in tables.data.eval_names:
             tables.want_maps(name, dense.views, dense.num_images)
+    for name in _with_lidar(plan, sets):
+        tables.want_views(name, **_lidar_views(plan, tables))
 
 
 def _unlabelled(data: DataModule, name: str) -> str | None:
@@ -191,13 +209,15 @@ def compute(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
     bank = tables.pictures("bank") if probes else None
     for name in tables.data.eval_names[1:]:
         found: list[tuple[dict[str, float], dict[str, Any]]] = []
-        if plan.options.keys() - {"dense"}:
+        if plan.options.keys() - OWN_TABLES:
             query = tables.pictures(name)
             for probe in probes:
                 found += _probed(plan, tables, probe, name, bank, query)
             found += _text_numbers(plan, tables, name, query)
         if "dense" in plan.options:
             found += _dense(plan, tables, name)
+        for _ in _with_lidar(plan, [name]):
+            found += _lidar(plan, tables, name)
         for values, protocol in found:
             for key, value in values.items():
                 if not key.endswith(CHANCE):
@@ -245,6 +265,17 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features)
         told = {} if captions is None else _tokens(tables)
         values = instantiate(plan.options["geometry"])(query, table)
         yield values, _protocol(plan, tables, "geometry", **told)
+    if asked := plan.questions.get(name):
+        values = instantiate(plan.options["compositional"])(
+            query,
+            query,
+            captions=tables.texts(asked.texts),
+            candidates=asked.candidates,
+            items=asked.items,
+            attribute=asked.split,
+            names=tables.data.attributes[asked.split],
+        )
+        yield values, _protocol(plan, tables, "compositional", **_tokens(tables))
     for kind, classes in plan.classes.get(name, {}).items():
         told = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
         told |= {"classes": short_hash(list(classes.names.values())), **_tokens(tables)}
@@ -303,3 +334,25 @@ def _dense(plan: Plan, tables: FeatureTables, name: str) -> Found:
         told: Any = OmegaConf.to_container(plan.options["dense"].metrics[kind], resolve=True)
         told = {key: value for key, value in told.items() if key not in NO_EFFECT}
         yield metric(bank, query), shared | {"dense": kind} | told
+
+
+def _with_lidar(plan: Plan, sets: Sequence[str]) -> list[str]:
+    return [name for name in sets if "lidar" in plan.options and f"{name}/lidar" not in plan.left_out]
+
+
+def _lidar_views(plan: Plan, tables: FeatureTables) -> dict[str, Any]:
+    options = plan.options["lidar"]
+    view, numbers = instantiate(options.view), (options.num_samples, options.num_views)
+    return {"view": view, "num_samples": numbers[0], "num_views": numbers[1], "seed": tables.cfg.seed}
+
+
+def _lidar(plan: Plan, tables: FeatureTables, name: str) -> Found:
+    options: Any = OmegaConf.to_container(plan.options["lidar"], resolve=True)
+    metric, found = instantiate(plan.options["lidar"].metric), tables.views(name, **_lidar_views(plan, tables))
+    # Views are cut by one code for every encoder, whatever its own transform.
+    taken = tables.taken | {"resize": "none", "crop": "drawn", "interpolation": "bicubic"}
+    view = {key: value for key, value in options["view"].items() if key not in NO_EFFECT}
+    own = {"view": view, "num_samples": len(found["image"]), "num_views": options["num_views"]}
+    own |= {"delta": options["metric"]["delta"], "seed": tables.cfg.seed}
+    for features, views in found.items():
+        yield {f"lidar_{features}": metric(views)}, {"eval": "lidar", **taken, "features": features, **own}

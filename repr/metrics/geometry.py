@@ -185,13 +185,15 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
     """
     if views.ndim != 3 or views.shape[0] < 2 or views.shape[1] < 2:
         raise ValueError(f"lidar needs (N, Q, D) with 2 samples and 2 views or more, not {tuple(views.shape)}")
-    x = finite(views).double()
-    means = x.mean(1)  # (N, D)
-    centred, spread = (means - means.mean(0)), (x - means[:, None]).flatten(0, 1)
-    within = spread.T @ spread / len(spread) + delta * torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+    num, num_views, dim = views.shape
+    means = finite(views).mean(1, dtype=torch.float64)  # (N, D)
+    within = delta * torch.eye(dim, dtype=means.dtype, device=means.device)
+    for part, mean in zip(views.split(64), means.split(64), strict=True):  # float64 copies of a few samples at a time
+        spread = (part.double() - mean[:, None]).flatten(0, 1)
+        within += spread.T @ spread / (num * num_views)
     values, vectors = torch.linalg.eigh(within)
     # The singular values of the whitened means are the square roots of the eigenvalues, without squaring rounding.
-    singular = torch.linalg.svdvals(centred @ (vectors * values.rsqrt()) / len(x) ** 0.5)
+    singular = torch.linalg.svdvals((means - means.mean(0)) @ (vectors * values.rsqrt()) / num**0.5)
     return _entropy_rank(singular.square(), eps)
 
 

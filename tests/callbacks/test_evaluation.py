@@ -1,17 +1,12 @@
 """From rows of batches to tables, and from results to what is printed."""
 
 import io
-from pathlib import Path
 
-import pytest
 import torch
 from rich.console import Console
 
 from repr.batch import Features
 from repr.callbacks.evaluation import Evaluation, Metric, feature_table, results_table
-from repr.config import compose
-from repr.data.drawn_pairs import SCENES
-from repr.fit import fit
 
 
 def test_rows_that_fill_up_a_batch_are_dropped_and_order_is_that_of_the_data() -> None:
@@ -83,23 +78,3 @@ def test_the_printed_table_has_each_number_beside_its_chance() -> None:
     lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
     assert ["i2t_R@1", "0.250", "0.0034", "0.500", "0.0100"] in lines
     assert ["uniformity", "-3.200"] in lines
-
-
-def test_sets_of_questions_are_scored_by_split(tmp_path: Path) -> None:
-    options = ["experiment=demo", "eval=mmvp", "smoke=true", f"run_folder={tmp_path}", "trainer.limit_val_batches=1.0"]
-    options += ["data.bank_size=8", "~data.eval.val", "~data.eval.test_style", "callbacks.progress=null"]
-    options += ["+data.eval.mmvp={_target_: repr.data.drawn_pairs.DrawnPairs, size: 32, pairs: 2}"]
-    drawn = "{_target_: repr.data.drawn_composition.DrawnComposition, size: 32, num_items: 2}"
-    results = fit(compose([*options, f"+data.eval.composition={drawn}"]))
-    assert results["mmvp/num_items"] == (18, None)
-    values = [results[f"mmvp/image_score_{name}"] for name in SCENES]
-    assert all(value in (0, 0.5, 1) and chance == 0.25 for value, chance in values)
-    for name in ("mmvp/image_score", "mmvp/macro_image_score"):
-        assert results[name] == (pytest.approx(sum(value for value, _ in values) / 9), 0.25)
-    assert not any(name.startswith("mmvp/text_score") for name in results)
-    assert results["composition/num_items"] == (8, None)
-    kinds = ("attribute", "relation", "count")
-    for kind, chance in [*((f"text_score_{kind}", 1 / 4) for kind in kinds), ("text_score_order", 1 / 5)]:
-        assert results[f"composition/{kind}"][1] == pytest.approx(chance)
-    assert [results[f"composition/group_score_{kind}"][1] for kind in kinds] == pytest.approx([1 / 6] * 3)
-    assert "composition/group_score_order" not in results
