@@ -11,7 +11,7 @@ import numpy as np
 from repr.report.run import CHANCE, Run, short_name
 
 GRAY = "#94a3b8"
-AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False}
+AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargin": False}
 
 
 def curve_names(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]]:
@@ -34,14 +34,28 @@ def row_names(run: Run) -> set[str]:
 
 def plots(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
     """A card a column."""
-    if not names:
-        return
-    yield '<div class="plots">'
-    yield from (_curves(name, runs) for name in names)
-    yield "</div>"
+    if names:
+        yield f'<div class="plots">{"".join(_curves(name, name.removeprefix("train/"), runs) for name in names)}</div>'
 
 
-def _curves(name: str, runs: Sequence[Run]) -> str:
+def losses(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
+    """Likewise of losses, where chance is a level to get away from."""
+    if any(name + CHANCE in row_names(run) for run in runs for name in names):
+        yield '<p class="lead">Dotted: the value at chance, of features that have no relation to each other.</p>'
+    yield from plots(names, runs)
+
+
+def over_time(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
+    """Likewise of evaluations, set by set, in the order of the results."""
+    order = {name: place for run in reversed(runs) for place, name in enumerate(run.results)}
+    names = sorted(names, key=lambda name: (order.get(name, len(order)), name))
+    for group in dict.fromkeys(name.split("/", 1)[0] for name in names):
+        mine = [name for name in names if name.split("/", 1)[0] == group]
+        yield f"<h4>{html.escape(group)}</h4>"
+        yield f'<div class="plots small">{"".join(_curves(name, name.split("/", 1)[1], runs) for name in mine)}</div>'
+
+
+def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
     """A column over the steps, with its level at chance: the logged one, or that of the last evaluation."""
     import plotly.graph_objects as go
 
@@ -65,7 +79,8 @@ def _curves(name: str, runs: Sequence[Run]) -> str:
             )  # fmt: skip
     shown = sorted({f"{values[-1]:.4g}" for values in levels})
     note = f"chance {', '.join(shown)}" if shown else ""
-    return card(name.removeprefix("train/"), figure, note=note)
+    figure.update_yaxes(tickformat=".5~g")
+    return card(title, figure, note=note)
 
 
 def spectra(runs: Sequence[Run]) -> Iterator[str]:
@@ -110,7 +125,7 @@ def card(title: str, figure: Any, *, note: str = "", legible: bool = False) -> s
     """A small figure under its title; the note is HTML."""
     figure.update_layout(
         template="plotly_white", height=230 if legible else 215, showlegend=False, font={"size": 11},
-        hovermode="x unified", margin={"l": 48, "r": 10, "t": 8, "b": 38 if legible else 26},
+        hovermode="x unified", margin={"l": 52, "r": 10, "t": 8, "b": 38 if legible else 26},
     )  # fmt: skip
     figure.update_xaxes(**AXES)
     figure.update_yaxes(**AXES)

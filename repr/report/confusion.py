@@ -36,17 +36,21 @@ def confusions(runs: Sequence[Run]) -> Iterator[str]:
     yield " those that are confused most are drawn.</p>"
     yield f'<div class="controls">{select("confusion-choice", "classes")}</div><div class="side">'
     for run in runs:
-        yield f'<div class="card">{label(run, runs)}<div class="confusion"></div><ol class="pairs"></ol></div>'
+        parts = '<div class="confusion"></div><p class="dim"></p><ol class="pairs"></ol>'
+        yield f'<div class="card">{label(run, runs)}{parts}</div>'
     yield f"</div>{embed_json('confusion-data', data)}"
 
 
 def _classes(tables: Sequence[np.ndarray]) -> list[int]:
-    """The labels that are drawn, the same of all runs."""
-    wrong: dict[int, int] = {}
-    for true, said, count in np.concatenate(tables).tolist():
-        for one in (true, said):
-            wrong[one] = wrong.get(one, 0) + (count if true != said else 0)
-    return sorted(sorted(wrong, key=lambda one: (-wrong[one], one))[:MOST_CLASSES])
+    """The labels that are drawn, the same of all runs: all, or those of the pairs that are confused most."""
+    pairs = np.concatenate(tables)
+    if len(every := set(pairs[:, :2].ravel().tolist())) <= MOST_CLASSES:
+        return sorted(every)
+    kept: set[int] = set()
+    for true, said, _ in sorted(pairs.tolist(), key=lambda pair: -pair[2]):
+        if true != said and len(kept | {true, said}) <= MOST_CLASSES:
+            kept |= {true, said}
+    return sorted(kept)
 
 
 def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) ->
     share = table / np.array([max(1, total.get(one, 0)) for one in kept])[:, None]
     axis = [names[one] if len(names[one]) <= 22 else f"{names[one][:21]}…" for one in kept]
     numbers = list(range(len(kept)))
-    ticks = {"tickvals": numbers, "ticktext": axis, "showgrid": False, "zeroline": False, "automargin": True}
+    ticks = {"tickvals": numbers, "ticktext": axis, "showgrid": False, "zeroline": False}
     hover = [
         [f"{names[a]} → {names[b]}: {table[i, j]} of {total.get(a, 0)}" for j, b in enumerate(kept)]
         for i, a in enumerate(kept)
@@ -69,13 +73,15 @@ def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) ->
         "type": "heatmap", "x": numbers, "y": numbers, "z": share.round(3).tolist(), "zmin": 0, "zmax": 1,
         "colorscale": SHADES, "showscale": False, "xgap": 1, "ygap": 1, "text": hover, "hoverinfo": "text",
     }  # fmt: skip
+    size = 10 if len(kept) > 15 else 12
+    room = 14 + 0.58 * size * max(map(len, axis))  # pixels of the longest name
     layout = {
-        "height": 160 + max(200, 16 * len(kept)), "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "font": {"size": 10 if len(kept) > 15 else 12}, "plot_bgcolor": "#f8fafc",
+        "height": 2 * room + max(200, 16 * len(kept)), "margin": {"l": room, "r": 10, "t": 10, "b": room},
+        "font": {"size": size}, "plot_bgcolor": "#f8fafc",
         "xaxis": {**ticks, "tickangle": -50}, "yaxis": {**ticks, "autorange": "reversed"},
     }  # fmt: skip
     pairs = [(true, said, count) for true, said, count in counts.tolist() if true != said][:NUM_PAIRS]
     lines = [f"{names[true]} taken for {names[said]}: {count} of {total[true]}" for true, said, count in pairs]
     right = sum(count for true, said, count in counts.tolist() if true == said)
-    lines.insert(0, f"right: {right} of {sum(total.values())}")
-    return {"data": [heat], "layout": layout, "pairs": lines}
+    note = f"{right} of {sum(total.values())} are right. Confused most often:"
+    return {"data": [heat], "layout": layout, "pairs": lines, "note": note}

@@ -50,7 +50,9 @@ def maps(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
     yield " encoder. Point at one to see it.</p>"
     choices = (("map-set", "set"), ("map-layout", "layout"), ("map-attribute", "coloured by"))
     yield f'<div class="controls">{"".join(select(*choice) for choice in choices)}</div><div class="side">'
-    yield from (f'<div class="card">{label(run, runs)}<div class="map"></div></div>' for run in runs)
+    yield from (
+        f'<div class="card">{label(run, runs)}<div class="map"></div><div class="legend"></div></div>' for run in runs
+    )
     yield f"</div>{embed_json('map-data', data)}"
 
 
@@ -135,7 +137,7 @@ def _gallery(run: Run, runs: Sequence[Run], name: str, kind: str, sheets: Sheets
             f'<div class="ask"><div>{picture if kind.startswith("image_") else ""}'
             f'<div>{html.escape(caption)}</div></div><ol class="found {style}">{"".join(cells)}</ol></div>'
         )
-    return f'<div class="card">{label(run, runs)}{"".join(parts)}</div>'
+    return f'<div class="card">{label(run, runs)}<div class="asks">{"".join(parts)}</div></div>'
 
 
 def _cell(picture: str, caption: str, marks: dict[str, int], *, pictures: bool) -> str:

@@ -27,9 +27,9 @@ function drawMaps() {
     if (chart.parentElement.hidden) return;
     Plotly.react(chart, traces(one, one.layouts[layout.value], attribute.value), {
       height: charts.length > 1 ? 440 : 560, margin: { l: 8, r: 8, t: 8, b: 8 }, hovermode: "closest", font: { size: 11 },
-      xaxis: { visible: false }, yaxis: { visible: false, scaleanchor: "x" },
-      legend: { orientation: "h", y: 0, yanchor: "top", itemsizing: "constant" },
+      xaxis: { visible: false }, yaxis: { visible: false, scaleanchor: "x" }, showlegend: false,
     }, CONFIG);
+    explain(chart);
     if (!chart.listens) {
       chart.on("plotly_hover", (event) => tell(shown()[run], event));
       chart.on("plotly_unhover", () => { document.getElementById("tip").hidden = true; });
@@ -69,6 +69,20 @@ function traces(one, clouds, attribute) {
   return found;
 }
 
+/* A legend that wraps; a click hides a class, or shows it again. */
+function explain(chart) {
+  chart.nextElementSibling.replaceChildren(...chart.data.flatMap((trace, i) => {
+    if (trace.mode !== "markers") return [];
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: trace.name });
+    button.style = `--k:${trace.marker.color}`;
+    button.addEventListener("click", () => {
+      const hidden = button.classList.toggle("off");
+      Plotly.restyle(chart, { visible: !hidden }, [i]);
+    });
+    return button;
+  }));
+}
+
 function tell(one, event) {
   const tip = document.getElementById("tip");
   const row = event.points[0].customdata;
@@ -98,8 +112,9 @@ function drawConfusions() {
     chart.parentElement.hidden = !figure;
     if (!figure) return;
     Plotly.react(chart, figure.data, figure.layout, CONFIG);
-    chart.nextElementSibling.replaceChildren(
-      ...figure.pairs.map((pair) => Object.assign(document.createElement("li"), { textContent: pair })));
+    const [note, list] = [chart.nextElementSibling, chart.parentElement.lastElementChild];
+    note.textContent = figure.note;
+    list.replaceChildren(...figure.pairs.map((pair) => Object.assign(document.createElement("li"), { textContent: pair })));
   });
   fill(choice, Object.keys(data));
   choice.addEventListener("change", draw);

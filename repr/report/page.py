@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from repr.files import replacing
-from repr.report import charts, confusion, gallery, tables
+from repr.report import charts, confusion, evaluations, gallery, tables
 from repr.report.run import Run, Sheets, label
 
 PAGE = "report.html"
@@ -37,7 +37,7 @@ def _page(runs: Sequence[Run]) -> Iterator[str]:
 
     title = html.escape(", ".join(dict.fromkeys(str(run.config.name) for run in runs)))
     sheets = Sheets(BUDGET)
-    sections = [(name, title, "\n".join(parts)) for name, title, parts in _sections(runs, sheets)]
+    sections = [(name, heading, "\n".join(parts)) for name, heading, parts in _sections(runs, sheets)]
     sections = [section for section in sections if section[2]]
     yield f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -45,7 +45,7 @@ def _page(runs: Sequence[Run]) -> Iterator[str]:
     yield f"<style>{_asset('page.css')}</style><script>{plotly.offline.get_plotlyjs()}</script></head><body>"
     yield f"<h1>{title}</h1>"
     yield from tables.header(runs)
-    yield "<nav>" + "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections) + "</nav>"
+    yield "<nav>" + "".join(f'<a href="#{name}">{name}</a>' for name, _, _ in sections) + "</nav>"
     yield from (f'<section id="{name}"><h2>{heading}</h2>{body}</section>' for name, heading, body in sections)
     if sheets.full:
         yield '<p class="dim">Some pictures were left out, so that the page stays below 8 MB: show fewer runs.</p>'
@@ -56,18 +56,19 @@ def _page(runs: Sequence[Run]) -> Iterator[str]:
 def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, Iterable[str]]]:
     """Name, title and content of each section, in the order of the page; empty ones are not shown."""
     losses, evaluated, other = charts.curve_names(runs)
-    yield "headline", "Results", tables.tiles(runs)
+    yield "results", "Results", tables.tiles(runs)
     yield "differences", "What the runs differ in", tables.differences(runs)
-    yield "losses", "Losses", charts.plots(losses, runs)
+    yield "losses", "Losses", charts.losses(losses, runs)
     yield "evaluation", "Evaluation", tables.evaluation(runs)
+    yield "protocols", "Evaluation by published protocols", evaluations.evaluations(runs)
     yield "map", "Map of the features", (*gallery.maps(runs, sheets), *gallery.left_out(runs, ["all", "labels"]))
-    yield "galleries", "Nearest neighbours", (
+    yield "neighbours", "Nearest neighbours", (
         *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text"]),
     )  # fmt: skip
     yield "confusion", "Confusion of classes", (*confusion.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
     yield "spectrum", "Spectrum of the features", charts.spectra(runs)
     yield "pictures", "What it was trained on", _pictures(runs, sheets)
-    yield "over-time", "Evaluation over time", charts.plots(evaluated, runs)
+    yield "progress", "Evaluation over time", charts.over_time(evaluated, runs)
     yield "training", "Also logged in training", charts.plots(other, runs)
     yield "config", "Config", _configs(runs)
 
@@ -87,6 +88,8 @@ def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
+        if not (run.folder / "config.yaml").is_file():
+            continue
         config = html.escape((run.folder / "config.yaml").read_text())
         yield f"{label(run, runs)}<details><summary>config.yaml</summary><pre>{config}</pre></details>"
 

@@ -44,7 +44,9 @@ class Run:
 
     @cached_property
     def config(self) -> DictConfig:
-        """The composed config."""
+        """The composed config; that of a model of others, which was only evaluated, has a name."""
+        if self.evaluations and not (self.folder / "config.yaml").is_file():
+            return OmegaConf.create({"name": next(iter(self.evaluations.values()))["model"]["name"]})
         return load_run(self.folder)
 
     def option(self, key: str) -> Any:
@@ -68,9 +70,24 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else {}
 
     @cached_property
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """What ``repr.evaluate`` has written, the latest last: folder -> content of ``metrics.json``."""
+        places = ("evaluation/*/metrics.json", "*/metrics.json", "metrics.json")
+        paths = [path for place in places for path in self.folder.glob(place)]
+        paths = sorted(paths, key=lambda path: path.stat().st_mtime)
+        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+    @cached_property
     def exhibits(self) -> dict[str, Exhibits]:
-        """Set -> what is shown of its last evaluation."""
-        return load_exhibits(self.folder)
+        """Set -> what is shown of its last evaluation, in the order of the results; then of ``repr.evaluate``."""
+        found = load_exhibits(self.folder)
+        order = list(dict.fromkeys(name.split("/", 1)[0] for name in self.results))
+        ordered = {
+            name: found[name] for name in sorted(found, key=lambda n: order.index(n) if n in order else len(order))
+        }
+        for folder in sorted(self.folder.glob("evaluation/*")):
+            ordered |= {f"{name} ({folder.name})": arrays for name, arrays in load_exhibits(folder).items()}
+        return ordered
 
     @property
     def pictures(self) -> list[Path]:

@@ -68,40 +68,50 @@ def tiles(runs: Sequence[Run]) -> Iterator[str]:
 def evaluation(runs: Sequence[Run]) -> Iterator[str]:
     """A row a metric, a column a set, a bar a run: first what has a level at chance, then the rest."""
     names = list(dict.fromkeys(name for run in runs for name in run.results))
-    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in names))
     metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in names))
-    beside = [metric for metric in metrics if any(_chance(f"{name}/{metric}", runs) is not None for name in sets)]
-    if beside:
-        yield from _table(sets, beside, runs, _bars, wide=True)
-    if rest := [metric for metric in metrics if metric not in beside]:
-        yield "<h4>Without a level at chance</h4>"
-        yield from _table(sets, rest, runs, _plain, wide=len(runs) > 1)
+    beside = [
+        metric for metric in metrics if any(_chance(n, runs) is not None for n in names if n.endswith(f"/{metric}"))
+    ]
+    rest = [metric for metric in metrics if metric not in beside]
+    if names:
+        yield '<p class="lead">Dotted, and in gray: the level at chance.</p><div class="tables">'
+        yield from _table("beside chance", beside, names, runs, _bars)
+        yield from _table("without a level at chance", rest, names, runs, _plain)
+        yield "</div>"
 
 
-def _table(sets: Sequence[str], metrics: Sequence[str], runs: Sequence[Run], cell: Any, *, wide: bool) -> Iterator[str]:
-    kept = [name for name in sets if any(f"{name}/{metric}" in run.results for metric in metrics for run in runs)]
-    yield '<div class="card scroll"><table><tr><th></th>'
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in kept) + "</tr>"
+def _table(title: str, metrics: Sequence[str], names: Sequence[str], runs: Sequence[Run], cell: Any) -> Iterator[str]:
+    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in names if name.split("/", 1)[1] in metrics))
+    if not metrics:
+        return
+    yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
+    yield "".join(f"<th>{html.escape(name)}</th>" for name in sets) + "</tr>"
     for metric in metrics:
-        cells = "".join(f"<td>{cell(f'{name}/{metric}', runs)}</td>" for name in kept)
+        cells = "".join(f"<td>{cell(f'{name}/{metric}', runs)}</td>" for name in sets)
         yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
     yield "</table></div>"
 
 
 def _bars(name: str, runs: Sequence[Run]) -> str:
-    """A bar a run from 0 to 1, with chance dotted; the best of several is bold."""
-    results = [run.results.get(name) for run in runs]
-    values = [result["value"] for result in results if result and result["value"] is not None]
+    """A bar a run; the best of several is bold."""
+    values = [run.results.get(name, {}).get("value") for run in runs]
+    known = [value for value in values if value is not None]
     chance = _chance(name, runs)
-    parts = []
-    for run, result in zip(runs, results, strict=True):
-        if result is None or result["value"] is None:
-            continue
-        best = " best" if len(values) > 1 and result["value"] == max(values) else ""
-        style = f"--v:{min(max(result['value'], 0), 1):.4f};--k:{run.colour}"
-        tick = "" if chance is None else f'<i style="--c:{min(max(chance, 0), 1):.4f}"></i>'
-        parts.append(f'<div class="bar{best}" style="{style}">{tick}<span>{number(name, result["value"])}</span></div>')
-    return "".join(parts) + (f"<small>chance {chance:.4f}</small>" if parts and chance is not None else "")
+    parts = [
+        bar(number(name, value), value, chance, run.colour, best=len(known) > 1 and value == max(known))
+        for run, value in zip(runs, values, strict=True)
+        if value is not None
+    ]
+    shown = "" if chance is None else f"<small>{chance:.4f}</small>"
+    return f'<div class="beside"><div>{"".join(parts)}</div>{shown}</div>' if parts else ""
+
+
+def bar(text: str, value: float, chance: float | None, colour: str, *, best: bool = False) -> str:
+    """A number as a bar from 0 to 1, with chance dotted."""
+    length, tick = (min(max(share, 0.0), 1.0) for share in (value, chance or 0.0))
+    mark = "" if chance is None else f'<i style="--c:{tick:.4f}"></i>'
+    style = f"--v:{length:.4f};--k:{colour}"
+    return f'<div class="bar{" best" if best else ""}" style="{style}">{mark}<span>{text}</span></div>'
 
 
 def _plain(name: str, runs: Sequence[Run]) -> str:
@@ -114,7 +124,11 @@ def _plain(name: str, runs: Sequence[Run]) -> str:
 def differences(runs: Sequence[Run]) -> Iterator[str]:
     """What the configs differ in, a row an option; nothing where they do not."""
     flat = [  # but for the folders themselves
-        {k: v for k, v in _flat(run.config).items() if k != "resume" and str(run.option("run_folder")) not in v}
+        {
+            k: v
+            for k, v in _flat(OmegaConf.to_container(run.config, resolve=False)).items()
+            if k != "resume" and str(run.option("run_folder")) not in v
+        }
         for run in runs
     ]
     names = dict.fromkeys(name for one in flat for name in one)
@@ -134,9 +148,8 @@ def differences(runs: Sequence[Run]) -> Iterator[str]:
 def _flat(config: Any, prefix: str = "") -> dict[str, str]:
     """Option -> value as text; lists are values."""
     found: dict[str, str] = {}
-    for key in config:
-        name, node = f"{prefix}{key}", OmegaConf.select(config, str(key), throw_on_missing=False)
-        found |= _flat(node, f"{name}.") if OmegaConf.is_dict(node) else {name: str(node)}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
     return found
 
 
