@@ -1,0 +1,299 @@
+"""What is alive in memory, and what is sent, in a training step that is traced without data.
+
+The step runs on fake tensors, which have shapes and lifetimes but no values, so that a step of any model and batch takes
+seconds and no memory. All of it is traced, forward, backward and optimizer, with the flow's own slices, checkpoints and
+chunks. The other processes are a number: flows send through :mod:`repr.distributed` alone, where a group that only
+counts takes the place of torch's.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from repr.batch import Batch
+from repr.objectives.base import Objective
+
+# A value that is read from a tensor (a count of steps, how full a queue is): high, as in the middle of a run.
+LATE = 10**9
+KINDS = (
+    "parameters",
+    "buffers",
+    "gradients",
+    "optimizer",
+    "communication buffers",
+    "gathered blocks",
+    "half-precision weights",
+    "batch",
+    "activations",  # and whatever else has no kind of its own, such as their gradients
+    "embeddings",  # of all processes, gathered
+    "loss",
+)
+_FOLDERS = {"/repr/losses/": "loss", "/repr/distributed.py": "embeddings"}  # whose tensors are of a kind of their own
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The moment of a step at which most is alive.
+
+    Attributes:
+        phase: ``forward``, ``backward`` or ``optimizer``.
+        bytes: kind -> bytes alive.
+    """
+
+    phase: str
+    bytes: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of all kinds."""
+        return sum(self.bytes.values())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A step of one process.
+
+    Attributes:
+        peaks: strategy -> the fullest moment.
+        gathered: bytes of all processes' rows that all-gathers put together.
+        reduced: bytes that all-reduces sum up, those of gradients left out.
+    """
+
+    peaks: Mapping[str, Peak]
+    gathered: int
+    reduced: int
+
+
+class Memory(TorchDispatchMode):
+    """Follows the storage of every tensor that is made while it is on, until it is freed.
+
+    Args:
+        shares: strategy -> kind -> share of a tensor that one process holds; 1 where nothing is said.
+    """
+
+    def __init__(self, shares: Mapping[str, Mapping[str, float]]) -> None:
+        super().__init__()
+        self.shares = shares
+        self.phase, self.kind = "", ""  # of what is made now; without a kind the place in the code tells it
+        self.alive: Counter[str] = Counter()
+        self.totals = dict.fromkeys(shares, 0.0)
+        self.peaks: dict[tuple[str, str], Peak] = {}  # of each strategy and phase
+        self._storages: dict[int, tuple[str, int]] = {}
+        self._kinds: dict[CodeType, str] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        """Run an operation, and follow what it makes."""
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return LATE
+        out = func(*args, **(kwargs or {}))
+        if func is not torch.ops.prim.device.default:
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
+                    is_cast = func is torch.ops.aten._to_copy.default and self.kind_of(args[0]) == "parameters"
+                    self.follow(tensor, "half-precision weights" if is_cast else self.kind or self._place())
+        return out
+
+    def kind_of(self, tensor: Tensor) -> str:
+        """The kind of a tensor that is followed."""
+        return self._storages.get(tensor.untyped_storage()._cdata, ("", 0))[0]
+
+    def follow(self, tensor: Tensor, kind: str) -> None:
+        """Count a tensor, or change the kind under which it is counted."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._storages:
+            self._add(self._storages[key][0], -self._storages[key][1])
+        else:
+            weakref.finalize(storage, self._free, key)
+        self._storages[key] = kind, storage.nbytes()
+        self._add(kind, storage.nbytes())
+
+    def _free(self, key: int) -> None:
+        kind, num = self._storages.pop(key)
+        self._add(kind, -num)
+
+    def _add(self, kind: str, num: int) -> None:
+        self.alive[kind] += num
+        for name, shares in self.shares.items():
+            self.totals[name] += num * shares.get(kind, 1)
+            if num > 0 and self.phase:
+                peak = self.peaks.get((name, self.phase))
+                if peak is None or self.totals[name] > peak.total:
+                    self.peaks[name, self.phase] = Peak(
+                        self.phase, {k: n * shares.get(k, 1) for k, n in self.alive.items()}
+                    )
+
+    def _place(self) -> str:
+        """The kind of what the running code makes: that of the innermost function that belongs to one."""
+        frame = sys._getframe(2)
+        while frame is not None:
+            if frame.f_code not in self._kinds:
+                path = frame.f_code.co_filename.replace("\\", "/")
+                self._kinds[frame.f_code] = next((kind for part, kind in _FOLDERS.items() if part in path), "")
+            if kind := self._kinds[frame.f_code]:
+                return kind
+            frame = frame.f_back  # type: ignore[assignment]
+        return "activations"
+
+
+class CountingGroup:
+    """In the place of ``torch.distributed``: a group of processes that sends nothing and counts what it should.
+
+    Args:
+        size: number of processes.
+    """
+
+    ReduceOp = dist.ReduceOp
+
+    def __init__(self, size: int) -> None:
+        self.size, self.gathered, self.reduced = size, 0, 0
+
+    def is_available(self) -> bool:
+        """There is a group."""
+        return True
+
+    def is_initialized(self) -> bool:
+        """There is a group."""
+        return True
+
+    def get_world_size(self) -> int:
+        """Number of processes."""
+        return self.size
+
+    def get_rank(self) -> int:
+        """This one is the first."""
+        return 0
+
+    def all_gather(self, out: Sequence[Tensor], x: Tensor) -> None:
+        """Count the rows of all processes, which NCCL puts together in a tensor of its own."""
+        x.new_empty(len(out), *x.shape)
+        self.gathered += len(out) * x.numel() * x.element_size()
+
+    def all_reduce(self, x: Tensor, op: Any = None) -> None:
+        """Count a tensor."""
+        self.reduced += x.numel() * x.element_size()
+
+
+@contextmanager
+def processes(num: int) -> Iterator[CountingGroup]:
+    """Let :mod:`repr.distributed` find a group of ``num`` processes. On one process nothing changes.
+
+    BatchNorm sees its own rows alone, since torch's synchronised kernels hold no more than those of one process; what
+    they send, three numbers a channel, is not counted.
+    """
+    group = CountingGroup(num)
+    if num == 1:
+        yield group
+        return
+    with patch("repr.distributed.dist", group), patch("repr.models.batchnorm.world_size", lambda: 1):
+        yield group
+
+
+def trace(
+    objective: Objective,
+    batch: Batch,
+    *,
+    num_processes: int = 1,
+    autocast: torch.dtype | None = None,
+    accumulate: bool = False,
+    foreach: bool = True,
+    shares: Mapping[str, Mapping[str, float]] | None = None,
+    buffers: Sequence[int] = (0, 0),
+) -> Trace:
+    """Trace the step of a process in the middle of a run, as Lightning makes it.
+
+    The gradients of the last step live until this one's forward is done, so does ``Objective.features``; the batch
+    lives until the optimizer has stepped.
+
+    Args:
+        objective: on the meta device; it is of no use afterwards.
+        batch: of this process, on the meta device.
+        num_processes: W; what flows gather has W times as many rows.
+        autocast: its type; None: none.
+        accumulate: gradients are added up over several batches, so they live in backward, too.
+        foreach: optimizers treat all parameters at once, as on a GPU, where torch has that choice.
+        shares: see :class:`Memory`; the default is one strategy, ``""``.
+        buffers: bytes that communication holds in the whole step, and those that it holds in forward and backward;
+            of kind ``communication buffers`` and ``gathered blocks``.
+
+    Raises:
+        ValueError: what the flow itself finds wrong with the batch.
+    """
+    memory = Memory(shares or {"": {}})
+    with FakeTensorMode(), processes(num_processes) as group:
+        objective._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
+        objective.train()
+        objective.on_load_checkpoint({"global_step": LATE})
+        for parameter in objective.parameters():
+            memory.follow(parameter, "parameters")
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(lambda p: memory.follow(p.grad, "gradients"))
+        for buffer in objective.buffers():
+            memory.follow(buffer, "buffers")
+        with memory:
+            _step(objective, batch, memory, autocast, accumulate, foreach, buffers)
+    peaks = {name: max((p for (n, _), p in memory.peaks.items() if n == name), key=lambda p: p.total) for name in memory.shares}
+    return Trace(peaks, group.gathered, group.reduced)
+
+
+def _step(
+    objective: Objective,
+    batch: Batch,
+    memory: Memory,
+    autocast: torch.dtype | None,
+    accumulate: bool,
+    foreach: bool,
+    buffers: Sequence[int],
+) -> None:
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    memory.kind = "communication buffers"
+    held = torch.empty(buffers[0], dtype=torch.uint8)
+    memory.kind = "batch"
+    inputs: Any = {key: _made(value) for key, value in batch.items()}
+    memory.kind = "gradients"
+    for parameter in trained:
+        parameter.grad = torch.empty_like(parameter)
+    memory.phase = memory.kind = "optimizer"
+    optimizer, _ = objective.optim.build(objective, LATE)
+    for options in optimizer.param_groups:
+        if "foreach" in options and options["foreach"] is None:
+            options["foreach"] = foreach
+    optimizer.step()
+    memory.phase, memory.kind = "forward", "gathered blocks"
+    gathered = torch.empty(buffers[1], dtype=torch.uint8)
+    memory.kind = ""
+    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        output = objective.step(inputs)
+        loss = objective.total(output.terms)
+    features = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in output.features.values()}
+    memory.kind = "embeddings"
+    before = torch.empty(sum(features.values()), dtype=torch.uint8)  # the features of the last step
+    kept = [x.detach() for x in output.features.values()]
+    memory.kind = ""
+    del output, before
+    if not accumulate:
+        optimizer.zero_grad()
+    memory.phase = "backward"
+    loss.backward()
+    del held, gathered, kept, inputs
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype)
+    return [_made(item) for item in value] if isinstance(value, list) else value
