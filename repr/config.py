@@ -24,6 +24,8 @@ _HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
+_PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
+
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
 OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
 
@@ -93,6 +95,8 @@ def _smoke_values(cfg: DictConfig) -> DictConfig:
 def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """The config of a run, with values changed by ``overrides``.
 
+    ``trainer=NAME`` changes what it runs on (strategy, devices and the like) to that of ``conf/trainer/NAME.yaml``.
+
     Raises:
         ConfigError: no run lies there, or an override is not the value of an existing option.
     """
@@ -101,7 +105,11 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
         raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; set resume to a folder below runs/"])
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
-    parsed = _parse(overrides)
+    places = [override for override in overrides if override.startswith("trainer=")]
+    for place in places:
+        trainer = compose([place]).trainer
+        cfg.trainer.update({key: trainer[key] for key in _PLACE if key in trainer})
+    parsed = _parse([override for override in overrides if override not in places])
     faults = []
     for override in parsed:
         if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):

@@ -59,10 +59,19 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (path.with_name(f"{path.name}.{os.getpid()}{ending}") for ending in (PART, f".old{PART}"))
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")
     try:
         partial.mkdir()
         yield partial
+        put_in_place(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Flush the files of a complete folder and rename it to ``path``; what stood there goes once that is done."""
+    old = path.with_name(f"{path.name}.{os.getpid()}.old{PART}")
+    try:
         for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb") as written:
                 os.fsync(written.fileno())
@@ -73,8 +82,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         if old.exists() and not path.exists():
             os.replace(old, path)
-        for folder in (partial, old):
-            shutil.rmtree(folder, ignore_errors=True)
+        remove(old)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it; a folder loses its name first, so that no half of it is found."""
+    if path.is_dir() and not path.name.endswith(PART):
+        path = path.rename(path.with_name(f"{path.name}.removed{PART}"))
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

@@ -83,10 +83,11 @@ def train(cfg: DictConfig) -> Run:
     name_folder(cfg)
     # Imported here, so that a mistyped option is refused before the seconds that these take.
     import lightning.pytorch as pl
-    import torch
     from hydra.utils import instantiate
 
     from repr.callbacks.evaluation import Evaluation
+    from repr.lost_ranks import naming_lost_ranks
+    from repr.models.checkpoint_files import read_beside
     from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
     from repr.models.slicing import slice_encoders
@@ -98,7 +99,7 @@ def train(cfg: DictConfig) -> Run:
     if cfg.resume and checkpoint is None:
         raise ConfigError([f"{folder} has no checkpoint to resume from: start the experiment anew"])
     # No tensors here, only what stands beside them; Lightning reads the rest.
-    saved = torch.load(checkpoint, map_location="meta", weights_only=True, mmap=True) if checkpoint else {}
+    saved = read_beside(checkpoint) if checkpoint else {}
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule = instantiate(cfg.data)
     objective = instantiate(cfg.objective)
@@ -115,7 +116,8 @@ def train(cfg: DictConfig) -> Run:
     if trainer.is_global_zero:
         save_config(cfg)
         _keep_metrics(trainer, saved)
-    trainer.fit(objective, datamodule, ckpt_path=checkpoint)
+    with naming_lost_ranks(folder):
+        trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
         trainer.save_checkpoint(folder / "checkpoints" / "step=0.ckpt")
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
@@ -256,6 +258,8 @@ def _quiet() -> None:
     """Silence what Lightning says on every run and no one can act on."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # The only word of a process that has died, where the others hang until Lightning ends them.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     for message in (
         ".*exists and is not empty.*",  # the run folder is ours
         ".*does not have many workers.*",

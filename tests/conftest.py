@@ -39,18 +39,26 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., tuple[int, str]]]:
-    """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
-    log = tmp_path_factory.mktemp("log") / "out"
+def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[tuple[int, str]]]]:
+    """Runs a command line of ``repr.fit`` in one or several processes; gives exit status and output of each."""
+    folder = tmp_path_factory.mktemp("log")
     command = [sys.executable, "-m", "tests.server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run(*arguments: str) -> tuple[int, str]:
-            server.stdin.write(json.dumps([str(log), *arguments]) + "\n")
+        def run_group(world: int, *arguments: str) -> list[tuple[int, str]]:
+            logs = [folder / f"out.{rank}" for rank in range(world)]
+            server.stdin.write(json.dumps([[str(log) for log in logs], *arguments]) + "\n")
             server.stdin.flush()
-            return int(server.stdout.readline()), log.read_text()
+            statuses = json.loads(server.stdout.readline())
+            return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
 
-        yield run
+        yield run_group
         server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def run(run_group: Callable[..., list[tuple[int, str]]]) -> Callable[..., tuple[int, str]]:
+    """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
+    return lambda *arguments: run_group(1, *arguments)[0]

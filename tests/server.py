@@ -1,11 +1,13 @@
 """Forks a real process for each command line it reads, so that a test pays for the imports once.
 
-A line on stdin is a list in JSON: the file for what the process prints, then the arguments of ``repr.fit``. The answer
-is a line with the exit status, negative for the number of the signal that has killed it.
+A line on stdin is a list in JSON: the files for what the processes print, one each, then the arguments of ``repr.fit``.
+Several processes find one another as those of torchrun do. The answer is a line with their exit statuses, negative for
+the number of the signal that has killed one.
 """
 
 import json
 import os
+import socket
 import sys
 
 import torch
@@ -39,18 +41,36 @@ def child(log: str, arguments: list[str]) -> int:
     return 0
 
 
+def fork(log: str, arguments: list[str], environment: dict[str, str]) -> int:
+    if (process := os.fork()) == 0:
+        os.environ |= environment
+        status = 70  # of a traceback
+        try:
+            status = child(log, arguments)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            if status == 70:
+                sys.excepthook(*sys.exc_info())
+            os._exit(status)
+    return process
+
+
+def environments(world: int) -> list[dict[str, str]]:
+    if world == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    same = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test", "GROUP_RANK": "0"}
+    same |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return [same | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
+
+
 if __name__ == "__main__":
     for line in sys.stdin:
-        log, *arguments = json.loads(line)
-        if (process := os.fork()) == 0:
-            status = 70  # of a traceback
-            try:
-                status = child(log, arguments)
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                if status == 70:
-                    sys.excepthook(*sys.exc_info())
-                os._exit(status)
-        status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-        print(status, flush=True)
+        logs, *arguments = json.loads(line)
+        pairs = zip(logs, environments(len(logs)), strict=True)
+        processes = [fork(log, arguments, environment) for log, environment in pairs]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        print(json.dumps(statuses), flush=True)

@@ -11,20 +11,25 @@ import numpy as np
 import torch
 from sklearn.cluster import MiniBatchKMeans
 
+from repr.distributed import gather, rank
+
 
 class SignalAt(pl.Callback):
-    """Signals its own process when the batch after ``step`` optimizer steps has come."""
+    """Signals its own process, if it is of that rank, when the batch after ``step`` optimizer steps has come."""
 
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+    def __init__(self, step: int, number: int, rank: int = 0) -> None:
+        self.step, self.number, self.rank = step, number, rank
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
             os.kill(os.getpid(), self.number)
 
 
 class Record(pl.Callback):
-    """Appends ``[step, epoch, indices]`` of every optimizer step to a file, and ``[step, "evaluation"]``."""
+    """Appends ``[step, epoch, indices]`` of every optimizer step to a file, and ``[step, "evaluation"]``.
+
+    The indices are those of all ranks.
+    """
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -34,7 +39,7 @@ class Record(pl.Callback):
         self.step = trainer.global_step
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: object, outputs: object, batch: dict, *args: int) -> None:
-        self.index += batch["index"].tolist()
+        self.index += gather(batch["index"]).tolist()
         if trainer.global_step > self.step:
             self.step = trainer.global_step
             self.write([self.step, trainer.current_epoch, self.index])
@@ -44,6 +49,8 @@ class Record(pl.Callback):
         self.write([trainer.global_step, "evaluation"])
 
     def write(self, line: list) -> None:
+        if rank() > 0:
+            return
         with open(self.file, "a") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -16,7 +16,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from repr.distributed import gather, rank
-from repr.files import PART, replacing
+from repr.files import PART, remove, replacing
+from repr.lost_ranks import announce
+from repr.models.checkpoint_files import read_checkpoint
 from repr.models.pretrained import checkpoints
 
 
@@ -29,14 +31,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: the disk is full.
         """
+        if Path(path).is_dir():  # of shards, written by another strategy and found to be damaged
+            remove(Path(path))
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = True
     ) -> dict[str, Any]:
-        """Load tensors and plain values; a file that holds anything else is refused."""
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        """Load tensors and plain values, of a file or of shards; a file that holds anything else is refused."""
+        return read_checkpoint(Path(path), mmap=False)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file or a folder of shards."""
+        remove(Path(path))
 
 
 class Stopped(SystemExit):
@@ -75,17 +83,18 @@ class Checkpoints(Checkpoint):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Agree on the first process's folder."""
+        """Agree on the first process's folder, and say where this one runs."""
         self.folder = trainer.strategy.broadcast(self.folder)
+        announce()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the two signals, clear away what a kill has left, and make up for an evaluation."""
         self._step = trainer.global_step
         path = self._path(self._step)
-        self._saved = path if trainer.strategy.broadcast(path.is_file()) else None  # others may not see the disk
+        self._saved = path if trainer.strategy.broadcast(path.exists()) else None  # others may not see the disk
         if trainer.is_global_zero:
             for partial in self.folder.glob(f"*{PART}"):
-                partial.unlink()
+                remove(partial)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from repr.batch import Batch
-from repr.distributed import gather, rank
+from repr.distributed import gather, gather_objects, local, rank, whole
 from repr.files import replacing
 
 
@@ -98,7 +99,7 @@ class NonFiniteGuard(pl.Callback):
         """
         loss_is_bad = torch.stack(self._loss_is_bad).any()
         bad = loss_is_bad
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        gradients = [g for p in pl_module.parameters() if p.grad is not None and (g := local(p.grad)).numel()]
         if getattr(trainer.precision_plugin, "scaler", None) is None and gradients:
             bad = bad | ~torch.isfinite(get_total_norm(gradients, float("inf")))
         flags = gather(torch.stack([bad, loss_is_bad])[None])  # (W, 2)
@@ -142,8 +143,9 @@ class NonFiniteGuard(pl.Callback):
             with replacing(path.with_suffix(".json")) as file:
                 file.write(json.dumps(record, indent=1).encode())
             state = {"batch": _to_cpu(self._batch)}
+            weights = {name: whole(tensor) for name, tensor in module.state_dict().items()}
             if trainer.is_global_zero:
-                state["state_dict"] = _to_cpu(module.state_dict())
+                state["state_dict"] = _to_cpu(weights)
             with replacing(path.with_suffix(".pt")) as file:
                 torch.save(state, file)
         trainer.strategy.barrier()  # a rank that leaves now would take the others with it
@@ -191,16 +193,26 @@ def first_module(trainer: pl.Trainer, module: Any, batch: Batch) -> str:
             handle.remove()
         for buffer, before in zip(module.buffers(), buffers, strict=True):
             buffer.copy_(before)
+    bad_weights = _not_finite(dict(module.named_parameters()))
+    bad_gradients = _not_finite({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
     if inputs := [name for name, value in batch.items() if not all(_is_finite(t) for t in _tensors(value))]:
         return f"the batch's {', '.join(inputs)} are not finite already"
-    if weights := [name for name, parameter in module.named_parameters() if not _is_finite(parameter)]:
-        return f"the parameter {weights[0]} is not finite already"
+    if bad_weights:
+        return f"the parameter {bad_weights[0]} is not finite already"
     if outputs:
         return f"the first module whose output is not finite is {outputs[0]}"
-    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-    owners = [name.rpartition(".")[0] for name, gradient in gradients.items() if not _is_finite(gradient)]
+    owners = [name.rpartition(".")[0] for name in bad_gradients]
     last = [name for name in order if name in owners] or owners  # backward begins with the module that ran last
     return f"the first module whose gradient is not finite is {last[-1]}" if last else "every module's output is finite"
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that are not finite on this rank or, where tensors are sharded, on any: all must ask."""
+    bad = [not _is_finite(local(tensor)) for tensor in tensors.values()]
+    if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        ranks = gather_objects(bad)
+        bad = [any(flags) for flags in zip(*ranks, strict=True)]
+    return [name for name, is_bad in zip(tensors, bad, strict=True) if is_bad]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from repr.config import ConfigError, load_run
+from repr.distributed import whole
+from repr.models.checkpoint_files import read_checkpoint
 from repr.models.pretrained import checkpoints, damage, last_checkpoint
 from repr.models.teacher import Teacher
 
@@ -60,14 +62,15 @@ class Trained:
         """A copy of an objective in memory, which may go on training where it is.
 
         Args:
-            objective: built from ``cfg.objective``, on any device.
+            objective: built from ``cfg.objective``, on any device; if it is sharded, every rank must call this.
             cfg: a whole config, as :func:`repr.config.compose` gives it.
             name: what errors call it.
 
         Raises:
             ConfigError: the config is not that of the objective.
         """
-        return cls(_rebuilt(cfg, objective.state_dict(), name), cfg, name)
+        tensors = {key: whole(tensor) for key, tensor in objective.state_dict().items()}
+        return cls(_rebuilt(cfg, tensors, name), cfg, name)
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
@@ -77,20 +80,21 @@ class Trained:
             ConfigError: no run lies there, it has no whole checkpoint, or one that this code does not fit.
         """
         path = Path(path)
-        folder = path.parent.parent if path.is_file() else path
+        is_checkpoint = path.is_file() or path.suffix == ".ckpt"
+        folder = path.parent.parent if is_checkpoint else path
         if not path.exists():
             raise ConfigError([f"run={path} does not exist; set it to a folder below runs/ or a checkpoint inside one"])
         if not (folder / "config.yaml").is_file():
             raise ConfigError([f"run={path} is not (inside) a run folder: {folder / 'config.yaml'} is missing"])
         checkpoint: Path | None = path
-        if path.is_file():
+        if is_checkpoint:
             if fault := damage(path):
                 raise ConfigError([f"run={path} is damaged ({fault}); give another checkpoint"])
         else:
             checkpoint = last_checkpoint(path / "checkpoints")
         if checkpoint is None:
             raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
-        tensors = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        tensors = read_checkpoint(checkpoint, optimizer=False)["state_dict"]
         cfg = load_run(folder)
         evaluated = checkpoint == checkpoints(checkpoint.parent)[0]  # results are those of the last step
         return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint), folder if evaluated else None)

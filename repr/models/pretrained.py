@@ -10,9 +10,10 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+
+from repr.models.checkpoint_files import read_beside, read_checkpoint, shards_fault
 
 # What lies outside the towers maps to a space that the new run may choose anew: of another width it starts afresh, as
 # in the CUAXU recipe. So does the projection that open_clip keeps inside the text tower.
@@ -83,7 +84,7 @@ def damage(path: Path) -> str | None:
     if fault := _broken(path):
         return fault
     try:
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        content = read_beside(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         return f"not a checkpoint: {str(error).splitlines()[0]}"
     missing = [key for key in _CHECKPOINT_KEYS if not isinstance(content, dict) or key not in content]
@@ -91,7 +92,9 @@ def damage(path: Path) -> str | None:
 
 
 def _broken(path: Path) -> str | None:
-    """Whether a file of torch.save is cut short or changed; every byte is compared with the checksums it holds."""
+    """Whether a checkpoint is cut short or changed; every byte is compared with the checksums it holds."""
+    if path.is_dir():
+        return shards_fault(path)
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -153,16 +156,16 @@ def _read(source: str) -> dict[str, Tensor]:
         model = timm.create_model(rest, pretrained=True, num_classes=0)
         return {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() and path.suffix != ".ckpt":
         found = last_checkpoint(path / "checkpoints")
         if found is None:
             raise ValueError(f"init_from={source} is a folder without checkpoints/step=*.ckpt")
         path = found
-    if not path.is_file():
+    if not path.exists():
         raise ValueError(f"init_from={source} does not exist; give a checkpoint, open_clip:NAME/TAG or timm:NAME")
     if path.suffix == ".ckpt" and (fault := _broken(path)):
         raise ValueError(f"init_from={source} is damaged ({fault}); give another checkpoint")
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_checkpoint(path, optimizer=False)
     return dict(content.get("state_dict", content))
 
 
