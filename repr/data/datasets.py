@@ -174,7 +174,7 @@ class EvalDataset(Dataset[Batch]):
     ) -> None:
         self.source, self.rows, self.image_size = source, rows, image_size
         self.labels, self.tokenizer, self.tables = labels, tokenizer, tables
-        self.transform = transform or partial(evaluation_view, size=image_size)
+        self.transform = transform or partial(evaluation_view, size=cast(int, image_size))
 
     def __len__(self) -> int:
         return len(self.rows)

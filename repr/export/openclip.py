@@ -141,6 +141,8 @@ def _text_tensors(trained: Trained) -> dict[str, Tensor]:
     objective = trained.objective
     tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
     scalars = {key: getattr(objective, key, None) for key in ("logit_scale", "logit_bias")}
+    if scalars["logit_scale"] is None:
+        raise ConfigError([f"{trained.name} has learned no temperature, which open_clip needs: export it with to=timm"])
     return tensors | {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
 
 

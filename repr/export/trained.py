@@ -112,6 +112,10 @@ def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:
             node.pretrained = False  # the weights are at hand, the network may not be
     with torch.random.fork_rng(devices=[]):
         objective = instantiate(cfg.objective)
+    if getattr(objective, "backbone", None) is None:
+        raise ConfigError(
+            [f"{name}: {type(objective).__name__} was trained without pictures and has no encoder of them"]
+        )
     own = objective.state_dict()
     faults = [f"'{key}' is missing{_hint(key, tensors.keys() - own.keys())}" for key in own if key not in tensors]
     faults += [f"'{key}' is not known" for key in tensors if key not in own]

@@ -171,11 +171,11 @@ class _SoftClip(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, detach: bool, chunk_size: int) -> Tensor:
-        leaves = [value.detach().requires_grad_() for value in (x, y, scale)]
+        x, y, scale = leaves = [value.detach().requires_grad_() for value in (x, y, scale)]
         total, grads = x.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         for start in range(0, len(x), chunk_size):
             with torch.enable_grad():
-                part = _soft_rows(*leaves, slice(start, start + chunk_size), detach) / (2 * len(x))
+                part = _soft_rows(x, y, scale, slice(start, start + chunk_size), detach) / (2 * len(x))
             for grad, more in zip(grads, torch.autograd.grad(part, leaves), strict=True):
                 grad += more
             total += part.detach()

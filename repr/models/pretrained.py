@@ -128,7 +128,10 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
     unused = sorted(tensors.keys() - own.keys())
     wrong = {name for name in tensors.keys() & own.keys() if tensors[name].shape != own[name].shape}
     used = sorted(tensors.keys() & own.keys() - wrong)
-    trunk = [name for name in own if name.startswith("backbone.")]
+    if not (trunk := [name for name in own if name.startswith("backbone.")]):
+        raise ValueError(
+            f"init_from={source}: {type(module).__name__} reads no pictures, so there is no encoder to load"
+        )
     towers = {name for name in wrong if name.startswith(("backbone.", "text."))}
     if (strange := sorted(towers - set(_HEADS))) or not set(trunk) & set(used):
         example = (

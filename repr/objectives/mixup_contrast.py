@@ -168,7 +168,7 @@ class MixupContrast(Objective):
         Raises:
             ValueError: the data has no such attribute, more classes, rows without a label, or other tables.
         """
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "attributes"):
             return
         if self.tables:
