@@ -93,7 +93,7 @@ class Winoground(Cases):
             in_zip = {PurePosixPath(name).name: name for name in members(pictures)}
         cases = []
         text = _text(path, "Winoground: set root to the folder that holds examples.jsonl")
-        for line, row in enumerate(filter(None, map(str.strip, text.splitlines())), 1):
+        for line, row in enumerate(filter(None, map(str.strip, text.split("\n"))), 1):
             found = _texts(_parsed(row, f"{path}, line {line}"), names, f"{path}, line {line}")
             images, captions, tag = found[:2], found[2:4], found[4].lower()
             for image, right, wrong in zip(images, captions, captions[::-1], strict=True):

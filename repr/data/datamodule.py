@@ -199,7 +199,7 @@ class DataModule(LightningDataModule):
         Args:
             name: of the set.
         """
-        source = self.train if name == "bank" else self.eval[name]
+        source = self.eval[name]
         return questions(source) if self.tokenizer is not None and has_questions(source) else None
 
     def _eval_loader(self, source: Source, rows: Tensor, name: str) -> DataLoader:
