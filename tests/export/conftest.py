@@ -45,11 +45,16 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Samples]:
 
 @pytest.fixture(scope="session")
 def run_and_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run and its export to open_clip, both by the command line, in a process whose network is closed."""
+    """A run, its evaluation and its export to open_clip, all by the command line, in a process without network."""
     folder = tmp_path_factory.mktemp("run")
-    program = (
-        f"from repr.fit import main\nmain({[*RUN, f'run_folder={folder}/run']!r})\n"
-        f"from repr.export.__main__ import main\nmain(['run={folder}/run', 'to=open_clip', 'out={folder}/export'])\n"
+    evaluation = [f"model={folder}/run", "eval=[zero_shot]", f"out={folder}/evaluation", "data.num_workers=0"]
+    program = "\n".join(
+        f"from repr.{module} import main\nmain({words!r})"
+        for module, words in (
+            ("fit", [*RUN, f"run_folder={folder}/run"]),
+            ("export.__main__", [f"run={folder}/run", "to=open_clip", f"out={folder}/export"]),
+            ("evaluate", evaluation),
+        )
     )
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=guarded(folder), capture_output=True, text=True, check=False)

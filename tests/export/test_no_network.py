@@ -20,8 +20,9 @@ def test_the_guard_sees_what_asks(tmp_path: Path) -> None:
 
 
 def test_nothing_asks_for_the_network(run_and_export: tuple[Path, Path]) -> None:
-    """The run of these tests, its export and its page were made under the guard."""
+    """The run of these tests, its page, its export and its evaluation were made under the guard."""
     assert (run_and_export[0] / "report.html").is_file()
+    assert (run_and_export[0].parent / "evaluation" / "metrics.json").is_file()
     assert asked(run_and_export[0].parent) == ""
 
 
@@ -35,6 +36,7 @@ def test_nothing_asks_for_the_network_with_processes_and_stages(tmp_path: Path) 
         *(["repr.export", f"run={run}", f"to={to}", f"out={tmp_path}/{to}"] for to in ("timm", "hf", "onnx")),
         ["repr.data", "check", "data=emoji"],
         ["repr.report", str(run)],
+        ["repr.evaluate", f"model={run}", "data.num_workers=0"],
     ]
     for command in commands:
         words = [sys.executable, "-m", *command]

@@ -1,7 +1,6 @@
 """What is exported gives, in the library it is for, what it gives here."""
 
 import ast
-import csv
 import json
 import subprocess
 import sys
@@ -11,9 +10,11 @@ from typing import Any
 
 import open_clip
 import pytest
+import timm
 import torch
 import yaml
 from hydra.errors import InstantiationException
+from open_clip.push_to_hf_hub import save_for_hf as save_open_clip
 from open_clip_train.zero_shot import run as open_clip_zero_shot
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -185,6 +186,27 @@ def test_a_teacher_is_exported_where_it_is_asked_for(loaded: Exports) -> None:
     assert not any(torch.equal(own[name], other[name]) for name in ("conv1.0.weight", "bn1.running_mean"))
 
 
+def test_the_folders_are_what_the_libraries_push_to_the_hub(loaded: Exports, tmp_path: Path) -> None:
+    """Their ``push_to_hf_hub`` uploads what they save of a model: weights and settings as they lie there already."""
+    both, images = loaded.root / "hf/both", loaded.root / "hf/images"
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{both}")
+    config = json.loads((both / "open_clip_config.json").read_text())
+    no_tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)  # open_clip's own has nothing to save
+    save_open_clip(model, no_tokenizer, config["model_cfg"], tmp_path / "both", safe_serialization=True)
+    assert json.loads((tmp_path / "both" / "open_clip_config.json").read_text()) == config
+    backbone = timm.create_model(f"local-dir:{images}", pretrained=True)
+    timm.models.save_for_hf(backbone, tmp_path / "images", safe_serialization=True)
+    ours, theirs = (json.loads((folder / "config.json").read_text()) for folder in (images, tmp_path / "images"))
+    assert theirs["architecture"] == ours["architecture"]
+    assert theirs["num_classes"] == ours["num_classes"] == 0
+    for key in ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode"):
+        assert theirs["pretrained_cfg"][key] == ours["pretrained_cfg"][key], key
+    for folder, name in ((both, "open_clip_model.safetensors"), (images, "model.safetensors")):
+        own, other = load_file(folder / name), load_file(tmp_path / folder.name / name)
+        assert own.keys() == other.keys()
+        assert all(torch.equal(own[key], other[key]) for key in own)
+
+
 def test_any_change_of_an_export_is_found(samples: Samples, tmp_path: Path) -> None:
     """Each is what a faulty writer would do."""
     exports, clip, simclr = Exports(tmp_path, samples), trained("clip", backbone="test_vit"), trained("simclr")
@@ -274,13 +296,12 @@ def num_right(scores: Tensor, target: Tensor, topk: tuple[int, ...]) -> list[flo
     return [float((scores.topk(k)[1] == target[:, None]).sum()) for k in topk]
 
 
-def test_zero_shot_by_open_clip_is_the_number_of_the_run(
+def test_zero_shot_by_open_clip_is_the_number_of_evaluate(
     run_and_export: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, export = run_and_export
     monkeypatch.setattr("open_clip_train.zero_shot.accuracy", num_right)
-    with (run / "metrics.csv").open(newline="") as file:
-        (row,) = [row for row in csv.DictReader(file) if row.get("val/zero_shot_top1")]
+    results = json.loads((run.parent / "evaluation" / "metrics.json").read_text())["results"]
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
     classes = yaml.safe_load((CONF / "eval/classes/emoji_val.yaml").read_text())
     tokenizer, names = open_clip.get_tokenizer(f"local-dir:{export}"), list(classes["names"].values())
@@ -290,5 +311,5 @@ def test_zero_shot_by_open_clip_is_the_number_of_the_run(
     arguments = SimpleNamespace(device="cpu", precision="fp32", batch_size=256)
     theirs = open_clip_zero_shot(model, weights, DataLoader(rows, batch_size=256), arguments)
     for k, value in zip((1, 5), theirs, strict=True):
-        assert value == pytest.approx(float(row[f"val/zero_shot_top{k}"]))
+        assert value == pytest.approx(results[f"val/zero_shot_top{k}"]["value"])
         assert value > 1.5 * k / len(names)  # it has learned something

@@ -1,5 +1,7 @@
 """What the report shows agrees with the metrics of the same tables, and stays small."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,3 +110,17 @@ def test_features_that_cannot_be_drawn_are_told() -> None:
     collapsed = found(torch.ones(9, 3))
     assert np.abs(collapsed["map/pca"]).max() < 1e-6
     assert found(torch.arange(9.0)[:, None])["map/pca"].shape == (9, 2)
+
+
+def test_of_several_captions_of_an_image_the_first_counts(tables: tuple[Features, Features]) -> None:
+    bank, query = tables
+    text = torch.cat([query.text.flip(0), query.text])  # the second half is what belongs to the images
+    rows = torch.arange(len(query.image))
+    pairs = torch.stack([rows, rows + len(rows)], dim=1)
+    more = torch.cat([pairs, torch.stack([rows[:5], torch.full_like(rows[:5], 2 * len(rows) - 1)], dim=1)])
+    several = exhibits(bank, replace(query, text=text, pairs=more[torch.randperm(len(more))]), attributes={})
+    one = exhibits(bank, query, attributes={})
+    assert several.keys() == one.keys()
+    assert all(np.array_equal(several[name], one[name]) for name in one)
+    without = exhibits(bank, replace(query, text=text, pairs=pairs[1:]), attributes={})
+    assert "left_out/image_to_text" in without  # the first image has no caption
