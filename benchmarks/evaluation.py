@@ -124,8 +124,8 @@ def memory(num_bank: int, width: int) -> list[str]:
         found = json.loads(done.stdout.splitlines()[-1])
         lines.append(f"| {budget} GB | {found['grown']:.2f} GB | {2 * found['bank']:.2f} GB |")
     return [
-        f"Memory of kNN with a bank of {num_bank:,} x {width}, 8,192 queries, in a process each. The bank is copied for "
-        "its labelled rows and once more at unit length, whatever the budget; the budget is for the cosines:",
+        f"Memory of kNN with a bank of {num_bank:,} x {width}, 8,192 queries, in a process each. The bank is copied "
+        "for its labelled rows and once more at unit length, whatever the budget; the budget is for the cosines:",
         "",
         *lines,
         "",
@@ -164,8 +164,8 @@ def linear(num: int, width: int, num_classes: int) -> list[str]:
         "scikit-learn `LogisticRegression`": (hits, 10.0**best),
     }
     return [
-        f"Linear sweep of {num:,} x {width}, {num_classes} classes, float32: CLIP's search of C, {len(scores)} fits and the "
-        "last one on all rows, tolerance 1e-4, at most 1,000 steps:",
+        f"Linear sweep of {num:,} x {width}, {num_classes} classes, float32: CLIP's search of C, {len(scores)} fits "
+        "and the last one on all rows, tolerance 1e-4, at most 1,000 steps:",
         "",
         "| | seconds | of scikit-learn's | accuracy | C |",
         "|---|---:|---:|---:|---:|",

@@ -63,7 +63,7 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
 
     from repr.distributed import rank
     from repr.feature_tables import FeatureTables, check_dtype, short_hash
-    from repr.protocols import compute, make_plan
+    from repr.protocols import compute, finetuned, make_plan
     from repr.report.exhibits import save_exhibits
 
     check_dtype(cfg.features)
@@ -78,9 +78,11 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     tables = FeatureTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), cfg.features)
     plan = make_plan(cfg.eval, tables, class_files)
     tables.extract()
+    learned = finetuned(plan, tables)
     if rank() or not is_first():
         return {}
     numbers, shown = compute(plan, tables)
+    numbers |= learned
     asked: Any = OmegaConf.to_container(cfg.eval, resolve=True)
     protocol_hash = short_hash([tables.taken, asked, sorted({number.hash for number in numbers.values()})])
     out = Path(cfg.out) if cfg.out else folder / f"{data_name}-{protocol_hash}"

@@ -20,6 +20,8 @@ from repr.data.datamodule import DataModule
 from repr.data.datasets import class_ids
 from repr.data.fingerprint import captions_of
 from repr.feature_tables import FeatureTables, maps_fault, short_hash
+from repr.finetune import fault as finetune_fault
+from repr.finetune import finetune
 from repr.metrics.classes import Classes, load_classes
 from repr.metrics.exhibits import Exhibits, NamedClasses
 from repr.metrics.knn import sweep_name
@@ -36,10 +38,18 @@ SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "retrieval": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
     "geometry": {"features": "image, text (the first caption)"},
     "dense": {"features": "maps"},
+    "finetune": {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"},
     "compositional": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
 }
+ALONE = {"dense", "finetune"}  # protocols that do not read the embeddings
 NO_TEXT = "the encoder has no text tower"
-NO_EFFECT = ("_target_", "_partial_", "memory", "classes")  # options that no number depends on, or told otherwise
+NO_EFFECT = (
+    "_target_",
+    "_partial_",
+    "memory",
+    "classes",
+    "attributes",
+)  # options that no number depends on, or told otherwise
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ class Plan:
             together.
         classes: set -> name of a number -> its classes.
         questions: set -> what it asks for, if its source has questions.
+        learned: attribute -> sets that a fine-tuned classifier of it is asked about.
         left_out: ``<set>/<what>`` -> why it is not computed.
     """
 
@@ -73,6 +84,7 @@ class Plan:
     captions: dict[str, tuple[list[str], Tensor]] = field(default_factory=dict)
     classes: dict[str, dict[str, Classes]] = field(default_factory=dict)
     questions: dict[str, Questions] = field(default_factory=dict)
+    learned: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +104,8 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
     if "dense" in options and (fault := maps_fault(tables.encoder)):
         plan.left_out |= {f"{name}/dense": fault for name in sets}
         del plan.options["dense"]
+    if "finetune" in options:
+        _plan_finetune(plan, tables)
     texts = tables.encoder.tokenizer is not None
     for name in sets if "zero_shot" in options else ():
         found = _classes(options["zero_shot"], data, name, class_files) if texts else NO_TEXT
@@ -118,7 +132,7 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
 
 def _want(plan: Plan, tables: FeatureTables) -> None:
     sets = tables.data.eval_names[1:]
-    if plan.options.keys() - {"dense"}:
+    if plan.options.keys() - ALONE:
         bank = any(name in plan.options for name in (*PROBES, "exhibits"))
         for name in (["bank"] if bank else []) + sets:
             tables.want_pictures(name)
@@ -134,6 +148,36 @@ def _want(plan: Plan, tables: FeatureTables) -> None:
         dense = instantiate(plan.options["dense"])
         for name in tables.data.eval_names:
             tables.want_maps(name, dense.views, dense.num_images)
+
+
+def _plan_finetune(plan: Plan, tables: FeatureTables) -> None:
+    """Which attributes are learned, and on which sets they are asked for."""
+    sets, wanted = tables.data.eval_names[1:], plan.options["finetune"].attributes
+    fault = finetune_fault(tables.encoder)
+    for name in sets:
+        if why := fault or _unlabelled(tables.data, name):
+            plan.left_out[f"{name}/finetune"] = why
+            continue
+        shared = [a for a in _shared(tables.data, name) if wanted is None or a in wanted]
+        for attribute in shared:
+            plan.learned.setdefault(attribute, []).append(name)
+        if not shared:
+            plan.left_out[f"{name}/finetune"] = f"{name} has no labels of {', '.join(wanted)} that the training set has"
+
+
+def finetuned(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
+    """The numbers of fine-tuning; every rank must call it, and the first has them."""
+    numbers: dict[str, Number] = {}
+    for attribute, sets in plan.learned.items():
+        protocol = _protocol(plan, tables, "finetune", seed=tables.cfg.seed, views=_views(tables))
+        for name, values in finetune(tables.cfg, tables.encoder, tables.data, attribute, sets).items():
+            key = f"finetune_{attribute}"
+            numbers[f"{name}/{key}"] = Number(values[key], values[key + CHANCE], protocol)
+    return numbers
+
+
+def _views(tables: FeatureTables) -> Any:
+    return OmegaConf.to_container(tables.cfg.views, resolve=True)
 
 
 def _unlabelled(data: DataModule, name: str) -> str | None:
@@ -205,7 +249,7 @@ def compute(plan: Plan, tables: FeatureTables) -> tuple[dict[str, Number], dict[
     bank = tables.pictures("bank") if probes or "exhibits" in plan.options else None
     for name in tables.data.eval_names[1:]:
         found: list[tuple[dict[str, float], dict[str, Any]]] = []
-        if plan.options.keys() - {"dense"}:
+        if plan.options.keys() - ALONE:
             query = tables.pictures(name)
             for probe in probes:
                 found += _probed(plan, tables, probe, name, bank, query)

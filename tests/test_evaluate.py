@@ -301,6 +301,24 @@ def test_questions_and_exhibits(trained: tuple[Path, dict[str, Any]], tmp_path: 
 
 
 @pytest.mark.slow
+def test_fine_tuning_learns_what_a_random_backbone_does_not_know(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    words = [f"model={trained[0]}", "data=trifeature", "data.train.renders=2", "eval=[ridge,finetune]", "seed=1"]
+    words += ["eval.finetune.attributes=[colour]", "eval.finetune.epochs=6", "eval.finetune.batch_size=64"]
+    words += ["eval.finetune.lr=3e-3", f"out={tmp_path}/out", f"cache={tmp_path}/cache"]
+    found = run(*words, "trainer.accelerator=cpu")
+    tuned = found["results"]["held_out/finetune_colour"]
+    assert tuned["value"] > 0.5
+    assert tuned["chance"] < 0.15
+    assert tuned["protocol"]["layer_decay"] == 0.75
+    assert found["results"].keys() >= {"held_out/ridge_colour", "held_out/ridge_shape"}
+    assert values(run(*words, "trainer.accelerator=cpu"))["held_out/finetune_colour"] == tuned["value"]
+    towers = run(f"model={write_towers(tmp_path / 'model')}", *words[1:])
+    assert "not one of timm's" in towers["left_out"]["held_out/finetune"]
+
+
+@pytest.mark.slow
 def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     words = [
         f"model={trained[0]}",
