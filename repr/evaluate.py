@@ -63,7 +63,8 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
 
     from repr.distributed import rank
     from repr.feature_tables import FeatureTables, check_dtype, short_hash
-    from repr.protocols import compute, make_plan
+    from repr.protocols import compute, finetuned, make_plan
+    from repr.report.exhibits import save_exhibits
 
     check_dtype(cfg.features)
     if not cfg.data.eval:
@@ -77,9 +78,11 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     tables = FeatureTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), cfg.features)
     plan = make_plan(cfg.eval, tables, class_files)
     tables.extract()
+    learned = finetuned(plan, tables)
     if rank() or not is_first():
         return {}
-    numbers = compute(plan, tables)
+    numbers, shown = compute(plan, tables)
+    numbers |= learned
     asked: Any = OmegaConf.to_container(cfg.eval, resolve=True)
     protocol_hash = short_hash([tables.taken, asked, sorted({number.hash for number in numbers.values()})])
     out = Path(cfg.out) if cfg.out else folder / f"{data_name}-{protocol_hash}"
@@ -95,6 +98,7 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     }
     with replacing(out / METRICS) as file:
         file.write(json.dumps(found, indent=1).encode())
+    save_exhibits(out, shown, {name: data.evaluated(name)[0] for name in data.eval_names})
     return found | {"folder": out}
 
 

@@ -20,7 +20,10 @@ from repr.data.datamodule import DataModule
 from repr.data.datasets import class_ids
 from repr.data.fingerprint import captions_of
 from repr.feature_tables import FeatureTables, maps_fault, short_hash
+from repr.finetune import fault as finetune_fault
+from repr.finetune import finetune
 from repr.metrics.classes import Classes, load_classes
+from repr.metrics.exhibits import Exhibits, NamedClasses
 from repr.metrics.knn import sweep_name
 from repr.metrics.tables import one_caption
 from repr.metrics.zero_shot import average_templates, zero_shot
@@ -35,11 +38,13 @@ SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "retrieval": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
     "geometry": {"features": "image, text (the first caption)"},
     "dense": {"features": "maps"},
+    "finetune": {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"},
     "compositional": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
 }
 NO_TEXT = "the encoder has no text tower"
-OWN_TABLES = {"dense", "lidar"}  # protocols that do not read the embeddings of whole pictures
-NO_EFFECT = ("_target_", "_partial_", "memory", "classes")  # options that no number depends on, or told otherwise
+OWN_TABLES = {"dense", "finetune", "lidar"}  # protocols that do not read the embeddings of whole pictures
+# Options that no number depends on, or told otherwise.
+NO_EFFECT = ("_target_", "_partial_", "memory", "classes", "attributes")
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Plan:
             together.
         classes: set -> name of a number -> its classes.
         questions: set -> what it asks.
+        learned: attribute -> sets that a fine-tuned classifier of it is asked about.
         left_out: ``<set>/<what>`` -> why it is not computed.
     """
 
@@ -73,6 +79,7 @@ class Plan:
     captions: dict[str, tuple[list[str], Tensor]] = field(default_factory=dict)
     classes: dict[str, dict[str, Classes]] = field(default_factory=dict)
     questions: dict[str, Questions] = field(default_factory=dict)
+    learned: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
@@ -92,6 +99,8 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
     if "dense" in options and (fault := maps_fault(tables.encoder)):
         plan.left_out |= {f"{name}/dense": fault for name in sets}
         del plan.options["dense"]
+    if "finetune" in options:
+        _plan_finetune(plan, tables)
     texts = tables.encoder.tokenizer is not None
     for name in sets if "zero_shot" in options else ():
         found = _classes(options["zero_shot"], data, name, class_files) if texts else NO_TEXT
@@ -99,7 +108,7 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
             plan.left_out[f"{name}/zero_shot"] = found
         else:
             plan.classes[name] = found
-    for name in sets if {"retrieval", "geometry"} & options.keys() and texts else ():
+    for name in sets if {"retrieval", "geometry", "exhibits"} & options.keys() and texts else ():
         plan.captions[name] = captions_of(*data.evaluated(name))
     for name in sets if "retrieval" in options else ():
         if not texts or not plan.captions[name][0]:
@@ -122,7 +131,7 @@ def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_fi
 def _want(plan: Plan, tables: FeatureTables) -> None:
     sets = tables.data.eval_names[1:]
     if plan.options.keys() - OWN_TABLES:
-        bank = any(probe in plan.options for probe in PROBES)
+        bank = any(name in plan.options for name in (*PROBES, "exhibits"))
         for name in (["bank"] if bank else []) + sets:
             tables.want_pictures(name)
     for name, (texts, _) in plan.captions.items():
@@ -139,6 +148,36 @@ def _want(plan: Plan, tables: FeatureTables) -> None:
             tables.want_maps(name, dense.views, dense.num_images)
     for name in _with_lidar(plan, sets):
         tables.want_views(name, **_lidar_views(plan, tables))
+
+
+def _plan_finetune(plan: Plan, tables: FeatureTables) -> None:
+    """Which attributes are learned, and on which sets they are asked for."""
+    sets, wanted = tables.data.eval_names[1:], plan.options["finetune"].attributes
+    fault = finetune_fault(tables.encoder)
+    for name in sets:
+        if why := fault or _unlabelled(tables.data, name):
+            plan.left_out[f"{name}/finetune"] = why
+            continue
+        shared = [a for a in _shared(tables.data, name) if wanted is None or a in wanted]
+        for attribute in shared:
+            plan.learned.setdefault(attribute, []).append(name)
+        if not shared:
+            plan.left_out[f"{name}/finetune"] = f"{name} has no labels of {', '.join(wanted)} that the training set has"
+
+
+def finetuned(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
+    """The numbers of fine-tuning; every rank must call it, and the first has them."""
+    numbers: dict[str, Number] = {}
+    for attribute, sets in plan.learned.items():
+        protocol = _protocol(plan, tables, "finetune", seed=tables.cfg.seed, views=_views(tables))
+        for name, values in finetune(tables.cfg, tables.encoder, tables.data, attribute, sets).items():
+            key = f"finetune_{attribute}"
+            numbers[f"{name}/{key}"] = Number(values[key], values[key + CHANCE], protocol)
+    return numbers
+
+
+def _views(tables: FeatureTables) -> Any:
+    return OmegaConf.to_container(tables.cfg.views, resolve=True)
 
 
 def _unlabelled(data: DataModule, name: str) -> str | None:
@@ -199,21 +238,25 @@ def _names_fault(classes: Classes, data: DataModule, name: str) -> str | None:
 
 
 @torch.no_grad()
-def compute(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
-    """All numbers of a plan whose tables were extracted, ``<set>/<metric>`` -> number.
+def compute(plan: Plan, tables: FeatureTables) -> tuple[dict[str, Number], dict[str, Exhibits]]:
+    """All numbers of a plan whose tables were extracted, ``<set>/<metric>`` -> number; and set -> exhibits.
 
     Rows that could not be read, and pictures without caption in retrieval, are left out; the plan then says so.
     """
     numbers: dict[str, Number] = {}
+    shown: dict[str, Exhibits] = {}
     probes = [probe for probe in PROBES if probe in plan.options]
-    bank = tables.pictures("bank") if probes else None
+    bank = tables.pictures("bank") if probes or "exhibits" in plan.options else None
     for name in tables.data.eval_names[1:]:
         found: list[tuple[dict[str, float], dict[str, Any]]] = []
         if plan.options.keys() - OWN_TABLES:
             query = tables.pictures(name)
             for probe in probes:
                 found += _probed(plan, tables, probe, name, bank, query)
-            found += _text_numbers(plan, tables, name, query)
+            captions = _captioned(plan, tables, name, query)
+            found += _text_numbers(plan, tables, name, query, captions)
+            if "exhibits" in plan.options:
+                shown[name] = _exhibits(plan, tables, name, bank, query, captions)
         if "dense" in plan.options:
             found += _dense(plan, tables, name)
         for _ in _with_lidar(plan, [name]):
@@ -222,7 +265,7 @@ def compute(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
             for key, value in values.items():
                 if not key.endswith(CHANCE):
                     numbers[f"{name}/{key}"] = Number(value, values.get(key + CHANCE), protocol)
-    return numbers
+    return numbers, shown
 
 
 Found = Iterator[tuple[dict[str, float], dict[str, Any]]]  # values with their chances, and the protocol of all
@@ -255,8 +298,7 @@ def _probed(plan: Plan, tables: FeatureTables, probe: str, name: str, bank: Any,
                     yield own, single | {"k": k, "temperature": temperature}
 
 
-def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features) -> Found:
-    captions = _captioned(plan, tables, name, query)
+def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features, captions: Features | None) -> Found:
     if "retrieval" in plan.options and captions is not None:
         values = instantiate(plan.options["retrieval"])(query, captions)
         yield values, _protocol(plan, tables, "retrieval", **_tokens(tables))
@@ -265,7 +307,21 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features)
         told = {} if captions is None else _tokens(tables)
         values = instantiate(plan.options["geometry"])(query, table)
         yield values, _protocol(plan, tables, "geometry", **told)
-    if asked := plan.questions.get(name):
+    for kind, classes in plan.classes.get(name, {}).items():
+        told = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
+        told |= {"classes": short_hash(list(classes.names.values())), **_tokens(tables)}
+        embeddings, ids = _named(tables, classes)
+        values = zero_shot(
+            query,
+            query,
+            attribute=classes.attribute,
+            class_embeddings=embeddings,
+            class_labels=ids,
+            ks=list(plan.options["zero_shot"].ks),
+            name=kind,
+        )
+        yield values, _protocol(plan, tables, "zero_shot", **told)
+    if (asked := plan.questions.get(name)) is not None:
         values = instantiate(plan.options["compositional"])(
             query,
             query,
@@ -276,11 +332,6 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features)
             names=tables.data.attributes[asked.split],
         )
         yield values, _protocol(plan, tables, "compositional", **_tokens(tables))
-    for kind, classes in plan.classes.get(name, {}).items():
-        told = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
-        told |= {"classes": short_hash(list(classes.names.values())), **_tokens(tables)}
-        protocol = _protocol(plan, tables, "zero_shot", **told)
-        yield _zero_shot(plan, tables, query, kind, classes), protocol
 
 
 def _tokens(tables: FeatureTables) -> dict[str, Any]:
@@ -306,21 +357,27 @@ def _captioned(plan: Plan, tables: FeatureTables, name: str, query: Features) ->
     return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
 
 
-def _zero_shot(plan: Plan, tables: FeatureTables, query: Features, kind: str, classes: Classes) -> dict[str, float]:
+def _named(tables: FeatureTables, classes: Classes) -> tuple[Tensor, Tensor]:
+    """Class embeddings (C, D) and their labels (C,); classes that the data do not have are candidates all the same."""
     vocabulary = tables.data.attributes[classes.attribute]
     position = {label: i for i, label in enumerate(vocabulary)}
-    # Classes that the data do not have are candidates all the same.
     ids = [position.get(label, len(vocabulary) + i) for i, label in enumerate(classes.names)]
     embeddings = tables.texts(classes.sentences()).unflatten(0, (len(classes.names), len(classes.templates)))
-    return zero_shot(
-        query,
-        query,
-        attribute=classes.attribute,
-        class_embeddings=average_templates(embeddings),
-        class_labels=torch.tensor(ids, device=query.image.device),
-        ks=list(plan.options["zero_shot"].ks),
-        name=kind,
-    )
+    return average_templates(embeddings), torch.tensor(ids, device=embeddings.device)
+
+
+def _exhibits(
+    plan: Plan, tables: FeatureTables, name: str, bank: Any, query: Features, captions: Features | None
+) -> Exhibits:
+    known = {
+        kind: NamedClasses(classes.attribute, *_named(tables, classes), names=list(classes.names.values()))
+        for kind, classes in plan.classes.get(name, {}).items()
+    }
+    # Only where every picture has a caption do both tables have the same rows.
+    whole = captions is not None and len(captions.image) == len(query.image)
+    table = replace(query, text=captions.text, pairs=captions.pairs) if captions is not None and whole else query
+    attributes = tables.data.attributes
+    return instantiate(plan.options["exhibits"])(bank, table, attributes=attributes, classes=known)
 
 
 def _dense(plan: Plan, tables: FeatureTables, name: str) -> Found:

@@ -108,7 +108,27 @@ def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeyp
     assert {path.name for path in (tmp_path / "DIR").iterdir()} == {"config.json", "model.safetensors"}
 
 
-TOOLS = [c for c in commands("README.md") if c.startswith("python -m ") and not re.search(r"repr\.(fit|export)", c)]
+TOOLS = [
+    c for c in commands("README.md") if c.startswith("python -m ") and not re.search(r"repr\.(fit|export|evaluate)", c)
+]
+
+
+@pytest.mark.slow
+def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from repr.config import compose
+    from repr.evaluate import main
+    from repr.export.__main__ import main as export
+    from repr.fit import fit
+
+    monkeypatch.chdir(tmp_path)
+    fit(compose(["smoke=true", "run_folder=run", "backbone.name=test_resnet", "text.layers=1", "eval=images"]))
+    export(["run=run", "to=open_clip", "out=DIR"])
+    evaluations = [c for c in commands("README.md") if c.startswith("python -m repr.evaluate ")]
+    assert len(evaluations) == 2
+    for number, command in enumerate(evaluations):
+        words = ["model=run" if word.startswith("model=runs/") else word for word in shlex.split(command)[3:]]
+        main([*words, "data.num_workers=0", f"out=out{number}", "trainer.accelerator=cpu"])
+        assert json.loads((tmp_path / f"out{number}" / "metrics.json").read_text())["results"]
 
 
 @pytest.mark.parametrize("command", TOOLS)

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from repr.config import ConfigError, check, compose
-from repr.data.sources import Emoji
+from repr.data.shards import Shards
+from repr.data.sources import Emoji, Folder
 from repr.evaluate import config, evaluate, read_encoder
 from repr.fit import fit
+from repr.report.exhibits import load_exhibits
 
 QUIET = [
     "callbacks.progress=null",
@@ -121,7 +125,7 @@ def test_features_are_taken_once_and_again_where_a_file_is_cut_short(
     def stamps() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in store.rglob("*.npy")}
 
-    words = [f"model={trained[0]}", "eval=[knn,retrieval,geometry]", "trainer.accelerator=cpu"]
+    words = [f"model={trained[0]}", "eval=[knn,retrieval]", "eval.knn.ks=[20]", "trainer.accelerator=cpu"]
     before = stamps()
     run(*words)
     assert stamps() == before
@@ -134,12 +138,12 @@ def test_features_are_taken_once_and_again_where_a_file_is_cut_short(
     assert {path for path, stamp in stamps().items() if stamp != before[path]} == set(victim.parent.glob("*.npy"))
     assert victim.read_bytes() == whole
     same = values(again).keys() & values(of_run).keys()
-    assert len(same) > 20
+    assert len(same) > 15
     assert all(values(again)[name] == values(of_run)[name] for name in same)
     half = run(*words, "features=bfloat16")
     sizes = [path.stat().st_size for path in store.rglob("trunk.npy") if path not in before]
     assert len(whole) * 0.4 < max(sizes) < len(whole) * 0.6
-    assert values(half)["val/alignment"] == pytest.approx(values(again)["val/alignment"], abs=0.02)
+    assert values(half) == pytest.approx(values(again), abs=0.03)
     assert half["protocol_hash"] != again["protocol_hash"]
 
 
@@ -277,6 +281,43 @@ def test_several_class_files_and_classes_that_the_data_lack(
     assert found["results"]["val/zero_shot_t1_top1"]["chance"] == pytest.approx(1 / len(names))
 
 
+def test_questions_and_exhibits(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Of a set that is drawn, beside one that asks nothing."""
+    drawn = "{_target_: repr.data.drawn_composition.DrawnComposition, num_items: 8}"
+    words = [
+        f"model={trained[0]}",
+        "data=emoji",
+        "eval=[compositional,exhibits]",
+        "eval.exhibits.num_points=20",
+        f"out={tmp_path}/out",
+    ]
+    found = run(*words, "~data.eval.test_style", f"+data.eval.drawn={drawn}", f"cache={tmp_path}", "data.bank_size=50")
+    assert found["left_out"] == {"val/compositional": "val asks no questions"}
+    assert found["results"]["drawn/group_score"]["chance"] == pytest.approx(1 / 6)
+    assert found["results"]["drawn/text_score"]["protocol"]["context_length"] == 16
+    shown = load_exhibits(tmp_path / "out")
+    assert shown.keys() == {"val", "drawn"}
+    assert shown["val"]["gallery/image_to_text/nearest"].shape == (6, 5)
+
+
+@pytest.mark.slow
+def test_fine_tuning_learns_what_a_random_backbone_does_not_know(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    words = [f"model={trained[0]}", "data=trifeature", "data.train.renders=2", "eval=[ridge,finetune]", "seed=1"]
+    words += ["eval.finetune.attributes=[colour]", "eval.finetune.epochs=6", "eval.finetune.batch_size=64"]
+    words += ["eval.finetune.lr=3e-3", f"out={tmp_path}/out", f"cache={tmp_path}/cache"]
+    found = run(*words, "trainer.accelerator=cpu")
+    tuned = found["results"]["held_out/finetune_colour"]
+    assert tuned["value"] > 0.5
+    assert tuned["chance"] < 0.15
+    assert tuned["protocol"]["layer_decay"] == 0.75
+    assert found["results"].keys() >= {"held_out/ridge_colour", "held_out/ridge_shape"}
+    assert values(run(*words, "trainer.accelerator=cpu"))["held_out/finetune_colour"] == tuned["value"]
+    towers = run(f"model={write_towers(tmp_path / 'model')}", *words[1:])
+    assert "not one of timm's" in towers["left_out"]["held_out/finetune"]
+
+
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     words = [
@@ -304,3 +345,72 @@ def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]],
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == two
+
+
+OPENCLIPART = Path(__file__).parents[2] / "shared" / "data" / "openclipart"
+
+
+@dataclass
+class Rows:
+    """What clip-benchmark takes for a loader."""
+
+    batches: list[Any]
+    classes: list[str]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    @property
+    def dataset(self) -> "Rows":
+        return self
+
+
+@pytest.mark.slow
+def test_clip_benchmark_finds_the_same_on_the_same_pictures(tmp_path: Path) -> None:
+    """A model with random weights in a folder, drawings with one or two captions each: zero-shot and retrieval."""
+    classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification", reason="make test has it")
+    retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="make test installs it")
+    if not OPENCLIPART.is_dir():
+        pytest.skip("the drawings of openclipart are not at ../shared/data/openclipart")
+    shards = Shards(f"{OPENCLIPART}/val-*.tar", captions=["txt", "json:title"], labels=["json:category"])
+    seen: set[str] = set()
+    for row, label in enumerate(shards.attributes["category"]):
+        texts = [text for text in dict.fromkeys(shards.captions(row)) if text not in seen]
+        if label and texts:  # of equal captions none could be told to be right
+            seen.update(texts)
+            path = tmp_path / "drawings" / label / f"{row:05}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(shards.encoded(row))
+            path.with_suffix(".txt").write_text("\n".join(texts))
+    source = Folder(tmp_path / "drawings", labels=True, captions=True)
+    labels = list(source.attributes["label"])
+    names, templates = sorted(set(labels)), ["a drawing of {}.", "{}"]
+    content = {"attribute": "label", "templates": templates, "names": {name: name for name in names}}
+    (tmp_path / "category.yaml").write_text(yaml.safe_dump(content))
+    name = write_towers(tmp_path / "model", TOWERS | {"embed_dim": 64})
+    found = run(
+        f"model={name}", *folder_data(tmp_path / "drawings", captions=True, labels=True), "eval=[zero_shot,retrieval]",
+        f"eval.zero_shot.classes={{held: {tmp_path}/category.yaml}}", f"out={tmp_path}/out", f"cache={tmp_path}/cache",
+    )  # fmt: skip
+
+    model, _, transform = open_clip.create_model_and_transforms(name.removeprefix("open_clip:"))
+    tokenizer = open_clip.get_tokenizer(name.removeprefix("open_clip:"))
+    images = torch.stack([transform(source.image(row)) for row in range(len(source))]).split(100)
+    targets = torch.tensor([names.index(label) for label in labels]).split(100)
+    captions = [source.captions(row) for row in range(len(source))]
+    texts = [captions[i : i + 100] for i in range(0, len(captions), 100)]
+    told = [template.replace("{}", "{c}") for template in templates]
+    loader = Rows(list(zip(images, targets, strict=True)), names)
+    classifier = classification.zero_shot_classifier(model.eval(), tokenizer, names, told, "cpu", amp=False)
+    logits, target = classification.run_classification(model, classifier, loader, "cpu", amp=False)
+    hits = logits.topk(5).indices == target[:, None]  # as its `accuracy`, which needs an older numpy
+    assert values(found)["held/zero_shot_top1"] == hits[:, 0].double().mean().item()
+    assert values(found)["held/zero_shot_top5"] == hits.any(1).double().mean().item()
+    loader = Rows(list(zip(images, texts, strict=True)), names)
+    theirs = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+    for k in (1, 5, 10):
+        assert values(found)[f"held/i2t_R@{k}"] == pytest.approx(theirs[f"text_retrieval_recall@{k}"], abs=1e-7)
+        assert values(found)[f"held/t2i_R@{k}"] == pytest.approx(theirs[f"image_retrieval_recall@{k}"], abs=1e-7)
+    assert len(source) > 250
+    assert max(map(len, captions)) == 2
+    assert values(found)["held/t2i_R@10"] > 0
