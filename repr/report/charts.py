@@ -10,7 +10,7 @@ import numpy as np
 
 from repr.report.run import CHANCE, Run, short_name
 
-GRAY = "#94a3b8"
+DOTTED = {"color": "#94a3b8", "width": 1.5, "dash": "dot"}
 AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargin": False}
 
 
@@ -59,25 +59,24 @@ def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
     """A column over the steps, with its level at chance: the logged one, or that of the last evaluation."""
     import plotly.graph_objects as go
 
-    figure, levels = go.Figure(), []
+    figure, constants, last = go.Figure(), dict[float, list[int]](), []
     for run in runs:
         steps, values = run.curve(name)
         mode = "lines" if len(steps) > 30 else "lines+markers"
         line = {"color": run.colour, "width": 2}
         figure.add_scatter(x=steps, y=values, mode=mode, line=line, name=short_name(run, runs))
-        chance_steps, chance_values = run.curve(name + CHANCE)
+        _, levels = run.curve(name + CHANCE)
         constant = run.results.get(name, {}).get("chance")
-        if not chance_values and constant is not None and steps:
-            chance_steps, chance_values = [steps[0], steps[-1]], [constant, constant]
-        if chance_values and chance_values not in levels:
-            levels.append(chance_values)
-            same = len(set(chance_values)) == 1
-            figure.add_scatter(
-                x=[chance_steps[0], chance_steps[-1]] if same else chance_steps,
-                y=[chance_values[0], chance_values[-1]] if same else chance_values,
-                mode="lines", line={"color": GRAY, "width": 1.5, "dash": "dot"}, name="chance",
-            )  # fmt: skip
-    shown = sorted({f"{values[-1]:.4g}" for values in levels})
+        if not levels and constant is not None:
+            levels = [constant] * len(steps)
+        if steps and levels and len(set(levels)) == 1:  # equal ones of several runs are one line
+            constants.setdefault(levels[0], []).extend(steps)
+        elif levels:
+            figure.add_scatter(x=steps, y=levels, mode="lines", line=DOTTED, name="chance")
+        last += levels[-1:]
+    for level, steps in constants.items():
+        figure.add_scatter(x=[min(steps), max(steps)], y=[level, level], mode="lines", line=DOTTED, name="chance")
+    shown = dict.fromkeys(f"{level:.4g}" for level in last)
     note = f"chance {', '.join(shown)}" if shown else ""
     figure.update_yaxes(tickformat=".5~g")
     return card(title, figure, note=note)

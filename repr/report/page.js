@@ -26,7 +26,7 @@ function drawMaps() {
     chart.parentElement.hidden = !one || !one.layouts[layout.value];
     if (chart.parentElement.hidden) return;
     Plotly.react(chart, traces(one, one.layouts[layout.value], attribute.value), {
-      height: charts.length > 1 ? 440 : 560, margin: { l: 8, r: 8, t: 8, b: 8 }, hovermode: "closest", font: { size: 11 },
+      height: Math.min(charts.length > 1 ? 440 : 560, Math.max(300, chart.clientWidth)), margin: { l: 8, r: 8, t: 8, b: 8 }, hovermode: "closest", font: { size: 11 },
       xaxis: { visible: false }, yaxis: { visible: false, scaleanchor: "x" }, showlegend: false,
     }, CONFIG);
     explain(chart);

@@ -93,12 +93,11 @@ def _table(title: str, metrics: Sequence[str], names: Sequence[str], runs: Seque
 
 
 def _bars(name: str, runs: Sequence[Run]) -> str:
-    """A bar a run; the best of several is bold."""
+    """A bar a run."""
     values = [run.results.get(name, {}).get("value") for run in runs]
-    known = [value for value in values if value is not None]
     chance = _chance(name, runs)
     parts = [
-        bar(number(name, value), value, chance, run.colour, best=len(known) > 1 and value == max(known))
+        bar(number(name, value), value, chance, run.colour)
         for run, value in zip(runs, values, strict=True)
         if value is not None
     ]
@@ -106,12 +105,12 @@ def _bars(name: str, runs: Sequence[Run]) -> str:
     return f'<div class="beside"><div>{"".join(parts)}</div>{shown}</div>' if parts else ""
 
 
-def bar(text: str, value: float, chance: float | None, colour: str, *, best: bool = False) -> str:
+def bar(text: str, value: float, chance: float | None, colour: str) -> str:
     """A number as a bar from 0 to 1, with chance dotted."""
     length, tick = (min(max(share, 0.0), 1.0) for share in (value, chance or 0.0))
     mark = "" if chance is None else f'<i style="--c:{tick:.4f}"></i>'
     style = f"--v:{length:.4f};--k:{colour}"
-    return f'<div class="bar{" best" if best else ""}" style="{style}">{mark}<span>{text}</span></div>'
+    return f'<div class="bar" style="{style}">{mark}<span>{text}</span></div>'
 
 
 def _plain(name: str, runs: Sequence[Run]) -> str:
@@ -123,33 +122,32 @@ def _plain(name: str, runs: Sequence[Run]) -> str:
 
 def differences(runs: Sequence[Run]) -> Iterator[str]:
     """What the configs differ in, a row an option; nothing where they do not."""
-    flat = [  # but for the folders themselves
-        {
-            k: v
-            for k, v in _flat(OmegaConf.to_container(run.config, resolve=False)).items()
-            if k != "resume" and str(run.option("run_folder")) not in v
-        }
-        for run in runs
-    ]
+    flat = [_flat(OmegaConf.to_container(run.config, resolve=False)) for run in runs]
     names = dict.fromkeys(name for one in flat for name in one)
-    names = [name for name in names if len({one.get(name) for one in flat}) > 1]
+    names = [
+        name for name in names if len({one.get(name) for one in flat}) > 1 and name not in ("run_folder", "resume")
+    ]
     if not names:
         return
-    yield '<div class="card scroll"><table><tr><th></th>'
+    yield '<div class="tables"><div class="card scroll"><table><tr><th></th>'
     for run in runs:
         yield f'<th><span class="mark" style="--k:{run.colour}"></span>{html.escape(short_name(run, runs))}</th>'
     yield "</tr>"
     for name in names:
         cells = "".join(f'<td class="long">{html.escape(one.get(name, "–")[:MAX_CHARS])}</td>' for one in flat)
         yield f"<tr><td><code>{html.escape(name)}</code></td>{cells}</tr>"
-    yield "</table></div>"
+    yield "</table></div></div>"
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, str]:
     """Option -> value as text; lists are values."""
     found: dict[str, str] = {}
     for key, value in config.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+        found |= (
+            _flat(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else {f"{prefix}{key}": "null" if value is None else str(value)}
+        )
     return found
 
 
