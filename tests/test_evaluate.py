@@ -1,6 +1,8 @@
 """`repr.evaluate`: runs and foreign models, what is kept, what is left out, what is refused."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from repr.data.sources import Emoji, Folder
 from repr.evaluate import config, evaluate, read_encoder
 from repr.fit import fit
 from repr.report.exhibits import load_exhibits
+from repr.report.page import write_report
 
 QUIET = [
     "callbacks.progress=null",
@@ -115,6 +118,22 @@ def test_every_number_has_its_protocol(trained: tuple[Path, dict[str, Any]], of_
     assert hashes["val/knn_style_k20_t0.07"] == hashes["test_style/knn_category_k20_t0.07"]
     assert hashes["val/knn_style_k20_t0.07"] != hashes["val/knn_style_k1_t0.07"]
     assert written["left_out"].keys() == {"test_style/zero_shot"}
+
+
+def test_the_report_shows_it(trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any], tmp_path: Path) -> None:
+    write_report([trained[0]], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text().partition('<section id="protocols">')[2].partition("</section>")[0]
+    rows = {row[0]: row for row in re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td.*?>(.*?)</td>", page)}
+    assert rows.keys() == of_run["results"].keys()
+    for name, entry in of_run["results"].items():
+        assert rows[name][2] == ("" if entry["chance"] is None else f"{entry['chance']:.4f}")
+    assert f">{of_run['results']['val/knn_category_k20_t0.07']['value']:.3f}<" in rows["val/knn_category_k20_t0.07"][1]
+    assert page.count("&quot;vote&quot;: &quot;exp(cosine / temperature)&quot;") > 1
+    another = tmp_path / "another"  # a model of others has no run folder
+    another.mkdir()
+    shutil.copy(of_run["folder"] / "metrics.json", another)
+    write_report([another], tmp_path / "other.html")
+    assert page in (tmp_path / "other.html").read_text()
 
 
 def test_features_are_taken_once_and_again_where_a_file_is_cut_short(

@@ -21,7 +21,7 @@ LEAST = 10  # rows from which t-SNE can tell neighbours from others
 
 
 class Pictures(Protocol):
-    """What is needed of a data source."""
+    """What is needed of a data source; one without pictures has neither of the two."""
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB."""
@@ -56,10 +56,14 @@ def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mappi
         if "rows" in arrays:
             if len(arrays["rows"]) >= LEAST:
                 arrays["map/tsne"] = tsne(arrays["map/pca"])
-            arrays["sheet/map"] = sheet(sources[name], arrays["rows"], POINT)
-            if any(captions := first_captions(sources[name], arrays["rows"])):
-                arrays["captions"] = np.array(captions, dtype=np.str_)
-            arrays |= _gallery_pictures(arrays, sources[name], sources["bank"])
+            if hasattr(sources[name], "image"):
+                arrays["sheet/map"] = sheet(sources[name], arrays["rows"], POINT)
+                if any(captions := first_captions(sources[name], arrays["rows"])):
+                    arrays["captions"] = np.array(captions, dtype=np.str_)
+                arrays |= _gallery_pictures(arrays, sources[name], sources["bank"])
+            else:
+                arrays = {key: value for key, value in arrays.items() if not key.startswith("gallery/")}
+                arrays["left_out/galleries"] = np.array("the set has no pictures")
         with replacing(folder / FOLDER / f"{name}.npz") as file:
             np.savez_compressed(file, **arrays)
 

@@ -75,7 +75,7 @@ def _map(arrays: Exhibits, sheets: Sheets) -> dict[str, Any] | None:
         # Those whose classes can be told apart by colour come first.
         "order": sorted(labels, key=lambda name: len(set(labels[name].tolist()) - {-1}) not in FEW),
         "captions": arrays["captions"].tolist() if "captions" in arrays else None,
-        "sheet": sheets.sheet(arrays["sheet/map"].tobytes()),
+        "sheet": sheets.sheet(arrays["sheet/map"].tobytes()) if "sheet/map" in arrays else None,
         "columns": COLUMNS,
     }
 
@@ -166,9 +166,12 @@ def _thumb(sheet: str | None, position: int, caption: str) -> str:
 
 
 def left_out(runs: Sequence[Run], parts: Sequence[str]) -> Iterator[str]:
-    """Why a set has no such part."""
+    """Why sets have no such part."""
+    reasons: dict[str, list[str]] = {}
     for name in sets_of(runs):
         arrays = next(run.exhibits[name] for run in runs if name in run.exhibits)
-        for part in ("all", *parts):
+        for part in parts:
             if (reason := arrays.get(f"left_out/{part}")) is not None:
-                yield f'<p class="dim"><small>{html.escape(name)}: {html.escape(str(reason))}.</small></p>'
+                reasons.setdefault(str(reason), []).append(name)
+    for reason, names in reasons.items():
+        yield f'<p class="dim"><small>{html.escape(", ".join(names))}: {html.escape(reason)}.</small></p>'

@@ -63,7 +63,7 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
     yield "protocols", "Evaluation by published protocols", evaluations.evaluations(runs)
     yield "map", "Map of the features", (*gallery.maps(runs, sheets), *gallery.left_out(runs, ["all", "labels"]))
     yield "neighbours", "Nearest neighbours", (
-        *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text"]),
+        *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text", "galleries"]),
     )  # fmt: skip
     yield "confusion", "Confusion of classes", (*confusion.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
     yield "spectrum", "Spectrum of the features", charts.spectra(runs)

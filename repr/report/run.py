@@ -75,7 +75,8 @@ class Run:
         places = ("evaluation/*/metrics.json", "*/metrics.json", "metrics.json")
         paths = [path for place in places for path in self.folder.glob(place)]
         paths = sorted(paths, key=lambda path: path.stat().st_mtime)
-        return {path.parent.name: json.loads(path.read_text()) for path in paths}
+        found = {path.parent.name: json.loads(path.read_text()) for path in paths}
+        return {name: content for name, content in found.items() if content.get("format") == 1}  # of others none
 
     @cached_property
     def exhibits(self) -> dict[str, Exhibits]:

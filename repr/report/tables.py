@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from repr.report.run import Run, short_name
 
-NUM_TILES = 6
+NUM_TILES = 5
 MAX_CHARS = 160  # of a value of the config
 
 
@@ -26,9 +26,10 @@ def header(runs: Sequence[Run]) -> Iterator[str]:
 
 def _facts(run: Run) -> dict[str, str]:
     weights = {name: weight for name, weight in (run.option("objective.weights") or {}).items() if weight}
+    flow = _last(run.option("objective._target_"))
     terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
     found = {
-        "objective": f"{_last(run.option('objective._target_'))}" + (f" ({terms})" if terms else ""),
+        "objective": flow and f"{flow} ({terms})",
         "backbone": run.option("backbone.name"),
         "text": _last(run.option("text._target_")) if run.option("objective.text") else None,
         "data": _last(run.option("data.train._target_")),
