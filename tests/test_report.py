@@ -1,6 +1,7 @@
 """The page of a run: complete, from the files of the run folder alone, and without the network."""
 
 import html
+import io
 import json
 import math
 import re
@@ -13,10 +14,14 @@ import pytest
 import torch
 from PIL import Image
 
+from repr.batch import Features
 from repr.config import compose
+from repr.data.numeric_tables import NumericTables
+from repr.data.sources import Folder
 from repr.fit import fit
+from repr.metrics.exhibits import exhibits
 from repr.report.__main__ import main
-from repr.report.exhibits import load_exhibits
+from repr.report.exhibits import load_exhibits, save_exhibits
 from repr.report.run import COLOURS, POINTS, Run
 
 TINY = [
@@ -177,3 +182,33 @@ def test_another_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="is not a run folder"):
         main([str(tmp_path)])
     assert not list(tmp_path.iterdir())
+
+
+def test_exhibits_of_any_source_are_written(tmp_path: Path) -> None:
+    """Numbers without pictures, and pictures of which one is damaged and one has a long caption."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Image.new("RGB", (40 + i, 30), (255, 20 * i, 0)).save(tmp_path / "pictures" / f"{i:02}.png")
+        (tmp_path / "pictures" / f"{i:02}.txt").write_text("long " * 50 if i == 1 else f"picture {i}")
+    (tmp_path / "pictures" / "02.png").write_bytes(b"damaged")
+    pictures = Folder(tmp_path / "pictures", captions=True)
+    (tmp_path / "numbers.csv").write_text("key,a\n" + "".join(f"row{i},{i}\n" for i in range(12)))
+    numbers = NumericTables({"block": tmp_path / "numbers.csv"}, key="key")
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    table = Features(torch.arange(12), x, x, x)
+    found = exhibits(table, table, attributes={})
+    sources = {"drawn": pictures, "numbers": numbers, "bank": pictures}
+    save_exhibits(tmp_path, {"drawn": found, "numbers": found}, sources)
+    shown = load_exhibits(tmp_path)
+    assert shown["drawn"]["map/tsne"].shape == shown["numbers"]["map/tsne"].shape == (12, 2)
+    assert str(shown["numbers"]["left_out/galleries"]) == "the set has no pictures"
+    assert not any(name.startswith(("gallery/", "sheet/")) for name in shown["numbers"])
+    captions = shown["drawn"]["captions"].tolist()
+    assert captions[0] == "picture 0"
+    assert len(captions[1]) == 100
+    assert captions[1].endswith("…")
+    sheet = Image.open(io.BytesIO(shown["drawn"]["sheet/map"].tobytes()))
+    assert sheet.size == (25 * 48, 48)
+    colours = [sheet.getpixel((48 * i + 24, 24)) for i in range(12)]
+    assert colours[2] == pytest.approx((226, 232, 240), abs=4)  # gray
+    assert [colours[i] for i in (0, 11)] == [pytest.approx((255, 20 * i, 0), abs=12) for i in (0, 11)]

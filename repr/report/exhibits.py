@@ -21,7 +21,7 @@ LEAST = 10  # rows from which t-SNE can tell neighbours from others
 
 
 class Pictures(Protocol):
-    """What is needed of a data source; one without pictures has neither of the two."""
+    """What is needed of a data source; one without pictures has no ``image``."""
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB."""

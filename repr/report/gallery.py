@@ -131,7 +131,8 @@ def _gallery(run: Run, runs: Sequence[Run], name: str, kind: str, sheets: Sheets
         cells = []
         for k in range(num_nearest):
             marks = {of: values[q][k] for of, values in right.items()}
-            cells.append(_cell(*found[q * num_nearest + k], marks, pictures=kind.endswith("_image")))
+            near, words = found[q * num_nearest + k]
+            cells.append(_cell(near, words, marks, pictures=kind.endswith("_image")))
         style = "pictures" if kind.endswith("_image") else "texts"
         parts.append(
             f'<div class="ask"><div>{picture if kind.startswith("image_") else ""}'
@@ -171,7 +172,7 @@ def left_out(runs: Sequence[Run], parts: Sequence[str]) -> Iterator[str]:
     for name in sets_of(runs):
         arrays = next(run.exhibits[name] for run in runs if name in run.exhibits)
         for part in parts:
-            if (reason := arrays.get(f"left_out/{part}")) is not None:
-                reasons.setdefault(str(reason), []).append(name)
+            if (said := arrays.get(f"left_out/{part}")) is not None:
+                reasons.setdefault(str(said), []).append(name)
     for reason, names in reasons.items():
         yield f'<p class="dim"><small>{html.escape(", ".join(names))}: {html.escape(reason)}.</small></p>'

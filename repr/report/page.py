@@ -88,7 +88,7 @@ def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
-        if not (run.folder / "config.yaml").is_file():
+        if not run.is_trained:
             continue
         config = html.escape((run.folder / "config.yaml").read_text())
         yield f"{label(run, runs)}<details><summary>config.yaml</summary><pre>{config}</pre></details>"

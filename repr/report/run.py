@@ -42,10 +42,15 @@ class Run:
         """As CSS and plotly have it."""
         return COLOURS[self.number % len(COLOURS)]
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it was trained here, and not evaluated alone."""
+        return (self.folder / "config.yaml").is_file()
+
     @cached_property
     def config(self) -> DictConfig:
         """The composed config; that of a model of others, which was only evaluated, has a name."""
-        if self.evaluations and not (self.folder / "config.yaml").is_file():
+        if self.evaluations and not self.is_trained:
             return OmegaConf.create({"name": next(iter(self.evaluations.values()))["model"]["name"]})
         return load_run(self.folder)
 
@@ -72,7 +77,7 @@ class Run:
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What ``repr.evaluate`` has written, the latest last: folder -> content of ``metrics.json``."""
-        places = ("evaluation/*/metrics.json", "*/metrics.json", "metrics.json")
+        places = ("evaluation/*/metrics.json",) if self.is_trained else ("*/metrics.json", "metrics.json")
         paths = [path for place in places for path in self.folder.glob(place)]
         paths = sorted(paths, key=lambda path: path.stat().st_mtime)
         found = {path.parent.name: json.loads(path.read_text()) for path in paths}
@@ -86,7 +91,7 @@ class Run:
         ordered = {
             name: found[name] for name in sorted(found, key=lambda n: order.index(n) if n in order else len(order))
         }
-        for folder in sorted(self.folder.glob("evaluation/*")):
+        for folder in sorted(self.folder.glob("evaluation/*" if self.is_trained else "*")):
             ordered |= {f"{name} ({folder.name})": arrays for name, arrays in load_exhibits(folder).items()}
         return ordered
 

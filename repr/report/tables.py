@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 from repr.report.run import Run, short_name
 
 NUM_TILES = 5
+PLACES = ("run_folder", "resume")  # differ in any two runs
+FOLDED_FROM = 15  # options that differ
 MAX_CHARS = 160  # of a value of the config
 
 
@@ -122,22 +124,23 @@ def _plain(name: str, runs: Sequence[Run]) -> str:
 
 
 def differences(runs: Sequence[Run]) -> Iterator[str]:
-    """What the configs differ in, a row an option; nothing where they do not."""
-    flat = [_flat(OmegaConf.to_container(run.config, resolve=False)) for run in runs]
-    names = dict.fromkeys(name for one in flat for name in one)
-    names = [
-        name for name in names if len({one.get(name) for one in flat}) > 1 and name not in ("run_folder", "resume")
-    ]
+    """What the configs of trained runs differ in, a row an option; many are folded."""
+    trained = [run for run in runs if run.is_trained]
+    flat = [_flat(OmegaConf.to_container(run.config, resolve=False)) for run in trained]
+    names = [name for name in dict.fromkeys(name for one in flat for name in one) if name not in PLACES]
+    names = [name for name in names if len({one.get(name) for one in flat}) > 1]
     if not names:
         return
+    folded = "" if len(names) > FOLDED_FROM else " open"
+    yield f"<details{folded}><summary>{len(names)} options</summary>"
     yield '<div class="tables"><div class="card scroll"><table><tr><th></th>'
-    for run in runs:
+    for run in trained:
         yield f'<th><span class="mark" style="--k:{run.colour}"></span>{html.escape(short_name(run, runs))}</th>'
     yield "</tr>"
     for name in names:
         cells = "".join(f'<td class="long">{html.escape(one.get(name, "–")[:MAX_CHARS])}</td>' for one in flat)
         yield f"<tr><td><code>{html.escape(name)}</code></td>{cells}</tr>"
-    yield "</table></div></div>"
+    yield "</table></div></div></details>"
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, str]:
