@@ -331,6 +331,13 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
+    precision = str(cfg.trainer.get("precision"))
+    if precision in ("64", "64-true", "16-true", "bf16-true") or precision.startswith("transformer-engine"):
+        yield (
+            f"trainer.precision={precision} would cast crop boxes and colour values with the batch (half precision "
+            "moves the cells of a map) and the weights, but not the views, which are made afterwards: set it to "
+            "bf16-mixed, 16-mixed or 32-true"
+        )
     for key, parts in (("micro_batch", "rows of an encoder"), ("chunk_size", "rows of the matrix of pairs")):
         value = cfg.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):

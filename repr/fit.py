@@ -90,7 +90,6 @@ def train(cfg: DictConfig) -> Run:
     from repr.models.checkpoint_files import read_beside
     from repr.models.freezing import freeze
     from repr.models.pretrained import last_checkpoint, load_weights
-    from repr.models.slicing import slice_encoders
     from repr.report.exhibits import save_exhibits
     from repr.report.page import PAGE, write_report
 
@@ -109,7 +108,7 @@ def train(cfg: DictConfig) -> Run:
         report = load_weights(objective, cfg.init_from)
         trainer.print(report)
     freeze(objective, cfg.get("freeze") or {})
-    slice_encoders(objective, cfg.get("micro_batch"))
+    prepare(objective, cfg, trainer.world_size)
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
@@ -132,6 +131,28 @@ def train(cfg: DictConfig) -> Run:
             save_exhibits(folder, evaluation.shown, {"bank": datamodule.train, **datamodule.eval})
         write_report([folder], folder / PAGE)
     return Run(objective, datamodule, trainer, results)
+
+
+def prepare(objective: pl.LightningModule, cfg: DictConfig, num_processes: int) -> None:
+    """Set up the encoders as the config says, before anything is sharded.
+
+    Args:
+        objective: as it was built.
+        cfg: the config.
+        num_processes: that train together.
+    """
+    from repr.models.batchnorm import synchronise, unsynchronised_fault
+    from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
+
+    if cfg.get("sync_batchnorm"):
+        synchronise(objective)
+    if fault := unsynchronised_fault(objective, num_processes):
+        warnings.warn(fault, stacklevel=2)
+    if cfg.get("grad_checkpointing"):
+        checkpoint_encoders(objective)
+    if cfg.get("compile"):
+        compile_encoders(objective)
+    slice_encoders(objective, cfg.get("micro_batch"))
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:

@@ -23,6 +23,7 @@ from repr.batch import Batch
 from repr.callbacks.features import FeatureTable
 from repr.data.samplers import EvalBatchSampler
 from repr.distributed import rank, shard, whole, world_size
+from repr.models.batchnorm import synchronise
 from repr.models.slicing import slice_encoders
 from repr.objectives.base import Objective
 from repr.optim import Optim
@@ -58,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     },
     "m3col, switched": {"name": "m3col", "overrides": ["objective.switch=0"]},
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
+    "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 
@@ -88,6 +90,7 @@ def objective_of(variant: str) -> Objective:
         warnings.simplefilter("ignore")  # that a class token is not trained
         objective = build(options["name"], *options.get("overrides", ()), backbone=options.get("backbone", VIT))
     objective.optim = SGD
+    synchronise(objective)  # sync_batchnorm=true; others have it anyway
     return objective.double()
 
 

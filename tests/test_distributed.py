@@ -12,6 +12,7 @@ from repr.callbacks.features import FeatureTable
 from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.models.batchnorm import SyncBatchNorm
 from tests.golden import golden
 from tests.parity import in_processes
 
@@ -33,7 +34,24 @@ def worker() -> dict[str, Any]:
         "where": (rank(), world_size()),
         "on_first": decided_by_the_first(),
         "features": collected(index),
+        "norm": normalised(index),
     }
+
+
+def normalised(index: int) -> dict[str, Tensor]:
+    """Three rows on the first process and five on the second."""
+    norm = SyncBatchNorm(2).double()
+    whole, weight = norm_inputs()
+    x = whole.tensor_split([3])[index].clone().requires_grad_()
+    out = norm(x)
+    (out * weight.tensor_split([3])[index]).sum().backward()
+    return {"out": out.detach(), "grad": x.grad, "mean": norm.running_mean, "var": norm.running_var}
+
+
+def norm_inputs() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(8, 2, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    return 3 * x + 1, weight
 
 
 def decided_by_the_first() -> list:
@@ -91,6 +109,19 @@ def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> 
         torch.testing.assert_close(record["gather"]["grad"], WORLD * weight[2 * index : 2 * index + 2])
     x = torch.ones(2, 3)
     assert gather(x) is x
+
+
+def test_batch_norm_over_uneven_processes_is_that_of_one(two: list[dict]) -> None:
+    whole, weight = norm_inputs()
+    norm = torch.nn.BatchNorm1d(2).double()
+    x = whole.clone().requires_grad_()
+    out = norm(x)
+    (out * weight).sum().backward()
+    for key, value in (("out", out.detach()), ("grad", x.grad)):
+        torch.testing.assert_close(torch.cat([record["norm"][key] for record in two]), value, rtol=1e-10, atol=1e-10)
+    for record in two:
+        torch.testing.assert_close(record["norm"]["mean"], norm.running_mean, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(record["norm"]["var"], norm.running_var, rtol=1e-10, atol=1e-10)
 
 
 def test_all_reduce_keeps_gradients(two: list[dict]) -> None:

@@ -17,7 +17,7 @@ class SyncBatchNorm(_BatchNorm):
 
     torch's module of this name refuses the CPU, and so does DDP where it finds one. This one takes torch's kernels on
     CUDA; elsewhere mean and variance are reduced one after the other by an all-reduce that autograd knows of, which is
-    slower and as exact as on one process. Every rank must hold the same number of rows.
+    slower and as exact as on one process. Ranks may hold unequal numbers of rows: every row counts alike.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gives it
@@ -30,13 +30,15 @@ class SyncBatchNorm(_BatchNorm):
             return kernels.apply(input, self.weight, self.bias, *statistics, dist.group.WORLD, world_size())
         dims, shape = [0, *range(2, input.ndim)], [1, -1, *[1] * (input.ndim - 2)]
         x = input.to(torch.promote_types(input.dtype, torch.float32))
-        num = x.numel() // x.shape[1] * world_size()
-        mean = all_reduce(x.sum(dims)) / num  # (C,)
+        count = x.new_full((1,), x.numel() // x.shape[1])
+        total = all_reduce(torch.cat([x.sum(dims), count]))  # (C + 1,)
+        num = total[-1].detach()
+        mean = total[:-1] / num  # (C,)
         x = x - mean.view(shape)
         variance = all_reduce(x.square().sum(dims)) / num
         if self.running_mean is not None and self.running_var is not None:
             self.running_mean.lerp_(mean.detach().to(self.running_mean.dtype), factor)
-            unbiased = variance.detach() * num / max(num - 1, 1)
+            unbiased = variance.detach() * num / (num - 1).clamp(min=1)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), factor)
         x = x * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
@@ -92,3 +94,20 @@ def synchronise(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, synchronise(child))
     return module
+
+
+def unsynchronised_fault(module: nn.Module, num_processes: int) -> str | None:
+    """What BatchNorm makes of a batch that several processes share, or None.
+
+    Args:
+        module: what is trained.
+        num_processes: that share a batch.
+    """
+    for name, norm in module.named_modules() if num_processes > 1 else ():
+        synchronised = isinstance(norm, SyncBatchNorm | nn.SyncBatchNorm)
+        if isinstance(norm, _BatchNorm) and norm.training and not synchronised:
+            return (
+                f"{name} is BatchNorm with the statistics of one of {num_processes} processes, so the result depends "
+                "on their number: set sync_batchnorm=true"
+            )
+    return None

@@ -1,4 +1,4 @@
-"""Encoders that take a large batch in slices, with the plain gradient of the whole batch.
+"""What lets encoders take larger batches, or take them faster, with the same result: slices, checkpoints, compilation.
 
 A slice is encoded under activation checkpointing: its output is kept, what lies between is computed again in backward.
 So the losses see the embeddings of the whole batch, while the activations of one slice are held.
@@ -7,18 +7,23 @@ So the losses see the embeddings of the whole batch, while the activations of on
 from __future__ import annotations
 
 import copy
+import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial, wraps
+from importlib.util import find_spec
 from itertools import repeat
 from types import MethodType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from repr.distributed import layers
 
 METHODS = ("forward", "forward_features", "forward_intermediates")  # by which flows call a tower
 
@@ -39,19 +44,88 @@ def slice_encoders(objective: nn.Module, micro_batch: int | None) -> None:
         return
     if micro_batch < 1:
         raise ValueError(f"micro_batch={micro_batch}; set it to 1 or more rows, or to null for the whole batch")
-    known = {name: module for name, module in objective.named_modules() if name}
-    names = [name for name in getattr(objective, "ENCODERS", ()) if name in known]
-    if not names:
-        raise ValueError(f"micro_batch={micro_batch}: {type(objective).__name__} names no ENCODERS; set it to null")
-    for name in names:
-        slice_rows(known[name], micro_batch)
-        if any(isinstance(module, _BatchNorm) and module.training for module in known[name].modules()):
+    for name, encoder in encoders(objective, "micro_batch", "null"):
+        slice_rows(encoder, micro_batch)
+        if _has_batch_norm(encoder):
             warnings.warn(
                 f"micro_batch={micro_batch}: the BatchNorm layers of {name} see the statistics of {micro_batch} rows "
                 "at a time, not of the batch, so the gradient is another one; take an encoder without BatchNorm, "
                 "such as a ViT, or set micro_batch=null",
                 stacklevel=2,
             )
+
+
+def checkpoint_encoders(objective: nn.Module) -> None:
+    """Let the encoders of a flow keep the inputs of their layers alone, and compute the rest again in backward.
+
+    It is timm's and open_clip's own switch, ``set_grad_checkpointing``; an encoder without it stays as it is.
+
+    Raises:
+        ValueError: no encoder has it.
+    """
+    able = [
+        (n, m) for n, m in encoders(objective, "grad_checkpointing", "false") if hasattr(m, "set_grad_checkpointing")
+    ]
+    if not able:
+        raise ValueError("no encoder has set_grad_checkpointing: set grad_checkpointing=false")
+    for name, encoder in able:
+        cast(Any, encoder).set_grad_checkpointing(True)
+        if _has_batch_norm(encoder):
+            warnings.warn(
+                f"grad_checkpointing: the running statistics of {name}'s BatchNorm count each batch twice, so they "
+                "follow faster; the gradient is the same",
+                stacklevel=2,
+            )
+
+
+def compile_encoders(objective: nn.Module) -> None:
+    """Compile the layers of a flow's encoders by torch.compile, in place: names and tensors stay.
+
+    Layer by layer, so that a layer that occurs twelve times is compiled once, and that slices, checkpoints and FSDP2,
+    which work between layers, go on as they are.
+
+    Raises:
+        ValueError: no compiler is at hand, or there is nothing to compile.
+    """
+    if fault := compiler_fault():
+        raise ValueError(fault)
+    parts = [part for _, encoder in encoders(objective, "compile", "false") for part in layers(encoder)]
+    if not parts:
+        raise ValueError("no encoder has layers that can be told apart: set compile=false")
+    for part in parts:
+        part.compile()
+
+
+def compiler_fault() -> str | None:
+    """Why torch.compile cannot work here, or None."""
+    if torch.cuda.is_available():
+        return None if find_spec("triton") else "compile=true needs triton on a GPU: install it, or set compile=false"
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) or shutil.which("clang++"):
+        return None
+    return f"compile=true needs a C++ compiler, and there is no {compiler}: install one, or set compile=false"
+
+
+def encoders(objective: nn.Module, option: str, off: str) -> list[tuple[str, nn.Module]]:
+    """The encoders that a flow names and has.
+
+    Args:
+        objective: a flow.
+        option: what asks for them.
+        off: its value that does not.
+
+    Raises:
+        ValueError: there are none.
+    """
+    known = dict(objective.named_modules())
+    found = [(name, known[name]) for name in getattr(objective, "ENCODERS", ()) if name in known]
+    if not found:
+        raise ValueError(f"{option}: {type(objective).__name__} names no ENCODERS; set it to {off}")
+    return found
+
+
+def _has_batch_norm(module: nn.Module) -> bool:
+    return any(isinstance(part, _BatchNorm) and part.training for part in module.modules())
 
 
 def slice_rows(module: nn.Module, micro_batch: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from repr.models.backbone import backbone, encode_views, feature_map, refused_sizes
-from repr.models.batchnorm import SyncBatchNorm, synchronise
+from repr.models.batchnorm import SyncBatchNorm, synchronise, unsynchronised_fault
 from repr.models.embedding_queue import Queue
 from repr.models.heads import mlp
 
@@ -112,3 +112,11 @@ def test_the_queue_is_first_in_first_out() -> None:
         ValueError, match=r"queue_length=6 is not a multiple of the global batch of 4: set it to 4 or 8"
     ):
         queue.push(torch.zeros(4, 2, 1))
+
+
+def test_batch_norm_of_one_process_among_several_is_told() -> None:
+    model = timm.create_model("test_resnet", num_classes=0)
+    assert "conv1.1 is BatchNorm with the statistics of one of 2 processes" in (unsynchronised_fault(model, 2) or "")
+    assert unsynchronised_fault(model, 1) is None
+    assert unsynchronised_fault(copy.deepcopy(model).eval(), 2) is None
+    assert unsynchronised_fault(synchronise(model), 2) is None

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from repr.models.backbone import backbone, feature_map
 from repr.models.decoder import Decoder
 from repr.models.masking import encode_kept, mask_from_scores
-from repr.models.slicing import in_slices, slice_encoders, slice_rows
+from repr.models.slicing import (
+    checkpoint_encoders,
+    compile_encoders,
+    compiler_fault,
+    in_slices,
+    slice_encoders,
+    slice_rows,
+)
 from tests.objectives.conftest import build, make_batch
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
@@ -151,7 +158,7 @@ def test_a_copy_runs_its_own_weights_and_evaluation_is_not_sliced() -> None:
     assert seen == [2, 2, 2, 1, NUM]
 
 
-@pytest.mark.parametrize(("micro_batch", "words"), [(0, "micro_batch=0"), (2, "Linear names no ENCODERS")])
+@pytest.mark.parametrize(("micro_batch", "words"), [(0, "micro_batch=0"), (2, "micro_batch: Linear names no ENCODERS")])
 def test_what_cannot_be_sliced_is_refused(micro_batch: int, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         slice_encoders(nn.Linear(2, 2), micro_batch)
@@ -184,3 +191,58 @@ def test_a_loss_without_chunks_is_refused() -> None:
 
     with pytest.raises(ValueError, match="the losses of contrast take none"):
         ImageText(nn.Identity(), nn.Identity(), losses=losses, chunk_size=2)
+
+
+def test_checkpointed_layers_have_the_same_gradient_and_hold_less() -> None:
+    objective, batch = build("mae_clip"), make_batch()
+    other = copy.deepcopy(objective)
+    checkpoint_encoders(other)
+    sizes = []
+    for flow in (objective, other):
+        seen: dict[int, int] = {}
+        weights = {p.data_ptr() for p in flow.parameters()}
+
+        def pack(x: Tensor, seen: dict[int, int] = seen, weights: set[int] = weights) -> Tensor:
+            if x.untyped_storage().data_ptr() not in weights:
+                seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = flow.total(flow.step(batch).terms)
+        loss.backward()
+        sizes.append(sum(seen.values()))
+    assert sizes[1] < 0.8 * sizes[0]
+    for (key, a), b in zip(objective.named_parameters(), other.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def test_checkpointing_is_refused_where_nothing_has_it_and_warns_of_batch_norm() -> None:
+    with pytest.raises(ValueError, match="grad_checkpointing: Linear names no ENCODERS"):
+        checkpoint_encoders(nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match="running statistics of backbone's BatchNorm count each batch twice"):
+        checkpoint_encoders(build("simclr", backbone=["backbone.name=test_resnet"]))
+
+
+def test_no_compiler_is_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and there is no g\+\+: install one, or set"):
+            compile_encoders(build("clip"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_compiled_layers_have_the_same_gradient(micro_batch: int | None) -> None:
+    if fault := compiler_fault():
+        pytest.skip(fault)
+    objective, batch = build("clip"), make_batch()
+    other = copy.deepcopy(objective)
+    compile_encoders(other)
+    slice_encoders(other, micro_batch)
+    assert other.state_dict().keys() == objective.state_dict().keys()
+    for flow in (objective, other):
+        flow.total(flow.step(batch).terms).backward()
+    for (key, a), b in zip(objective.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5, msg=key)
