@@ -31,7 +31,7 @@ CLEAN: Loss = partial(mixup.soft_clip, temperature=0.125)
 class MixupContrast(Objective):
     """An encoder and a head for each modality, a head for all of them, and a contrast between the modalities.
 
-    Method: M3CoL (arXiv 2409.17777). Its ablations are weights of 0 and another ``clean_loss``.
+    Method: M3CoL (arXiv 2409.17777). Its ablations are weights of 0 and, for CLIP's term, draws that mix nothing.
 
     Flow: each modality -> its encoder -> its head; all embeddings side by side -> fusion head. Logits and embeddings
     are gathered, and the terms are those of the global batch, in float32. For the contrast each modality is mixed
