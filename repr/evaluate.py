@@ -62,8 +62,9 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     from hydra.utils import instantiate
 
     from repr.distributed import rank
+    from repr.evaluation_plan import make_plan
     from repr.feature_tables import FeatureTables, check_dtype, short_hash
-    from repr.protocols import compute, finetuned, make_plan
+    from repr.protocols import compute, finetuned
     from repr.report.exhibits import save_exhibits
 
     check_dtype(cfg.features)

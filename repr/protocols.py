@@ -1,34 +1,27 @@
-"""What each protocol of `repr.evaluate` needs, and the numbers that it gives."""
+"""The numbers that each protocol of `repr.evaluate` gives, with how they came about."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from repr.batch import Features
 from repr.callbacks.evaluation import CHANCE
-from repr.config import ConfigError
-from repr.data.compositional import Questions, has_questions, questions
-from repr.data.datamodule import DataModule
-from repr.data.datasets import class_ids
-from repr.data.fingerprint import captions_of
-from repr.feature_tables import FeatureTables, maps_fault, short_hash
-from repr.finetune import fault as finetune_fault
+from repr.evaluation_plan import OWN_TABLES, PROBES, Plan, lidar_views, shared_attributes, with_lidar
+from repr.feature_tables import FeatureTables, short_hash
 from repr.finetune import finetune
-from repr.metrics.classes import Classes, load_classes
+from repr.metrics.classes import Classes
 from repr.metrics.exhibits import Exhibits, NamedClasses
 from repr.metrics.knn import sweep_name
 from repr.metrics.tables import one_caption
 from repr.metrics.zero_shot import average_templates, zero_shot
 
-PROBES = ("knn", "linear", "linear_sgd", "ridge")
 SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "knn": {"features": "trunk", "similarity": "cosine", "vote": "exp(cosine / temperature)"},
     "linear": {"features": "trunk", "solver": "L-BFGS", "model": "multinomial logistic regression"},
@@ -41,9 +34,7 @@ SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
     "finetune": {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"},
     "compositional": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
 }
-NO_TEXT = "the encoder has no text tower"
-OWN_TABLES = {"dense", "finetune", "lidar"}  # protocols that do not read the embeddings of whole pictures
-# Options that no number depends on, or told otherwise.
+# Options that no number depends on, or that are told otherwise.
 NO_EFFECT = ("_target_", "_partial_", "memory", "classes", "attributes")
 
 
@@ -59,182 +50,6 @@ class Number:
     def hash(self) -> str:
         """Of the protocol."""
         return short_hash(self.protocol)
-
-
-@dataclass
-class Plan:
-    """What will be computed.
-
-    Attributes:
-        options: protocol -> its options.
-        captions: set -> its distinct captions, and (P, 2) int64 the positions of picture and caption that belong
-            together.
-        classes: set -> name of a number -> its classes.
-        questions: set -> what it asks.
-        learned: attribute -> sets that a fine-tuned classifier of it is asked about.
-        left_out: ``<set>/<what>`` -> why it is not computed.
-    """
-
-    options: dict[str, DictConfig]
-    captions: dict[str, tuple[list[str], Tensor]] = field(default_factory=dict)
-    classes: dict[str, dict[str, Classes]] = field(default_factory=dict)
-    questions: dict[str, Questions] = field(default_factory=dict)
-    learned: dict[str, list[str]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-
-def make_plan(options: Mapping[str, DictConfig], tables: FeatureTables, class_files: Sequence[Path]) -> Plan:
-    """Find what each protocol can do with the data and the encoder, and ask for the tables that it needs.
-
-    Args:
-        options: protocol -> its options.
-        tables: of the encoder.
-        class_files: those that may name the labels of a set, where none are given.
-
-    Raises:
-        ConfigError: a class file that is given does not name all labels of its set.
-    """
-    data, plan = tables.data, Plan(dict(options))
-    sets = data.eval_names[1:]
-    if "dense" in options and (fault := maps_fault(tables.encoder)):
-        plan.left_out |= {f"{name}/dense": fault for name in sets}
-        del plan.options["dense"]
-    if "finetune" in options:
-        _plan_finetune(plan, tables)
-    texts = tables.encoder.tokenizer is not None
-    for name in sets if "zero_shot" in options else ():
-        found = _classes(options["zero_shot"], data, name, class_files) if texts else NO_TEXT
-        if isinstance(found, str):
-            plan.left_out[f"{name}/zero_shot"] = found
-        else:
-            plan.classes[name] = found
-    for name in sets if {"retrieval", "geometry", "exhibits"} & options.keys() and texts else ():
-        plan.captions[name] = captions_of(*data.evaluated(name))
-    for name in sets if "retrieval" in options else ():
-        if not texts or not plan.captions[name][0]:
-            plan.left_out[f"{name}/retrieval"] = f"{name} has no captions" if texts else NO_TEXT
-    for name in sets if "compositional" in options else ():
-        source = data.eval[name]
-        if texts and has_questions(source):
-            plan.questions[name] = questions(source)
-        else:
-            plan.left_out[f"{name}/compositional"] = f"{name} asks no questions" if texts else NO_TEXT
-    for name in sets if "lidar" in options else ():
-        if len(data.eval[name]) < 2:
-            plan.left_out[f"{name}/lidar"] = f"{name} has one picture"
-    for probe in (probe for probe in PROBES if probe in options):
-        plan.left_out |= {f"{name}/{probe}": why for name in sets if (why := _unlabelled(data, name))}
-    _want(plan, tables)
-    return plan
-
-
-def _want(plan: Plan, tables: FeatureTables) -> None:
-    sets = tables.data.eval_names[1:]
-    if plan.options.keys() - OWN_TABLES:
-        bank = any(name in plan.options for name in (*PROBES, "exhibits"))
-        for name in (["bank"] if bank else []) + sets:
-            tables.want_pictures(name)
-    for name, (texts, _) in plan.captions.items():
-        if texts:
-            tables.want_texts(texts, f"captions of {name}")
-    for name, asked in plan.questions.items():
-        tables.want_texts(asked.texts, f"candidates of {name}")
-    for several in plan.classes.values():
-        for classes in several.values():
-            tables.want_texts(classes.sentences(), f"sentences of the classes of {classes.attribute}")
-    if "dense" in plan.options:
-        dense = instantiate(plan.options["dense"])
-        for name in tables.data.eval_names:
-            tables.want_maps(name, dense.views, dense.num_images)
-    for name in _with_lidar(plan, sets):
-        tables.want_views(name, **_lidar_views(plan, tables))
-
-
-def _plan_finetune(plan: Plan, tables: FeatureTables) -> None:
-    """Which attributes are learned, and on which sets they are asked for."""
-    sets, wanted = tables.data.eval_names[1:], plan.options["finetune"].attributes
-    fault = finetune_fault(tables.encoder)
-    for name in sets:
-        if why := fault or _unlabelled(tables.data, name):
-            plan.left_out[f"{name}/finetune"] = why
-            continue
-        shared = [a for a in _shared(tables.data, name) if wanted is None or a in wanted]
-        for attribute in shared:
-            plan.learned.setdefault(attribute, []).append(name)
-        if not shared:
-            plan.left_out[f"{name}/finetune"] = f"{name} has no labels of {', '.join(wanted)} that the training set has"
-
-
-def finetuned(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
-    """The numbers of fine-tuning; every rank must call it, and the first has them."""
-    numbers: dict[str, Number] = {}
-    for attribute, sets in plan.learned.items():
-        protocol = _protocol(plan, tables, "finetune", seed=tables.cfg.seed, views=_views(tables))
-        for name, values in finetune(tables.cfg, tables.encoder, tables.data, attribute, sets).items():
-            key = f"finetune_{attribute}"
-            numbers[f"{name}/{key}"] = Number(values[key], values[key + CHANCE], protocol)
-    return numbers
-
-
-def _views(tables: FeatureTables) -> Any:
-    return OmegaConf.to_container(tables.cfg.views, resolve=True)
-
-
-def _unlabelled(data: DataModule, name: str) -> str | None:
-    """Why no probe can be asked about a set, or None."""
-    if not _labels(data, name):
-        return f"{name} has no labels"
-    if not _labels(data, "bank"):
-        return "the training set has no labels"
-    return None if _shared(data, name) else f"no attribute of {name} has two classes of which the training set has one"
-
-
-def _labels(data: DataModule, name: str) -> dict[str, Tensor]:
-    """The labels of the evaluated rows, of each attribute that some of them have."""
-    source, rows = data.evaluated(name)
-    ids = class_ids(source, data.attributes)[rows]
-    return {attribute: ids[:, i] for i, attribute in enumerate(data.attributes) if (ids[:, i] >= 0).any()}
-
-
-def _shared(data: DataModule, name: str) -> list[str]:
-    """Attributes with two classes or more in a set, of which the bank has at least one."""
-    bank, found = _labels(data, "bank"), []
-    for attribute, labels in _labels(data, name).items():
-        present = set(labels.tolist()) - {-1}
-        if len(present) > 1 and attribute in bank and present & set(bank[attribute].tolist()):
-            found.append(attribute)
-    return found
-
-
-def _classes(options: DictConfig, data: DataModule, name: str, class_files: Sequence[Path]) -> dict[str, Classes] | str:
-    """The class files of a set, or why it has none.
-
-    Raises:
-        ConfigError: a file that is given does not name all labels of the set.
-    """
-    given = (options.get("classes") or {}).get(name)
-    if given is not None:
-        several = load_classes(given if isinstance(given, str) else OmegaConf.to_container(given))  # type: ignore[arg-type]
-        for classes in several.values():
-            if fault := _names_fault(classes, data, name):
-                raise ConfigError([f"eval.zero_shot.classes.{name}: {fault}"])
-        return several
-    fitting = [str(path) for path in class_files if _names_fault(Classes.load(path), data, name) is None]
-    if not fitting:
-        return f"no class file names the labels of {name}: set eval.zero_shot.classes.{name} to one"
-    return load_classes(fitting[0] if len(fitting) == 1 else fitting)
-
-
-def _names_fault(classes: Classes, data: DataModule, name: str) -> str | None:
-    """Why classes are not those of a set, or None; they may be more than there are in the set."""
-    labels = _labels(data, name)
-    if classes.attribute not in labels:
-        return f"{name} has no labels of '{classes.attribute}'; it has {', '.join(labels) or 'none'}"
-    vocabulary = data.attributes[classes.attribute]
-    present = [vocabulary[label] for label in sorted(set(labels[classes.attribute].tolist()) - {-1})]
-    if unknown := [label for label in present if label not in classes.names]:
-        return f"the class file lacks {len(unknown)} of the {len(present)} labels of {name}, such as '{unknown[0]}'"
-    return None
 
 
 @torch.no_grad()
@@ -259,13 +74,25 @@ def compute(plan: Plan, tables: FeatureTables) -> tuple[dict[str, Number], dict[
                 shown[name] = _exhibits(plan, tables, name, bank, query, captions)
         if "dense" in plan.options:
             found += _dense(plan, tables, name)
-        for _ in _with_lidar(plan, [name]):
+        for _ in with_lidar(plan, [name]):
             found += _lidar(plan, tables, name)
         for values, protocol in found:
             for key, value in values.items():
                 if not key.endswith(CHANCE):
                     numbers[f"{name}/{key}"] = Number(value, values.get(key + CHANCE), protocol)
     return numbers, shown
+
+
+def finetuned(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
+    """The numbers of fine-tuning; every rank must call it, and the first has them."""
+    numbers: dict[str, Number] = {}
+    for attribute, sets in plan.learned.items():
+        views = OmegaConf.to_container(tables.cfg.views, resolve=True)
+        protocol = _protocol(plan, tables, "finetune", seed=tables.cfg.seed, views=views)
+        for name, values in finetune(tables.cfg, tables.encoder, tables.data, attribute, sets).items():
+            key = f"finetune_{attribute}"
+            numbers[f"{name}/{key}"] = Number(values[key], values[key + CHANCE], protocol)
+    return numbers
 
 
 Found = Iterator[tuple[dict[str, float], dict[str, Any]]]  # values with their chances, and the protocol of all
@@ -281,7 +108,7 @@ def _probed(plan: Plan, tables: FeatureTables, probe: str, name: str, bank: Any,
     metric = instantiate(plan.options[probe])
     seed = {} if probe in ("knn", "ridge") else {"seed": tables.cfg.seed}
     protocol = _protocol(plan, tables, probe, bank=tables.data.bank_size, **seed)
-    for attribute in _shared(tables.data, name):
+    for attribute in shared_attributes(tables.data, name):
         for pooling in (None, *query.poolings):
             pair = [t if pooling is None else replace(t, trunk=t.poolings[pooling]) for t in (bank, query)]
             prefix = "" if pooling is None else f"{pooling}_"
@@ -307,6 +134,17 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features,
         told = {} if captions is None else _tokens(tables)
         values = instantiate(plan.options["geometry"])(query, table)
         yield values, _protocol(plan, tables, "geometry", **told)
+    if asked := plan.questions.get(name):
+        values = instantiate(plan.options["compositional"])(
+            query,
+            query,
+            captions=tables.texts(asked.texts),
+            candidates=asked.candidates,
+            items=asked.items,
+            attribute=asked.split,
+            names=tables.data.attributes[asked.split],
+        )
+        yield values, _protocol(plan, tables, "compositional", **_tokens(tables))
     for kind, classes in plan.classes.get(name, {}).items():
         told = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
         told |= {"classes": short_hash(list(classes.names.values())), **_tokens(tables)}
@@ -321,17 +159,6 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features,
             name=kind,
         )
         yield values, _protocol(plan, tables, "zero_shot", **told)
-    if (asked := plan.questions.get(name)) is not None:
-        values = instantiate(plan.options["compositional"])(
-            query,
-            query,
-            captions=tables.texts(asked.texts),
-            candidates=asked.candidates,
-            items=asked.items,
-            attribute=asked.split,
-            names=tables.data.attributes[asked.split],
-        )
-        yield values, _protocol(plan, tables, "compositional", **_tokens(tables))
 
 
 def _tokens(tables: FeatureTables) -> dict[str, Any]:
@@ -393,19 +220,9 @@ def _dense(plan: Plan, tables: FeatureTables, name: str) -> Found:
         yield metric(bank, query), shared | {"dense": kind} | told
 
 
-def _with_lidar(plan: Plan, sets: Sequence[str]) -> list[str]:
-    return [name for name in sets if "lidar" in plan.options and f"{name}/lidar" not in plan.left_out]
-
-
-def _lidar_views(plan: Plan, tables: FeatureTables) -> dict[str, Any]:
-    options = plan.options["lidar"]
-    view, numbers = instantiate(options.view), (options.num_samples, options.num_views)
-    return {"view": view, "num_samples": numbers[0], "num_views": numbers[1], "seed": tables.cfg.seed}
-
-
 def _lidar(plan: Plan, tables: FeatureTables, name: str) -> Found:
     options: Any = OmegaConf.to_container(plan.options["lidar"], resolve=True)
-    metric, found = instantiate(plan.options["lidar"].metric), tables.views(name, **_lidar_views(plan, tables))
+    metric, found = instantiate(plan.options["lidar"].metric), tables.views(name, **lidar_views(plan, tables))
     # Views are cut by one code for every encoder, whatever its own transform.
     taken = tables.taken | {"resize": "none", "crop": "drawn", "interpolation": "bicubic"}
     view = {key: value for key, value in options["view"].items() if key not in NO_EFFECT}

@@ -127,7 +127,8 @@ def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     assert len(evaluations) == 2
     for number, command in enumerate(evaluations):
         words = ["model=run" if word.startswith("model=runs/") else word for word in shlex.split(command)[3:]]
-        main([*words, "data.num_workers=0", f"out=out{number}", "trainer.accelerator=cpu"])
+        small = ["data.num_workers=0", "data.bank_size=200", "trainer.accelerator=cpu"]
+        main([*words, *small, f"out=out{number}"])
         assert json.loads((tmp_path / f"out{number}" / "metrics.json").read_text())["results"]
 
 
