@@ -78,7 +78,8 @@ class Optim:
             backbone: name of the sub-module to which ``layer_decay`` applies.
 
         Raises:
-            ValueError: warm-up and cooldown are longer than the run, or timm has no such optimizer.
+            ValueError: warm-up and cooldown are longer than the run, timm has no such optimizer, or it does not go with
+                sharded parameters.
         """
         if self.warmup_steps + self.cooldown_steps > total_steps:
             raise ValueError(
@@ -94,6 +95,11 @@ class Optim:
         else:
             optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **options)
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
+            if optimizer.defaults.get("max_grad_norm") is not None:  # over sharded and whole gradients together
+                raise ValueError(
+                    f"optim.name={self.name} clips by itself, which sharded parameters do not allow: set "
+                    "optim.options.max_grad_norm=null and trainer.gradient_clip_val"
+                )
             optimizer.__class__ = _on_shards(type(optimizer))
         factor = partial(
             lr_factor,

@@ -70,7 +70,7 @@ def read_record(folder: Path, *, verify: bool = True) -> StageRecord | None:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if verify:
         for name, expected in ((record.checkpoint, record.checkpoint_sha256), (CLUSTERS, record.clusters_sha256)):
-            if expected is not None and not (folder / name).is_file():
+            if expected is not None and not (folder / name).exists():
                 raise ValueError(f"{folder / name} is missing, and {path} needs it; {remedy}")
             if expected is not None and sha256(folder / name) != expected:
                 raise ValueError(f"{folder / name} is not the file that {path} was written with; {remedy}")
@@ -78,7 +78,11 @@ def read_record(folder: Path, *, verify: bool = True) -> StageRecord | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file."""
+    """Of a file; of a folder of shards that of its list of checksums, which are compared when it is read."""
+    if path.is_dir():
+        from repr.models.checkpoint_files import CHECKSUMS
+
+        path = path / CHECKSUMS
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
