@@ -83,17 +83,22 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
         model_name=title,
         eval_results=_model_index(entries) or None,
     )
-    lines = [*_about(trained, num_stages), *_use(library, num_stages), *_recipe(cfg), *_metrics(trained, entries)]
+    lines = [
+        *_about(trained, library, num_stages),
+        *_use(library, num_stages),
+        *_recipe(cfg),
+        *_metrics(trained, entries),
+    ]
     content = f"---\n{data.to_yaml()}\n{LICENSE}---\n\n# {title}\n\n" + "\n".join(lines) + "\n"
     (folder / CARD).write_text(content, encoding="utf-8")
 
 
-def _about(trained: Trained, num_stages: int) -> Iterator[str]:
+def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
     """What was trained, how, on what."""
     cfg, flow = trained.cfg, type(trained.objective)
     backbone = trained.objective.backbone
     towers = f"an image encoder ({cfg.backbone.get('name')}, {_millions(backbone)} M parameters)"
-    if trained.has_text:
+    if trained.has_text and library == "open_clip":
         towers += f" and a text encoder ({_millions(trained.objective.text)} M parameters)"
     stages = f" in {num_stages} stages of multistage learning, each a model of its own" if num_stages else ""
     weights = "; the weights are those of the teacher, the moving average of the trained ones" * (
@@ -113,6 +118,16 @@ def _about(trained: Trained, num_stages: int) -> Iterator[str]:
     yield f"- **Recipe**: {length} of batches of {batch}, {cfg.optim.get('name', 'adamw')} with rate {cfg.optim.lr:g}"
     if cfg.get("init_from") or cfg.backbone.get("pretrained"):
         yield f"- **Began with**: {_shortened(cfg.get('init_from')) or 'the pretrained weights of timm'}"
+    if parts := _left_out(trained.objective, library):
+        yield f"- **Not included**: {', '.join(parts)}"
+
+
+def _left_out(objective: Any, library: str) -> list[str]:
+    """The parts with weights that served the training alone."""
+    kept = {"backbone"} if library == "timm" else {"backbone", "image_projection", "text"}
+    return [
+        name for name, part in objective.named_children() if name not in kept and any(True for _ in part.parameters())
+    ]
 
 
 def _millions(module: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -50,6 +51,14 @@ def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: boo
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
     model_cfg, tensors = _image_tower(trained, pixels)
+    if trained.has_text and (width := trained.objective.text.output_dim) != model_cfg["embed_dim"]:
+        raise ConfigError(
+            [
+                "open_clip has one space for images and texts, and those of "
+                f"{trained.name} are {model_cfg['embed_dim']} and {width} wide. "
+                "Export the image tower with to=timm, or both with to=onnx"
+            ]
+        )
     if trained.has_text:
         tensors |= _text_tensors(trained)
     elif untrained_text:
@@ -141,9 +150,9 @@ def _text_tensors(trained: Trained) -> dict[str, Tensor]:
     objective = trained.objective
     tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
     scalars = {key: getattr(objective, key, None) for key in ("logit_scale", "logit_bias")}
-    if scalars["logit_scale"] is None:
-        raise ConfigError([f"{trained.name} has learned no temperature, which open_clip needs: export it with to=timm"])
-    return tensors | {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
+    tensors |= {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
+    # A flow without temperature of its own has none to export, and open_clip's must have a value: that of a new model.
+    return {"logit_scale": torch.tensor(math.log(1 / 0.07)), **tensors}
 
 
 def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:

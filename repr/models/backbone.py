@@ -37,6 +37,33 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
     return model.to(memory_format=torch.channels_last)
 
 
+def width_of(encoder: Any, attribute: str = "num_features") -> int:
+    """How wide the output of an encoder is, as it tells itself.
+
+    Args:
+        encoder: an image encoder, or with ``output_dim`` for ``attribute`` a text encoder.
+        attribute: where it says so.
+
+    Raises:
+        ValueError: it does not, or it is a timm model with a classifier at its end.
+    """
+    width, kind = getattr(encoder, attribute, None), "backbone" if attribute == "num_features" else "text"
+    if not isinstance(encoder, nn.Module) or not isinstance(width, int):
+        example = (
+            "timm.create_model('resnet50', num_classes=0)" if kind == "backbone" else "open_clip's TextTransformer(...)"
+        )
+        raise ValueError(
+            f"{kind} is {type(encoder).__name__}, which has no {attribute}: give a module such as {example}, or one of "
+            f"your own that has the width of its output in {attribute}"
+        )
+    if kind == "backbone" and getattr(encoder, "num_classes", 0):
+        raise ValueError(
+            f"backbone {type(encoder).__name__} ends with a classifier of {encoder.num_classes} classes: make it with "
+            "num_classes=0"
+        )
+    return width
+
+
 def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
     """Encode several views of a batch, with one pass of the backbone for each run of equal sizes.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
+from repr.models.backbone import width_of
 from repr.objectives.base import Objective, in_chunks
 from repr.optim import Optim
 
@@ -79,7 +79,7 @@ class ImageText(Objective):
             raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
         self.losses = in_chunks({**LOSSES, **(losses or {})}, self.PAIRWISE, chunk_size)
         self.text = text
-        width, dim = cast(int, backbone.num_features), cast(int, text.output_dim)
+        width, dim = width_of(backbone), width_of(text, "output_dim")
         self.image_projection = nn.Linear(width, dim, bias=False)
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
         # A parameter even when it is fixed, so that checkpoints and exports hold it under open_clip's name.

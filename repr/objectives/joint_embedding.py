@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
-from repr.models.backbone import encode_views, refused_sizes
+from repr.models.backbone import encode_views, refused_sizes, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Objective, in_chunks
@@ -81,11 +81,12 @@ class JointEmbedding(Objective):
         optim: Optim | None = None,
     ) -> None:
         weights = {"contrast": 1.0} if weights is None else weights
+        width = width_of(backbone)
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         if unknown := sorted(set(losses or {}) - set(self.TERMS)):
             raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
         self.losses = in_chunks({**PAIRS, **SINGLES, **(losses or {})}, self.PAIRWISE, chunk_size)
-        widths = [cast(int, backbone.num_features), *[hidden_dim] * (num_layers - 1), dim]
+        widths = [width, *[hidden_dim] * (num_layers - 1), dim]
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 

@@ -16,7 +16,7 @@ from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
-from repr.models.backbone import feature_map
+from repr.models.backbone import feature_map, width_of
 from repr.models.decoder import Decoder, fix_positions
 from repr.models.heads import mlp
 from repr.models.masking import (
@@ -130,7 +130,7 @@ class MaskedContrast(Objective):
         self.patch_size, self.normalize_target = int(vit.patch_embed.patch_size[0]), normalize_target
         if positions == "sincos":
             fix_positions(vit)
-        width = int(vit.num_features)
+        width = width_of(vit)
         self.decoder = None
         if reconstruct:
             sizes: Any = {"dim": decoder_dim, "depth": decoder_depth, "num_heads": decoder_heads}
@@ -139,7 +139,7 @@ class MaskedContrast(Objective):
         self.text = text if contrast else None
         self.image_projection = self.head = None
         if self.text is not None:
-            self.image_projection = nn.Linear(width, cast(int, self.text.output_dim), bias=False)
+            self.image_projection = nn.Linear(width, width_of(self.text, "output_dim"), bias=False)
             nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
         elif contrast:
             self.head = mlp([width, hidden_dim, hidden_dim, dim])

@@ -15,6 +15,7 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import gather, rank
 from repr.losses import mixup
 from repr.losses.chance import at_chance
+from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
 from repr.objectives.base import Objective, in_chunks
@@ -93,9 +94,9 @@ class MixupContrast(Objective):
             raise ValueError(f"objective.tables: '{min(taken)}' is a name of another part; rename the block")
         widths: dict[str, int] = {}
         if backbone is not None:
-            widths["image"], backbone = cast(int, backbone.num_features), synchronise(backbone)
+            widths["image"], backbone = width_of(backbone), synchronise(backbone)
         if text is not None:
-            widths["text"] = cast(int, text.output_dim)
+            widths["text"] = width_of(text, "output_dim")
         widths |= {name: _out_features(name, encoder) for name, encoder in tables.items()}
         if weights is None:
             weights = {"fusion": 1.0} | {f"{name}_head": 1.0 for name in widths} | {"contrast": 0.1}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from repr.distributed import all_reduce, world_size
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
-from repr.models.backbone import feature_map, map_shape, pools_class_token
+from repr.models.backbone import feature_map, map_shape, pools_class_token, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
@@ -83,6 +83,7 @@ class PixPro(Objective):
         optim: Optim | None = None,
     ) -> None:
         weights = {"pixel": 1.0} if weights is None else weights
+        width = width_of(backbone)
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         if unknown := sorted(set(losses or {}) - set(self.TERMS)):
             raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
@@ -91,7 +92,7 @@ class PixPro(Objective):
         self.losses = {**dict.fromkeys(self.TERMS, pixel_consistency), **(losses or {})}
         self.threshold, self.momentum = threshold, momentum
         self.total_steps: int | None = None  # optimizer steps of the run, once it is known
-        widths = [cast(int, backbone.num_features), hidden_dim, dim]
+        widths = [width, hidden_dim, dim]
         if "pixel" in self.weights:
             self.projector = mlp(widths)
             self.propagation = nn.Identity() if gamma is None else Propagation(dim, gamma=gamma, num_layers=num_layers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from repr.distributed import all_reduce, world_size
 from repr.losses.blockwise import full_precision
 from repr.losses.chance import at_chance
 from repr.losses.clustering import check_views, sinkhorn, swapped_prediction, views_fault
-from repr.models.backbone import encode_views
+from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault
 from repr.models.heads import mlp
@@ -75,8 +75,9 @@ class SwAV(Objective):
         optim: Optim | None = None,
     ) -> None:
         weights = {"swapped_prediction": 1.0} if weights is None else weights
+        width = width_of(backbone)
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        self.head = mlp([cast(int, backbone.num_features), hidden_dim, dim])
+        self.head = mlp([width, hidden_dim, dim])
         self.prototypes = nn.Linear(dim, num_prototypes, bias=False)
         self.assign_views, self.temperature = tuple(assign_views), temperature
         self.epsilon, self.num_iters = epsilon, num_iters

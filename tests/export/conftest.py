@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from hydra.utils import instantiate
 
@@ -24,7 +25,11 @@ RUN = [
 
 def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet") -> Trained:
     """An objective of conf/objective whose every weight, mean and variance is its own."""
-    cfg = compose([f"objective={objective_name}", *SMALL, f"backbone.name={backbone}", *overrides])
+    # Without projections, as in M3CoL, both towers have the width of the backbone.
+    width = timm.create_model(backbone, num_classes=0).num_features if objective_name.startswith("m3col") else 16
+    cfg = compose(
+        [f"objective={objective_name}", *SMALL, f"embed_dim={width}", f"backbone.name={backbone}", *overrides]
+    )
     for key, value in SMALL_HEAD.items():
         if key in cfg.objective:
             cfg.objective[key] = value

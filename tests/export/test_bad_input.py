@@ -140,6 +140,20 @@ def test_stages_are_not_joined_by_onnxruntime(tmp_path: Path) -> None:
         export_stages({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
 
 
+def test_spaces_of_two_widths(tmp_path: Path) -> None:
+    """Which M3CoL may have where it compares no modalities."""
+    model = trained("m3col_no_contrast", "text.output_dim=24")
+    with pytest.raises(
+        ConfigError, match=r"open_clip has one space .* are 96 and 24 wide. Export the image tower with"
+    ):
+        export(model, tmp_path / "out", to="open_clip")
+
+
+def test_a_flow_without_pictures() -> None:
+    with pytest.raises(ConfigError, match="MixupContrast was trained without pictures and has no encoder of them"):
+        trained("m3col_no_contrast", "objective.backbone=null", "objective.weights.image_head=0")
+
+
 class Eigenvalues(ImageText):
     """Ends with an operation that ONNX does not have."""
 
