@@ -1,9 +1,13 @@
 """What is alive in memory, and what is sent, in a training step that is traced without data.
 
-The step runs on fake tensors, which have shapes and lifetimes but no values, so that a step of any model and batch takes
-seconds and no memory. All of it is traced, forward, backward and optimizer, with the flow's own slices, checkpoints and
-chunks. The other processes are a number: flows send through :mod:`repr.distributed` alone, where a group that only
-counts takes the place of torch's.
+The step runs on fake tensors, which have shapes and lifetimes but no values, so that a step of any model and batch
+takes a second or two and no memory. All of it is traced, forward, backward and optimizer, with the flow's own slices,
+checkpoints and chunks. The other processes are a number: flows send through :mod:`repr.distributed` alone, where a
+group that only counts takes the place of torch's.
+
+What is alive has a kind: ``parameters``, ``buffers``, ``gradients``, ``optimizer``, ``half-precision weights`` (copies
+that autocast makes), ``batch``, ``embeddings`` (gathered from all processes), ``loss`` (what :mod:`repr.losses` makes),
+and ``activations``, which is all else, such as gradients of activations.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any
 from unittest.mock import patch
@@ -30,20 +35,8 @@ from repr.objectives.base import Objective
 
 # A value that is read from a tensor (a count of steps, how full a queue is): high, as in the middle of a run.
 LATE = 10**9
-KINDS = (
-    "parameters",
-    "buffers",
-    "gradients",
-    "optimizer",
-    "communication buffers",
-    "gathered blocks",
-    "half-precision weights",
-    "batch",
-    "activations",  # and whatever else has no kind of its own, such as their gradients
-    "embeddings",  # of all processes, gathered
-    "loss",
-)
-_FOLDERS = {"/repr/losses/": "loss", "/repr/distributed.py": "embeddings"}  # whose tensors are of a kind of their own
+_CPU = torch.device("cpu")  # where all are made, as far as they know
+_PLACES = {"/repr/losses/": "loss", "/repr/distributed.py": "embeddings"}  # whose tensors are of a kind of their own
 
 
 @dataclass(frozen=True)
@@ -71,12 +64,14 @@ class Trace:
     Attributes:
         peaks: strategy -> the fullest moment.
         gathered: bytes of all processes' rows that all-gathers put together.
-        reduced: bytes that all-reduces sum up, those of gradients left out.
+        reduced: bytes that all-reduces sum up, those of parameters' gradients left out.
+        calls: how often each watched module was called ``with gradient``, ``without``, and ``again`` in backward.
     """
 
     peaks: Mapping[str, Peak]
     gathered: int
     reduced: int
+    calls: Sequence[Counter[str]]
 
 
 class Memory(TorchDispatchMode):
@@ -92,7 +87,9 @@ class Memory(TorchDispatchMode):
         self.phase, self.kind = "", ""  # of what is made now; without a kind the place in the code tells it
         self.alive: Counter[str] = Counter()
         self.totals = dict.fromkeys(shares, 0.0)
-        self.peaks: dict[tuple[str, str], Peak] = {}  # of each strategy and phase
+        self.peaks: dict[str, dict[str, Peak]] = {
+            name: {} for name in shares
+        }  # strategy -> phase -> its fullest moment
         self._storages: dict[int, tuple[str, int]] = {}
         self._kinds: dict[CodeType, str] = {}
 
@@ -100,12 +97,13 @@ class Memory(TorchDispatchMode):
         """Run an operation, and follow what it makes."""
         if func is torch.ops.aten._local_scalar_dense.default:
             return LATE
+        if func is torch.ops.prim.device.default:
+            return _CPU  # most of all calls
         out = func(*args, **(kwargs or {}))
-        if func is not torch.ops.prim.device.default:
-            for tensor in tree_leaves(out):
-                if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
-                    is_cast = func is torch.ops.aten._to_copy.default and self.kind_of(args[0]) == "parameters"
-                    self.follow(tensor, "half-precision weights" if is_cast else self.kind or self._place())
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
+                is_cast = func is torch.ops.aten._to_copy.default and self.kind_of(args[0]) == "parameters"
+                self.follow(tensor, "half-precision weights" if is_cast else self.kind or self._place())
         return out
 
     def kind_of(self, tensor: Tensor) -> str:
@@ -123,6 +121,19 @@ class Memory(TorchDispatchMode):
         self._storages[key] = kind, storage.nbytes()
         self._add(kind, storage.nbytes())
 
+    def made(self, num: int, kind: str) -> Tensor:
+        """A tensor of so many bytes."""
+        return self.copy(torch.empty(num, dtype=torch.uint8, device="meta"), kind)
+
+    def copy(self, value: Any, kind: str) -> Any:
+        """A tensor, or a list of them, with the shapes and types of what is on the meta device."""
+        if isinstance(value, list):
+            return [self.copy(item, kind) for item in value]
+        self.kind = kind
+        copy = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=_CPU)
+        self.kind = ""
+        return copy
+
     def _free(self, key: int) -> None:
         kind, num = self._storages.pop(key)
         self._add(kind, -num)
@@ -132,11 +143,10 @@ class Memory(TorchDispatchMode):
         for name, shares in self.shares.items():
             self.totals[name] += num * shares.get(kind, 1)
             if num > 0 and self.phase:
-                peak = self.peaks.get((name, self.phase))
+                peak = self.peaks[name].get(self.phase)
                 if peak is None or self.totals[name] > peak.total:
-                    self.peaks[name, self.phase] = Peak(
-                        self.phase, {k: n * shares.get(k, 1) for k, n in self.alive.items()}
-                    )
+                    held = {kind: num * shares.get(kind, 1) for kind, num in self.alive.items() if num}
+                    self.peaks[name][self.phase] = Peak(self.phase, held)
 
     def _place(self) -> str:
         """The kind of what the running code makes: that of the innermost function that belongs to one."""
@@ -144,7 +154,7 @@ class Memory(TorchDispatchMode):
         while frame is not None:
             if frame.f_code not in self._kinds:
                 path = frame.f_code.co_filename.replace("\\", "/")
-                self._kinds[frame.f_code] = next((kind for part, kind in _FOLDERS.items() if part in path), "")
+                self._kinds[frame.f_code] = next((kind for part, kind in _PLACES.items() if part in path), "")
             if kind := self._kinds[frame.f_code]:
                 return kind
             frame = frame.f_back  # type: ignore[assignment]
@@ -204,96 +214,108 @@ def processes(num: int) -> Iterator[CountingGroup]:
         yield group
 
 
+@contextmanager
+def traced(objective: Objective, shares: Mapping[str, Mapping[str, float]], num_processes: int) -> Iterator[Any]:
+    """Give an objective on the meta device fake tensors, and follow what is made of them.
+
+    Yields:
+        The :class:`Memory`, and the :class:`CountingGroup`.
+    """
+    memory = Memory(shares)
+    with FakeTensorMode(), processes(num_processes) as group:
+        objective._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=_CPU))
+        for parameter in objective.parameters():
+            memory.follow(parameter, "parameters")
+        for buffer in objective.buffers():
+            memory.follow(buffer, "buffers")
+        with memory:
+            for parameter in objective.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = memory.copy(parameter, "gradients")
+            yield memory, group
+
+
+def trace_optimizer(
+    objective: Objective, *, shares: Mapping[str, Mapping[str, float]], foreach: bool = True
+) -> Mapping[str, Peak]:
+    """Trace the first step of an optimizer, and what follows it.
+
+    Args:
+        objective: on the meta device; it is of no use afterwards.
+        shares: see :class:`Memory`.
+        foreach: optimizers treat all parameters at once, as on a GPU, where torch has that choice.
+
+    Returns:
+        Strategy -> the fullest moment; and under ``"state"`` what is alive afterwards.
+    """
+    with traced(objective, shares, 1) as (memory, _):
+        memory.phase = memory.kind = "optimizer"
+        optimizer, _ = objective.optim.build(objective, LATE)
+        for options in optimizer.param_groups:
+            if "foreach" in options and options["foreach"] is None:
+                options["foreach"] = foreach
+        optimizer.step()
+        objective.update_targets()
+        alive = dict(memory.alive)
+    return {name: peaks["optimizer"] for name, peaks in memory.peaks.items()} | {"state": Peak("optimizer", alive)}
+
+
 def trace(
     objective: Objective,
     batch: Batch,
     *,
+    shares: Mapping[str, Mapping[str, float]],
     num_processes: int = 1,
     autocast: torch.dtype | None = None,
     accumulate: bool = False,
-    foreach: bool = True,
-    shares: Mapping[str, Mapping[str, float]] | None = None,
-    buffers: Sequence[int] = (0, 0),
+    held: Mapping[str, float] | None = None,
+    watch: Sequence[nn.Module] = (),
 ) -> Trace:
-    """Trace the step of a process in the middle of a run, as Lightning makes it.
+    """Trace forward and backward of a process in the middle of a run, as Lightning makes them.
 
-    The gradients of the last step live until this one's forward is done, so does ``Objective.features``; the batch
-    lives until the optimizer has stepped.
+    The gradients and the features of the last step live until this one's forward is done.
 
     Args:
         objective: on the meta device; it is of no use afterwards.
         batch: of this process, on the meta device.
+        shares: see :class:`Memory`.
         num_processes: W; what flows gather has W times as many rows.
         autocast: its type; None: none.
         accumulate: gradients are added up over several batches, so they live in backward, too.
-        foreach: optimizers treat all parameters at once, as on a GPU, where torch has that choice.
-        shares: see :class:`Memory`; the default is one strategy, ``""``.
-        buffers: bytes that communication holds in the whole step, and those that it holds in forward and backward;
-            of kind ``communication buffers`` and ``gathered blocks``.
+        held: kind -> bytes that are alive besides.
+        watch: modules whose calls are counted.
 
     Raises:
         ValueError: what the flow itself finds wrong with the batch.
     """
-    memory = Memory(shares or {"": {}})
-    with FakeTensorMode(), processes(num_processes) as group:
-        objective._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu"))
+    with traced(objective, shares, num_processes) as (memory, group):
         objective.train()
         objective.on_load_checkpoint({"global_step": LATE})
+        calls = [Counter[str]() for _ in watch]
+        for module, counts in zip(watch, calls, strict=True):
+            module.register_forward_pre_hook(partial(_count, memory, counts))
         for parameter in objective.parameters():
-            memory.follow(parameter, "parameters")
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(lambda p: memory.follow(p.grad, "gradients"))
-        for buffer in objective.buffers():
-            memory.follow(buffer, "buffers")
-        with memory:
-            _step(objective, batch, memory, autocast, accumulate, foreach, buffers)
-    peaks = {name: max((p for (n, _), p in memory.peaks.items() if n == name), key=lambda p: p.total) for name in memory.shares}
-    return Trace(peaks, group.gathered, group.reduced)
+        kept = [memory.made(int(num), kind) for kind, num in (held or {}).items()]
+        inputs: Any = {key: memory.copy(value, "batch") for key, value in batch.items()}
+        memory.phase = "forward"
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            output = objective.step(inputs)
+            loss = objective.total(output.terms)
+        features = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in output.features.values()}
+        before = memory.made(sum(features.values()), "embeddings")  # the features of the last step
+        objective.features = {name: x.detach() for name, x in output.features.items()}
+        del before, output
+        if not accumulate:
+            objective.zero_grad()
+        memory.phase = "backward"
+        loss.backward()
+        del kept
+    peaks = {name: max(of_phases.values(), key=lambda peak: peak.total) for name, of_phases in memory.peaks.items()}
+    return Trace(peaks, group.gathered, group.reduced, calls)
 
 
-def _step(
-    objective: Objective,
-    batch: Batch,
-    memory: Memory,
-    autocast: torch.dtype | None,
-    accumulate: bool,
-    foreach: bool,
-    buffers: Sequence[int],
-) -> None:
-    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    memory.kind = "communication buffers"
-    held = torch.empty(buffers[0], dtype=torch.uint8)
-    memory.kind = "batch"
-    inputs: Any = {key: _made(value) for key, value in batch.items()}
-    memory.kind = "gradients"
-    for parameter in trained:
-        parameter.grad = torch.empty_like(parameter)
-    memory.phase = memory.kind = "optimizer"
-    optimizer, _ = objective.optim.build(objective, LATE)
-    for options in optimizer.param_groups:
-        if "foreach" in options and options["foreach"] is None:
-            options["foreach"] = foreach
-    optimizer.step()
-    memory.phase, memory.kind = "forward", "gathered blocks"
-    gathered = torch.empty(buffers[1], dtype=torch.uint8)
-    memory.kind = ""
-    with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-        output = objective.step(inputs)
-        loss = objective.total(output.terms)
-    features = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in output.features.values()}
-    memory.kind = "embeddings"
-    before = torch.empty(sum(features.values()), dtype=torch.uint8)  # the features of the last step
-    kept = [x.detach() for x in output.features.values()]
-    memory.kind = ""
-    del output, before
-    if not accumulate:
-        optimizer.zero_grad()
-    memory.phase = "backward"
-    loss.backward()
-    del held, gathered, kept, inputs
-
-
-def _made(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return torch.empty(value.shape, dtype=value.dtype)
-    return [_made(item) for item in value] if isinstance(value, list) else value
+def _count(memory: Memory, calls: Counter[str], module: nn.Module, inputs: Any) -> None:
+    grad = "with gradient" if torch.is_grad_enabled() else "without"
+    calls["again" if memory.phase == "backward" else grad] += 1

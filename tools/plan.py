@@ -1,0 +1,465 @@
+"""Predict what a training step costs in memory and traffic, and the largest batch that fits, without a GPU.
+
+Run in the root of the repository, with what ``repr.fit`` takes, and the machine::
+
+    python -m tools.plan experiment=clip_vit_b32 gpus=256 memory=80
+    python -m tools.plan experiment=simclr_rn50 gpus=32 memory=40 data.batch_size=8192 bandwidth=25
+
+``gpus`` is their number in all, ``memory`` what each has in GB (10^9 bytes), of which a tenth is left to CUDA's
+context, workspaces and fragmentation, and ``bandwidth`` what each sends in GB/s (50: a link of 400 Gbit/s). Batch sizes
+are those of all GPUs together, as ``data.batch_size`` is. The step is traced without data (:mod:`tools.memory_trace`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from repr.config import ConfigError, check, compose
+from repr.fit import user_message
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from repr.batch import Batch
+    from repr.objectives.base import Objective
+    from tools.memory_trace import Trace
+
+GB = 1e9
+RESERVE = 0.1  # of the memory
+MICRO_BATCH, CHUNK_SIZE = 64, 1024  # of the columns in slices, where the config names none
+NUM_CHUNKS = 32  # of a loss that are traced
+FEWEST = 2  # rows of a process: BatchNorm and losses compare some
+BUCKETS, GATHERED = "buckets of DDP", "gathered by FSDP2"
+KINDS = ("parameters", "buffers", "gradients", "optimizer", "half-precision weights", BUCKETS, GATHERED, "batch",
+         "activations", "embeddings", "loss")  # fmt: skip
+TITLES = {"": "one GPU", "ddp": "DDP", "fsdp2": "FSDP2"}
+OPTIONS = {"gpus": int, "memory": float, "bandwidth": float}
+HALF = {"bf16-mixed": "bfloat16", "16-mixed": "float16"}  # precision -> type of autocast
+WHOLE = {"32-true": "float32", "bf16-true": "bfloat16", "16-true": "float16"}  # -> type of everything
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """One step of one GPU with one strategy.
+
+    Attributes:
+        phase: at what part of the step most is held.
+        memory: kind -> bytes then.
+        sent: what -> bytes that it sends a step, and receives.
+    """
+
+    phase: str
+    memory: Mapping[str, float]
+    sent: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes of all kinds."""
+        return sum(self.memory.values())
+
+
+@dataclass(frozen=True)
+class Part:
+    """What FSDP2 gathers at once: a layer, or what is left of a tower."""
+
+    module: Any
+    size: int  # bytes of its parameters
+    weights: int  # bytes as gathered
+    gradients: int  # bytes as summed up
+
+
+class Planner:
+    """Forecasts of a config on a number of GPUs, for any batch.
+
+    Args:
+        cfg: a config that was checked.
+        gpus: W.
+        micro_batch: rows of a slice of the encoders; None: none.
+        foreach: see :func:`tools.memory_trace.trace_optimizer`.
+    """
+
+    def __init__(self, cfg: DictConfig, *, gpus: int, micro_batch: int | None = None, foreach: bool = True) -> None:
+        from tools.memory_trace import trace_optimizer
+
+        self.cfg, self.gpus, self.micro_batch = cfg, gpus, micro_batch
+        objective = build(cfg, batch_size=gpus * FEWEST, micro_batch=None)
+        parts = list(_parts(objective, half=self._half))
+        self.trained = sum(_bytes(p) for p in objective.parameters() if p.requires_grad)
+        self.buffers = sum(map(_bytes, objective.buffers()))
+        # Of the part that runs: its weights, those of the next one, and the tensor in which these arrive; in backward
+        # its gradients and the tensor from which they are sent.
+        gathered = max((3 * part.weights + 2 * part.gradients for part in parts), default=0)
+        self.held = {BUCKETS: self.trained, GATHERED: gathered}
+        self.shares: dict[str, dict[str, float]] = {"": dict.fromkeys(self.held, 0.0)}
+        if gpus > 1:
+            ready = sum(part.size for part in parts if part.weights < part.size)  # gathered in half precision
+            split = dict.fromkeys(("parameters", "gradients", "optimizer"), 1 / gpus)
+            split["half-precision weights"] = 1 - ready / max(1, sum(part.size for part in parts))
+            self.shares = {"ddp": {GATHERED: 0.0}, "fsdp2": {BUCKETS: 0.0, **split}}
+        stepping = dict(trace_optimizer(objective, shares=self.shares, foreach=foreach))
+        self.held["optimizer"] = stepping.pop("state").bytes["optimizer"]
+        self.stepping = {
+            name: {**peak.bytes, BUCKETS: self.trained * self.shares[name].get(BUCKETS, 1)}
+            for name, peak in stepping.items()
+        }
+        self._row: dict[str, Forecast] = {}  # what a sample of a GPU adds, and one of all, where not all is traced
+        self._pair: dict[str, Forecast] = {}
+        self.at, self._point = cache(self._at), cache(self._step)
+
+    @property
+    def _half(self) -> bool:
+        return str(self.cfg.trainer.precision) in HALF
+
+    def _at(self, rows: int) -> dict[str, Forecast]:
+        """Forecasts by strategy for ``rows`` samples on each GPU.
+
+        Of many slices and of very many chunks only some are traced. A group of another size makes the global batch of
+        two slices; what grows with the slices, and with the chunks, does so in proportion.
+        """
+        num = rows * self.gpus
+        few, less = min(rows, self._two_slices or rows), min(num, self._many_chunks or num)
+        result = self._point(few, less)
+        if rows > few:
+            self._row = self._row or _slope(self._point(few, less), self._point(2 * few, less), few)
+            result = {name: _mixed(result[name], self._row[name], 1, rows - few) for name in result}
+        if num > less:
+            self._pair = self._pair or _slope(self._point(few, less // 2), self._point(few, less), less - less // 2)
+            result = {name: _mixed(result[name], self._pair[name], 1, num - less) for name in result}
+        return result
+
+    @property
+    def _two_slices(self) -> int | None:
+        most = max(Counter(_sizes(self.cfg)).values())  # views that pass an encoder together
+        return self.micro_batch and max(FEWEST, 2 * self.micro_batch // most)
+
+    @property
+    def _many_chunks(self) -> int | None:
+        return self.cfg.get("chunk_size") and NUM_CHUNKS * self.cfg.chunk_size
+
+    def _step(self, rows: int, num: int) -> dict[str, Forecast]:
+        """Forecasts for ``rows`` samples on each GPU, in about ``num`` of all."""
+        return self._traced(rows, max(1, round(num / rows)))
+
+    def _traced(self, rows: int, num_processes: int) -> dict[str, Forecast]:
+        import torch
+
+        from tools.memory_trace import trace
+
+        cfg, precision = self.cfg, str(self.cfg.trainer.precision)
+        objective, batch = (
+            build(cfg, batch_size=rows * num_processes, micro_batch=self.micro_batch),
+            fake_batch(cfg, rows),
+        )
+        parts = list(_parts(objective, half=self._half))
+        step = trace(
+            objective,
+            batch,
+            shares=self.shares,
+            num_processes=num_processes,
+            autocast=getattr(torch, HALF[precision]) if precision in HALF else None,
+            accumulate=cfg.trainer.get("accumulate_grad_batches", 1) > 1,
+            held=self.held,
+            watch=[part.module for part in parts],
+        )
+        sent = self._sent(step, parts)
+        num = float(sum(map(_bytes, [x for x in batch.values() if hasattr(x, "shape")] + batch["views"])))
+        stepping = {
+            name: Forecast("optimizer", {**held, "batch": num}, sent[name]) for name, held in self.stepping.items()
+        }
+        running = {name: Forecast(peak.phase, peak.bytes, sent[name]) for name, peak in step.peaks.items()}
+        return {name: max(running[name], stepping[name], key=lambda forecast: forecast.total) for name in running}
+
+    def _sent(self, step: Trace, parts: Sequence[Part]) -> dict[str, dict[str, float]]:
+        """Bytes that a GPU sends: a ring passes all but a GPU's own share once to gather, and twice to sum."""
+        once = (self.gpus - 1) / self.gpus
+        flow = {"embeddings": once * step.gathered, "their gradients, sums": 2 * once * step.reduced}
+        weights = gradients = 0.0
+        for part, counted in zip(parts, step.calls, strict=True):
+            # A tower that is called by another method than forward is not counted as a whole.
+            calls = counted or Counter({"with gradient" if part.gradients else "without": 1})
+            weights += once * part.weights * (calls["without"] + 2 * calls["with gradient"] + calls["again"])
+            gradients += once * part.gradients * calls["with gradient"]
+        return {
+            "": {},
+            "ddp": {"gradients": 2 * once * self.trained, "buffers": once * self.buffers, **flow},
+            "fsdp2": {"weights": weights, "gradients": gradients, **flow},
+        }
+
+    def largest(self, strategy: str, budget: float, rows: int) -> int:
+        """The most rows of a GPU whose step takes no more than ``budget`` bytes, to 2 %; 0: none.
+
+        Args:
+            strategy: a key of forecasts.
+            budget: bytes.
+            rows: where to begin.
+        """
+        known = {max(rows, FEWEST): 0.0}
+        for _ in range(12):
+            rows = next(reversed(known))
+            known[rows] = self.at(rows)[strategy].total
+            low = max((num for num, total in known.items() if total <= budget), default=0)
+            high = min((num for num, total in known.items() if total > budget), default=2**20)
+            if high - low <= 1 or high == FEWEST or (low and known[low] > 0.98 * budget):
+                break
+            near = sorted(known, key=lambda num: abs(known[num] - budget))[:3]
+            guess = _crossing([(num, known[num]) for num in near], 0.995 * budget)
+            known[min(max(int(guess), low + 1, FEWEST), high - 1)] = 0.0
+        return max((num for num, total in known.items() if 0 < total <= budget), default=0)
+
+
+def _crossing(points: Sequence[tuple[float, float]], level: float) -> float:
+    """Where a curve through some points reaches a level: through three a parabola, as of pairwise losses, or a line."""
+    (a, x), *others = sorted(points)
+    if not others:
+        return 2 * a if level > x else a / 2
+    (b, y), *others = others
+    slope, bend = (y - x) / (b - a), 0.0
+    for c, z in others:
+        bend = ((z - y) / (c - b) - slope) / (c - a)
+        slope -= bend * (b - a)  # that at the first point
+    slope = max(slope, 1e-9)
+    if bend <= 0:
+        (b, y) = max(points)
+        return a + (level - x) * (b - a) / max(y - x, 1e-9)
+    return a + (math.sqrt(max(0.0, slope * slope + 4 * bend * (level - x))) - slope) / (2 * bend)
+
+
+def _mixed(a: Forecast, b: Forecast, share_a: float, share_b: float) -> Forecast:
+    def mix(x: Mapping[str, float], y: Mapping[str, float]) -> dict[str, float]:
+        return {key: share_a * x.get(key, 0) + share_b * y.get(key, 0) for key in {**x, **y}}
+
+    return Forecast(a.phase, mix(a.memory, b.memory), mix(a.sent, b.sent))
+
+
+def _slope(few: Mapping[str, Forecast], more: Mapping[str, Forecast], num: int) -> dict[str, Forecast]:
+    return {name: _mixed(more[name], few[name], 1 / num, -1 / num) for name in few}
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def build(cfg: DictConfig, *, batch_size: int, micro_batch: int | None) -> Objective:
+    """The objective of a config on the meta device, as ``repr.fit`` prepares it.
+
+    A queue is made as long as whole batches make it. A frozen scorer is left out, since its weights would be read.
+    """
+    import torch
+    from hydra.utils import instantiate
+
+    from repr.models.freezing import freeze
+    from repr.models.slicing import slice_encoders
+
+    options: dict[str, Any] = {}
+    if length := cfg.objective.get("queue_length"):
+        options["queue_length"] = max(1, round(length / batch_size)) * batch_size
+    if cfg.objective.get("scorer"):
+        options["scorer"] = None
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        objective = instantiate(cfg.objective, **options)
+        freeze(objective, cfg.get("freeze") or {})
+        slice_encoders(objective, micro_batch)
+    return objective.to(getattr(torch, WHOLE.get(str(cfg.trainer.precision), "float32")))
+
+
+def fake_batch(cfg: DictConfig, rows: int) -> Batch:
+    """A training batch of a config as the flow sees it, on the meta device."""
+    import torch
+
+    from repr.batch import Batch
+
+    dtype, sizes = getattr(torch, WHOLE.get(str(cfg.trainer.precision), "float32")), _sizes(cfg)
+    with torch.device("meta"):
+        batch = Batch(
+            index=torch.empty(rows, dtype=torch.int64),
+            seed=torch.empty(rows, dtype=torch.int64),
+            views=[torch.empty(rows, 3, size, size, dtype=dtype) for size in sizes],
+            boxes=torch.empty(rows, len(sizes), 4),
+        )
+        if cfg.tokenizer is not None:
+            batch["text"] = torch.empty(rows, cfg.text.context_length, dtype=torch.int64)
+    return batch
+
+
+def _sizes(cfg: DictConfig) -> list[int]:
+    return [view.size for view in cfg.views.values() for _ in range(view.get("count", 1))]
+
+
+def _parts(objective: Objective, *, half: bool) -> Iterator[Part]:
+    """What FSDP2 gathers at once: of every module that the flow calls each layer, and the rest."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from repr.distributed import called, layers
+
+    for child in called(objective):
+        rest = set(child.parameters())
+        for layer in layers(child):
+            own = rest & set(layer.parameters())
+            has_norm = any(isinstance(module, _BatchNorm) for module in layer.modules())
+            yield _part(layer, own, half=half and not has_norm)
+            rest -= own
+        if rest:
+            yield _part(child, rest, half=False)
+
+
+def _part(module: Any, parameters: set[Any], *, half: bool) -> Part:
+    size = sum(map(_bytes, parameters))
+    return Part(module, size, size // 2 if half else size, sum(_bytes(p) for p in parameters if p.requires_grad))
+
+
+def options_of(words: Sequence[str]) -> tuple[list[str], dict[str, float]]:
+    """Overrides of the config, and what is the planner's own.
+
+    Raises:
+        ConfigError: an own option is missing or no positive number.
+    """
+    given: dict[str, float] = {"bandwidth": 50.0}
+    overrides, faults = [], []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in OPTIONS:
+            overrides.append(word)
+            continue
+        try:
+            given[key] = OPTIONS[key](value)
+        except ValueError:
+            given[key] = 0
+        if not 0 < given[key] < math.inf:
+            faults.append(f"{word}: set {key} to a {'whole ' if OPTIONS[key] is int else ''}number above 0")
+    for key, example in {"gpus": "256", "memory": "80, in GB a GPU"}.items():
+        if key not in given:
+            faults.append(f"{key} has no value: set it, such as {key}={example}")
+    if faults:
+        raise ConfigError(faults)
+    return overrides, given
+
+
+def config(overrides: Sequence[str], gpus: int, config_dir: str | None = None) -> tuple[DictConfig, list[str]]:
+    """The checked config of a run on so many GPUs, and what there is to say about it.
+
+    Raises:
+        ConfigError: it has faults, or what is planned depends on something that is not known here.
+    """
+    for word in overrides:
+        key = word.partition("=")[0]
+        if near := difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.75):
+            raise ConfigError([f"there is no option '{key}'; did you mean '{near[0]}'?"])
+    cfg = compose([*overrides, f"trainer.devices={gpus}", "trainer.num_nodes=1"], config_dir=config_dir)
+    precision, notes = str(cfg.trainer.precision), []
+    if precision not in {**HALF, **WHOLE}:
+        raise ConfigError(
+            [f"trainer.precision={precision} cannot be planned: set it to one of {', '.join({**HALF, **WHOLE})}"]
+        )
+    if cfg.objective.get("scorer"):
+        notes.append(
+            f"scorer={cfg.objective.scorer} is left out: the frozen scorer's weights and features come on top."
+        )
+        cfg.objective.scorer = None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check(cfg)
+    return cfg, notes + [str(warning.message) for warning in caught]
+
+
+def columns(cfg: DictConfig, gpus: int) -> dict[str, tuple[Planner, str]]:
+    """The ways of running a config: title -> planner and strategy."""
+    as_told = [f"{key}={cfg[key]}" for key in ("micro_batch", "chunk_size") if cfg.get(key)]
+    sliced = cfg.copy()
+    sliced.micro_batch = cfg.get("micro_batch") or MICRO_BATCH
+    if "chunk_size" in cfg.objective:
+        sliced.chunk_size = cfg.chunk_size or CHUNK_SIZE
+    in_slices = [f"{key}={sliced[key]}" for key in ("micro_batch", "chunk_size") if sliced.get(key)]
+    ways = {} if cfg.get("micro_batch") else {" ".join(as_told): Planner(cfg, gpus=gpus)}
+    ways[" ".join(in_slices)] = Planner(sliced, gpus=gpus, micro_batch=sliced.micro_batch)
+    return {
+        f"{TITLES[strategy]}\n{title}".strip(): (planner, strategy)
+        for title, planner in ways.items()
+        for strategy in planner.shares
+    }
+
+
+def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Table:
+    """What ``python -m tools.plan`` shows.
+
+    Raises:
+        ConfigError: not even the smallest batch fits.
+    """
+    from rich.table import Table
+
+    rows, ways, budget = cfg.data.batch_size // gpus, columns(cfg, gpus), (1 - RESERVE) * memory * GB
+    forecasts = [planner.at(rows)[strategy] for planner, strategy in ways.values()]
+    most = [planner.largest(strategy, budget, rows) for planner, strategy in ways.values()]
+    if not any(most):
+        least = min((planner.at(FEWEST)[strategy] for planner, strategy in ways.values()), key=lambda f: f.total)
+        held = sorted(least.memory.items(), key=lambda item: -item[1])[:2]
+        largest = " and ".join(f"{num / GB:.3g} {kind}" for kind, num in held)
+        fault = f"not even {FEWEST} samples a GPU fit into {budget / GB:.3g} of {memory:g} GB: a step takes "
+        fault += f"{least.total / GB:.3g}, of these {largest}. Raise memory{'' if gpus > 1 else ' or gpus'}, "
+        raise ConfigError([f"{fault}or make the model or the views smaller"])
+    result = Table(title=f"{cfg.name}: {cfg.data.batch_size:,} samples a step, {rows:,} on each of {gpus:,} GPUs with "
+                   f"{memory:g} GB, {cfg.trainer.precision}", title_justify="left")  # fmt: skip
+    result.add_column("GB a GPU, at the fullest moment")
+    for title in ways:
+        result.add_column(title, justify="right")
+    for kind in (kind for kind in KINDS if any(f.memory.get(kind, 0) >= 5e6 for f in forecasts)):
+        result.add_row(kind, *(_gb(f.memory.get(kind, 0)) for f in forecasts))
+    result.add_section()
+    result.add_row("together", *(_gb(f.total) for f in forecasts), style="bold")
+    result.add_row("that moment is in", *(f.phase for f in forecasts))
+    fits = [f"{f.total / memory / GB:.0%}" + ("" if f.total <= budget else ", too much") for f in forecasts]
+    result.add_row(f"of {memory:g} GB", *fits)
+    result.add_row("largest batch", *(f"{num * gpus:,}" if num else "none" for num in most), style="bold")
+    if gpus > 1:
+        result.add_section()
+        result.add_row("[italic]GB a GPU sends in a step[/]")
+        for what in dict.fromkeys(what for f in forecasts for what in f.sent):
+            if any(f.sent.get(what, 0) >= 5e6 for f in forecasts):
+                result.add_row(what, *(_gb(f.sent.get(what, 0)) for f in forecasts))
+        seconds = (sum(f.sent.values()) / GB / bandwidth for f in forecasts)
+        result.add_row(f"ms at {bandwidth:g} GB/s", *(f"{1e3 * s:.0f}" for s in seconds), style="bold")
+    return result
+
+
+def _gb(num: float) -> str:
+    return f"{num / GB:.2f}" if num >= 5e6 else ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="gpus, memory, bandwidth, and as for repr.fit")
+    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        overrides, given = options_of(options.words)
+        gpus = int(given["gpus"])
+        cfg, notes = config(overrides, gpus, options.config_dir)
+        shown = table(cfg, gpus=gpus, memory=given["memory"], bandwidth=given["bandwidth"])
+    except Exception as error:
+        message = str(error) if isinstance(error, ConfigError) else user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+    from rich.console import Console
+
+    Console().print(shown)
+    for note in notes:
+        print(note)
+
+
+if __name__ == "__main__":
+    main()

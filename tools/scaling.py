@@ -1,0 +1,124 @@
+"""What a step of each objective costs on 256 GPUs, from the planner: the tables of docs/scaling.md.
+
+Run in the root of the repository; it takes some minutes and no GPU::
+
+    python -m tools.scaling            # prints the tables
+    python -m tools.scaling --write    # puts them into docs/scaling.md
+    python -m tools.scaling clip swav  # of these objectives alone
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from repr.config import CONF, ConfigError, nearest
+from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, Planner, config
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+START, END = "<!-- from python -m tools.scaling -->", "<!-- to here -->"
+GPUS, SMALL, LARGE, BANDWIDTH = 256, 32768, 163840, 50.0
+# ViT-B/16 at 224 pixels, CLIP's text tower, AdamW and bf16-mixed for all.
+COMMON = ["experiment=clip_vit_b32", "backbone=vit_b16", f"data.batch_size={LARGE}"]
+IMAGES = ["eval=images", "tokenizer=null"]
+PATCHES = ["+backbone.global_pool=avg", "+backbone.fc_norm=false"]  # pooled, so that patches are trained
+OWN = {
+    **{name: ["views=simclr", *IMAGES] for name in ("simclr", "vicreg", "barlow_twins", "align_uniform")},
+    "swav": ["views=multicrop", "+backbone.dynamic_img_size=true", *IMAGES],
+    **{name: ["views=byol", "~views.main", *IMAGES, *PATCHES] for name in ("pixpro", "pixcontrast")},
+    "mae": ["views=mae", *IMAGES, *PATCHES],
+    "cmae": ["views=simclr", *IMAGES, *PATCHES],
+    **dict.fromkeys(("mae_clip", "mae_clip_tgm"), PATCHES),
+}
+
+
+def rows(name: str, overrides: Sequence[str] = (), title: str = "") -> tuple[list[str], list[str]]:
+    """A row of the table of memory, and one of that of traffic."""
+    title = title or name
+    try:
+        cfg, _ = config([*COMMON, f"objective={name}", *OWN.get(name, []), *overrides], GPUS)
+    except ConfigError as error:
+        return [title, f"not planned: {error}"], [title]
+    chunks = "chunk_size" in cfg.objective
+    if chunks:
+        plain = Planner(cfg, gpus=GPUS).at(LARGE // GPUS)["ddp"].memory.get("loss", 0)
+        cfg.chunk_size = CHUNK_SIZE
+    whole, sliced = Planner(cfg, gpus=GPUS), Planner(cfg, gpus=GPUS, micro_batch=MICRO_BATCH)
+    small, large, cut = whole.at(SMALL // GPUS), whole.at(LARGE // GPUS), sliced.at(LARGE // GPUS)
+    least = cut["fsdp2"].memory
+    totals = [f[s].total for f in (small, large, cut) for s in ("ddp", "fsdp2")]
+    parts = [least.get("batch", 0), least.get("embeddings", 0) + least.get("loss", 0)]
+    memory = [title, f"{whole.trained / 4e6:.0f}", *(f"{num / GB:.1f}" for num in (*totals, *parts))]
+    memory.append(f"{plain / GB:.0f}" if chunks else "")
+    sent = [large["ddp"].sent, large["fsdp2"].sent, cut["fsdp2"].sent]
+    flow = sum(num for what, num in sent[0].items() if what not in ("gradients", "buffers"))
+    weights = [sum(f.get(what, 0) for what in ("gradients", "weights", "buffers")) for f in sent]
+    seconds = [sum(f.values()) / GB / BANDWIDTH for f in sent]
+    traffic = [title, f"{flow / GB:.2f}", *(f"{num / GB:.1f}" for num in weights), *(f"{1e3 * s:.0f}" for s in seconds)]
+    return memory, traffic
+
+
+def tables(names: Sequence[str]) -> list[str]:
+    """Both tables as Markdown."""
+    memory, traffic = [], []
+    for name in names:
+        options = [("", [])]
+        if name == "swav":
+            options.append((f"swav, queue of {LARGE:,}", [f"objective.queue_length={LARGE}"]))
+        for title, overrides in options:
+            first, second = rows(name, overrides, title)
+            memory.append(first)
+            traffic.append(second)
+            print(".", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    heads = ["objective", "M trained", "32k, DDP", "FSDP2", "160k, DDP", "FSDP2", "160k in slices, DDP", "FSDP2",
+             "of it batch", "embeddings and loss", "loss without chunks"]  # fmt: skip
+    sent = [
+        "objective",
+        "embeddings",
+        "weights, DDP",
+        "FSDP2",
+        "FSDP2 in slices",
+        "ms, DDP",
+        "FSDP2",
+        "FSDP2 in slices",
+    ]
+    return [
+        f"Memory in GB a GPU, at the fullest moment of a step, on {GPUS} GPUs:",
+        "",
+        *_markdown(heads, memory),
+        "",
+        f"Traffic at a batch of {LARGE:,}: GB that a GPU sends in a step, and what that takes at {BANDWIDTH:g} GB/s:",
+        "",
+        *_markdown(sent, traffic),
+    ]
+
+
+def _markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    rows = [[*line, *[""] * (len(heads) - len(line))] for line in lines]
+    marks = ["---", *["---:"] * (len(heads) - 1)]
+    return ["| " + " | ".join(cells) + " |" for cells in (heads, marks, *rows)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    known = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("objectives", nargs="*", metavar="OBJECTIVE", help="all, unless some are named")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.objectives if name not in known]:
+        sys.exit(f"error: there is no objective '{unknown[0]}'; {nearest(unknown[0], known)}")
+    lines = "\n".join(tables(options.objectives or known))
+    print(lines)
+    if options.write:
+        before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+        PAGE.write_text(f"{before}{START}\n\n{lines}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
