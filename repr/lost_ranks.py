@@ -70,7 +70,7 @@ def _find(store: dist.Store, places: dict[int, str], seconds: float) -> list[int
         if store.check([_LOST]):
             return [int(rank) for rank in store.get(_LOST).decode().split()]
         silent = [rank for rank in places if not store.check([f"{_ALIVE}/{rank}"])]
-        gone = [rank for rank in silent if _gone(*places[rank].split(" ", 1), here)]
+        gone = [rank for rank in silent if _gone(places[rank], here)]
         if gone or not silent or time.monotonic() > end:
             lost = gone or silent
             if lost:
@@ -79,8 +79,9 @@ def _find(store: dist.Store, places: dict[int, str], seconds: float) -> list[int
         _wait(store, [f"{_ALIVE}/{rank}" for rank in silent], 0.5)
 
 
-def _gone(pid: str, host: str, here: str) -> bool:
+def _gone(place: str, here: str) -> bool:
     """Whether a process of this machine has ended; one that its parent has not asked for yet is still listed."""
+    pid, _, host = place.partition(" ")
     if host != here or not Path("/proc/self/stat").exists():
         return False
     try:

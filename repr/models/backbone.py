@@ -56,10 +56,10 @@ def width_of(encoder: Any, attribute: str = "num_features") -> int:
             f"{kind} is {type(encoder).__name__}, which has no {attribute}: give a module such as {example}, or one of "
             f"your own that has the width of its output in {attribute}"
         )
-    if kind == "backbone" and getattr(encoder, "num_classes", 0):
+    num_classes: Any = getattr(encoder, "num_classes", 0)
+    if kind == "backbone" and num_classes:
         raise ValueError(
-            f"backbone {type(encoder).__name__} ends with a classifier of {encoder.num_classes} classes: make it with "
-            "num_classes=0"
+            f"backbone {type(encoder).__name__} ends with a classifier of {num_classes} classes: make it with num_classes=0"
         )
     return width
 
