@@ -13,7 +13,8 @@ from tools.plan import BUCKETS, Planner, config, main, options_of
 
 TINY = [
     "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "text.vocab_size=500",
-    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2", "optim.warmup_steps=0",
+    "backbone.name=vit_tiny_patch16_224",
+    "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2", "optim.warmup_steps=0",
 ]  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def width_of(encoder: Any, attribute: str = "num_features") -> int:
     num_classes: Any = getattr(encoder, "num_classes", 0)
     if kind == "backbone" and num_classes:
         raise ValueError(
-            f"backbone {type(encoder).__name__} ends with a classifier of {num_classes} classes: make it with num_classes=0"
+            f"backbone {type(encoder).__name__} ends with a classifier of {num_classes} classes: make it with "
+            "num_classes=0"
         )
     return width
 
