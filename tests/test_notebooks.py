@@ -11,7 +11,7 @@ SMALL = {  # what the test puts in the place of the parameters
     "clip_geometry": "NUM_PAIRS = 512\nEPOCHS = 1",
     "mcl_step_by_step": "RENDERS = 1\nSTEPS = 8\nSTAGES = 2\nCLUSTERS = 4",
     "search_by_text": "OVERRIDES = ['smoke=true', 'backbone.name=test_resnet']",
-    "swav_on_a_folder": "NUM_PICTURES = 150\nEPOCHS = 1",
+    "swav_on_a_folder": "NUM_PICTURES = 200\nEPOCHS = 2",
 }
 PICTURES = {"clip_geometry": 1, "mcl_step_by_step": 4, "search_by_text": 2, "swav_on_a_folder": 2}  # that are drawn
 
