@@ -185,7 +185,14 @@ def test_reading_shards_runs_no_code(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("lars", {}), ("lars_l2", {}), ("lamb", {"max_grad_norm": None}), ("adamw", {}), ("sgd", {})],
+    # Without eps Adam makes steps of the rounding of a key's bias, whose gradient is zero.
+    [
+        ("lars", {}),
+        ("lars_l2", {}),
+        ("lamb", {"max_grad_norm": None, "eps": 1e-3}),
+        ("adamw", {"eps": 1e-3}),
+        ("sgd", {}),
+    ],
 )
 def test_optimizers_step_on_shards_as_on_whole_parameters(name: str, options: dict, mesh: DeviceMesh) -> None:
     ends: list[list[Any]] = []
@@ -200,7 +207,7 @@ def test_optimizers_step_on_shards_as_on_whole_parameters(name: str, options: di
             optimizer.step()
         ends.append([whole(p.detach()) for p in objective.parameters()])
     for ours, theirs in zip(ends[1], ends[0], strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)  # Adam and LAMB enlarge rounding
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     if name == "lamb":
         with pytest.raises(ValueError, match=r"set optim\.options\.max_grad_norm=null"):
             Optim(name=name).build(objective, 3)
@@ -210,9 +217,16 @@ def test_optimizers_step_on_shards_as_on_whole_parameters(name: str, options: di
 @pytest.mark.parametrize(
     "experiment", ["demo", "clip_vit_b32", "simclr_rn50", "swav_vit_s16", "pixpro_rn50", "mae_vit_b16"]
 )
-def test_experiments_run_in_bf16_sharded_on_one_gpu(experiment: str, tmp_path: Path) -> None:
+def test_experiments_run_in_bf16_compiled_and_sharded_on_one_gpu(experiment: str, tmp_path: Path) -> None:
     """In smoke size."""
-    options = [f"experiment={experiment}", "smoke=true", "trainer=fsdp", "trainer.accelerator=gpu", "trainer.devices=1"]
+    options = [
+        f"experiment={experiment}",
+        "smoke=true",
+        "trainer=fsdp",
+        "trainer.accelerator=gpu",
+        "trainer.devices=1",
+        "compile=true",
+    ]
     command = [sys.executable, "-m", "repr.fit", *options, "trainer.precision=bf16-mixed", f"run_folder={tmp_path}/run"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -171,7 +171,9 @@ class Objective(pl.LightningModule):
             ValueError: the objective cannot be sharded.
         """
         if self.device_mesh is not None and not self._is_sharded():
-            half = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            # Autocast takes norms to float32 on CUDA; on the CPU they would refuse weights of another type.
+            mixed = self.trainer.precision == "bf16-mixed" and self.device_mesh.device_type == "cuda"
+            half = torch.bfloat16 if mixed else None
             shard(self, self.device_mesh["data_parallel"], param_dtype=half)
 
     def _is_sharded(self) -> bool:
