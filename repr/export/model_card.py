@@ -219,7 +219,7 @@ def _protocol(cfg: DictConfig) -> Iterator[str]:
             doc = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
             yield f"- `{function.__name__}({told})`: {doc}"
     for of_set, given in (evaluation.get("zero_shot") or {}).items():
-        files: Any = OmegaConf.to_container(given) if OmegaConf.is_config(given) else given
+        files: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
         paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)
         if not all(Path(path).is_file() for path in paths):  # of the machine that trained
             continue
