@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from benchmarks.report import hardware, publish
 from repr.config import check, compose
+from repr.fit import prepare
 from tools.plan import HALF, Planner, fake_batch
 
 RESULTS = Path(__file__).parents[1] / "benchmarks/results/plan.md"
@@ -33,6 +34,7 @@ IMAGES = ["eval=images", "tokenizer=null"]
 CASES = {
     "clip, ViT": ["objective=clip", *VIT],
     "clip, ViT, in slices and chunks": ["objective=clip", *VIT, "micro_batch=16", "chunk_size=32"],
+    "clip, ViT, checkpointed": ["objective=clip", *VIT, "grad_checkpointing=true"],
     "cuaxu, ResNet": ["objective=cuaxu"],
     "simclr, ResNet": ["objective=simclr", "views=simclr", *IMAGES],
     "vicreg, ViT": ["objective=vicreg", "views=simclr", *IMAGES, *VIT, "objective.dim=1024"],
@@ -55,7 +57,7 @@ def case(overrides: Sequence[str], rows: int, precision: str) -> DictConfig:
 
 def predicted(cfg: DictConfig) -> float:
     """The planner's bytes for a process on the CPU, where optimizers treat one parameter after the other."""
-    planner = Planner(cfg, gpus=1, micro_batch=cfg.micro_batch, foreach=False)
+    planner = Planner(cfg, gpus=1, foreach=False)
     return planner.at(cfg.data.batch_size)[""].total
 
 
@@ -66,11 +68,9 @@ def steps(cfg: DictConfig, accelerator: str) -> None:
     from hydra.utils import instantiate
     from torch.utils.data import DataLoader
 
-    from repr.models.slicing import slice_encoders
-
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     objective = instantiate(cfg.objective)
-    slice_encoders(objective, cfg.micro_batch)
+    prepare(objective, cfg, 1)
     batch: Any = {key: _random(key, value) for key, value in fake_batch(cfg, cfg.data.batch_size).items()}
     corners = 0.25 * torch.rand(*batch["boxes"].shape[:2], 2)
     batch["boxes"] = torch.cat([corners, corners + 0.75], dim=2)

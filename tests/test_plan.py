@@ -12,9 +12,8 @@ from tools.memory_trace import processes
 from tools.plan import BUCKETS, Planner, config, main, options_of
 
 TINY = [
-    "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "text.vocab_size=500",
-    "backbone.name=vit_tiny_patch16_224",
-    "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2", "optim.warmup_steps=0",
+    "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "text.vocab_size=500", "optim.warmup_steps=0",
+    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2",
 ]  # fmt: skip
 
 
@@ -48,36 +47,39 @@ def test_prediction_is_what_cuda_held(name: str, precision: str) -> None:
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     steps(cfg, "cuda")
-    planned = Planner(cfg, gpus=1, micro_batch=cfg.micro_batch).at(256)[""].total
+    planned = Planner(cfg, gpus=1).at(256)[""].total
     assert planned == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.1)
 
 
 def test_processes_share_what_they_should_and_send_what_they_must() -> None:
-    cfg, _ = config([*TINY, "objective=clip", "data.batch_size=64"], 4)
+    cfg, _ = config([*TINY, "objective=clip", "data.batch_size=2048"], 4)
     one, four = Planner(cfg, gpus=1), Planner(cfg, gpus=4)
-    ddp, fsdp = four.at(16)["ddp"], four.at(16)["fsdp2"]
-    alone = one.at(16)[""]
+    ddp, fsdp = four.at(512)["ddp"], four.at(512)["fsdp2"]
+    alone = one.at(512)[""]
     assert ddp.memory["parameters"] == alone.memory["parameters"] == 4 * fsdp.memory["parameters"]
     assert ddp.memory[BUCKETS] == four.trained == one.trained
-    embeddings = 2 * 64 * 64 * 4  # two modalities, the global batch, 64 float32 numbers
+    embeddings = 2 * 2048 * 64 * 4  # two modalities, the global batch, 64 float32 numbers
     assert ddp.sent["embeddings"] == embeddings * 3 / 4
     assert ddp.sent["their gradients, sums"] == 2 * embeddings * 3 / 4
     assert ddp.sent["gradients"] == 2 * four.trained * 3 / 4
     assert fsdp.sent["gradients"] < four.trained
     assert 1.9 < fsdp.sent["weights"] / (four.trained * 3 / 4) < 2.1  # once for forward, once for backward
-    assert ddp.memory["loss"] > alone.memory["loss"]  # of the pairs of all processes
+    assert ddp.memory["loss"] > 2048**2 * 4  # the matrix of pairs of all processes
 
 
+@pytest.mark.slow
 def test_slices_hold_less_and_extrapolate() -> None:
-    """Of twelve slices two and four are traced; tracing all of them gives the same."""
-    cfg, _ = config([*TINY, "objective=clip", "data.batch_size=96", "chunk_size=16"], 1)
-    whole, sliced = Planner(cfg, gpus=1), Planner(cfg, gpus=1, micro_batch=8)
-    (some,) = sliced.at(96).values()
-    (all_of_them,) = sliced._traced(96, 1).values()
+    """Of six slices two and four are traced; tracing all of them gives the same."""
+    cfg, _ = config([*TINY, "objective=clip", "data.batch_size=192", "chunk_size=64"], 1)
+    whole = Planner(cfg, gpus=1).at(192)[""]
+    cfg.micro_batch = 32
+    sliced = Planner(cfg, gpus=1)
+    some, all_of_them = sliced.at(192)[""], sliced._traced(192, 1)[""]
     assert some.total == pytest.approx(all_of_them.total, rel=0.03)
-    assert some.memory["activations"] < 0.3 * whole.at(96)[""].memory["activations"]
+    assert some.memory["activations"] < 0.4 * whole.memory["activations"]
 
 
+@pytest.mark.slow
 def test_largest_batch_fits_and_one_much_larger_does_not() -> None:
     cfg, _ = config([*TINY, "objective=clip", "data.batch_size=16"], 2)
     planner = Planner(cfg, gpus=2)
@@ -89,10 +91,10 @@ def test_largest_batch_fits_and_one_much_larger_does_not() -> None:
 
 def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    main([*TINY, "objective=clip", "data.batch_size=64", "gpus=2", "memory=0.1", "chunk_size=64"])
+    main([*TINY, "objective=clip", "data.batch_size=64", "gpus=2", "memory=0.05", "chunk_size=64", "micro_batch=32"])
     shown = capsys.readouterr().out
     assert "64 samples a step, 32 on each of 2 GPUs" in shown
-    assert re.search(r"largest batch +│ +[\d,]+ │ +[\d,]+ │ +[\d,]+ │ +[\d,]+ │", shown)
+    assert re.search(r"largest batch +│ +[\d,]+ │ +[\d,]+ │\n", shown)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypat
         (["optim.lrr=1", "gpus=2", "memory=80"], "did you mean 'optim.lr'"),
         (["gpus=3", "memory=80"], "data.batch_size=256 is the global batch and 3 processes cannot share it"),
         (["gpus=2", "memory=80", "trainer.precision=64-true"], "trainer.precision=64-true cannot be planned"),
-        ([*TINY, "gpus=1", "memory=0.01"], "not even 2 samples a GPU fit into 0.009 of 0.01 GB"),
+        ([*TINY, "gpus=1", "memory=0.001"], "not even 2 samples a GPU fit into 0.0009 of 0.001 GB"),
     ],
 )
 def test_bad_input_is_one_message(words: list[str], message: str) -> None:

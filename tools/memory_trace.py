@@ -33,7 +33,8 @@ from torch.utils._pytree import tree_leaves
 from repr.batch import Batch
 from repr.objectives.base import Objective
 
-# A value that is read from a tensor (a count of steps, how full a queue is): high, as in the middle of a run.
+# A number that is read from a tensor (a count of steps, how full a queue is) is high, as in the middle of a run; a
+# flag, which asks whether something is wrong, is not set.
 LATE = 10**9
 _CPU = torch.device("cpu")  # where all are made, as far as they know
 _PLACES = {"/repr/losses/": "loss", "/repr/distributed.py": "embeddings"}  # whose tensors are of a kind of their own
@@ -96,7 +97,7 @@ class Memory(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         """Run an operation, and follow what it makes."""
         if func is torch.ops.aten._local_scalar_dense.default:
-            return LATE
+            return False if args[0].dtype is torch.bool else LATE
         if func is torch.ops.prim.device.default:
             return _CPU  # most of all calls
         out = func(*args, **(kwargs or {}))

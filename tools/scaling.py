@@ -45,7 +45,9 @@ def rows(name: str, overrides: Sequence[str] = (), title: str = "") -> tuple[lis
     if chunks:
         plain = Planner(cfg, gpus=GPUS).at(LARGE // GPUS)["ddp"].memory.get("loss", 0)
         cfg.chunk_size = CHUNK_SIZE
-    whole, sliced = Planner(cfg, gpus=GPUS), Planner(cfg, gpus=GPUS, micro_batch=MICRO_BATCH)
+    whole, in_slices = Planner(cfg, gpus=GPUS), cfg.copy()
+    in_slices.micro_batch = MICRO_BATCH
+    sliced = Planner(in_slices, gpus=GPUS)
     small, large, cut = whole.at(SMALL // GPUS), whole.at(LARGE // GPUS), sliced.at(LARGE // GPUS)
     least = cut["fsdp2"].memory
     totals = [f[s].total for f in (small, large, cut) for s in ("ddp", "fsdp2")]
