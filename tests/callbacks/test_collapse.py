@@ -34,7 +34,7 @@ def logged(folder: Path) -> dict[str, float]:
 def test_a_run_logs_the_signs_beside_their_chance_line_and_does_not_warn(tmp_path: Path) -> None:
     assert run(tmp_path) == []
     values = logged(tmp_path)
-    assert values["train/chance"] == pytest.approx(math.log(6))
+    assert values["train/swapped_prediction.chance"] == pytest.approx(math.log(6))
     assert 0 < values["train/assignment_entropy"] < math.log(6)
     assert 0 < values["train/prototype_entropy"] <= math.log(6)
     assert 0.05 < values["train/std_embedding"] <= 1
