@@ -2,8 +2,8 @@
 PYTHON ?= python3
 RUN := .venv/bin/python -m
 
-# A process of tests takes one core; those of a file share what they have started.
-PYTEST := $(RUN) pytest --numprocesses 2 --dist loadfile
+# A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
+PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
 .PHONY: demo test test-slow test-oldest check clean
 
