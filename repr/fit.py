@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -275,8 +276,15 @@ def _keep_metrics(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
             logger.keep(wanted)
 
 
+def _quiet_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer meets a full disk in a thread of its own; the run itself says so once."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in DISK_FULL):
+        threading.__excepthook__(failed)
+
+
 def _quiet() -> None:
     """Silence what Lightning says on every run and no one can act on."""
+    threading.excepthook = _quiet_thread
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     # The only word of a process that has died, where the others hang until Lightning ends them.
