@@ -77,6 +77,7 @@ class Part:
     size: int  # bytes of its parameters
     weights: int  # bytes as gathered
     gradients: int  # bytes as summed up
+    is_layer: bool
 
 
 class Planner:
@@ -96,9 +97,11 @@ class Planner:
         parts = list(_parts(objective, half=self._half))
         self.trained = sum(_bytes(p) for p in objective.parameters() if p.requires_grad)
         self.buffers = sum(map(_bytes, objective.buffers()))
-        # Of the part that runs: its weights, those of the next one, and the tensor in which these arrive; in backward
-        # its gradients and the tensor from which they are sent.
-        gathered = max((3 * part.weights + 2 * part.gradients for part in parts), default=0)
+        # When backward begins, of the tower what is in no layer, with the tensor in which it arrived; of the layer that
+        # runs its weights, those of the next one in two places likewise, its gradients, and what they are sent from.
+        tower = max((2 * part.weights for part in parts if not part.is_layer), default=0)
+        layer = max((3 * part.weights + 2 * part.gradients for part in parts if part.is_layer), default=0)
+        gathered = tower + layer
         self.held = {BUCKETS: self.trained, GATHERED: gathered}
         self.shares: dict[str, dict[str, float]] = {"": dict.fromkeys(self.held, 0.0)}
         if gpus > 1:
@@ -303,15 +306,15 @@ def _parts(objective: Objective, *, half: bool) -> Iterator[Part]:
         for layer in layers(child):
             own = rest & set(layer.parameters())
             has_norm = any(isinstance(module, _BatchNorm) for module in layer.modules())
-            yield _part(layer, own, half=half and not has_norm)
+            yield _part(layer, own, half=half and not has_norm, is_layer=True)
             rest -= own
         if rest:
-            yield _part(child, rest, half=False)
+            yield _part(child, rest, half=False, is_layer=False)
 
 
-def _part(module: Any, parameters: set[Any], *, half: bool) -> Part:
-    size = sum(map(_bytes, parameters))
-    return Part(module, size, size // 2 if half else size, sum(_bytes(p) for p in parameters if p.requires_grad))
+def _part(module: Any, parameters: set[Any], *, half: bool, is_layer: bool) -> Part:
+    size, trained = sum(map(_bytes, parameters)), sum(_bytes(p) for p in parameters if p.requires_grad)
+    return Part(module, size, size // 2 if half else size, trained, is_layer)
 
 
 def options_of(words: Sequence[str]) -> tuple[list[str], dict[str, float]]:
