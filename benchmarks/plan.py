@@ -114,21 +114,35 @@ def _random(key: str, value: Any) -> Any:
 
 def measured(cfg: DictConfig, strategy: str = "") -> float:
     """The most bytes that torch's CPU allocator had handed out at a time, from the second step on."""
+    from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
-    gc.collect()  # what is left of the last measurement would count as given back in this one
+    gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             steps(cfg, "cpu", strategy)
-    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
-    start = next(event.start_ns() for event in events if event.name() == MARK)
-    held = most = 0
-    for event in events:
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held if event.start_ns() >= start else 0)
+    held: dict[int, int] = {}  # by address, so that what an earlier measurement left, freed in this one, does not count
+    total = most = 0
+    marked = False
+    events = _tree(profiler.profiler.kineto_results.experimental_event_tree())
+    for event in sorted(events, key=lambda event: event.start_time_ns):
+        marked = marked or event.name == MARK
+        if event.tag == _EventType.Allocation:
+            address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
+            if size > 0:
+                held[address] = size
+                total += size
+            else:
+                total -= held.pop(address, 0)
+            most = max(most, total if marked else 0)
     return float(most)
+
+
+def _tree(events: Sequence[Any]) -> Iterator[Any]:
+    for event in events:
+        yield event
+        yield from _tree(event.children)
 
 
 def measured_by_two(overrides: Sequence[str], rows: int, precision: str, strategy: str) -> float:

@@ -90,11 +90,15 @@ class Planner:
     """
 
     def __init__(self, cfg: DictConfig, *, gpus: int, foreach: bool = True) -> None:
+        from torch.nn.modules.batchnorm import _BatchNorm
+
         from tools.memory_trace import trace_optimizer
 
         self.cfg, self.gpus = cfg, gpus
         objective = build(cfg, gpus * FEWEST)
         parts = list(_parts(objective, half=self._half))
+        towers = [m for name, m in objective.named_modules() if name in objective.ENCODERS]
+        self.has_norm = any(isinstance(part, _BatchNorm) for tower in towers for part in tower.modules())
         self.trained = sum(_bytes(p) for p in objective.parameters() if p.requires_grad)
         self.buffers = sum(map(_bytes, objective.buffers()))
         # When backward begins, of the tower what is in no layer, with the tensor in which it arrived; of the layer that
@@ -411,6 +415,9 @@ def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Tab
         raise ConfigError([f"{fault}or make the model or the views smaller"])
     result = Table(title=f"{cfg.name}: {cfg.data.batch_size:,} samples a step, {rows:,} on each of {gpus:,} GPUs with "
                    f"{memory:g} GB, {cfg.trainer.precision}", title_justify="left")  # fmt: skip
+    if any(planner.has_norm and planner.cfg.micro_batch for planner, _ in ways.values()):
+        result.caption = "In slices BatchNorm has the statistics of a slice, so the gradient is another one."
+        result.caption_justify = "left"
     result.add_column("GB a GPU, at the fullest moment")
     for title in ways:
         result.add_column(title, justify="right")
