@@ -1,6 +1,8 @@
 """The planner: what it predicts is what torch's allocator holds, what it counts, and what it refuses."""
 
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +10,11 @@ import torch
 from benchmarks.plan import CASES, case, measured, predicted, steps
 from repr.config import ConfigError
 from repr.distributed import gather, world_size
+from tools import scaling
 from tools.memory_trace import processes
 from tools.plan import BUCKETS, Planner, config, main, options_of
 
+ROOT = Path(__file__).parents[1]
 TINY = [
     "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "text.vocab_size=500", "optim.warmup_steps=0",
     "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2",
@@ -97,6 +101,20 @@ def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypat
     assert re.search(r"largest batch +│ +[\d,]+ │ +[\d,]+ │\n", shown)
 
 
+@pytest.mark.slow
+def test_command_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = re.findall(r"^python -m tools\.plan (.*)$", (ROOT / "docs" / "scaling.md").read_text(), re.MULTILINE)
+    main(shlex.split(command))
+    assert "largest batch" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_scaling_has_a_row_in_both_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    scaling.main(["mae"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| mae |")]
+    assert [row.count("|") for row in rows] == [12, 9]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -108,7 +126,7 @@ def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypat
         (["optim.lrr=1", "gpus=2", "memory=80"], "did you mean 'optim.lr'"),
         (["gpus=3", "memory=80"], "data.batch_size=256 is the global batch and 3 processes cannot share it"),
         (["gpus=2", "memory=80", "trainer.precision=64-true"], "trainer.precision=64-true cannot be planned"),
-        ([*TINY, "gpus=1", "memory=0.001"], "not even 2 samples a GPU fit into 0.0009 of 0.001 GB"),
+        ([*TINY, "micro_batch=8", "gpus=1", "memory=0.001"], "not even 2 samples a GPU fit into 0.0009 of 0.001 GB"),
     ],
 )
 def test_bad_input_is_one_message(words: list[str], message: str) -> None:

@@ -77,6 +77,7 @@ class Part:
     size: int  # bytes of its parameters
     weights: int  # bytes as gathered
     gradients: int  # bytes as summed up
+    is_layer: bool
 
 
 class Planner:
@@ -89,16 +90,22 @@ class Planner:
     """
 
     def __init__(self, cfg: DictConfig, *, gpus: int, foreach: bool = True) -> None:
+        from torch.nn.modules.batchnorm import _BatchNorm
+
         from tools.memory_trace import trace_optimizer
 
         self.cfg, self.gpus = cfg, gpus
         objective = build(cfg, gpus * FEWEST)
         parts = list(_parts(objective, half=self._half))
+        towers = [m for name, m in objective.named_modules() if name in objective.ENCODERS]
+        self.has_norm = any(isinstance(part, _BatchNorm) for tower in towers for part in tower.modules())
         self.trained = sum(_bytes(p) for p in objective.parameters() if p.requires_grad)
         self.buffers = sum(map(_bytes, objective.buffers()))
-        # Of the part that runs: its weights, those of the next one, and the tensor in which these arrive; in backward
-        # its gradients and the tensor from which they are sent.
-        gathered = max((3 * part.weights + 2 * part.gradients for part in parts), default=0)
+        # When backward begins, of the tower what is in no layer, with the tensor in which it arrived; of the layer that
+        # runs its weights, those of the next one in two places likewise, its gradients, and what they are sent from.
+        tower = max((2 * part.weights for part in parts if not part.is_layer), default=0)
+        layer = max((3 * part.weights + 2 * part.gradients for part in parts if part.is_layer), default=0)
+        gathered = tower + layer
         self.held = {BUCKETS: self.trained, GATHERED: gathered}
         self.shares: dict[str, dict[str, float]] = {"": dict.fromkeys(self.held, 0.0)}
         if gpus > 1:
@@ -303,15 +310,15 @@ def _parts(objective: Objective, *, half: bool) -> Iterator[Part]:
         for layer in layers(child):
             own = rest & set(layer.parameters())
             has_norm = any(isinstance(module, _BatchNorm) for module in layer.modules())
-            yield _part(layer, own, half=half and not has_norm)
+            yield _part(layer, own, half=half and not has_norm, is_layer=True)
             rest -= own
         if rest:
-            yield _part(child, rest, half=False)
+            yield _part(child, rest, half=False, is_layer=False)
 
 
-def _part(module: Any, parameters: set[Any], *, half: bool) -> Part:
-    size = sum(map(_bytes, parameters))
-    return Part(module, size, size // 2 if half else size, sum(_bytes(p) for p in parameters if p.requires_grad))
+def _part(module: Any, parameters: set[Any], *, half: bool, is_layer: bool) -> Part:
+    size, trained = sum(map(_bytes, parameters)), sum(_bytes(p) for p in parameters if p.requires_grad)
+    return Part(module, size, size // 2 if half else size, trained, is_layer)
 
 
 def options_of(words: Sequence[str]) -> tuple[list[str], dict[str, float]]:
@@ -408,6 +415,9 @@ def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Tab
         raise ConfigError([f"{fault}or make the model or the views smaller"])
     result = Table(title=f"{cfg.name}: {cfg.data.batch_size:,} samples a step, {rows:,} on each of {gpus:,} GPUs with "
                    f"{memory:g} GB, {cfg.trainer.precision}", title_justify="left")  # fmt: skip
+    if any(planner.has_norm and planner.cfg.micro_batch for planner, _ in ways.values()):
+        result.caption = "In slices BatchNorm has the statistics of a slice, so the gradient is another one."
+        result.caption_justify = "left"
     result.add_column("GB a GPU, at the fullest moment")
     for title in ways:
         result.add_column(title, justify="right")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 from torch.autograd import Function
@@ -66,15 +68,18 @@ def draw_mix(seed: Tensor, *, beta: float, fraction: float, stream: int = 0) -> 
     giver, taker = ((high << 24) | low).unbind(1)  # 48 bits each, so that ties hardly occur
     perm = torch.empty_like(giver)
     perm[taker.argsort(stable=True)] = giver.argsort(stable=True)
-    lam = _quantiles(beta, seed.device)[(draws[:, 4] * QUANTILES).long()]
+    quantiles = torch.as_tensor(_quantiles(beta), device=seed.device)
+    lam = quantiles[(draws[:, 4] * QUANTILES).long()]
     return perm, lam.masked_fill(draws[:, 5] >= fraction, 1.0)
 
 
 @lru_cache(maxsize=8)
-def _quantiles(beta: float, device: torch.device) -> Tensor:
-    """The quantiles of Beta(beta, beta) in the middle of equal parts of [0, 1]: (QUANTILES,) float32."""
-    middles = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
-    return torch.from_numpy(betaincinv(beta, beta, middles.numpy())).float().to(device)
+def _quantiles(beta: float) -> NDArray[np.float32]:
+    """The quantiles of Beta(beta, beta) in the middle of equal parts of [0, 1]: (QUANTILES,).
+
+    An array, since a tensor of whatever mode is on at the first call would be kept for all later ones.
+    """
+    return betaincinv(beta, beta, (np.arange(QUANTILES) + 0.5) / QUANTILES).astype(np.float32)
 
 
 def mixed_contrast(
