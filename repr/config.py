@@ -102,7 +102,7 @@ def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
     """
     path = Path(folder, "config.yaml")
     if not path.is_file():
-        raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; set resume to a folder below runs/"])
+        raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; name a folder below runs/"])
     cfg = OmegaConf.load(path)
     assert isinstance(cfg, DictConfig)
     places = [override for override in overrides if override.startswith("trainer=")]

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from repr.config import CONF
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -67,16 +69,22 @@ def test_make_targets_exist() -> None:
     assert re.search(r"^demo:.*\n\t\$\(RUN\) repr\.fit$", makefile, re.MULTILINE)
 
 
-FITS = [c for c in commands("README.md") if c.startswith("python -m repr.fit")]
-AT_ONCE = ("repr.fit", "resume=", "--show", "mcl_vit_b")  # how these end; each takes a start-up, so the others are slow
+# An experiment as it stands is run by test_experiments.py.
+AS_IT_STANDS = re.compile(r"python -m repr.fit experiment=\w+( smoke=true)?")
+FITS = [c for c in commands("README.md") if c.startswith("python -m repr.fit") and not AS_IT_STANDS.fullmatch(c)]
+AT_ONCE = ("repr.fit", "resume=", "--show")  # how those end that are run by default
 
 
 @pytest.mark.parametrize(
     "command",
     [pytest.param(c, marks=() if re.search(f"({'|'.join(AT_ONCE)})\\S*$", c) else pytest.mark.slow) for c in FITS],
 )
-def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
-    """As it stands, but made small."""
+def test_every_command_of_the_readme_runs(
+    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, but made small; most in this process, which saves their imports."""
+    from repr.fit import main
+
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     model = "backbone.name=" + ("test_vit" if "mae" in command else "test_resnet")
     if any(word.startswith("resume=") for word in words):
@@ -88,8 +96,17 @@ def test_every_command_of_the_readme_runs(command: str, pictures: Path, tmp_path
             words = [word.replace(name, str(pictures / name)) for word in words]
         words += ["smoke=true", f"run_folder={tmp_path}", model, "text.layers=1"]
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
-    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    if "trainer" in command or command.endswith(AT_ONCE):
+        done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    else:
+        monkeypatch.chdir(tmp_path)
+        main(words[3:])
+
+
+def test_experiments_of_the_readme_exist() -> None:
+    named = [re.findall(r"experiment=(\w+)", command) for command in commands("README.md")]
+    assert {name for names in named for name in names} <= {path.stem for path in (CONF / "experiment").glob("*.yaml")}
 
 
 def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

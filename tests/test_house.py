@@ -1,7 +1,6 @@
 """Rules of the house that no linter knows."""
 
 import ast
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -64,19 +63,3 @@ def test_the_wheel_holds_code_configs_and_pictures(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path / "site", check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == str(tmp_path / "site/repr/conf")
-
-
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf/experiment").glob("*.yaml"))
-# Two blocks of a tower are as good as twelve here; mcl_vit_b and mcl_clip_vit_b16_openai run whole ones.
-SHORT = {name: ["++backbone.depth=2", "text.layers=2"] for name in EXPERIMENTS if "_vit_" in name and name[:3] != "mcl"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_in_smoke_size(experiment: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "repr.fit", f"experiment={experiment}", "smoke=true", f"run_folder={tmp_path}"]
-    command += SHORT.get(experiment, [])
-    done = subprocess.run([*command, "trainer.precision=32-true"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Evaluation" in done.stdout
-    shutil.rmtree(tmp_path)  # gigabytes of checkpoints, which pytest would keep

@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog="run=RUN: a run folder, or a checkpoint inside one. to=open_clip: both towers, or of an objective on "
         "images the image tower (with untrained_text=true a whole model); to=timm: the backbone; to=hf: one of the two "
         "with a model card, for Hugging Face's hub; to=onnx: a file for each tower. weights=teacher: those of the "
-        "moving average that a flow keeps. out=DIR: a new folder; force=true replaces an export.",
+        "moving average that a flow keeps; weights=unaveraged: those that are trained, where an average of "
+        "Lightning's WeightAveraging is exported otherwise. out=DIR: a new folder; force=true replaces an export.",
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
     words = parser.parse_args(arguments).options

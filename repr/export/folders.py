@@ -20,7 +20,7 @@ from repr.files import replacing_folder
 
 STAGED = ("open_clip", "timm", "hf")  # whose reader joins stages
 TARGETS = (*STAGED, "onnx")
-WEIGHTS = ("model", "teacher")
+WEIGHTS = ("model", "teacher", "unaveraged")
 MARKS = (  # of an export
     ("open_clip_config.json",),
     ("config.json", "model.safetensors"),
@@ -55,7 +55,9 @@ def export(
         to: ``open_clip`` (both towers, or the image tower), ``timm`` (the backbone), or ``hf``: the first where a text
             tower was trained and otherwise the second, with a model card, as Hugging Face's hub takes it. ``onnx``:
             a file for each tower, for onnxruntime.
-        weights: ``model``, or ``teacher``: those of the moving average that the flow keeps.
+        weights: ``model``: those that the run evaluates; where a callback of Lightning averages weights
+            (``EMAWeightAveraging``), the average, and ``unaveraged`` those that are trained. ``teacher``: those of the
+            moving average that the flow keeps.
         untrained_text: of an objective on images, a whole open_clip model with a random text tower.
         force: replace an export that is there.
 
@@ -188,7 +190,13 @@ def _join(answers: Sequence[Mapping[str, Tensor]], norm: str) -> dict[str, Tenso
 
 
 def _trained(source: Source, weights: str) -> Trained:
-    trained = source if isinstance(source, Trained) else Trained.read(source)
+    unaveraged = weights == "unaveraged"
+    if isinstance(source, Trained):
+        if unaveraged:
+            raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
+        trained = source
+    else:
+        trained = Trained.read(source, unaveraged=unaveraged)
     return trained.of_teacher() if weights == "teacher" else trained
 
 
@@ -202,7 +210,7 @@ def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights:
     if to not in TARGETS:
         raise ConfigError([f"to={to}; set it to {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"])
     if weights not in WEIGHTS:
-        raise ConfigError([f"weights={weights}; set it to {' or '.join(WEIGHTS)}"])
+        raise ConfigError([f"weights={weights}; set it to {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"])
     if to == "onnx" and (fault := onnx_towers.missing()):
         raise ConfigError([fault])
     if untrained_text and to != "open_clip":

@@ -93,6 +93,13 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
     (folder / CARD).write_text(content, encoding="utf-8")
 
 
+TOLD = {  # of weights that are not simply the trained ones
+    "teacher": "those of the teacher, the moving average of the trained ones",
+    "average": "the average that was kept of the trained ones",
+    "unaveraged": "the trained ones, and not the average that was kept of them",
+}
+
+
 def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
     """What was trained, how, on what."""
     cfg, flow = trained.cfg, type(trained.objective)
@@ -101,9 +108,7 @@ def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
     if trained.has_text and library == "open_clip":
         towers += f" and a text encoder ({_millions(trained.objective.text)} M parameters)"
     stages = f" in {num_stages} stages of multistage learning, each a model of its own" if num_stages else ""
-    weights = "; the weights are those of the teacher, the moving average of the trained ones" * (
-        trained.weights == "teacher"
-    )
+    weights = f"; the weights are {TOLD[trained.weights]}" if trained.weights in TOLD else ""
     yield f"{towers[0].upper()}{towers[1:]}, trained with [repr](https://pypi.org/project/repr-pretrain){stages}{weights}."
     yield ""
     doc = inspect.getdoc(flow) or ""

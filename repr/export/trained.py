@@ -19,6 +19,8 @@ from repr.models.checkpoint_files import read_checkpoint
 from repr.models.pretrained import checkpoints, damage, last_checkpoint
 from repr.models.teacher import Teacher
 
+_TRAINED = "current_model_state"  # where Lightning's WeightAveraging puts the weights that are trained
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -29,7 +31,8 @@ class Trained:
         cfg: the config of its run.
         name: what errors call it.
         run: the run folder whose evaluation is one of these weights; None: they were not evaluated.
-        weights: ``model``, or ``teacher`` where those of a moving average take the place of the trained ones.
+        weights: ``model``, ``teacher``, ``average`` or ``unaveraged``; the last two where Lightning's
+            ``WeightAveraging`` has kept an average.
     """
 
     objective: Any
@@ -73,11 +76,17 @@ class Trained:
         return cls(_rebuilt(cfg, tensors, name), cfg, name)
 
     @classmethod
-    def read(cls, path: str | Path) -> Trained:
+    def read(cls, path: str | Path, *, unaveraged: bool = False) -> Trained:
         """The objective of a run folder, from its last whole checkpoint, or of a checkpoint inside a run folder.
 
+        Args:
+            path: the folder or checkpoint.
+            unaveraged: of a run with Lightning's ``WeightAveraging``, whose checkpoints hold the average as the
+                weights, take those that the optimizer steps on.
+
         Raises:
-            ConfigError: no run lies there, it has no whole checkpoint, or one that this code does not fit.
+            ConfigError: no run lies there, it has no whole checkpoint, one that this code does not fit, or one without
+                average.
         """
         path = Path(path)
         is_checkpoint = path.is_file() or path.suffix == ".ckpt"
@@ -94,10 +103,17 @@ class Trained:
             checkpoint = last_checkpoint(path / "checkpoints")
         if checkpoint is None:
             raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
-        tensors = read_checkpoint(checkpoint, optimizer=False)["state_dict"]
+        content = read_checkpoint(checkpoint, optimizer=False)
+        averages = _TRAINED in content
+        if unaveraged and not averages:
+            raise ConfigError([f"weights=unaveraged: {checkpoint} holds no average of weights; leave it out"])
+        tensors = content[_TRAINED if unaveraged else "state_dict"]
         cfg = load_run(folder)
-        evaluated = checkpoint == checkpoints(checkpoint.parent)[0]  # results are those of the last step
-        return cls(_rebuilt(cfg, tensors, str(checkpoint)), cfg, str(checkpoint), folder if evaluated else None)
+        # Results are those of the last step, and of the average where there is one.
+        evaluated = not unaveraged and checkpoint == checkpoints(checkpoint.parent)[0]
+        weights = "unaveraged" if unaveraged else "average" if averages else "model"
+        objective = _rebuilt(cfg, tensors, str(checkpoint))
+        return cls(objective, cfg, str(checkpoint), folder if evaluated else None, weights)
 
 
 def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -48,7 +48,7 @@ def copied(run_and_export: tuple[Path, Path], tmp_path: Path) -> Path:
         (["run=x", "force=yes"], "force takes true or false, but got 'yes'"),
         (["run=x", "out=y"], "to has no value: set it"),
         (["run=x", "out=y", "to=onnxx"], "to=onnxx; set it to open_clip, timm, hf or onnx"),
-        (["run=x", "out=y", "to=timm", "weights=ema"], "weights=ema; set it to model or teacher"),
+        (["run=x", "out=y", "to=timm", "weights=ema"], "weights=ema; set it to model, teacher or unaveraged"),
         (["run=x", "out=y", "to=timm", "untrained_text=true"], "untrained_text=true is for to=open_clip"),
         (["run=nothing", "out=y", "to=timm"], "run=nothing does not exist"),
         (["run=.", "out=y", "to=timm"], "is not (inside) a run folder: config.yaml is missing"),
@@ -126,12 +126,14 @@ def test_what_open_clip_cannot_express(options: tuple[str, ...], message: str, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_flow_without_a_teacher(
+def test_a_flow_without_a_teacher_and_a_run_without_an_average(
     run_and_export: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fault = told([f"run={run_and_export[0]}", "to=timm", f"out={tmp_path}/out", "weights=teacher"], capsys)
     assert "weights=teacher: ImageText of " in fault
     assert "has no teacher; leave it out" in fault
+    fault = told([f"run={run_and_export[0]}", "to=timm", f"out={tmp_path}/out", "weights=unaveraged"], capsys)
+    assert "holds no average of weights; leave it out" in fault
     assert list(tmp_path.iterdir()) == []
 
 

@@ -30,16 +30,17 @@ def test_nothing_asks_for_the_network(run_and_export: tuple[Path, Path]) -> None
 def test_nothing_asks_for_the_network_with_processes_and_stages(tmp_path: Path) -> None:
     environment, run = guarded(tmp_path), tmp_path / "run"
     staged = ["procedure=multistage", "procedure.num_stages=2", "procedure.export=open_clip", "objective=clip"]
+    by_two = [*SMALL, f"run_folder={run}", "trainer=ddp", "trainer.devices=2", "data.num_workers=1"]
     commands = [
-        ["repr.fit", *SMALL, f"run_folder={run}", "trainer=ddp", "trainer.devices=2", "data.num_workers=1"],
-        ["repr.fit", *SMALL, *staged, f"run_folder={tmp_path}/staged"],
-        *(["repr.export", f"run={run}", f"to={to}", f"out={tmp_path}/{to}"] for to in ("timm", "hf", "onnx")),
-        ["repr.data", "check", "data=emoji"],
-        ["repr.report", str(run)],
-        ["repr.evaluate", f"model={run}", "data.num_workers=0"],
+        ("fit", [*SMALL, *staged, f"run_folder={tmp_path}/staged"]),
+        *(("export.__main__", [f"run={run}", f"to={to}", f"out={tmp_path}/{to}"]) for to in ("timm", "hf", "onnx")),
+        ("data.__main__", ["check", "data=emoji"]),
+        ("report.__main__", [str(run)]),
+        ("evaluate", [f"model={run}", "data.num_workers=0"]),
     ]
-    for command in commands:
-        words = [sys.executable, "-m", *command]
-        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    program = "\n".join(f"from repr.{module} import main\nmain({words!r})" for module, words in commands)
+    for words in (["-m", "repr.fit", *by_two], ["-c", program]):
+        command = [sys.executable, *words]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     assert asked(tmp_path) == ""
