@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import Features
-from repr.metrics.tables import accuracy, finite, labelled, rows_within
+from repr.metrics.tables import accuracy, finite, labelled
+
+Search = Callable[[Tensor], tuple[Tensor, Tensor]]  # queries at unit length -> cosines and places of the k nearest
 
 
 @torch.no_grad()
@@ -46,8 +48,10 @@ def knn(
 
     Source: Wu, Xiong, Yu & Lin, 2018, arXiv 1805.01978, section 3.4.
     """
-    (predicted,), labels = _predict(bank, query, attribute, [k], [temperature], chunk_size)
-    return accuracy(f"knn_{attribute}", predicted, labels)
+    options = _pairs([k], [temperature])
+    search = _Exact(bank.trunk, labelled(bank, attribute)[0], k)
+    (predicted,) = _predict(search, bank, query, attribute, options, chunk_size)
+    return accuracy(f"knn_{attribute}", predicted, labelled(query, attribute)[1])
 
 
 @torch.no_grad()
@@ -69,8 +73,9 @@ def knn_sweep(
         attribute: which labels.
         ks: the numbers of neighbours.
         temperatures: the T.
-        memory: gigabytes that the cosines of the queries compared at a time may take.
-        search: ``exact``, on the features' device; ``faiss``: also exact, by faiss on the CPU.
+        memory: gigabytes that the search may take beside the tables. If the bank at unit length takes more than half
+            of it, it is searched in blocks.
+        search: ``exact``, on the features' device; ``faiss``: also exact, by faiss on the CPU, whose memory is its own.
 
     Returns:
         ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance; which is the best is not told,
@@ -79,13 +84,19 @@ def knn_sweep(
     Raises:
         ValueError: as for :func:`knn`; faiss is asked for and not there, with the extra that has it.
     """
-    if search not in ("exact", "faiss"):
+    options = _pairs(ks, temperatures)
+    rows, bank_labels = labelled(bank, attribute)
+    if search == "exact":
+        block, chunk_size = _sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
+        found: Search = _Exact(bank.trunk, rows, max(ks), block)
+    elif search == "faiss":
+        found, chunk_size = _Faiss(bank.trunk, rows, max(ks)), 4096
+    else:
         raise ValueError(f"search={search}; set it to exact or faiss")
-    chunk_size = 0 if search == "faiss" else rows_within(memory, len(bank.trunk), itemsize=6)
-    predicted, labels = _predict(bank, query, attribute, ks, temperatures, chunk_size)
-    pairs = [(k, temperature) for k in ks for temperature in temperatures]
+    predicted = _predict(found, bank, query, attribute, options, chunk_size)
+    labels = labelled(query, attribute)[1]
     values: dict[str, float] = {}
-    for (k, temperature), classes in zip(pairs, predicted, strict=True):
+    for (k, temperature), classes in zip(options, predicted, strict=True):
         values |= accuracy(sweep_name(attribute, k, temperature), classes, labels)
     return values
 
@@ -95,37 +106,32 @@ def sweep_name(attribute: str, k: int, temperature: float) -> str:
     return f"knn_{attribute}_k{k}_t{temperature:g}"
 
 
-def _predict(
-    bank: Features,
-    query: Features,
-    attribute: str,
-    ks: Sequence[int],
-    temperatures: Sequence[float],
-    chunk_size: int,
-) -> tuple[list[Tensor], Tensor]:
-    """Classes (M,) for every k and, within it, every temperature; and the labels. A chunk size of 0 means faiss."""
+def _pairs(ks: Sequence[int], temperatures: Sequence[float]) -> list[tuple[int, float]]:
+    """Every k with every temperature.
+
+    Raises:
+        ValueError: there is none, or one that is not positive.
+    """
     if not ks or not temperatures or min(ks) < 1 or min(temperatures) <= 0:
         raise ValueError(
             f"set k >= 1 and temperature > 0, not k={min(ks, default=None)}, "
             f"temperature={min(temperatures, default=None)}"
         )
-    bank_rows, bank_labels = labelled(bank, attribute)
-    rows, labels = labelled(query, attribute)
-    classes, target = bank_labels.unique(return_inverse=True)
-    keys = F.normalize(finite(bank.trunk[bank_rows]), dim=1)
-    queries = finite(query.trunk[rows])
-    most = min(max(ks), len(keys))
-    search = _Faiss(keys) if chunk_size == 0 else None
+    return [(k, temperature) for k in ks for temperature in temperatures]
+
+
+def _predict(
+    search: Search, bank: Features, query: Features, attribute: str, options: Sequence[tuple[int, float]], size: int
+) -> list[Tensor]:
+    """Classes (M,) of the labelled queries for every k and temperature, ``size`` queries at a time."""
+    classes, target = labelled(bank, attribute)[1].unique(return_inverse=True)
+    rows, _ = labelled(query, attribute)
     predicted: list[list[Tensor]] = []
-    for chunk in queries.split(chunk_size or 4096):
-        chunk = F.normalize(chunk, dim=1)
-        cosine, neighbour = largest(chunk @ keys.T, most) if search is None else search(chunk, most)  # (chunk, most)
+    for part in rows.split(size):
+        cosine, neighbour = search(_unit(query.trunk, part))  # (part, k)
         near = target[neighbour]
-        votes = [
-            vote(cosine[:, :k], near[:, :k], temperature, len(classes)) for k in ks for temperature in temperatures
-        ]
-        predicted.append([classes[v.argmax(1)] for v in votes])
-    return [torch.cat(parts) for parts in zip(*predicted, strict=True)], labels
+        predicted.append([classes[vote(cosine[:, :k], near[:, :k], t, len(classes)).argmax(1)] for k, t in options])
+    return [torch.cat(parts) for parts in zip(*predicted, strict=True)]
 
 
 def vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
@@ -166,17 +172,62 @@ def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return found, positions.gather(1, place)
 
 
+def _unit(features: Tensor, rows: Tensor) -> Tensor:
+    """Rows, in rising order, at unit length; without a copy before that where they are consecutive."""
+    return F.normalize(finite(features[rows[0] : rows[-1] + 1] if _consecutive(rows) else features[rows]), dim=1)
+
+
+def _consecutive(rows: Tensor) -> bool:
+    return int(rows[-1] - rows[0]) + 1 == len(rows)
+
+
+class _Exact:
+    """Exact search among rows of a bank, a block of them at a time; None: all at once."""
+
+    def __init__(self, bank: Tensor, rows: Tensor, k: int, block: int | None = None) -> None:
+        self.bank, self.k, self.blocks = bank, min(k, len(rows)), rows.split(block or len(rows))
+        self.keys = _unit(bank, rows) if len(self.blocks) == 1 else None
+
+    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        if self.keys is not None:
+            return largest(queries @ self.keys.T, self.k)
+        cosine, place, start = queries.new_empty(len(queries), 0), self.blocks[0].new_empty(len(queries), 0), 0
+        for rows in self.blocks:
+            near, of_block = largest(queries @ _unit(self.bank, rows).T, min(self.k, len(rows)))
+            cosine, place = torch.cat([cosine, near], 1), torch.cat([place, of_block + start], 1)
+            cosine, order = cosine.topk(min(self.k, cosine.shape[1]))
+            place, start = place.gather(1, order), start + len(rows)
+        return cosine, place
+
+
+def _sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -> tuple[int, int]:
+    """How many rows of the bank and how many queries may be compared at a time.
+
+    Raises:
+        ValueError: the budget is not positive.
+    """
+    if memory <= 0:
+        raise ValueError(f"memory={memory} gigabytes; set it above 0")
+    width = bank.shape[1] * bank.element_size()
+    copies = 1 if _consecutive(rows) else 2
+    block = min(len(rows), max(1, int(memory * 5e8 / (width * copies))))
+    # Of a query: its cosines, two copies of its features, the blocks that `largest` looks into, neighbours, votes.
+    query = 4 * block + 2 * width + 32 * BLOCK * min(k, block // BLOCK + 1) + 64 * k + 12 * num_classes
+    return block, max(1, int((memory * 1e9 - block * width * copies) / query))
+
+
 class _Faiss:
     """Exact search by faiss, which has its own threads and blocks."""
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, bank: Tensor, rows: Tensor, k: int) -> None:
         try:
             import faiss
         except ImportError as error:
             raise ValueError("search=faiss needs faiss: pip install 'repr-pretrain[faiss]'") from error
-        self.index: Any = faiss.IndexFlatIP(keys.shape[1])
-        self.index.add(keys.float().cpu().numpy())
+        self.k = min(k, len(rows))
+        self.index: Any = faiss.IndexFlatIP(bank.shape[1])
+        self.index.add(_unit(bank, rows).float().cpu().numpy())
 
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        cosine, neighbour = self.index.search(queries.float().cpu().numpy(), k)
+    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        cosine, neighbour = self.index.search(queries.float().cpu().numpy(), self.k)
         return torch.from_numpy(cosine).to(queries.device), torch.from_numpy(neighbour).to(queries.device)
