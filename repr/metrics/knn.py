@@ -210,10 +210,11 @@ def _sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) 
         raise ValueError(f"memory={memory} gigabytes; set it above 0")
     width = bank.shape[1] * bank.element_size()
     copies = 1 if _consecutive(rows) else 2
-    block = min(len(rows), max(1, int(memory * 5e8 / (width * copies))))
+    budget = 0.95e9 * memory  # the matrix product has buffers of its own
+    block = min(len(rows), max(1, int(budget / 2 / (width * copies))))
     # Of a query: its cosines, two copies of its features, the blocks that `largest` looks into, neighbours, votes.
     query = 4 * block + 2 * width + 32 * BLOCK * min(k, block // BLOCK + 1) + 64 * k + 12 * num_classes
-    return block, max(1, int((memory * 1e9 - block * width * copies) / query))
+    return block, max(1, int((budget - block * width * copies) / query))
 
 
 class _Faiss:
