@@ -102,6 +102,9 @@ class Joined(pl.LightningModule):
         self.image = Concat([Encoder(stage, "encode_image", width) for stage, width in pairs], norm=norm)
         self.text = Concat([Encoder(stage, "encode_text", w) for stage, w in pairs], norm=norm) if has_text else None
 
+    def configure_model(self) -> None:
+        """Every process holds all of it, under FSDP2 too, which asks for this hook: nothing is trained."""
+
     def embed(self, batch: Batch) -> dict[str, Tensor]:
         """What the stages give for an evaluation batch, joined name by name."""
         parts = [cast(Any, encoder).module.embed(batch) for encoder in self.image.encoders]

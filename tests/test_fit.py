@@ -19,6 +19,7 @@ from repr.config import compose, load_run
 from repr.data.sources import Emoji
 from repr.fit import fit, main
 from repr.models.pretrained import last_checkpoint
+from repr.models.slicing import compiler_fault
 
 TINY = [
     "smoke=true", "embed_dim=16", "text.width=32", "text.layers=1", "optim.lr=1e-3",
@@ -185,6 +186,17 @@ def test_two_processes_train_as_one(whole: tuple[Path, dict], tmp_path: Path) ->
     assert ours.keys() == theirs.keys()
     for name in ("val/uniformity_image", "test_style/alignment", "val/centroid_distance"):
         assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_what_saves_time_or_memory_changes_no_number(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    if fault := compiler_fault():
+        pytest.skip(fault)
+    options = ["compile=true", "grad_checkpointing=true", "sync_batchnorm=true", "micro_batch=4", "chunk_size=4"]
+    main([f"run_folder={tmp_path}", *TINY, *LONGER, *options])
+    losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (whole[0], tmp_path)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert weights(tmp_path).keys() == weights(whole[0]).keys()  # so that a run may go on without, or with
 
 
 def test_bad_input_is_one_clear_error(tmp_path: Path) -> None:

@@ -304,6 +304,20 @@ def test_two_processes_do_what_one_does(whole: tuple[Path, str], tmp_path: Path)
     assert coverage[0] == coverage[1]
 
 
+@pytest.mark.slow
+def test_stages_under_fsdp2_with_dense_evaluation(tmp_path: Path) -> None:
+    """Maps are looked at in each stage, and not in all of them joined."""
+    recipe = ["experiment=simclr_scenes", "procedure=multistage", "procedure.num_stages=2", "procedure.export=timm"]
+    small = ["smoke=true", "backbone.name=test_resnet", "trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    command = [sys.executable, "-m", "repr.fit", *recipe, *small, f"run_folder={tmp_path}/run"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads((tmp_path / f"run/{stage}/results.json").read_text()) for stage in STAGES[:2]]
+    assert all(any("correspondence" in name for name in found) for found in results)
+    assert "Evaluation by stage and attribute" in done.stdout
+    assert (tmp_path / "run" / "stages.csv").is_file()
+
+
 def test_processes_choose_no_folder_of_their_own(tmp_path: Path) -> None:
     """The folder's name has the time in it, which differs between processes; the stages follow the first one's."""
     cfg = compose(["procedure=multistage", "smoke=true", f"run_folder={tmp_path}"])
