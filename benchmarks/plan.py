@@ -130,9 +130,9 @@ def measured(cfg: DictConfig, strategy: str = "") -> float:
         marked = marked or event.name == MARK
         if event.tag == _EventType.Allocation:
             address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
-            if size > 0:
+            if size > 0:  # where something is held already, a thread that is not observed has given it back
+                total += size - held.get(address, 0)
                 held[address] = size
-                total += size
             else:
                 total -= held.pop(address, 0)
             most = max(most, total if marked else 0)
