@@ -19,9 +19,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from benchmarks.loss_memory import resident
 from benchmarks.report import hardware, publish
 from repr.batch import Features
-from repr.metrics.knn import _sizes, knn_sweep
+from repr.metrics.knn import knn_sweep, sizes
 from repr.metrics.linear import logistic, split
 
 K, TEMPERATURE = 200, 0.1  # lightly's own
@@ -53,7 +54,7 @@ def knn(num_bank: int, num_queries: int, width: int, num_classes: int) -> list[s
 
     bank, query = table(num_bank, width, num_classes, 1), table(num_queries, width, num_classes, 2)
     keys, labels = F.normalize(bank.trunk, dim=1), bank.labels["kind"]
-    chunk = _sizes(BUDGETS[-1], bank.trunk, torch.arange(num_bank), K, num_classes)[1]
+    chunk = sizes(BUDGETS[-1], bank.trunk, torch.arange(num_bank), K, num_classes)[1]
 
     def ours(part: Features) -> float:
         values = knn_sweep(bank, part, attribute="kind", ks=[K], temperatures=[TEMPERATURE], memory=BUDGETS[-1])
@@ -110,13 +111,7 @@ def peak(memory: float, num_bank: int, width: int) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew; making the tables took more
     before = resident("VmRSS")
     knn_sweep(bank, query, attribute="kind", ks=[K], temperatures=[0.1], memory=memory)
-    print(json.dumps({"grown": resident("VmHWM") - before, "bank": bank.trunk.nbytes / 1e9}))
-
-
-def resident(field: str) -> float:
-    """Gigabytes that Linux tells of this process: ``VmRSS`` now, ``VmHWM`` at the peak."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e9
+    print(json.dumps({"grown": (resident("VmHWM") - before) * 2**20 / 1e9, "bank": bank.trunk.nbytes / 1e9}))
 
 
 def memory(num_bank: int, width: int) -> list[str]:

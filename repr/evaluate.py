@@ -228,9 +228,7 @@ def _entry(number: Number) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    import repr as package
-
-    return {"repr": package.__version__} | {name: version(name) for name in ("torch", "timm", "open_clip_torch")}
+    return {"repr": version("repr-pretrain")} | {name: version(name) for name in ("torch", "timm", "open_clip_torch")}
 
 
 def show(found: Mapping[str, Any]) -> None:

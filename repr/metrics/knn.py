@@ -87,7 +87,7 @@ def knn_sweep(
     options = _pairs(ks, temperatures)
     rows, bank_labels = labelled(bank, attribute)
     if search == "exact":
-        block, chunk_size = _sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
+        block, chunk_size = sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
         found: Search = _Exact(bank.trunk, rows, max(ks), block)
     elif search == "faiss":
         found, chunk_size = _Faiss(bank.trunk, rows, max(ks)), 4096
@@ -200,7 +200,7 @@ class _Exact:
         return cosine, place
 
 
-def _sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -> tuple[int, int]:
+def sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -> tuple[int, int]:
     """How many rows of the bank and how many queries may be compared at a time.
 
     Raises:
