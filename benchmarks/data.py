@@ -49,7 +49,8 @@ def make_pictures(folder: Path, num: int) -> None:
     """A folder of classes, a table of the same files, and shards of the same bytes."""
     from PIL import Image
 
-    from repr.data.sources import Emoji, Folder
+    from repr.data.sources.emoji import Emoji
+    from repr.data.sources.folder import Folder
     from tools.make_shards import make_shards
 
     source, rng = Emoji("train"), np.random.default_rng(0)
@@ -73,9 +74,9 @@ def make_pictures(folder: Path, num: int) -> None:
 
 
 def source_of(kind: str, folder: Path) -> Any:
-    from repr.data.shards import Shards
-    from repr.data.sources import Folder
-    from repr.data.table import Table
+    from repr.data.sources.folder import Folder
+    from repr.data.sources.shards import Shards
+    from repr.data.sources.table import Table
 
     if kind == "folder":
         return Folder(folder / "images")
@@ -251,9 +252,9 @@ def private_bytes() -> int:
 
 def open_rows(kind: str, folder: Path) -> dict[str, Any]:
     """Open a set, then read all its columns in two forked workers. In a process of its own."""
-    from repr.data.shards import Shards
-    from repr.data.sources import Folder
-    from repr.data.table import Table
+    from repr.data.sources.folder import Folder
+    from repr.data.sources.shards import Shards
+    from repr.data.sources.table import Table
 
     makers: dict[str, Callable[[], Any]] = {
         "folder": lambda: Folder(folder, labels=True),

@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from benchmarks.loss_memory import resident
 from benchmarks.report import hardware, publish
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.knn import knn_sweep, sizes
 from repr.metrics.linear import logistic, split
 

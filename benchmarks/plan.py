@@ -30,7 +30,7 @@ from omegaconf import DictConfig
 
 from benchmarks.report import hardware, publish
 from repr.config import check, compose
-from repr.fit import prepare
+from repr.training.trainer import prepare
 from tools.plan import Planner, fake_batch
 
 ROOT = Path(__file__).parents[1]
@@ -79,7 +79,7 @@ def steps(cfg: DictConfig, accelerator: str, strategy: str = "") -> None:
     from torch.profiler import record_function
     from torch.utils.data import DataLoader
 
-    from repr.callbacks.sharding import FSDP2
+    from repr.training.sharding import FSDP2
 
     class Mark(pl.Callback):
         def on_train_batch_start(self, trainer: pl.Trainer, module: Any, batch: Any, index: int) -> None:

@@ -38,7 +38,7 @@ from benchmarks.report import hardware, publish
 from repr.batch import Batch
 from repr.data.colour import colour_views
 from repr.data.datamodule import DataModule
-from repr.data.sources import Emoji
+from repr.data.sources.emoji import Emoji
 from repr.data.views import View
 from repr.models.backbone import backbone
 from repr.objectives.joint_embedding import JointEmbedding

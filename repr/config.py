@@ -24,6 +24,7 @@ _HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
+
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
@@ -92,19 +93,14 @@ def _smoke_values(cfg: DictConfig) -> DictConfig:
     return values
 
 
-def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a run, with values changed by ``overrides``.
+def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """Change single values of a config that was composed before, in place.
 
     ``trainer=NAME`` changes what it runs on (strategy, devices and the like) to that of ``conf/trainer/NAME.yaml``.
 
     Raises:
-        ConfigError: no run lies there, or an override is not the value of an existing option.
+        ConfigError: an override is not the value of an existing option.
     """
-    path = Path(folder, "config.yaml")
-    if not path.is_file():
-        raise ConfigError([f"{folder} is not a run folder: it has no config.yaml; name a folder below runs/"])
-    cfg = OmegaConf.load(path)
-    assert isinstance(cfg, DictConfig)
     places = [override for override in overrides if override.startswith("trainer=")]
     for place in places:
         trainer = compose([place]).trainer
@@ -316,10 +312,11 @@ def _flow_faults(cfg: DictConfig) -> Iterator[str]:
     flow = get_object(cfg.objective["_target_"])
     if (cfg.get("eval") or {}).get("zero_shot") and not hasattr(flow, "encode_text"):
         yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
-    # A LightningModule of one's own need not have it, and a procedure may be a function.
-    for part in (flow, get_object((cfg.get("procedure") or {}).get("_target_", "repr.fit.single"))):
-        if hasattr(part, "config_faults"):
-            yield from part.config_faults(cfg)
+    # Whatever the objective and the procedure are built of may know some; few do.
+    for _, node in (*_targets(cfg.objective), *_targets(cfg.get("procedure"))):
+        target = get_object(node["_target_"])
+        if find := getattr(getattr(target, "__self__", target), "config_faults", None):
+            yield from find(cfg)
 
 
 def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:

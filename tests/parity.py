@@ -1,215 +1,302 @@
-"""Every objective on groups of processes: what it computes there, and how far that is from one process.
+"""Write docs/parity.md: what processes and slices change, for our objectives and for the losses of other libraries.
 
-Used by the tests and by ``tools/parity.py``, which writes docs/parity.md. Processes are forks, so that imports and
-models are made once. Models are float64: in float32 a value near the kink of a ReLU falls on the other side once
-sums are taken in another order. Losses are float32 all the same.
+Run in the root of the repository; some ten minutes on two cores::
+
+    python -m tests.parity --write
+    python -m tests.parity --peers          # the other libraries alone
+
+All groups of processes run on the CPU over gloo. Ours is what the tests compare (``tests/parity_cases.py``): whole
+objectives of ``conf/objective`` in float64. A loss of another library is measured in the same way, in float32: two views
+of the same pictures, a small ViT and a small head under DDP, the gradient of all parameters after ``backward``. A library that
+is not installed is left out, with a line that says so.
 """
 
-import copy
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from repr.batch import Batch
-from repr.callbacks.features import FeatureTable
-from repr.data.samplers import EvalBatchSampler
-from repr.distributed import rank, shard, whole, world_size
-from repr.models.batchnorm import synchronise
-from repr.models.slicing import slice_encoders
-from repr.objectives.base import Objective
-from repr.optim import Optim
-from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
+from repr.distributed import all_reduce, gather, rank, world_size
+from repr.losses import contrastive, decorrelation, hypersphere
+from repr.losses.clustering import sinkhorn, swapped_prediction
+from repr.models.backbone import backbone
+from repr.models.heads import mlp
+from tests.objectives.conftest import make_batch
+from tests.parity_cases import (
+    COLUMNS,
+    ONE,
+    VARIANTS,
+    Record,
+    column,
+    differences,
+    in_processes,
+    relative,
+)
 
-NUM_ROWS, NUM_STEPS = 12, 3  # rows of the global batch; optimizer steps
-NUM_EVAL, EVAL_BATCH = 11, 6  # the last batch of evaluation has five rows, which neither two nor three processes divide
-MICRO_BATCH = 3  # of 12, 6 or 4 rows of a process
-SGD = Optim(name="sgd", lr=3e-3, weight_decay=0.1, options={"momentum": 0.9})  # Adam would hide a scaled gradient
-
-QUEUE = [f"objective.queue_length={NUM_ROWS}", f"data.batch_size={NUM_ROWS}"]  # acts from the second step
-STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
-PATCHES = ["+backbone.patch_size=8"]
-TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
-TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
-TABLES += [
-    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.{name}=input")
-]
-VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIVES} | {
-    "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
-    "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
-    "swav, queue": {"name": "swav", "overrides": QUEUE},
-    "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},
-    "pixpro, BatchNorm, instance": {
-        "name": "pixpro",
-        "overrides": ["objective.weights.instance=1"],
-        "backbone": STRIDE_8,
-    },
-    "m3col, pixels mixed, BatchNorm": {
-        "name": "m3col",
-        "overrides": ["+objective.mixing.image=input", "embed_dim=96"],
-        "backbone": ["backbone.name=test_resnet"],
-    },
-    "m3col, switched": {"name": "m3col", "overrides": ["objective.switch=0"]},
-    "m3col, tables": {"name": "m3col", "overrides": TABLES},
-    "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
-    "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
-}
+PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
+VIT = {"image_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2}
+NUM_PICTURES = 48
+DIM, NUM_PROTOTYPES, SCALE, BIAS, TEMPERATURE = 16, 12, 10.0, -5.0, 0.1
+Views = tuple[Tensor, Tensor, nn.Module]  # two embeddings (N, D), not normalised, and a layer of prototypes
+Loss = Callable[..., Tensor]  # of Views
 
 
-class Column(NamedTuple):
-    """A group of processes."""
-
-    world: int
-    strategy: str  # none, ddp, fsdp2
+# Losses: of ours what the flows do with them -------------------------------------------------------------------------
 
 
-ONE = "1 process"
-COLUMNS = {
-    ONE: Column(1, "none"),
-    "2 DDP": Column(2, "ddp"),
-    "3 DDP": Column(3, "ddp"),
-    "2 FSDP2": Column(2, "fsdp2"),
-}
-Record = dict[str, Tensor]
-Records = dict[str, Record]  # variant -> what was computed
+def _ours(loss: Loss) -> Loss:
+    return lambda a, b, prototypes: loss(gather(a), gather(b))
 
 
-@cache
-def objective_of(variant: str) -> Objective:
-    """Built once; whoever trains it takes a copy."""
-    options = VARIANTS[variant]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a class token is not trained
-        objective = build(options["name"], *options.get("overrides", ()), backbone=options.get("backbone", VIT))
-    objective.optim = SGD
-    synchronise(objective)  # sync_batchnorm=true; others have it anyway
-    return objective.double()
+def _our_swav(a: Tensor, b: Tensor, prototypes: nn.Module) -> Tensor:
+    scores = [prototypes(F.normalize(x)) for x in (a, b)]
+    assignments = [sinkhorn(s.detach(), epsilon=0.05, num_iters=3, all_reduce=all_reduce) for s in scores]
+    loss = swapped_prediction(scores, assignments, assign_views=(0, 1), temperature=TEMPERATURE)
+    return all_reduce(loss) / world_size()
 
 
-def can_be_sliced(variant: str) -> bool:
-    """Whether slices see what the whole sees: an encoder with BatchNorm does not."""
-    return "BatchNorm" not in variant
+def _our_vicreg(a: Tensor, b: Tensor) -> Tensor:
+    spread = sum(25 * decorrelation.variance(x) / 2 + decorrelation.covariance(x) for x in (a, b))
+    return 25 * decorrelation.invariance(a, b) + spread
 
 
-class Step(nn.Module):
-    """The loss as ``forward``, which is what DDP wraps."""
-
-    def __init__(self, objective: Objective) -> None:
-        super().__init__()
-        self.objective = objective
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.objective.total(self.objective.step(batch).terms)
+def _our_hypersphere(a: Tensor, b: Tensor) -> Tensor:
+    return hypersphere.alignment(a, b) + (hypersphere.uniformity(a) + hypersphere.uniformity(b)) / 2
 
 
-def share_of(batch: Batch, num: int) -> Batch:
-    """This process's rows of a global batch of ``num``."""
-    size = num // world_size()
-    mine = slice(rank() * size, (rank() + 1) * size)
-    names = ("index", "seed", "boxes", "text", "label")
-    rows = {name: batch[name][mine] for name in names}  # type: ignore[literal-required]
-    views, tables = ([x[mine].double() for x in batch[name]] for name in ("views", "tables"))  # type: ignore[literal-required]
-    return Batch(views=views, tables=tables, **rows)
-
-
-def train(variant: str, strategy: str, *, sliced: bool) -> Record:
-    """Losses, first gradient, update after three steps, buffers, and features of a set that no batch divides."""
-    objective = copy.deepcopy(objective_of(variant))
-    slice_encoders(objective, MICRO_BATCH if sliced else None)
-    start = [p.detach().clone() for p in objective.parameters()]
-    if strategy == "fsdp2":
-        shard(objective, init_device_mesh("cpu", (world_size(),)))
-    model: nn.Module = Step(objective)
-    if strategy == "ddp":
-        model = DistributedDataParallel(model)
-    optimizer, _ = objective.optim.build(objective, NUM_STEPS)
-    batch = share_of(make_batch(NUM_ROWS), NUM_ROWS)
-    losses, grads = [], []
-    for i in range(NUM_STEPS):
-        optimizer.zero_grad()
-        loss = model(batch)
-        loss.backward()
-        losses.append(loss.detach())
-        if i == 0:
-            grads = [whole(p.grad).flatten().clone() for p in objective.parameters() if p.grad is not None]
-        optimizer.step()
-        objective.update_targets()
-    update = [(whole(p.detach()) - before).flatten() for p, before in zip(objective.parameters(), start, strict=True)]
-    record = {"loss": torch.stack(losses), "grad": torch.cat(grads), "update": torch.cat(update)}
-    record |= {f"buffer.{name}": buffer.clone() for name, buffer in objective.named_buffers()}
-    return record | {"image": evaluate(objective)}
-
-
-@torch.no_grad()
-def evaluate(objective: Objective) -> Tensor:
-    """Embeddings of a set whose last batch is uneven, (NUM_EVAL, D); on the first process."""
-    objective.eval()
-    table, data = FeatureTable(["image"], NUM_EVAL), make_batch(NUM_EVAL, seed=2)
-    for rows in EvalBatchSampler(NUM_EVAL, EVAL_BATCH, rank=rank(), world_size=world_size()):
-        batch = Batch(index=data["index"][rows], image=data["views"][0][rows].double(), text=data["text"][rows])
-        table.on_predict_batch_end(None, None, objective.predict_step(batch, 0), batch, 0)  # type: ignore[arg-type]
-    if rank():
-        return torch.empty(0)
-    assert table.read.all()
-    return table.features["image"]
-
-
-def differences(record: Record, reference: Record) -> dict[str, float]:
-    """Of what a group has computed from what one process has on the whole batch.
-
-    ``loss``: relative, of the first step; ``ratio`` and ``cosine`` of its gradient; ``later``: relative, of the other
-    losses; ``update``: length of the difference over the length.
-    """
-    ours, theirs = (r["grad"].double() for r in (record, reference))
-    loss = ((record["loss"] - reference["loss"]) / reference["loss"]).abs()
+def ours() -> Mapping[tuple[str, str], Loss]:
+    """Losses by (name, flags)."""
+    contrast = partial(contrastive.nt_xent, temperature=TEMPERATURE)
+    correlation = partial(decorrelation.cross_correlation, off_diagonal_weight=0.005)
     return {
-        "loss": loss[0].item(),
-        "later": loss[1:].max().item(),
-        "ratio": (ours.norm() / theirs.norm()).item(),
-        "cosine": torch.cosine_similarity(ours, theirs, dim=0).item(),
-        "update": relative(record["update"], reference["update"]),
+        ("CLIP", ""): _ours(partial(contrastive.clip, logit_scale=SCALE)),
+        ("SigLIP", ""): _ours(partial(contrastive.sigmoid, logit_scale=SCALE, logit_bias=BIAS)),
+        ("NT-Xent", ""): _ours(contrast),
+        ("SwAV", ""): _our_swav,
+        ("alignment + uniformity", ""): _ours(_our_hypersphere),
+        ("VICReg", ""): _ours(_our_vicreg),
+        ("Barlow Twins", ""): _ours(correlation),
     }
 
 
-def relative(a: Tensor, b: Tensor) -> float:
-    """Length of the difference over the length."""
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
+def open_clip() -> Mapping[tuple[str, str], Loss]:
+    """Its CLIP with each choice of flags."""
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    def units(make: Callable[..., nn.Module], *more: float, **options: bool) -> Loss:
+        def loss(a: Tensor, b: Tensor, prototypes: nn.Module) -> Tensor:
+            module = make(rank=rank(), world_size=world_size(), **options)
+            return module(F.normalize(a), F.normalize(b), torch.tensor(SCALE), *map(torch.tensor, more))
+
+        return loss
+
+    return {
+        ("CLIP", "the default flags"): units(ClipLoss),
+        ("CLIP", "gather_with_grad"): units(ClipLoss, gather_with_grad=True),
+        ("CLIP", "local_loss"): units(ClipLoss, local_loss=True),
+        ("CLIP", "local_loss, gather_with_grad"): units(ClipLoss, local_loss=True, gather_with_grad=True),
+        ("SigLIP", ""): units(SigLipLoss, BIAS),
+    }
 
 
-# Groups of processes --------------------------------------------------------------------------------------------------
+def lightly() -> Mapping[tuple[str, str], Loss]:
+    """Its losses as they are and, where they have a flag, gathered."""
+    from lightly.loss import BarlowTwinsLoss, NTXentLoss, SwaVLoss, VICRegLoss
+    from lightly.loss.hypersphere_loss import HypersphereLoss
+
+    def views(make: Callable[..., nn.Module], **options: Any) -> Loss:
+        return lambda a, b, prototypes: make(**options)(a, b)
+
+    def swav(a: Tensor, b: Tensor, prototypes: nn.Module, **options: bool) -> Tensor:
+        return SwaVLoss(temperature=TEMPERATURE, **options)([prototypes(F.normalize(x)) for x in (a, b)], [])
+
+    both = {"the default flags": False, "gather_distributed": True}
+    found: dict[tuple[str, str], Loss] = {}
+    for words, on in both.items():
+        found["NT-Xent", words] = views(NTXentLoss, temperature=TEMPERATURE, gather_distributed=on)
+        found["SwAV", words.replace("gather", "sinkhorn_gather")] = partial(swav, sinkhorn_gather_distributed=on)
+        found["VICReg", words] = views(VICRegLoss, gather_distributed=on)
+        found["Barlow Twins", words] = views(BarlowTwinsLoss, gather_distributed=on)
+    found["alignment + uniformity", "has no flag"] = views(HypersphereLoss, t=2.0)
+    return found
 
 
-def in_processes(work: Callable[..., Any], world: int, folder: Path, *arguments: Any) -> list[Any]:
-    """What ``work(*arguments)`` gives on each of ``world`` processes that can talk to each other over gloo."""
-    mp.start_processes(_process, (work, world, str(folder), arguments), nprocs=world, start_method="fork")
-    return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(world)]
+def stable_pretraining() -> Mapping[tuple[str, str], Loss]:
+    """Its losses, which have no flags."""
+    from stable_pretraining.losses import joint_embedding, multimodal
+
+    def views(module: nn.Module) -> Loss:
+        return lambda a, b, prototypes: module(a, b)
+
+    return {
+        ("CLIP", ""): views(multimodal.CLIPLoss(temperature=1 / SCALE)),
+        ("NT-Xent", ""): views(joint_embedding.NTXEntLoss(temperature=TEMPERATURE)),
+        ("SwAV", ""): joint_embedding.SwAVLoss(temperature=TEMPERATURE),
+        ("VICReg", ""): views(joint_embedding.VICRegLoss()),
+        ("Barlow Twins", ""): views(joint_embedding.BarlowTwinsLoss()),
+    }
 
 
-def _process(index: int, work: Callable[..., Any], world: int, folder: str, arguments: Sequence[Any]) -> None:
+LIBRARIES = {"ours": ours, "open_clip_torch": open_clip, "lightly": lightly, "stable-pretraining": stable_pretraining}
+
+
+# One measurement -----------------------------------------------------------------------------------------------------
+
+
+class TwoViews(nn.Module):
+    """A small ViT, a head whose BatchNorm is synchronised, a loss of two views."""
+
+    def __init__(self, loss: Loss, *, has_prototypes: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = backbone("vit_tiny_patch16_224", **VIT)
+        self.head = mlp([VIT["embed_dim"], 64, DIM])
+        self.loss, self.prototypes = loss, nn.Linear(DIM, NUM_PROTOTYPES, bias=False)
+        with torch.no_grad():
+            self.prototypes.weight.copy_(F.normalize(self.prototypes.weight))
+        self.prototypes.requires_grad_(has_prototypes)
+
+    def forward(self, views: list[Tensor]) -> Tensor:
+        """The loss."""
+        a, b = self.head(self.backbone(torch.cat(views[:2]))).chunk(2)
+        return self.loss(a, b, self.prototypes)
+
+
+def gradient(loss: Loss, *, has_prototypes: bool) -> Record:
+    """The loss, averaged over processes, and the gradient."""
+    model: nn.Module = TwoViews(loss, has_prototypes=has_prototypes)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if world_size() > 1:
+        model = DistributedDataParallel(model)
+    views = [view.chunk(world_size())[rank()] for view in make_batch(NUM_PICTURES)["views"]]
+    value = model(views)
+    value.backward()
+    mean = all_reduce(value.detach()) / world_size()
+    return {"loss": mean[None], "grad": torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])}
+
+
+def gradients(library: str) -> dict[str, Record]:
+    """Of every loss of a library, by its position."""
+    losses = LIBRARIES[library]()
+    return {str(i): gradient(loss, has_prototypes=name == "SwAV") for i, ((name, _), loss) in enumerate(losses.items())}
+
+
+# The page ------------------------------------------------------------------------------------------------------------
+
+
+def peers() -> list[str]:
+    """The table of losses."""
+    lines = [
+        "| loss | of | flags | loss, 2 | ratio, 2 | cosine, 2 | loss, 3 | ratio, 3 | cosine, 3 |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    rows, absent, installed = [], [], []
+    for library, make in LIBRARIES.items():
+        try:
+            losses = make()
+        except ImportError as error:
+            absent.append(f"{library} is not installed ({error}), so its losses are left out.")
+            continue
+        one, cells = gradients(library), {}
+        for world in (2, 3):
+            records = in_processes(gradients, world, Path(tempfile.mkdtemp()), library)[0]
+            for i, (name, flags) in enumerate(losses):
+                record, reference = records[str(i)], one[str(i)]
+                ratio = (record["grad"].norm() / reference["grad"].norm()).item()
+                cosine = F.cosine_similarity(record["grad"].double(), reference["grad"].double(), dim=0).item()
+                loss = (record["loss"] / reference["loss"]).item()
+                cells.setdefault((name, flags), []).extend(f"{x:.3f}" for x in (loss, ratio, cosine))
+        rows += [(name, library, flags, *cells[name, flags]) for name, flags in losses]
+        installed.append(library if library == "ours" else f"{library} {_version(library)}")
+        print(f"{library}: done", file=sys.stderr, flush=True)
+    order = [name for name, _ in ours()]
+    rows.sort(key=lambda row: order.index(row[0]))  # stable: libraries stay in order
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), "", ", ".join(installed[1:]) + ".", *absent]
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "of unknown version"
+
+
+def objectives() -> list[str]:
+    """The table of our objectives."""
+    groups = [(name, sliced) for name in COLUMNS for sliced in (False, True)][1:]
+    (one,) = column(ONE, Path(), sliced=False)
+    found: dict[str, dict[tuple[str, bool], dict[str, float]]] = {variant: {} for variant in VARIANTS}
+    for name, sliced in groups:
+        first = column(name, Path(tempfile.mkdtemp()), sliced=sliced)[0]
+        for variant, record in first.items():
+            difference = differences(record, one[variant])
+            found[variant][name, sliced] = difference | {"image": relative(record["image"], one[variant]["image"])}
+        print(f"{name}, {'slices' if sliced else 'whole'}: done", file=sys.stderr, flush=True)
+    heads = [f"{name}, {'slices' if sliced else 'whole'}" for name, sliced in groups]
+    lines = [
+        f"| objective | {' | '.join(heads)} | loss | later | update | features |",
+        f"| --- |{' :---: |' * len(groups)} ---: | ---: | ---: | ---: |",
+    ]
+    for variant, by_group in found.items():
+        cells = [variant]
+        for group in groups:
+            difference = by_group.get(group)
+            cells.append(f"{difference['ratio']:.3f} {difference['cosine']:.3f}" if difference else "BatchNorm")
+        for key in ("loss", "later", "update", "image"):
+            cells.append(f"{max(difference[key] for difference in by_group.values()):.0e}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+PREFACE = """# One result on any number of processes
+
+Written by `python -m tests.parity --write`; the tests hold the first table (`tests/test_parity.py`).
+
+## Objectives
+
+Every file of `conf/objective`, and some variants, with small towers in float64 on a global batch of 12: on one
+process, under DDP and FSDP2 (gloo, CPU), each with the whole batch and with `micro_batch=3`. A cell is the length of
+the gradient over that of one process on the whole batch, and the cosine between the two. The last columns are the
+largest deviations of all cells: of the first loss and of the two later ones (relative), of the update after three
+steps of SGD with momentum, and of the features of eleven pictures, whose last batch neither two nor three processes
+divide (length of the difference over the length). What remains are the losses and their reductions, which are float32.
+BatchNorm in an encoder sees the statistics of a slice: `micro_batch` warns of it, and the cell is left out.
+"""
+MIDDLE = """
+## Losses, beside those of other libraries
+
+Two views of 48 pictures, a small ViT and a head with synchronised BatchNorm, random weights, under DDP, float32;
+nothing but the loss differs. Relative to one process with the same loss on the whole batch: the mean of the losses of
+all processes, the length of the gradient and its cosine, on two and on three processes. Where the gradient is the same
+but for its length, SGD takes other steps on another number of processes, and so does any optimizer once the gradient is
+clipped; where the cosine is below 1, another objective is trained.
+"""
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="write docs/parity.md")
+    parser.add_argument("--peers", action="store_true", help="only the losses beside those of other libraries")
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=index, world_size=world)
-    torch.save(work(*arguments), Path(folder, f"{index}.pt"))
-    dist.destroy_process_group()
+    lines = [] if args.peers else [PREFACE, *objectives(), MIDDLE]
+    text = "\n".join([*lines, *peers()]) + "\n"
+    print(text)
+    if args.write:
+        PAGE.write_text(text, encoding="utf-8")
 
 
-def train_all(variants: Sequence[str], strategy: str, sliced: bool) -> Records:
-    return {variant: train(variant, strategy, sliced=sliced) for variant in variants}
-
-
-def column(name: str, folder: Path, *, sliced: bool) -> list[Records]:
-    """What each process of a column has computed."""
-    world, strategy = COLUMNS[name]
-    variants = [variant for variant in VARIANTS if can_be_sliced(variant) or not sliced]
-    for variant in variants:
-        objective_of(variant)  # before the fork
-    if world == 1:
-        return [train_all(variants, strategy, sliced)]
-    return in_processes(train_all, world, folder, variants, strategy, sliced)
+if __name__ == "__main__":
+    main()

@@ -20,11 +20,11 @@ import open_clip  # noqa: F401, E402
 import timm  # noqa: F401, E402
 import torch.utils.tensorboard  # noqa: E402
 
-from repr.callbacks import checkpoint, evaluation, nonfinite, progress, throughput  # noqa: F401, E402
 from repr.data import datamodule  # noqa: F401, E402
+from repr.evaluate import during_training as evaluation  # noqa: F401, E402
 from repr.fit import main  # noqa: E402
-from repr.multistage import Multistage  # noqa: F401, E402
 from repr.objectives import image_text  # noqa: F401, E402
+from repr.procedures.multistage import Multistage  # noqa: F401, E402
 
 
 def child(log: str, arguments: list[str]) -> int:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from repr.batch import sample_seed, uniform
+from repr.seeds import sample_seed, uniform
 
 
 def splitmix(x: int) -> int:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose, load_run
+from repr.config import CONF, ConfigError, check, compose
+from repr.runs.folder import load_run
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 

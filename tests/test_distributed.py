@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from repr.batch import Batch
-from repr.callbacks.features import FeatureTable
 from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.models.batchnorm import SyncBatchNorm
+from repr.procedures.features import FeatureTable
 from tests.golden import golden
-from tests.parity import in_processes
+from tests.parity_cases import in_processes
 
 WORLD = 2
 CASES = sorted({key.split(".")[0] for key in golden("open_clip_dist2")})

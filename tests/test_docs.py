@@ -32,7 +32,7 @@ def commands(document: str) -> list[str]:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What README calls IMAGES (two folders of pictures with captions), TABLE.csv and SHARDS, all in one folder."""
-    from repr.data.sources import Emoji
+    from repr.data.sources.emoji import Emoji
 
     folder, source = tmp_path_factory.mktemp("pictures"), Emoji("val")
     root = folder / "IMAGES"
@@ -133,7 +133,7 @@ TOOLS = [
 @pytest.mark.slow
 def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from repr.config import compose
-    from repr.evaluate import main
+    from repr.evaluate.__main__ import main
     from repr.export.__main__ import main as export
     from repr.fit import fit
 
@@ -170,8 +170,9 @@ def test_the_notebook_snippet_of_the_readme_runs(pictures: Path, monkeypatch: py
 
 
 def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from repr.config import compose, load_run
+    from repr.config import compose
     from repr.fit import fit
+    from repr.runs.folder import load_run
 
     (config,) = blocks("README.md", "yaml")
     (tmp_path / "data").mkdir()

@@ -15,11 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from repr.config import compose, load_run
-from repr.data.sources import Emoji
+from repr.config import compose
+from repr.data.sources.emoji import Emoji
 from repr.fit import fit, main
-from repr.models.pretrained import last_checkpoint
 from repr.models.slicing import compiler_fault
+from repr.runs.checkpoints import last_checkpoint
+from repr.runs.folder import load_run
 
 TINY = [
     "smoke=true", "embed_dim=16", "text.width=32", "text.layers=1", "optim.lr=1e-3",
@@ -249,7 +250,7 @@ def test_a_run_over_damaged_shards_goes_on_and_tells_at_the_end(
                     member = tarfile.TarInfo(f"{row}.{ending}")
                     member.size = len(data)
                     archive.addfile(member, io.BytesIO(data))
-    val = f"{{_target_: repr.data.shards.Shards, files: {tmp_path}/val.tar, captions: [txt]}}"
+    val = f"{{_target_: repr.data.sources.shards.Shards, files: {tmp_path}/val.tar, captions: [txt]}}"
     run = [*TINY, f"run_folder={tmp_path}/run", "data=shards", f"data.train.files={tmp_path}/train.tar", "eval=default"]
     run += [f"+data.eval.val={val}", "trainer.limit_train_batches=8", "trainer.limit_val_batches=1.0"]
     main([*run, "data.max_bad_fraction=0.05", "data.num_workers=2"])

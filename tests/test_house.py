@@ -52,7 +52,7 @@ def test_the_wheel_holds_code_configs_and_pictures(tmp_path: Path) -> None:
     )
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    for path in (*(ROOT / "repr").rglob("*.py"), ROOT / "repr/data/emoji64.zip"):
+    for path in (*(ROOT / "repr").rglob("*.py"), ROOT / "repr/data/sources/emoji64.zip"):
         assert path.relative_to(ROOT).as_posix() in names
     for path in (ROOT / "conf").rglob("*.yaml"):
         assert f"repr/{path.relative_to(ROOT).as_posix()}" in names

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
-from repr.data.shards import Shards
-from repr.data.sources import Emoji, Folder
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.folder import Folder
+from repr.data.sources.shards import Shards
 from tools.make_shards import MANIFEST, main, make_shards, member_name
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:.*use of fork")

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 
-from tests.parity import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, column, differences, relative
+from tests.parity_cases import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, column, differences, relative
 
 Groups = Callable[[str, bool], list[Records]]
 # Each group starts its processes once, for all objectives.

@@ -23,10 +23,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from repr.distributed import layers, local, shard, shard_like, total_norm, whole
-from repr.models.checkpoint_files import CHECKSUMS, METADATA, REST, read_beside, read_checkpoint, write_shards
-from repr.models.pretrained import damage, last_checkpoint, load_weights
 from repr.objectives.base import Objective
 from repr.optim import Optim
+from repr.runs.checkpoint_files import CHECKSUMS, METADATA, REST, read_beside, read_checkpoint, write_shards
+from repr.runs.checkpoints import damage, last_checkpoint
+from repr.runs.initial_weights import load_weights
 from tests.objectives.conftest import build, make_batch
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from repr.models.checkpoint_files import read_checkpoint
-from repr.models.pretrained import last_checkpoint
+from repr.runs.checkpoint_files import read_checkpoint
+from repr.runs.checkpoints import last_checkpoint
 from tests.test_fit import rows
 
 RunGroup = Callable[..., list[tuple[int, str]]]

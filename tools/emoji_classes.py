@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from repr.data.sources import Emoji
+from repr.data.sources.emoji import Emoji
 
 TARGET = Path(__file__).parents[1] / "conf" / "eval" / "classes" / "emoji_val.yaml"
 HEAD = """\

@@ -31,11 +31,11 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from repr.cli import user_message
 from repr.config import ConfigError, check, compose
-from repr.data.pictures import IMAGE_SUFFIXES
-from repr.data.sources import Source
+from repr.data.sources.pictures import IMAGE_SUFFIXES
+from repr.data.sources.source import Source
 from repr.files import PART, replacing
-from repr.fit import user_message
 
 MANIFEST, SUMS, UNREADABLE = "make_shards.json", "SHA256SUMS", "unreadable.tsv"
 NUM_PROBES = 100  # rows whose bytes and captions the fingerprint of a source holds
@@ -238,7 +238,7 @@ def make_shards(
         _save(out, plan, done)
         tell(f"{names[number]}: {record['samples']:,} samples, {record['bytes'] / 1e6:,.1f} MB")
     if not any(record["samples"] for record in done.values()):
-        raise ConfigError([f"none of {len(source)} rows can be read; python -m repr.data check tells why"])
+        raise ConfigError([f"none of {len(source)} rows can be read; python -m repr.check tells why"])
     return done
 
 

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from repr.cli import user_message
 from repr.config import ConfigError, check, compose
-from repr.fit import prepare, user_message
+from repr.training.trainer import prepare
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -364,10 +365,8 @@ def config(overrides: Sequence[str], gpus: int, config_dir: str | None = None) -
         raise ConfigError(
             [f"trainer.precision={precision} cannot be planned: set it to one of {', '.join({**HALF, **WHOLE})}"]
         )
-    if cfg.objective.get("scorer"):
-        notes.append(
-            f"scorer={cfg.objective.scorer} is left out: the frozen scorer's weights and features come on top."
-        )
+    if cfg.get("scorer"):
+        notes.append(f"scorer={cfg.scorer} is left out: the frozen scorer's weights and features come on top.")
         cfg.objective.scorer = None
     if cfg.get("compile"):
         notes.append("compile=true is left out: what a compiler fuses is not held, so the forecast is rather too high.")

@@ -21,9 +21,9 @@ from torch import nn
 
 from repr.config import check, compose
 from repr.data.clusters import Clusters
-from repr.fit import make_trainer
-from repr.stage_record import CLUSTERS
-from repr.stages import Joined, load_objective
+from repr.procedures.stage_record import CLUSTERS
+from repr.runs.joined import Joined, load_objective
+from repr.training.trainer import make_trainer
 
 SIDE, RENDERS = 32, 8  # pixels; of each combination of trifeature
 Values = dict[str, float]
@@ -99,7 +99,7 @@ BASES = {
         "embed_dim=64", "text.width=64", "text.layers=1", "text.context_length=12",
     ],
 }  # fmt: skip
-TRIFEATURE, EMOJI = "repr.data.trifeature.Trifeature", "repr.data.sources.Emoji"
+TRIFEATURE, EMOJI = "repr.data.drawn.trifeature.Trifeature", "repr.data.sources.emoji.Emoji"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from typing import Any
 from scipy import stats
 
 from repr.config import compose
-from repr.fit import Results, fit
+from repr.fit import fit
+from repr.runs.folder import Results
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from repr.data.clusters import Clusters
-from repr.data.samplers import Place, epoch_order, permutation
+from repr.data.samplers import Place
+from repr.seeds import epoch_order, permutation
 
 _TURN, _SCHEDULE = -(2**40), -(2**40) - 1  # streams of random numbers that no row, order or part of a set uses
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr.data.columns import Packed
-from repr.data.sources import Source
+from repr.data.sources.columns import Packed
+from repr.data.sources.source import Source
 from repr.files import replacing
 
 Mode = Literal["round_robin", "proportional"]

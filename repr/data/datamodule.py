@@ -17,12 +17,12 @@ from repr.batch import Batch
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.compositional import Questions, has_questions, questions
 from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.dense import DenseDataset, mask_vocabulary
-from repr.data.numeric_tables import gather_tables
+from repr.data.questions.compositional import Questions, has_questions, questions
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
-from repr.data.sources import Source
+from repr.data.sources.numeric_tables import gather_tables
+from repr.data.sources.source import Source
 from repr.data.views import View, expand
 from repr.distributed import gather_objects
 

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repr.batch import Batch, sample_seed, uniform
-from repr.data.columns import Labels
-from repr.data.numeric_tables import rows_of
+from repr.batch import Batch
 from repr.data.samplers import Place
-from repr.data.sources import Source
+from repr.data.sources.columns import Labels
+from repr.data.sources.numeric_tables import rows_of
+from repr.data.sources.source import Source
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
+from repr.seeds import sample_seed, uniform
 
 Tokenizer = Callable[[list[str]], Tensor]  # B texts -> (B, L) int64
 
@@ -141,7 +142,7 @@ def too_many_bad(name: str, bad: Mapping[int, str], num_rows: int) -> str:
     """The message that ends a run whose data are too damaged."""
     return (
         f"{len(bad)} of {num_rows} samples of {name} cannot be read, more than data.max_bad_fraction allows; "
-        f"the last: {list(bad.values())[-1]}. Mend or remove them (python -m repr.data check lists all), "
+        f"the last: {list(bad.values())[-1]}. Mend or remove them (python -m repr.check lists all), "
         "or set a larger data.max_bad_fraction"
     )
 

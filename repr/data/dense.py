@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repr.batch import NO_CLASS, Batch, sample_seed
+from repr.batch import NO_CLASS, Batch
 from repr.data.datasets import one_line
-from repr.data.sources import Source
+from repr.data.sources.source import Source
 from repr.data.views import View, crop_views, draw, evaluation_masks, evaluation_view
+from repr.seeds import sample_seed
 
 _BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture that cannot be read
 _NO_MASKS = np.empty((0, 1, 1), np.uint8)

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from repr.data.sources import Source
+from repr.data.sources.source import Source
 
 SAMPLE = 1000  # rows whose files are read
 

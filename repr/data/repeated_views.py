@@ -7,10 +7,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from repr.batch import Batch, sample_seed
+from repr.batch import Batch
 from repr.data.datasets import one_line
-from repr.data.sources import Source
+from repr.data.sources.source import Source
 from repr.data.views import View, crop_views, draw
+from repr.seeds import sample_seed
 
 _BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture that cannot be read
 

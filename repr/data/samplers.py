@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from repr.batch import sample_seed
+from repr.seeds import epoch_order, permutation
 
 if TYPE_CHECKING:
     from repr.data.cluster_order import ClusterOrder
@@ -208,17 +208,6 @@ def batches_further(attempt: int, size: int, num: int) -> int:
     """Steps to the same place ``attempt`` batches further on in a ring of ``num`` rows, through all of them."""
     round_trip = num // math.gcd(size, num)  # after so many batches one is back, and takes the place beside
     return attempt * size + attempt // round_trip
-
-
-def epoch_order(num_samples: int, seed: int, epoch: int) -> Tensor:
-    """The permutation of an epoch: (num_samples,) int64, a function of (seed, epoch)."""
-    return permutation(num_samples, seed, epoch, -1)  # no sample has index -1
-
-
-def permutation(num: int, seed: int, epoch: int, stream: int) -> Tensor:
-    """A permutation (num,) int64 that is a function of its arguments; ``stream`` is negative, as no row is."""
-    state = int(sample_seed(seed, epoch, torch.tensor([stream])))
-    return torch.randperm(num, generator=torch.Generator().manual_seed(state))
 
 
 class EvalBatchSampler(Sampler[list[int]]):

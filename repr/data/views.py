@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from repr.batch import sample_seed, uniform
+from repr.seeds import sample_seed, uniform
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 # Columns of the crop draws: areas, log-ratios, then one each for top, left, flip. Append, never insert.

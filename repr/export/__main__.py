@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from repr.cli import one_line_errors
 from repr.config import ConfigError, nearest
-from repr.fit import user_message
 
 DEFAULTS: dict[str, Any] = {
     "run": None,
@@ -33,18 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
     words = parser.parse_args(arguments).options
-    try:
+    with one_line_errors():
         options = parse(words)
         from repr.export.folders import export  # here, so that a mistyped option is refused before its seconds
 
         out = export(options.pop("run"), **options)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except Exception as error:
-        message = user_message(error)
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
     print(f"verified and written: {out}")
 
 

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from repr.config import ConfigError, load_run
+from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
-from repr.export.trained import Trained
 from repr.export.verify import Samples, our_answers, verify
 from repr.files import replacing_folder
+from repr.runs.folder import load_run, stage_folders
+from repr.runs.trained import Trained
 
 STAGED = ("open_clip", "timm", "hf")  # whose reader joins stages
 TARGETS = (*STAGED, "onnx")
@@ -29,13 +30,6 @@ MARKS = (  # of an export
 )
 
 Source = str | Path | Trained
-
-
-def stage_folders(run: str | Path) -> dict[str, Path]:
-    """The stages ``stage-<n>`` of a multistage run folder in order; empty for any other."""
-    found = [path for path in Path(run).glob("stage-*") if (path / "config.yaml").is_file()]
-    numbers = {int(path.name.removeprefix("stage-")): path for path in found if path.name[6:].isdigit()}
-    return {numbers[number].name: numbers[number] for number in sorted(numbers)}
 
 
 def export(

@@ -12,11 +12,11 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from repr.export.trained import Trained
 from repr.metrics.classes import load_classes
+from repr.runs.folder import EVALUATION, EVALUATIONS, RESULTS
+from repr.runs.trained import Trained
 
 CARD = "README.md"
-RESULTS, EVALUATIONS = "results.json", "evaluation/*/metrics.json"  # of a run folder
 AFTER_FIT = "end of the run"
 RECIPE = ("objective", "optim", "data", "trainer")  # parts of a config; data holds the views, objective the towers
 LICENSE = (
@@ -199,7 +199,7 @@ def _after_fit(run: Path) -> Iterator[Entry]:
 def _evaluated(trained: Trained) -> Iterator[Entry]:
     """What ``repr.evaluate`` has found for the run or for the checkpoint."""
     assert trained.run is not None
-    for path in sorted(trained.run.glob(EVALUATIONS)):
+    for path in sorted(trained.run.glob(f"{EVALUATIONS}/*/{EVALUATION}")):
         found = json.loads(path.read_text(encoding="utf-8"))
         if Path(found["model"]["name"]).name not in (trained.run.name, Path(trained.name).name):
             continue  # of another checkpoint of the run

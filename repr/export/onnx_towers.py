@@ -14,8 +14,8 @@ from torch import Tensor
 from repr.config import ConfigError
 from repr.export.openclip import tokenizer_cfg
 from repr.export.timm_trunk import write_json
-from repr.export.trained import Trained
 from repr.models.concat import Encoder
+from repr.runs.trained import Trained
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 MAX_BYTES = 1_900_000_000  # of weights within the file, which protobuf limits to 2 GiB; more lie beside it

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from repr.config import ConfigError
 from repr.export import native_vit
 from repr.export.timm_trunk import pooling, timm_call, write_json, write_tensors
-from repr.export.trained import Trained
 from repr.export.verify import difference
+from repr.runs.trained import Trained
 
 # Below the folder, since open_clip takes a file inside it for a whole model.
 IMAGE_TOWER = "image_tower/open_clip_visual.safetensors"

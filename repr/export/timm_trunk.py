@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from repr.config import ConfigError
-from repr.export.trained import Trained
 from repr.models.backbone import takes_image_size
+from repr.runs.trained import Trained
 
 
 def write(trained: Trained, folder: Path) -> None:

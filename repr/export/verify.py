@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from repr.data.colour import normalise
-from repr.data.pictures import decode, read_picture
-from repr.data.sources import Emoji
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.pictures import decode, read_picture
 from repr.data.views import evaluation_view
-from repr.export.trained import Trained
+from repr.runs.trained import Trained
 
 LOADER = Path(__file__).with_name("load_elsewhere.py")
 TOLERANCE = 1e-5  # of normalised pixels; of an embedding, relative to its length

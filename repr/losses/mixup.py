@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from repr.batch import uniform
 from repr.losses.blockwise import full_precision, logsumexp, unit
+from repr.seeds import uniform
 
 QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
 

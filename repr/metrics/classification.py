@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_f1_score
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import accuracy, finite, labelled
 
 

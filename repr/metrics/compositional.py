@@ -1,6 +1,6 @@
 """Which caption belongs to a picture, and which picture to a caption, where candidates differ in composition alone.
 
-One form for ARO, SugarCrepe, Winoground, MMVP-VLM and :class:`repr.data.drawn_composition.DrawnComposition`: a row is a
+One form for ARO, SugarCrepe, Winoground, MMVP-VLM and :class:`repr.data.drawn.composition.DrawnComposition`: a row is a
 picture with its caption and wrong ones, and an item is a row, or several whose captions are wrong for each other.
 """
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import TIE
 
 GROUP_CHANCE = 1 / 6  # of the 4! orders of four scores, 2! 2! have both right ones before both wrong ones

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import NO_CLASS, DenseFeatures
+from repr.batch import NO_CLASS
+from repr.metrics.features import DenseFeatures
 from repr.metrics.tables import TIE, finite
 
 Scorer = Callable[[Tensor], Mapping[str, Tensor]]  # cells (M, C) -> mask -> scores (M, K)

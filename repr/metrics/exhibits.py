@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.geometry import spectrum
 from repr.metrics.tables import one_caption
 

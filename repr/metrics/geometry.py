@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
+from repr.metrics.features import Features
 from repr.metrics.tables import finite
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import accuracy, finite, labelled
 
 Search = Callable[[Tensor], tuple[Tensor, Tensor]]  # queries at unit length -> cosines and places of the k nearest

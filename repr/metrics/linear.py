@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import accuracy, finite, labelled
 
 CHUNK = 8192  # rows classified at a time

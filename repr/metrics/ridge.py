@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import accuracy, finite, labelled
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))

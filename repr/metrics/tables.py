@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 
 TIE = 1e-12  # cosines in float64 that differ by less are equal: only the order of summation tells them apart
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.tables import labelled, ranks
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from repr.batch import uniform
 from repr.losses.blockwise import full_precision
 from repr.models.slicing import in_slices
+from repr.seeds import uniform
 
 MASK_STREAM = 16  # of the batch's seed; view v draws from stream 16 + v
 
@@ -202,21 +202,21 @@ def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
     return None
 
 
-def masking_fault(masking: str, scorer: str | None, *, text: bool) -> str | None:
+def masking_fault(masking: str, scorer: bool, *, text: bool) -> str | None:
     """What is wrong with the way in which patches are chosen, or None.
 
     Args:
         masking: ``random``, ``block`` or ``text``.
-        scorer: a frozen scorer, if there is one.
+        scorer: whether there is a frozen scorer.
         text: whether the flow contrasts with a text tower, which then can score.
     """
     if masking not in ("random", "block", "text"):
         return f"objective.masking is '{masking}'; set it to random, block or text"
-    if masking == "text" and scorer is None and not text:
+    if masking == "text" and not scorer and not text:
         return (
             "objective.masking=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run folder, "
             "or give objective.text and a weight of contrast"
         )
-    if masking != "text" and scorer is not None:
+    if masking != "text" and scorer:
         return f"objective.scorer is for objective.masking=text, and masking is {masking}: set one of the two"
     return None

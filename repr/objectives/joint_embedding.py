@@ -14,10 +14,11 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
-from repr.models.backbone import encode_views, refused_sizes, width_of
+from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Objective, in_chunks
+from repr.objectives.views import backbone_faults, view_sizes
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
@@ -120,19 +121,3 @@ class JointEmbedding(Objective):
         loss = self.losses[name]
         values = [loss(a, b) for a, b in combinations(views, 2)] if name in PAIRS else [loss(x) for x in views]
         return torch.stack(values).mean()
-
-
-def view_sizes(cfg: Any) -> list[int]:
-    """The sides in pixels of all views that a config draws."""
-    return [view.size for view in (cfg.get("views") or {}).values() for _ in range(view.get("count", 1))]
-
-
-def backbone_faults(cfg: Any, sizes: list[int]) -> Iterator[str]:
-    """Whether the config's backbone takes views of several sizes; those of one size are what it was made for."""
-    if len(set(sizes)) > 1 and cfg.backbone["_target_"] == "repr.models.backbone.backbone":
-        options = {str(k): v for k, v in cfg.backbone.items() if k not in ("_target_", "pretrained")}
-        for size, reason in refused_sizes(sorted(set(sizes)), **options).items():
-            yield (
-                f"backbone.name={cfg.backbone.name} cannot take views of {size} x {size} pixels ({reason}): "
-                "set +backbone.dynamic_img_size=true if it is a ViT, view sizes that its patches divide, or another one"
-            )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, cast
 
 import torch
@@ -33,14 +33,14 @@ from repr.models.masking import (
     text_scores,
     vit_fault,
 )
-from repr.models.scorer import PatchScorer, scorer_fault
 from repr.models.slicing import in_slices
 from repr.objectives.base import Objective
-from repr.objectives.joint_embedding import view_sizes
 from repr.objectives.masked_pictures import draw
+from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
 Masking = Literal["random", "block", "text"]
+Scorer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # pictures and tokens -> features of patches and of captions
 
 
 class MaskedContrast(Objective):
@@ -67,7 +67,8 @@ class MaskedContrast(Objective):
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim); None: no image-text contrast.
         masking: ``random``, ``block`` or ``text``.
         mask_ratio: share of removed patches; :func:`repr.models.masking.num_kept` says how many are kept.
-        scorer: for ``masking=text``, see :class:`repr.models.scorer.PatchScorer`; None: the flow's own towers.
+        scorer: for ``masking=text``, frozen, ``(images (B, 3, S, S), tokens (B, L)) -> (B, D, h, w), (B, D)``, such as
+            :class:`repr.runs.scorer.PatchScorer`; None: the flow's own towers.
         normalize_target: whether each patch is brought to mean 0 and variance 1 before it is compared.
         positions: ``sincos`` replaces the backbone's positions by MAE's fixed ones; ``learned`` leaves them.
         decoder_dim: width of the decoder.
@@ -97,7 +98,7 @@ class MaskedContrast(Objective):
         text: nn.Module | None = None,
         masking: Masking = "random",
         mask_ratio: float = 0.75,
-        scorer: str | None = None,
+        scorer: Scorer | None = None,
         normalize_target: bool = True,
         positions: Literal["sincos", "learned"] = "sincos",
         decoder_dim: int = 512,
@@ -119,7 +120,9 @@ class MaskedContrast(Objective):
         if positions not in ("sincos", "learned"):
             raise ValueError(f"objective.positions is '{positions}'; set it to sincos or learned")
         contrast, reconstruct = "contrast" in self.weights, "reconstruction" in self.weights
-        if fault := vit_fault(backbone) or masking_fault(masking, scorer, text=contrast and text is not None):
+        if fault := vit_fault(backbone) or masking_fault(
+            masking, scorer is not None, text=contrast and text is not None
+        ):
             raise ValueError(fault)
         vit: Any = backbone
         self.grid: tuple[int, int] = vit.patch_embed.grid_size
@@ -147,7 +150,7 @@ class MaskedContrast(Objective):
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
         self.log_scale_range = (-math.log(high), -math.log(low))
         self.num_views = 2 if self.head is not None else 1
-        self.scorer = PatchScorer(scorer) if scorer is not None else None
+        self.scorer = scorer
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
@@ -155,18 +158,16 @@ class MaskedContrast(Objective):
         options, sizes = cfg.objective, view_sizes(cfg)
         weights = options.get("weights") or {"reconstruction": 1.0}
         contrast, has_text = bool(weights.get("contrast")), options.get("text") is not None
-        masking, scorer = options.get("masking", "random"), options.get("scorer")
+        masking, scorer = options.get("masking", "random"), (options.get("scorer") or {}).get("source")
         if contrast and not has_text and (len(sizes) < 2 or sizes[0] != sizes[1]):
             yield f"without text, contrast is between two views of one size, and views has {sizes}: set views=simclr"
-        if fault := masking_fault(masking, scorer, text=contrast and has_text):
+        if fault := masking_fault(masking, bool(scorer), text=contrast and has_text):
             yield fault
         needs_captions = masking == "text" or (contrast and has_text)
         if needs_captions and cfg.data.get("tokenizer") is None:
             yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
         if (cfg.get("eval") or {}).get("zero_shot") and not (contrast and has_text):
             yield "eval.zero_shot needs text, and this objective encodes images only: set eval=images tokenizer=null"
-        if scorer and (fault := scorer_fault(scorer, image_size=sizes[0], mean=cfg.data.mean, std=cfg.data.std)):
-            yield fault
         if cfg.backbone["_target_"] != "repr.models.backbone.backbone":
             return  # the flow itself looks at it
         if cfg.backbone.get("pretrained") and options.get("positions", "sincos") == "sincos":

@@ -21,8 +21,8 @@ from repr.models.heads import mlp
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher, cosine_momentum
 from repr.objectives.base import Objective
-from repr.objectives.joint_embedding import view_sizes
 from repr.objectives.match_picture import draw_matches
+from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]  # (q, k, mask) -> value

@@ -21,7 +21,7 @@ from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault
 from repr.models.heads import mlp
 from repr.objectives.base import Objective
-from repr.objectives.joint_embedding import backbone_faults, view_sizes
+from repr.objectives.views import backbone_faults, view_sizes
 from repr.optim import Optim
 
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from repr.files import replacing
 from repr.metrics.exhibits import Exhibits
+from repr.runs.folder import EXHIBITS
 
-FOLDER = "exhibits"
 POINT, NEIGHBOUR = 48, 96  # sides in pixels of the pictures of the map and of the galleries
 COLUMNS = 25  # pictures beside each other on a sheet
 MAX_CHARS = 100  # of a caption
@@ -64,14 +64,14 @@ def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mappi
             else:
                 arrays = {key: value for key, value in arrays.items() if not key.startswith("gallery/")}
                 arrays["left_out/galleries"] = np.array("the set has no pictures")
-        with replacing(folder / FOLDER / f"{name}.npz") as file:
+        with replacing(folder / EXHIBITS / f"{name}.npz") as file:
             np.savez_compressed(file, **arrays)
 
 
 def load_exhibits(folder: Path) -> dict[str, Exhibits]:
     """What was saved: set -> arrays; empty where there is nothing."""
     found = {}
-    for path in sorted(folder.glob(f"{FOLDER}/*.npz")):
+    for path in sorted(folder.glob(f"{EXHIBITS}/*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
             found[path.stem] = dict(arrays)
     return found

@@ -12,8 +12,8 @@ from PIL import Image
 from repr.files import replacing
 from repr.report import charts, confusion, evaluations, gallery, tables
 from repr.report.run import Run, Sheets, label
+from repr.runs.folder import CONFIG
 
-PAGE = "report.html"
 BUDGET = 2_100_000  # bytes of all pictures, so that a page with plotly's 4.8 MB stays below 8 MB
 
 
@@ -90,8 +90,8 @@ def _configs(runs: Sequence[Run]) -> Iterator[str]:
     for run in runs:
         if not run.is_trained:
             continue
-        config = html.escape((run.folder / "config.yaml").read_text())
-        yield f"{label(run, runs)}<details><summary>config.yaml</summary><pre>{config}</pre></details>"
+        config = html.escape((run.folder / CONFIG).read_text())
+        yield f"{label(run, runs)}<details><summary>{CONFIG}</summary><pre>{config}</pre></details>"
 
 
 def _asset(name: str) -> str:

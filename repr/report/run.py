@@ -14,12 +14,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from repr.callbacks.metrics_file import Row, read_rows
-from repr.config import load_run
 from repr.metrics.exhibits import Exhibits
 from repr.report.exhibits import load_exhibits
+from repr.runs.folder import EVALUATION, EVALUATIONS, METRICS, PICTURES, RESULTS, is_run, load_run
+from repr.training.metrics_file import Row, read_rows
 
-RESULTS = "results.json"  # name -> {"value", "chance"} of the last evaluation
 CHANCE = ".chance"  # ends the name of a column that holds the level at chance of another
 POINTS = 1000  # of a curve; longer ones are averaged in so many parts
 COLOURS = ("#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
@@ -45,7 +44,7 @@ class Run:
     @property
     def is_trained(self) -> bool:
         """Whether it was trained here, and not evaluated alone."""
-        return (self.folder / "config.yaml").is_file()
+        return is_run(self.folder)
 
     @cached_property
     def config(self) -> DictConfig:
@@ -61,7 +60,7 @@ class Run:
     @cached_property
     def rows(self) -> list[Row]:
         """Of ``metrics.csv``."""
-        return read_rows(self.folder / "metrics.csv")
+        return read_rows(self.folder / METRICS)
 
     @property
     def num_steps(self) -> int:
@@ -77,7 +76,7 @@ class Run:
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What ``repr.evaluate`` has written, the latest last: folder -> content of ``metrics.json``."""
-        places = ("evaluation/*/metrics.json",) if self.is_trained else ("*/metrics.json", "metrics.json")
+        places = (f"{EVALUATIONS}/*/{EVALUATION}",) if self.is_trained else (f"*/{EVALUATION}", EVALUATION)
         paths = [path for place in places for path in self.folder.glob(place)]
         paths = sorted(paths, key=lambda path: path.stat().st_mtime)
         found = {path.parent.name: json.loads(path.read_text()) for path in paths}
@@ -91,14 +90,14 @@ class Run:
         ordered = {
             name: found[name] for name in sorted(found, key=lambda n: order.index(n) if n in order else len(order))
         }
-        for folder in sorted(self.folder.glob("evaluation/*" if self.is_trained else "*")):
+        for folder in sorted(self.folder.glob(f"{EVALUATIONS}/*" if self.is_trained else "*")):
             ordered |= {f"{name} ({folder.name})": arrays for name, arrays in load_exhibits(folder).items()}
         return ordered
 
     @property
     def pictures(self) -> list[Path]:
         """The views first."""
-        return sorted(self.folder.glob("pictures/*.png"), key=lambda path: (path.stem != "views", path.stem))
+        return sorted(self.folder.glob(f"{PICTURES}/*.png"), key=lambda path: (path.stem != "views", path.stem))
 
     def curve(self, name: str) -> tuple[list[int], list[float]]:
         """Steps and values of a column."""

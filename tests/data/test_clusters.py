@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters, accumulate, keys_hash, load_clusters, save_clusters
-from repr.data.mixture import Mixture
 from repr.data.samplers import ClusterBatchSampler, Place
+from repr.data.sources.mixture import Mixture
 from repr.losses.contrastive import clip
 from tests.golden import golden
 

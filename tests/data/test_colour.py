@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
 
-from repr.batch import sample_seed
 from repr.data.colour import colour_views, gaussian_blur, normalise, shift_hue
 from repr.data.views import Colour, View, draw
+from repr.seeds import sample_seed
 
 # torchvision's gray has 0.2989 red where we (and ITU-R 601) have 0.299.
 TOLERANCE = {"atol": 5e-4, "rtol": 0}

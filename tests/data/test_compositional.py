@@ -10,12 +10,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repr.data.compositional import has_questions, questions
-from repr.data.compositional_files import SUGAR_CREPE, AROAttribution, AROOrder, ARORelation, SugarCrepe, Winoground
-from repr.data.drawn_composition import KINDS, DrawnComposition, tags
-from repr.data.drawn_pairs import DrawnPairs
-from repr.data.sources import Emoji
-from repr.data.word_order import shuffled
+from repr.data.drawn.composition import KINDS, DrawnComposition, tags
+from repr.data.drawn.pairs import DrawnPairs
+from repr.data.questions.compositional import has_questions, questions
+from repr.data.questions.compositional_files import (
+    SUGAR_CREPE,
+    AROAttribution,
+    AROOrder,
+    ARORelation,
+    SugarCrepe,
+    Winoground,
+)
+from repr.data.questions.word_order import shuffled
+from repr.data.sources.emoji import Emoji
 
 DRAWN = DrawnComposition(size=32, num_items=2, kinds=["attribute", "relation"])  # rows 0 to 3 and 4 to 7
 

@@ -6,8 +6,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from repr.data.sources import Emoji
-from repr.data.trifeature import ATTRIBUTES
+from repr.data.drawn.trifeature import ATTRIBUTES
+from repr.data.sources.emoji import Emoji
 from repr.data.views import View
 from repr.metrics.classes import Classes
 

@@ -17,12 +17,14 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from repr.data.datamodule import DataModule
-from repr.data.mixture import Mixture
-from repr.data.samplers import EpochBatchSampler, EpochOrder, epoch_order
-from repr.data.shards import Shards
-from repr.data.sources import Folder, Source
-from repr.data.table import Table
+from repr.data.samplers import EpochBatchSampler, EpochOrder
+from repr.data.sources.folder import Folder
+from repr.data.sources.mixture import Mixture
+from repr.data.sources.shards import Shards
+from repr.data.sources.source import Source
+from repr.data.sources.table import Table
 from repr.data.views import View
+from repr.seeds import epoch_order
 
 NUM = 24
 SOURCES = ["folder", "csv", "tsv", "jsonl", "parquet", "shards", "mixture"]

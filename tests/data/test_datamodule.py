@@ -4,12 +4,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
-from repr.batch import sample_seed, uniform
 from repr.data.datamodule import DataModule
 from repr.data.datasets import draw_caption
-from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, epoch_order
-from repr.data.sources import Emoji
+from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.sources.emoji import Emoji
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
+from repr.seeds import epoch_order, sample_seed, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The dirpath has changed")
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from repr.data.datamodule import DataModule
-from repr.data.drawn_tables import DrawnTables
-from repr.data.mixture import Mixture
-from repr.data.noisy import Noisy
-from repr.data.numeric_tables import NumericTables
-from repr.data.shards import Shards
-from repr.data.sources import Emoji, Folder
-from repr.data.table import Table
+from repr.data.drawn.tables import DrawnTables
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.folder import Folder
+from repr.data.sources.mixture import Mixture
+from repr.data.sources.noisy import Noisy
+from repr.data.sources.numeric_tables import NumericTables
+from repr.data.sources.shards import Shards
+from repr.data.sources.table import Table
 from repr.data.views import View
 
 OPTIONS = {"batch_size": 4, "eval_batch_size": 4, "image_size": 16, "seed": 0, "mean": (0, 0, 0), "std": (1, 1, 1)}

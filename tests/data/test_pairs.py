@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repr.data.drawn_pairs import SCENES, DrawnPairs
-from repr.data.mmvp import IMAGES, MMVP, PATTERNS, QUESTIONS
+from repr.data.drawn.pairs import SCENES, DrawnPairs
+from repr.data.questions.mmvp import IMAGES, MMVP, PATTERNS, QUESTIONS
 
 TYPES = {pattern: name for name, pattern in PATTERNS.items()}
 

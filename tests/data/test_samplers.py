@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, Place, epoch_order
+from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, Place
+from repr.seeds import epoch_order
 
 
 def make(num_samples, batch_size, *, seed, **options):

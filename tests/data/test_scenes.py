@@ -9,9 +9,10 @@ from PIL import Image
 from repr.batch import NO_CLASS
 from repr.data.datamodule import DataModule
 from repr.data.dense import DenseDataset
-from repr.data.mixture import Mixture
-from repr.data.scenes import COLOURS, SHAPES, Scenes, Thing, paint
-from repr.data.sources import Emoji, Folder
+from repr.data.drawn.scenes import COLOURS, SHAPES, Scenes, Thing, paint
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.folder import Folder
+from repr.data.sources.mixture import Mixture
 from repr.data.views import View, evaluation_masks, evaluation_view
 
 CROPS = [View(size=16, scale=(0.3, 0.8), flip=0.5)] * 2

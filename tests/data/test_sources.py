@@ -10,8 +10,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from repr.data.datasets import EvalDataset
-from repr.data.pictures import decode
-from repr.data.sources import Emoji, Folder
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.folder import Folder
+from repr.data.sources.pictures import decode
 
 ORIENTATION = 0x0112
 

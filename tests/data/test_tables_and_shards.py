@@ -13,11 +13,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from repr.data.columns import Labels, Packed, rows_of_part
-from repr.data.mixture import Mixture
-from repr.data.shards import Shards, expand_files
-from repr.data.sources import Emoji, Folder
-from repr.data.table import Table
+from repr.data.sources.columns import Labels, Packed, rows_of_part
+from repr.data.sources.emoji import Emoji
+from repr.data.sources.folder import Folder
+from repr.data.sources.mixture import Mixture
+from repr.data.sources.shards import Shards, expand_files
+from repr.data.sources.table import Table
 
 
 def png(level: int = 0) -> bytes:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from repr.data.trifeature import ATTRIBUTES, Trifeature, draw_object
+from repr.data.drawn.trifeature import ATTRIBUTES, Trifeature, draw_object
 
 
 def pixels(source: Trifeature, index: int) -> np.ndarray:

@@ -7,8 +7,8 @@ from PIL import Image
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import v2
 
-from repr.batch import sample_seed
 from repr.data.views import Colour, View, boxes, crop_record, crop_views, draw, evaluation_view, expand
+from repr.seeds import sample_seed
 
 SIMCLR = View(
     size=8, scale=(0.08, 1), flip=0.5, brightness=0.8, contrast=0.8, saturation=1.2, hue=0.2, jitter_prob=0.8,

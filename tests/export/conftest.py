@@ -11,8 +11,8 @@ import torch
 from hydra.utils import instantiate
 
 from repr.config import compose
-from repr.export.trained import Trained
 from repr.export.verify import Samples
+from repr.runs.trained import Trained
 from tests.network import guarded
 from tests.objectives.conftest import SMALL, SMALL_HEAD
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.__main__ import main, parse
-from repr.export.folders import export, export_stages, stage_folders
-from repr.export.trained import Trained
+from repr.export.folders import export, export_stages
 from repr.objectives.image_text import ImageText
+from repr.runs.folder import stage_folders
+from repr.runs.trained import Trained
 from tests.export.conftest import trained
 
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from repr.export import model_card
-from repr.export.trained import Trained
+from repr.runs.trained import Trained
 from tests.export.conftest import trained
 
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from repr.config import CONF, ConfigError
-from repr.data.sources import Emoji
+from repr.data.sources.emoji import Emoji
 from repr.export.folders import export_stages, write
-from repr.export.trained import Trained
 from repr.export.verify import LOADER, TOLERANCE, Samples, answers_elsewhere, difference
+from repr.runs.trained import Trained
 from tests.export.conftest import trained
 from tests.objectives.conftest import OBJECTIVES
 

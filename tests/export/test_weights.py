@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from repr.export.__main__ import main
 from repr.fit import main as fit
-from repr.models.checkpoint_files import read_checkpoint
-from repr.models.pretrained import last_checkpoint
+from repr.runs.checkpoint_files import read_checkpoint
+from repr.runs.checkpoints import last_checkpoint
 
 RUN = [
     "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8", "backbone.name=test_resnet",

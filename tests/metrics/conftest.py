@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repr.batch import Features
+from repr.metrics.features import Features
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from repr.config import CONF
-from repr.data.sources import Emoji
+from repr.data.sources.emoji import Emoji
 from repr.metrics.classes import Classes, load_classes
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn import metrics
 
-from repr.batch import Features
 from repr.metrics.classification import heads
+from repr.metrics.features import Features
 
 
 def table(num: int, num_classes: int, seed: int = 0, absent: int | None = None) -> Features:

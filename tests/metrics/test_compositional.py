@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from repr.batch import Features
-from repr.data.compositional import questions
-from repr.data.drawn_composition import DrawnComposition
+from repr.data.drawn.composition import DrawnComposition
+from repr.data.questions.compositional import questions
 from repr.metrics.compositional import compositional
+from repr.metrics.features import Features
 from tests.golden import golden
 
 GOLDEN = golden("mcl")

@@ -6,15 +6,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, jaccard_score
 from sklearn.neighbors import NearestNeighbors
 
-from repr.batch import NO_CLASS, DenseFeatures
-from repr.metrics.dense import (
+from repr.batch import NO_CLASS
+from repr.metrics.dense import (  # fmt: skip
     cell_offsets,
     class_shares,
     correspondence,
     knn_segmentation,
     linear_segmentation,
     segmentation_scores,
-)  # fmt: skip
+)
+from repr.metrics.features import DenseFeatures
 
 BOX = torch.tensor([[0.1, 0.2, 0.7, 0.8], [0.3, 0.1, 0.9, 0.6]])  # two crops of one picture
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repr.batch import Features
 from repr.metrics.exhibits import NamedClasses, exhibits
+from repr.metrics.features import Features
 from repr.metrics.retrieval import retrieval
 from repr.metrics.zero_shot import zero_shot
 

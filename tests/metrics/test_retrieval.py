@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from repr.batch import Features
+from repr.metrics.features import Features
 from repr.metrics.retrieval import chance, retrieval
 from repr.metrics.tables import one_caption
 

@@ -29,8 +29,8 @@ from repr.models.masking import (
     random_scores,
     text_scores,
 )
-from repr.models.scorer import PatchScorer, fit_length, scorer_facts
 from repr.objectives.masked_contrast import MaskedContrast
+from repr.runs.scorer import PatchScorer, fit_length, scorer_facts
 from tests.objectives.conftest import VIT, build, make_batch, tokenizer
 from tests.test_fit import same, weights
 

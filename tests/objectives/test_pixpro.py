@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from repr.batch import Batch
-from repr.callbacks.nonfinite import NonFiniteGuard
 from repr.config import ConfigError, check, compose
 from repr.drawing import shown
 from repr.losses.pixel import pixel_contrast, positive_mask
@@ -23,6 +22,7 @@ from repr.models.teacher import cosine_momentum
 from repr.objectives.match_picture import RIGHT, WRONG
 from repr.objectives.pixpro import PixPro, project
 from repr.optim import Optim
+from repr.training.guard import NonFiniteGuard
 from tests.golden import golden
 from tests.models.test_propagation import PLACES
 

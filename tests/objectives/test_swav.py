@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
 from repr.fit import main
-from repr.models.pretrained import load_weights
 from repr.objectives.swav import SwAV
+from repr.runs.initial_weights import load_weights
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
 

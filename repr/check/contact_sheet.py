@@ -1,0 +1,265 @@
+"""A picture of what the model will see: augmented training samples with their captions, and evaluation images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import cast
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from repr.batch import Batch
+from repr.check.facts import row_facts
+from repr.data.datamodule import DataModule
+from repr.data.datasets import TrainDataset, draw_caption
+from repr.data.samplers import EpochBatchSampler
+from repr.data.sources.source import Source
+from repr.data.views import Purpose, evaluation_view, stream
+from repr.seeds import uniform
+
+Font = ImageFont.FreeTypeFont
+
+WIDTH, MARGIN, GAP, SEAM = 1600, 20, 16, 3  # pixels: of the sheet, around it, between cells, between views
+TARGET = 192  # a picture is enlarged by the whole number that brings it nearest to this side
+CELL = 600  # a cell is at most so wide; more views go to a line below
+TEXT, HEAD = 15, 20  # font sizes
+CAPTION_LINES = 4
+PAPER = "#f0f0f0"  # shows where a white picture ends
+TRAIN_LINES, MAX_SETS = 4, 8  # lines of cells of the training set; evaluation sets that are shown
+# Tried in turn where they are installed, since the font inside Pillow has nothing beyond ASCII.
+FONTS = (
+    "NotoSans-Regular.ttf", "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "msyh.ttc",
+)  # fmt: skip
+
+
+@dataclass
+class Cell:
+    """One sample: its pictures (a view each), caption ('' for none) and key."""
+
+    pictures: list[Image.Image]
+    caption: str
+    key: str
+
+
+@dataclass
+class Section:
+    """Cells under a title, so many a line."""
+
+    title: str
+    columns: int
+    cells: list[Cell]
+
+
+def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple[Image.Image, list[str]]:
+    """Draw the sheet.
+
+    The training samples are the first of the first batch of epoch 0 that can be read, exactly as the model gets
+    them: worker half and device half of the views, only the normalisation undone.
+
+    Args:
+        datamodule: with a batch that its training set can fill.
+        font_file: a TrueType font for the captions; None: one that the system has.
+
+    Returns:
+        The sheet, and remarks on what could not be shown.
+
+    Raises:
+        ValueError: no such font.
+    """
+    sides = [view.size for view in datamodule.views]
+    scale = max(1, round(TARGET / max(sides)))
+    columns = _columns([scale * side for side in sides])
+    title = f"train: from the first batch of epoch 0, augmented, {' + '.join(map(str, sides))} pixels"
+    sections = [Section(title, columns, train_cells(datamodule, columns * TRAIN_LINES, scale))]
+    scale = max(1, round(TARGET / datamodule.image_size))
+    columns = _columns([scale * datamodule.image_size])
+    for name, source in islice(datamodule.eval.items(), MAX_SETS):
+        title = f"{name}: evaluation, {datamodule.image_size} pixels, not augmented"
+        sections.append(Section(title, columns, evaluation_cells(datamodule, source, columns, scale)))
+    remarks = [f"{section.title.partition(':')[0]}: no row can be shown" for section in sections if not section.cells]
+    font, lacking = choose_font([cell.caption + cell.key for part in sections for cell in part.cells], font_file)
+    if lacking:
+        remarks.append(
+            f"contact sheet: the font lacks {len(lacking)} of the characters in its captions (such as "
+            f"{' '.join(sorted(lacking)[:5])}); name a font that has them: --font FILE"
+        )
+    return _paint(sections, font), remarks
+
+
+def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
+    """The first samples of the first training batch that can be used."""
+    loader = datamodule.train_dataloader()
+    source, silent = datamodule.train, datamodule.tokenizer is None
+    usable = (
+        place
+        for place in next(iter(cast(EpochBatchSampler, loader.batch_sampler)))
+        if not (facts := row_facts(source, place.row, None)).fault and (facts.captions or silent)
+    )
+    places = list(islice(usable, num))
+    if not places:
+        return []
+    batch = datamodule.on_after_batch_transfer(cast(TrainDataset, loader.dataset).__getitems__(places), 0)
+    index = batch["index"].tolist()
+    draws = uniform(stream(batch["seed"], Purpose.CAPTION), 1)[:, 0].tolist()
+    captions = ["" if silent else draw_caption(source, *drawn) for drawn in zip(index, draws, strict=True)]
+    views = [_pictures(view, datamodule, scale) for view in batch["views"]]
+    return [Cell([view[b] for view in views], captions[b], source.key(row)) for b, row in enumerate(index)]
+
+
+def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: int) -> list[Cell]:
+    """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
+    cells = []
+    num = min(num, len(source))
+    for row in (position * len(source) // num for position in range(num)):
+        if not row_facts(source, row, None).fault:
+            image = evaluation_view(source.image(row), datamodule.image_size)[None]
+            batch = datamodule.on_after_batch_transfer(Batch(index=torch.tensor([row]), image=image), 0)
+            texts = source.captions(row)
+            cells.append(Cell(_pictures(batch["image"], datamodule, scale), texts[0] if texts else "", source.key(row)))
+    return cells
+
+
+def _pictures(images: Tensor, datamodule: DataModule, scale: int) -> list[Image.Image]:
+    """(B, 3, H, W) float, normalised -> B pictures, every pixel a square of ``scale``."""
+    mean, std = (torch.tensor(values)[:, None, None] for values in (datamodule.mean, datamodule.std))
+    pixels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(p.repeat(scale, axis=0).repeat(scale, axis=1)) for p in pixels]
+
+
+def choose_font(texts: Iterable[str], font_file: str | None) -> tuple[Font, set[str]]:
+    """The font that can write the most of the texts, and the characters that it lacks.
+
+    Raises:
+        ValueError: ``font_file`` is no font.
+    """
+    wanted = {character for text in texts for character in text if character.isprintable()}
+    if font_file is not None:
+        try:
+            fonts = [ImageFont.truetype(font_file, TEXT)]
+        except OSError as error:
+            raise ValueError(f"--font {font_file} is not a TrueType font ({error})") from error
+    else:
+        fonts = list(_fonts())
+    lacking = [(font, {character for character in wanted if _lacks(font, character)}) for font in fonts]
+    return min(lacking, key=lambda pair: len(pair[1]))  # of equals the first
+
+
+def _fonts() -> Iterator[Font]:
+    """Those of the system, then Pillow's own."""
+    for name in FONTS:
+        with suppress(OSError):  # not on this system
+            yield ImageFont.truetype(name, TEXT)
+    yield cast(Font, ImageFont.load_default(TEXT))
+
+
+def _lacks(font: Font, character: str) -> bool:
+    """Whether a font draws its box for unknown characters."""
+    glyph, box = font.getmask(character), font.getmask("\U0010ffff")
+    return glyph.size == box.size and bytes(glyph) == bytes(box)
+
+
+# Painting -----------------------------------------------------------------------------------------------------------
+
+
+def _place(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int, int]:
+    """Corners of pictures side by side, on a new line where a cell is full; width and height of all."""
+    corners: list[tuple[int, int]] = []
+    x = y = line = width = 0
+    for w, h in sizes:
+        if x and x + w > CELL:
+            x, y, line = 0, y + line + SEAM, 0
+        corners.append((x, y))
+        x, line, width = x + w + SEAM, max(line, h), max(width, x + w)
+    return corners, width, y + line
+
+
+def _columns(sides: Sequence[int]) -> int:
+    """How many cells fit beside each other."""
+    return max(1, (WIDTH - 2 * MARGIN + GAP) // (_place([(side, side) for side in sides])[1] + GAP))
+
+
+def _paint(sections: Sequence[Section], font: Font) -> Image.Image:
+    """All sections, one below the other."""
+    strips = [strip for section in sections if section.cells for strip in _strips(section, font)]
+    width = 2 * MARGIN + max((strip.width for strip in strips), default=0)
+    sheet = Image.new("RGB", (width, 2 * MARGIN + sum(strip.height for strip in strips)), PAPER)
+    y = MARGIN
+    for strip in strips:
+        sheet.paste(strip, (MARGIN, y))
+        y += strip.height
+    return sheet
+
+
+def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
+    """Title and lines of cells."""
+    head = font.font_variant(size=HEAD)
+    title = Image.new("RGB", (int(head.getlength(section.title)) + 1, 2 * HEAD), PAPER)
+    ImageDraw.Draw(title).text((0, HEAD // 3), section.title, "black", head)
+    yield title
+    cells = [_paint_cell(cell, font) for cell in section.cells]
+    for start in range(0, len(cells), section.columns):
+        line = cells[start : start + section.columns]
+        width = sum(cell.width + GAP for cell in line) - GAP
+        strip = Image.new("RGB", (width, max(cell.height for cell in line) + GAP), PAPER)
+        x = 0
+        for cell in line:
+            strip.paste(cell, (x, 0))
+            x += cell.width + GAP
+        yield strip
+
+
+def _paint_cell(cell: Cell, font: Font) -> Image.Image:
+    corners, width, height = _place([picture.size for picture in cell.pictures])
+    lines = wrap(cell.caption, width, CAPTION_LINES, font)
+    step = TEXT + 4
+    image = Image.new("RGB", (width, height + 6 + step * (len(lines) + 1)), PAPER)
+    for picture, corner in zip(cell.pictures, corners, strict=True):
+        image.paste(picture, corner)
+    canvas = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        canvas.text((0, height + 4 + step * number), line, "black", font)
+    canvas.text((0, height + 4 + step * len(lines)), shorten(cell.key, width, font), "#777777", font)
+    return image
+
+
+def wrap(text: str, width: int, num_lines: int, font: Font) -> list[str]:
+    """Lines of at most ``width`` pixels; what does not fit in ``num_lines`` is cut, with three dots."""
+    lines: list[str] = []
+    rest = _printable(text)
+    while rest and len(lines) < num_lines:
+        if len(lines) == num_lines - 1:
+            lines.append(rest if font.getlength(rest) <= width else _fitting(rest, width, font, "...") + "...")
+            break
+        line = _fitting(rest, width, font)
+        if len(line) < len(rest) and rest[len(line)] != " " and " " in line:
+            line = line[: line.rindex(" ")]
+        lines.append(line.rstrip())
+        rest = rest[len(line) :].lstrip()
+    return lines
+
+
+def shorten(text: str, width: int, font: Font) -> str:
+    """A text of at most ``width`` pixels, its middle left out where it is longer."""
+    text = _printable(text)
+    if font.getlength(text) <= width:
+        return text
+    tail = _fitting(text[::-1], width * 2 // 3, font)[::-1]
+    return _fitting(text, width, font, "..." + tail) + "..." + tail
+
+
+def _fitting(text: str, width: int, font: Font, end: str = "") -> str:
+    """The longest beginning of a text that, with ``end``, is at most ``width`` pixels; at least one character."""
+    low, high = 1, min(len(text), width)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if font.getlength(text[:middle] + end) <= width else (low, middle - 1)
+    return text[:low]
+
+
+def _printable(text: str) -> str:
+    """On one line, without characters that draw nothing."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())

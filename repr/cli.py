@@ -1,0 +1,50 @@
+"""What all command lines share: an error of our own checks is one line, any other is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from repr.files import DISK_FULL
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with ``error: <message>`` where one of our own checks fails, and with 130 at Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        sys.exit(f"error: {message}")
+
+
+def user_message(error: BaseException) -> str | None:
+    """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
+    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
+    if not isinstance(error, ValueError | OSError):
+        return None
+    lines = str(error).splitlines()
+    if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:  # a traceback, as text
+        where = [line for line in lines if line.lstrip().startswith("File ")]
+        ours = bool(where) and f"{os.sep}repr{os.sep}" in where[-1]
+        return lines[-1].partition(": ")[2] if ours else None
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
+    return str(error) if raised_in == "__main__" or raised_in.startswith("repr.") else None
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes, however they were started."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    return getattr(rank_zero_only, "rank", 0) == 0

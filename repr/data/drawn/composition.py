@@ -1,0 +1,202 @@
+"""A drawn set of compositional questions: which of two captions of the same words is true of a picture, and vice versa.
+
+It needs no files. The kinds are those of ARO, SugarCrepe and Winoground: attributes, the two sides of a relation, or
+numbers change places between two things, or all words change their order. All candidates of a question have the same
+words, so that a text encoder which adds up words knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+from repr.data.drawn.pairs import Pick
+from repr.data.drawn.pen import Pen
+from repr.data.drawn.trifeature import COLOURS
+from repr.data.questions.word_order import Tag, shuffled
+from repr.data.sources.columns import Labels
+from repr.seeds import sample_seed, uniform
+
+SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}  # where the first thing is
+_NUM_DRAWS = 24  # numbers that an item may draw
+
+Scene = tuple[str, Callable[[Pen], None]]  # a caption, and what paints the picture of which it is true
+
+
+def tags(caption: str) -> list[Tag]:
+    """The words of a caption of this set with their tags."""
+    kind = {**dict.fromkeys(COLOURS, "JJ"), **dict.fromkeys(SHAPES, "NN")}
+    return [(word, kind.get(word, "IN")) for word in caption.split()]
+
+
+def _a(thing: tuple[str, str]) -> str:
+    return f"{'an' if thing[0][0] in 'aeiou' else 'a'} {thing[0]} {thing[1]}"
+
+
+def _attribute(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Scene]:
+    """Two things, apart, whose colours change places."""
+    pair, names = pick.two(colours), pick.two(shapes)
+    angle, turn = pick.one(np.linspace(0, 2 * np.pi, 64, endpoint=False).tolist()), pick.one(range(360)) / 360
+    x, y = 0.5 * np.cos(angle), 0.5 * np.sin(angle)
+
+    def scene(first: str, second: str) -> Scene:
+        def paint(pen: Pen) -> None:
+            pen.shape(names[0], x, y, 0.4, first, turn)
+            pen.shape(names[1], -x, -y, 0.4, second)
+
+        return f"{_a((first, names[0]))} and {_a((second, names[1]))}", paint
+
+    return [scene(*pair), scene(*pair[::-1])]
+
+
+def _relation(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Scene]:
+    """Two things that change sides of a relation."""
+    things = list(zip(pick.two(colours), pick.two(shapes), strict=True))
+    relation = pick.one(list(RELATIONS))
+    x, y = (0.46 * side for side in RELATIONS[relation])
+    shift = pick.one(range(11)) / 25 - 0.2  # along the other axis
+
+    def scene(first: tuple[str, str], second: tuple[str, str]) -> Scene:
+        def paint(pen: Pen) -> None:
+            for (colour, shape), sign in ((first, 1), (second, -1)):
+                pen.shape(shape, sign * x + shift * (x == 0), sign * y + shift * (y == 0), 0.38, colour)
+
+        return f"{_a(first)} {relation} {_a(second)}", paint
+
+    return [scene(*things), scene(*things[::-1])]
+
+
+def _count(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Scene]:
+    """Two kinds of things whose numbers change places."""
+    (first, second), (shape, other), numbers = pick.two(colours), pick.two(shapes), pick.two(list(NUMBERS))
+    cells = [(x, y) for y in (-0.62, 0.0, 0.62) for x in (-0.62, 0.0, 0.62)]
+    order = [cells.pop(int(pick.one(range(len(cells))))) for _ in range(7)]
+
+    def scene(num: int, rest: int) -> Scene:
+        def paint(pen: Pen) -> None:
+            for place, (x, y) in enumerate(order[: num + rest]):
+                pen.shape(*((shape, x, y, 0.27, first) if place < num else (other, x, y, 0.27, second)))
+
+        return f"{NUMBERS[num]} {first} {_plural(shape)} and {NUMBERS[rest]} {second} {_plural(other)}", paint
+
+    return [scene(*numbers), scene(*numbers[::-1])]
+
+
+def _plural(shape: str) -> str:
+    return f"{shape}es" if shape == "cross" else f"{shape}s"
+
+
+def _order(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Scene]:
+    """One picture of a relation; its wrong captions are its words in another order."""
+    return _relation(pick, colours, shapes)[:1]
+
+
+KINDS: dict[str, Callable[[Pick, Sequence[str], Sequence[str]], list[Scene]]] = {
+    "attribute": _attribute,
+    "relation": _relation,
+    "count": _count,
+    "order": _order,
+}
+
+
+class DrawnComposition:
+    """Drawn questions of four kinds; attribute and split: ``kind``.
+
+    Items of ``attribute``, ``relation`` and ``count`` are two pictures and two captions, as in Winoground; those of
+    ``order`` one picture with its caption and four others, as in ARO. An item is a function of (``seed``, kind, its
+    number), so two seeds are two sets. To train on, too: ``captions`` has the right one alone.
+
+    Args:
+        size: side in pixels.
+        num_items: of each kind.
+        seed: of the scenes.
+        kinds: which kinds there are.
+        colours: how many of the colours of :mod:`repr.data.drawn.trifeature` there are. The fewer colours and shapes,
+            the more often two rows of a training batch have the same words, so that it pays to tell them apart.
+        shapes: how many of the six shapes.
+        keep: keep every picture once it is drawn, in each process: 3 size² bytes a row.
+
+    Raises:
+        ValueError: an option outside its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 64,
+        num_items: int = 100,
+        seed: int = 0,
+        kinds: Sequence[str] = tuple(KINDS),
+        colours: int = 6,
+        shapes: int = 6,
+        keep: bool = False,
+    ) -> None:
+        if size < 32 or num_items < 1:
+            raise ValueError(f"DrawnComposition: size={size}, num_items={num_items}; set size >= 32, num_items >= 1")
+        if not kinds or not set(kinds) <= set(KINDS):
+            raise ValueError(f"DrawnComposition: kinds={list(kinds)}; set a list out of {list(KINDS)}")
+        if not (2 <= colours <= len(COLOURS) and 2 <= shapes <= len(SHAPES)):
+            raise ValueError(
+                f"DrawnComposition: colours={colours}, shapes={shapes}; set colours from 2 to {len(COLOURS)} and "
+                f"shapes from 2 to {len(SHAPES)}"
+            )
+        self.size, self.split = size, "kind"
+        self._kept: dict[int, Image.Image] | None = {} if keep else None
+        self._keys, self._scenes, self._distractors = list[str](), list[Scene](), list[list[str]]()
+        names, items = list[str](), list[tuple[int, int]]()
+        for kind in kinds:
+            number = torch.arange(num_items)
+            code = torch.full_like(number, list(KINDS).index(kind))
+            for item, draws in enumerate(uniform(sample_seed(seed, code, number), _NUM_DRAWS).tolist()):
+                scenes = KINDS[kind](Pick(draws), list(COLOURS)[:colours], SHAPES[:shapes])
+                first = len(self._scenes)
+                items.append((first, first + 1 if len(scenes) == 2 else -1))
+                for half, (caption, _) in enumerate(scenes):
+                    rng = np.random.Generator(np.random.Philox(key=[seed, item]))
+                    others = [scenes[1 - half][0]] if len(scenes) == 2 else shuffled(caption, rng, tags)
+                    self._distractors.append(others)
+                    self._keys.append(f"{kind}/{item}{'ab'[half]}")
+                    names.append(kind)
+                self._scenes += scenes
+        self.items = np.array(items)
+        self.attributes = {"kind": Labels.of(names)}
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def key(self, index: int) -> str:
+        """The kind, the number of the item and which of its pictures."""
+        return self._keys[index]
+
+    def encoded(self, index: int) -> bytes:
+        """The picture as PNG."""
+        file = io.BytesIO()
+        self.image(index).save(file, "PNG")
+        return file.getvalue()
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, ``size`` x ``size``."""
+        if self._kept is None:
+            return self._drawn(index)
+        if index not in self._kept:
+            self._kept[index] = self._drawn(index)
+        return self._kept[index]
+
+    def _drawn(self, index: int) -> Image.Image:
+        pen = Pen(self.size)
+        self._scenes[index][1](pen)
+        return pen.done()
+
+    def captions(self, index: int) -> list[str]:
+        """The right caption."""
+        return [self._scenes[index][0]]
+
+    def distractors(self, index: int) -> list[str]:
+        """The wrong captions."""
+        return self._distractors[index]

@@ -1,0 +1,182 @@
+"""What a set of compositional questions is, and such sets as files of cases: a picture, its caption and wrong captions.
+
+The benchmarks are read in :mod:`repr.data.questions.compositional_files` and :mod:`repr.data.questions.mmvp`; one that
+needs no files is drawn by :mod:`repr.data.drawn.composition`. :func:`repr.metrics.compositional.compositional` scores
+them.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from repr.data.datasets import MAX_CAPTION_CHARS
+from repr.data.sources.columns import Labels
+from repr.data.sources.pictures import decode, open_zip, read_picture
+from repr.data.sources.source import Source
+
+
+@runtime_checkable
+class CompositionalSource(Protocol):
+    """What a source has besides, if its rows are questions."""
+
+    @property
+    def items(self) -> np.ndarray:
+        """(I, G) int64: the rows of each item, -1 where it has fewer than G."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """The attribute that names the part of the benchmark that an item belongs to."""
+        ...
+
+    def distractors(self, index: int) -> Sequence[str]:
+        """Captions that are wrong for the row's picture; the right one is the first of ``captions``."""
+        ...
+
+
+class QuestionSource(Source, CompositionalSource, Protocol):
+    """A source of questions."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The questions of a source of N rows, with every different caption once.
+
+    ``texts`` are T captions, ``candidates`` (N, K) int64 positions in them, a row's right one first and -1 for none,
+    ``items`` (I, G) int64 the rows of each item, -1 for none, and ``split`` the attribute that names its part.
+    """
+
+    texts: list[str]
+    candidates: Tensor
+    items: Tensor
+    split: str
+
+
+def has_questions(source: Source) -> TypeGuard[QuestionSource]:
+    """Whether the rows of a source are questions."""
+    return isinstance(source, CompositionalSource)
+
+
+def questions(source: QuestionSource) -> Questions:
+    """All questions of a source.
+
+    Raises:
+        OSError: a row has no caption, or it cannot be read.
+    """
+    places: dict[str, int] = {}
+    rows = []
+    for row in range(len(source)):
+        captions = source.captions(row)
+        if not captions:
+            raise OSError(f"{source.key(row)}: no caption to ask for")
+        texts = [text[:MAX_CAPTION_CHARS] for text in (captions[0], *source.distractors(row))]
+        rows.append(torch.tensor([places.setdefault(text, len(places)) for text in texts]))
+    candidates = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+    return Questions(list(places), candidates, torch.as_tensor(source.items), source.split)
+
+
+class Case(NamedTuple):
+    """A row: a picture with its caption and wrong ones; ``box`` (left, upper, right, lower) is what is shown of it."""
+
+    key: str
+    file: str  # relative to the folder, or a member of the zip
+    caption: str
+    distractors: Sequence[str] = ()
+    split: str = ""  # empty: it counts in the score of all, and in no split
+    box: tuple[float, float, float, float] | None = None
+
+
+def members(path: str) -> list[str]:
+    """The names of the files in a zip.
+
+    Raises:
+        ValueError: it is no zip, or damaged.
+    """
+    try:
+        return open_zip(Path(path), os.getpid()).namelist()
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: no whole zip ({error})") from error
+
+
+class Cases:
+    """A source of cases whose pictures are files of a folder, or of a zip.
+
+    Args:
+        pictures: the folder or zip.
+        cases: the rows.
+        split: name of the attribute that ``Case.split`` is.
+        rows: of each item; they follow each other.
+
+    Raises:
+        ValueError: there are no cases, or pictures are missing.
+    """
+
+    def __init__(self, pictures: str | Path, cases: Sequence[Case], *, split: str, rows: int = 1) -> None:
+        if not cases:
+            raise ValueError(f"{type(self).__name__}: no case in its files; set root to the folder of the benchmark")
+        self.pictures, self.cases, self.split = os.path.expanduser(pictures), cases, split
+        self.items = np.arange(len(cases)).reshape(-1, rows)
+        self.attributes = {split: Labels.of(case.split for case in cases)}
+        self._zipped = os.path.isfile(self.pictures)
+        files = dict.fromkeys(case.file for case in cases)
+        there = set(members(self.pictures)) if self._zipped else None
+        if missing := [
+            file for file in files if not (os.path.isfile(self._path(file)) if there is None else file in there)
+        ]:
+            raise ValueError(
+                f"{type(self).__name__}: {len(missing)} of {len(files)} pictures are missing, "
+                f"the first is {self._path(missing[0])!r}"
+            )
+
+    def _path(self, file: str) -> str:
+        return os.path.join(self.pictures, file)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def key(self, index: int) -> str:
+        """The name of the case in its benchmark."""
+        return self.cases[index].key
+
+    def encoded(self, index: int) -> bytes:
+        """The file, unchanged; the whole picture also where a box is shown.
+
+        Raises:
+            OSError: it cannot be read; the message names it.
+        """
+        file = self.cases[index].file
+        if not self._zipped:
+            return read_picture(self._path(file))
+        try:
+            return open_zip(Path(self.pictures), os.getpid()).read(file)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise OSError(f"{self._path(file)}: not readable ({error})") from error
+
+    def image(self, index: int) -> Image.Image:
+        """What is shown of the picture, RGB, upright.
+
+        Raises:
+            OSError: it is damaged; the message names it.
+        """
+        case = self.cases[index]
+        image = decode(self.encoded(index), self._path(case.file))
+        return image if case.box is None else image.crop(case.box)
+
+    def captions(self, index: int) -> list[str]:
+        """The right caption."""
+        return [self.cases[index].caption]
+
+    def distractors(self, index: int) -> Sequence[str]:
+        """The wrong captions."""
+        return self.cases[index].distractors

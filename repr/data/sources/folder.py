@@ -1,0 +1,116 @@
+"""Every image below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from repr.data.sources.columns import Labels, Packed, rows_of_part, split_texts
+from repr.data.sources.pictures import IMAGE_SUFFIXES, decode, read_picture
+
+
+class Folder:
+    """Every image below a folder, nested or flat, in the order of its relative path.
+
+    A split that is a folder is a source of its own: ``root=IMAGES/train``.
+
+    Args:
+        root: the folder.
+        labels: the first folder level below ``root`` is the class (attribute ``label``); images that
+            lie directly in ``root`` have none.
+        captions: the text of an image is the file ``name.txt`` beside it, one caption a line.
+        part: ``[low, high)``: only images whose path, hashed to [0, 1), lies there.
+
+    Raises:
+        ValueError: ``root`` is missing, no folder or without images; labels or captions are wanted
+            and are not there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        labels: bool = False,
+        captions: bool = False,
+        part: Sequence[float] | None = None,
+    ) -> None:
+        self.root = os.path.expanduser(root)
+        if not os.path.isdir(self.root):
+            fault = "is a file" if os.path.exists(self.root) else "does not exist"
+            raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
+        files = _relative_files(self.root)
+        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+        if not images:
+            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}")
+        if captions:
+            missing = [file for file in images if _text_file(file) not in files]
+            if missing:
+                raise ValueError(
+                    f"Folder: {len(missing)} of {len(images)} images below {str(root)!r} have no caption file, "
+                    f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
+                )
+        packed = Packed.of(os.fsencode(file) for file in images)
+        self._files = packed if part is None else packed.take(rows_of_part(packed, part))
+        self._has_captions = captions
+        self.attributes: dict[str, Sequence[str]] = {}
+        if labels:
+            folders = (self.key(row).partition("/") for row in range(len(self)))
+            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in folders)
+            if not label.present():
+                raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def key(self, index: int) -> str:
+        """The path relative to the root, with forward slashes."""
+        return os.fsdecode(self._files[index])
+
+    def encoded(self, index: int) -> bytes:
+        """The file, unchanged.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        return read_picture(os.path.join(self.root, self.key(index)))
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, upright.
+
+        Raises:
+            OSError: the file is no image or damaged; the message names its path.
+        """
+        return decode(self.encoded(index), os.path.join(self.root, self.key(index)))
+
+    def captions(self, index: int) -> list[str]:
+        """The lines of the text file beside the image that are not empty.
+
+        Raises:
+            OSError: the text file cannot be read, or is not UTF-8.
+        """
+        if not self._has_captions:
+            return []
+        path = os.path.join(self.root, _text_file(self.key(index)))
+        try:
+            with open(path, "rb") as file:
+                return split_texts(file.read(), path, b"\n")
+        except FileNotFoundError as error:
+            raise OSError(f"{path}: no such file") from error
+
+
+def _relative_files(root: str) -> set[str]:
+    """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
+    files: set[str] = set()
+    for folder, _, names in os.walk(root, followlinks=True):
+        relative = folder[len(root) :].strip(os.sep).replace(os.sep, "/")
+        prefix = f"{relative}/" if relative else ""
+        files.update(f"{prefix}{name}" for name in names if not name.startswith("."))
+    return files
+
+
+def _text_file(image_file: str) -> str:
+    """The caption file that belongs to an image."""
+    return image_file.rpartition(".")[0] + ".txt"

@@ -1,0 +1,258 @@
+"""The index of a tar shard: where each sample's members lie. Made once, kept in a file, checked against the shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from repr.data.sources.columns import Labels, Packed
+from repr.files import replacing
+
+_VERSION = 1
+_BLOCK = 512  # of the tar format
+# The key is the name up to the first dot of its last part; hidden members (._name.jpg) have none.
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The N samples and M members of one shard.
+
+    Attributes:
+        size: of the shard in bytes, when the index was made.
+        time: of the shard's last change in nanoseconds, likewise.
+        keys: (N) the samples' keys in the order in which they first appear.
+        endings: the different endings of members, in lower case.
+        row: (M,) int32, the sample of each member.
+        ending: (M,) int32, position in ``endings``.
+        span: (M, 2) int64, offset and size of the member's content.
+        labels: field -> N class names.
+        faults: sample -> why it cannot be read.
+    """
+
+    size: int
+    time: int
+    keys: Packed
+    endings: list[str]
+    row: np.ndarray
+    ending: np.ndarray
+    span: np.ndarray
+    labels: dict[str, Labels]
+    faults: dict[int, str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def spans(self, endings: Sequence[str]) -> np.ndarray:
+        """Offset and size of each sample's first member with one of ``endings``: (N, 2), size -1 where none is."""
+        found = np.full((len(self), 2), -1, np.int64)
+        members = np.flatnonzero([self.endings[number] in endings for number in range(len(self.endings))])
+        mine = np.flatnonzero(np.isin(self.ending, members))[::-1]  # backwards, so that the first one stays
+        found[self.row[mine]] = self.span[mine]
+        return found
+
+    @classmethod
+    def load_all(cls, paths: Sequence[str], *, labels: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
+        """The indexes of shards; those that are missing, stale or lack a label are made and kept.
+
+        Raises:
+            ValueError: shards that are damaged or no tar files; all of them are named.
+        """
+        indexes, faults, told = [], [], False
+        for path in paths:
+            index = cls.load(path, cache_dir=cache_dir)
+            if index is None or set(labels) - index.labels.keys():
+                if not told:
+                    print("indexing tar shards; this is done once ...", file=sys.stderr, flush=True)
+                    told = True
+                known = [] if index is None else list(index.labels)
+                try:
+                    index = cls.build(path, labels=list(dict.fromkeys([*known, *labels])))
+                except ValueError as error:
+                    faults.append(str(error))
+                    continue
+                index.save(path, cache_dir=cache_dir)
+            indexes.append(index)
+        if faults:
+            raise ValueError("\n".join(["Shards: damaged; fetch them again, or leave them out of files:", *faults]))
+        if not any(map(len, indexes)):
+            raise ValueError(f"Shards: no sample in {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}")
+        return indexes
+
+    @classmethod
+    def build(cls, path: str, *, labels: Sequence[str]) -> ShardIndex:
+        """Read a shard's headers, and the members that hold the labels.
+
+        Raises:
+            ValueError: it is no tar file, or was cut short.
+        """
+        keys: dict[str, int] = {}
+        endings: dict[str, int] = {}
+        faults: dict[int, str] = {}
+        seen: set[tuple[int, int]] = set()
+        members: list[tuple[int, int, int, int]] = []
+        with open(path, "rb") as file:
+            stat = os.fstat(file.fileno())
+            for member in _members(path, file):
+                match = _NAME.fullmatch(member.name)
+                if match is None or member.isdir():
+                    continue
+                row = keys.setdefault(match[1], len(keys))
+                ending = endings.setdefault(match[2].lower(), len(endings))
+                if not member.isreg() or member.issparse():
+                    faults[row] = f"{member.name!r} is a link or no plain file"
+                elif (row, ending) in seen:
+                    faults[row] = f"{member.name!r} is there twice"
+                else:
+                    seen.add((row, ending))
+                    members.append((row, ending, member.offset_data, member.size))
+            table = np.array(members, np.int64).reshape(-1, 4)
+            index = cls(
+                size=stat.st_size,
+                time=stat.st_mtime_ns,
+                keys=Packed.of(os.fsencode(key) for key in keys),
+                endings=list(endings),
+                row=table[:, 0].astype(np.int32),
+                ending=table[:, 1].astype(np.int32),
+                span=table[:, 2:].copy(),
+                labels={},
+                faults=faults,
+            )
+            for field in labels:
+                index.labels[field] = index._read_labels(path, file.fileno(), field)
+        return index
+
+    def _read_labels(self, path: str, descriptor: int, field: str) -> Labels:
+        """The values of one field; a sample whose member is damaged gets a fault and no label."""
+        ending, _, entry = field.partition(":")
+        names = []
+        for row, (offset, size) in enumerate(self.spans([ending]).tolist()):
+            value: Any = ""
+            if size >= 0 and row not in self.faults:
+                data = os.pread(descriptor, size, offset)
+                try:
+                    value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
+                except (OSError, UnicodeDecodeError) as error:
+                    self.faults[row] = f"label: {error}"
+            if isinstance(value, list | dict):
+                key = os.fsdecode(self.keys[row])
+                raise ValueError(f"{path}: {key}: the label {field!r} is {value!r:.60}; a label is a single value")
+            names.append("" if value is None else str(value))
+        return Labels.of(names)
+
+    @classmethod
+    def load(cls, path: str, *, cache_dir: str | None) -> ShardIndex | None:
+        """The kept index of a shard, or None where there is none that fits."""
+        try:
+            stat = os.stat(path)
+        except OSError as error:
+            raise ValueError(f"Shards: {path} cannot be read ({error.strerror})") from error
+        for place in _places(path, cache_dir):
+            try:
+                with np.load(place, allow_pickle=False) as file:
+                    head = json.loads(file["head"].tobytes())
+                    if (head["version"], head["size"], head["time"]) != (_VERSION, stat.st_size, stat.st_mtime_ns):
+                        continue
+                    return cls(
+                        size=head["size"],
+                        time=head["time"],
+                        keys=Packed(file["key_bytes"], file["key_ends"]),
+                        endings=head["endings"],
+                        row=file["row"],
+                        ending=file["ending"],
+                        span=file["span"],
+                        labels={
+                            field: Labels(file[f"label{number}"], names)
+                            for number, (field, names) in enumerate(head["labels"].items())
+                        },
+                        faults={int(row): fault for row, fault in head["faults"].items()},
+                    )
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                continue  # absent, cut short or of an older kind: made anew
+        return None
+
+    def save(self, path: str, *, cache_dir: str | None) -> None:
+        """Keep the index beside the shard, or in the cache folder where that is not possible."""
+        labels = {field: column.names for field, column in self.labels.items()}
+        head = {"version": _VERSION, "size": self.size, "time": self.time, "endings": self.endings}
+        head |= {"labels": labels, "faults": self.faults}
+        arrays = {
+            "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
+            "key_bytes": self.keys.buffer,
+            "key_ends": self.keys.ends,
+            "row": self.row,
+            "ending": self.ending,
+            "span": self.span,
+        }
+        arrays |= {f"label{number}": column.codes for number, column in enumerate(self.labels.values())}
+        fault = ""
+        for place in _places(path, cache_dir):
+            try:
+                with replacing(place, shared=True) as file:
+                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                return
+            except OSError as error:
+                fault = f"{place}: {error.strerror or error}"
+        print(f"the index of {path} cannot be kept ({fault}); set cache_dir to a folder that can", file=sys.stderr)
+
+
+def _places(path: str, cache_dir: str | None) -> list[Path]:
+    """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
+    if cache_dir is None:
+        cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "repr", "shards")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    return [Path(f"{path}.index.npz"), Path(cache_dir, f"{name}.npz")]
+
+
+def _members(path: str, file: Any) -> Any:
+    """The headers of a tar file, which must be whole.
+
+    Raises:
+        ValueError: it is not.
+    """
+    magic = file.read(4)
+    file.seek(0)
+    if magic[:2] == b"\x1f\x8b" or magic == b"\x28\xb5\x2f\xfd":
+        raise ValueError(f"{path}: is compressed, so it cannot be read at random; unpack it to a plain .tar")
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                yield member
+                archive.members = []  # type: ignore[attr-defined]  # else it keeps a header of every member
+            end = archive.offset
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: is no tar file, or was cut short ({error})") from error
+    # tarfile takes a header it cannot read, and the end of the file, for the end of the archive.
+    file.seek(end)
+    size, clean = 0, True
+    while block := file.read(1 << 20):
+        size, clean = size + len(block), clean and not any(block)
+    if size < _BLOCK or not clean:
+        fault = f"is damaged at byte {end}" if not clean else "ends without its end mark"
+        raise ValueError(f"{path}: {fault}, so samples may be missing")
+
+
+def json_object(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON member.
+
+    Raises:
+        OSError: it is no JSON object; the message names it.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise OSError(f"{name}: no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise OSError(f"{name}: no JSON object")
+    return value

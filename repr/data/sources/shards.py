@@ -1,0 +1,227 @@
+"""Tar shards in WebDataset layout, read at random through an index of offsets.
+
+Members of a sample share their name up to the first dot of the last part: ``a/dog.jpg``, ``a/dog.txt``,
+``a/dog.json``. The index of a shard is made once, by one pass over it, and kept beside it (or in a cache folder,
+where that cannot be written). It knows size and time of the shard it was made from, and is made anew where they
+differ. So everything that needs positions (exact resume, clusters, evaluation) works on shards as on files.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from repr.data.sources.columns import Labels, Packed, rows_of_part, split_texts, weighted_columns
+from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
+from repr.data.sources.shard_index import ShardIndex, json_object
+
+OPEN_SHARDS = 64  # file descriptors that a process keeps
+
+
+class Shards:
+    """The samples of local tar shards, in the order of shards and members.
+
+    A field is the ending of a member (``txt``, ``jpg``, ``seg.png``), or an entry of a JSON member
+    (``json:title``). A sample whose members are damaged, links, or doubled is kept and cannot be read, so that
+    training replaces and counts it; a shard that was cut short is an error here.
+
+    Args:
+        files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
+        image: ending of the picture's member; None: the first that is an image's.
+        captions: fields of texts, the main one first. Training draws one text a sample and epoch.
+        caption_weights: of the fields, for that draw; None: all alike. A member such as ``txt`` is one text, a list in
+            JSON is several, which share the field's weight.
+        labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
+        part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
+        cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
+
+    Raises:
+        ValueError: no such shard, a shard that is damaged or of another kind, a field that no sample has.
+    """
+
+    def __init__(
+        self,
+        files: str | Sequence[str],
+        *,
+        image: str | None = None,
+        captions: Sequence[str] = (),
+        caption_weights: Sequence[float] | None = None,
+        labels: Sequence[str] | Mapping[str, str] = (),
+        part: Sequence[float] | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        self.files = expand_files([files] if isinstance(files, str) else files)
+        self.weights = weighted_columns(captions, caption_weights, "Shards")
+        if isinstance(labels, str):
+            raise ValueError(f"Shards: labels={labels!r}; set a list such as [{labels}]")
+        fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
+        indexes = ShardIndex.load_all(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        self._sizes = np.array([index.size for index in indexes], np.int64)
+        self._shards = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
+        self._keys = Packed.join([index.keys for index in indexes])
+        starts = np.cumsum([0, *(len(index) for index in indexes)])
+        self._faults = {
+            start + row: fault
+            for start, index in zip(starts.tolist(), indexes, strict=False)
+            for row, fault in index.faults.items()
+        }
+        endings = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
+        self._images = self._spans(indexes, endings)
+        self._texts = {name: self._spans(indexes, [name.partition(":")[0]]) for name in self.weights}
+        self.attributes: dict[str, Labels] = {
+            name: Labels.join([index.labels[field] for index in indexes]) for name, field in fields.items()
+        }
+        for name, column in self.attributes.items():
+            if not column.present():
+                raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {self._offers(indexes)}")
+        if part is not None:
+            self._take(rows_of_part(self._keys, part))
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
+
+    def _spans(self, indexes: Sequence[ShardIndex], endings: Sequence[str]) -> np.ndarray:
+        """Offset and size of the first member with one of the endings: (N, 2) int64, size -1 where there is none."""
+        spans = np.concatenate([index.spans(endings) for index in indexes])
+        if (spans[:, 1] < 0).all():
+            wanted = endings[0] if len(endings) == 1 else "a picture"
+            raise ValueError(f"Shards: no sample of {self.files[0]} ... has {wanted}; {self._offers(indexes)}")
+        return spans
+
+    def _offers(self, indexes: Sequence[ShardIndex]) -> str:
+        return "members end in " + ", ".join(sorted({ending for index in indexes for ending in index.endings}))
+
+    def _take(self, rows: np.ndarray) -> None:
+        """Keep these rows only."""
+        self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
+        self._shards, self._keys, self._images = self._shards[rows], self._keys.take(rows), self._images[rows]
+        self._texts = {name: spans[rows] for name, spans in self._texts.items()}
+        self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without open files, which another process cannot have."""
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def key(self, index: int) -> str:
+        """The shard's name and the sample's key in it."""
+        return f"{os.path.basename(self.files[self._shards[index]])}/{os.fsdecode(self._keys[index])}"
+
+    def _name(self, index: int) -> str:
+        """What errors call a sample."""
+        return f"{self.files[self._shards[index]]}: {os.fsdecode(self._keys[index])}"
+
+    def _read(self, index: int, span: np.ndarray, what: str) -> bytes:
+        """The bytes of a member.
+
+        Raises:
+            OSError: the sample is damaged or lacks the member.
+            ValueError: the shard has changed since it was opened.
+        """
+        if index in self._faults:
+            raise OSError(f"{self._name(index)}: {self._faults[index]}")
+        offset, size = span.tolist()
+        if size < 0:
+            raise OSError(f"{self._name(index)}: no {what}")
+        shard = int(self._shards[index])
+        descriptor = self._descriptor(shard)
+        if (now := os.fstat(descriptor).st_size) != self._sizes[shard]:
+            raise ValueError(
+                f"{self.files[shard]} has changed while it was read: {now} bytes, {self._sizes[shard]} in the index; "
+                "resume the run once the shard is whole again"
+            )
+        # pread, since workers that were forked share the file's position
+        return os.pread(descriptor, size, offset)
+
+    def _descriptor(self, shard: int) -> int:
+        """The open file of a shard; the one that was not used for longest is closed for it."""
+        if shard not in self._open:
+            if len(self._open) >= OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1])
+            try:
+                self._open[shard] = os.open(self.files[shard], os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except FileNotFoundError as error:
+                raise ValueError(f"{self.files[shard]} has gone while the run was using it; put it back") from error
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def encoded(self, index: int) -> bytes:
+        """The picture's file, unchanged.
+
+        Raises:
+            OSError: the sample is damaged or has no picture.
+        """
+        return self._read(index, self._images[index], "picture")
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, upright.
+
+        Raises:
+            OSError: the sample is damaged; the message names shard and key.
+        """
+        return decode(self.encoded(index), self._name(index))
+
+    def captions(self, index: int) -> list[str]:
+        """The texts of the caption fields in their order, without empty ones.
+
+        Raises:
+            OSError: the sample is damaged, or a text is not UTF-8.
+        """
+        return [text for text, _ in self._weighted_texts(index)]
+
+    def caption_weights(self, index: int) -> list[float]:
+        """One weight a text of :meth:`captions`; those of a field share its weight."""
+        return [weight for _, weight in self._weighted_texts(index)]
+
+    def _weighted_texts(self, index: int) -> Iterator[tuple[str, float]]:
+        for name, weight in self.weights.items():
+            span = self._texts[name][index]
+            if span[1] < 0 and index not in self._faults:
+                continue
+            data = self._read(index, span, name)
+            texts = self._json_texts(index, data, name) if ":" in name else split_texts(data, self._name(index), b"\0")
+            yield from ((text, weight / len(texts)) for text in texts)
+
+    def _json_texts(self, index: int, data: bytes, field: str) -> list[str]:
+        """The text or texts under an entry of a JSON member."""
+        value = json_object(data, self._name(index)).get(field.partition(":")[2])
+        values = value if isinstance(value, list) else [value]
+        texts = [str(value).encode("utf-8", "surrogatepass") for value in values if value is not None]
+        return split_texts(b"\0".join(texts), self._name(index), b"\0")
+
+
+def expand_files(patterns: Sequence[str]) -> list[str]:
+    """Paths of shards from paths with ``*`` and ``{00000..00009}``, in order.
+
+    Raises:
+        ValueError: a pattern matches nothing.
+    """
+    files = []
+    for pattern in patterns:
+        for path in _expand_range(os.path.expanduser(pattern)):
+            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            if not found or not os.path.isfile(found[0]):
+                raise ValueError(f"Shards: files={pattern!r}: {path} does not exist; set files to .tar shards")
+            files += found
+    if not files:
+        raise ValueError("Shards: files is empty; set files to .tar shards")
+    return files
+
+
+def _expand_range(path: str) -> list[str]:
+    """``a-{08..10}.tar`` -> ``a-08.tar``, ``a-09.tar``, ``a-10.tar``."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", path)
+    if match is None:
+        return [path]
+    first, last = match.groups()
+    numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return [
+        whole for number in numbers for whole in _expand_range(path[: match.start()] + number + path[match.end() :])
+    ]

@@ -1,0 +1,77 @@
+"""Evaluate any encoder by the published protocols: ``python -m repr.evaluate model=MODEL [data=...] [eval=[knn,...]]``.
+
+``metrics.json`` in the folder that ``out`` names, or ``<run folder>/evaluation/<data>-<protocol hash>/``, holds::
+
+    {
+      "format": 1,
+      "protocol_hash": "3f0c9a1b",          # of everything below "protocol" of all numbers, and of what was asked for
+      "model": {"name": ..., "hash": ...},   # the hash is of the weights and the architecture
+      "data": {"name": "emoji", "sets": {"bank": {"rows": 5610, "unread": 0, "hash": ...}, "val": ...}},
+      "results": {
+        "val/knn_category_k20_t0.07": {
+          "value": 0.61, "chance": 0.19,     # chance: null where there is no such level
+          "protocol": {"eval": "knn", "resolution": 224, "resize": ..., "crop": ..., "mean": ..., "k": 20, ...},
+          "protocol_hash": "9ce0d5b2"        # of that protocol: equal hashes may be compared
+        }, ...
+      },
+      "left_out": {"val/zero_shot": "why"},  # what was asked for and not computed, or computed on fewer rows
+      "notes": ["..."],
+      "versions": {"repr": ..., "torch": ..., "timm": ..., "open_clip_torch": ...}
+    }
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from repr.cli import one_line_errors
+from repr.config import check
+from repr.evaluate.evaluation import config, evaluate
+from repr.runs.folder import EVALUATION
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the numbers beside chance and the hash of their protocol, and what was left out."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Evaluation of {found['model']['name']}", title_justify="left", header_style="bold")
+    table.add_column("number")
+    for column in ("value", "chance", "protocol"):
+        table.add_column(column, justify="right", style="dim" if column != "value" else None)
+    for name, entry in found["results"].items():
+        chance = "" if entry["chance"] is None else f"{entry['chance']:.4f}"
+        table.add_row(name, f"{entry['value']:.4g}", chance, entry["protocol_hash"])
+    console = Console()
+    console.print(table)
+    for name, why in found["left_out"].items():
+        console.print(f"left out: {name}: {why}", highlight=False, soft_wrap=True)
+    for note in found["notes"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    print(f"protocol {found['protocol_hash']}, written: {found['folder'] / EVALUATION}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m repr.evaluate", description="Evaluate an encoder.")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=MODEL, data=emoji, eval=[knn], ...")
+    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
+    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
+    options = parser.parse_intermixed_args(arguments)
+    with one_line_errors():
+        cfg, data_name, class_files = config(options.overrides, options.config_dir)
+        if options.show:
+            print(OmegaConf.to_yaml(cfg))
+            return
+        check(cfg)
+        found = evaluate(cfg, data_name=data_name, class_files=class_files)
+    if found:
+        show(found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,314 @@
+"""Multistage contrastive learning (MCL): runs in stages, clusters between them, one encoder of all.
+
+Method: Zhang et al., 2024, arXiv 2402.11816. A contrastive run learns only what tells random negatives apart. In each
+further stage all negatives of a sample come from its own cluster of the features learned before, which do not tell them
+apart any more, so others must be learned. The final representation is that of all stages, side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from repr.cli import is_first
+from repr.config import ConfigError, check
+from repr.data.cluster_order import ClusterOrder, describe
+from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
+from repr.distributed import gather_objects, on_first
+from repr.evaluate.during_training import Evaluation
+from repr.export.folders import STAGED, export
+from repr.files import replacing
+from repr.fit import Run, name_folder, train
+from repr.models.concat import Norm
+from repr.procedures.features import FeatureTable
+from repr.procedures.stage_record import CLUSTERS, STAGE, StageRecord, earlier_clusters, read_record, sha256
+from repr.procedures.stages import cluster, extract, progress
+from repr.report.exhibits import save_exhibits
+from repr.report.page import write_report
+from repr.runs.checkpoints import checkpoints
+from repr.runs.folder import CHECKPOINTS, JOINED, REPORT, Results, save_config, save_results, stage_folder
+from repr.runs.joined import load_joined
+from repr.training.trainer import make_trainer
+
+SINGLE = {"_target_": "repr.fit.single", "_partial_": True}
+
+
+@dataclass
+class Multistage:
+    """The procedure: ``num_stages`` ordinary runs in ``<run folder>/stage-<s>``, then the evaluation of all joined.
+
+    A run that was killed goes on with ``resume=``: finished stages are skipped, the interrupted one continues. All
+    processes must see the run folder.
+
+    Attributes:
+        num_stages: stage 0, which is an ordinary run, included.
+        clustering: config of an estimator like scikit-learn's, with ``fit_predict``; it is made anew for each stage,
+            with the stage's seed for its ``random_state``, if it has one.
+        cluster_by: which features, of those that the objective's ``predict_step`` gives: ``image``, ``text``, ...; of
+            several, a cluster of their product is a cluster of each.
+        mode: see :class:`repr.data.clusters.Clusters`.
+        leftovers: likewise.
+        warm_start: whether a stage starts from the weights of the one before instead of the original ones, which are
+            those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
+            of another seed in each stage.
+        norm: see :func:`repr.models.concat.join`.
+        export: ``open_clip``, ``timm`` or ``hf``: write all stages for that library, which checks them, to ``export/``.
+        first: values of the config that differ in stage 0.
+        later: values of the config that differ in the stages after it.
+    """
+
+    num_stages: int
+    clustering: Mapping[str, Any]
+    cluster_by: Sequence[str]
+    mode: Mode
+    leftovers: Leftovers
+    warm_start: bool = False
+    norm: Norm = "joined"
+    export: str | None = None
+    first: Mapping[str, Any] = field(default_factory=dict)
+    later: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """An objective whose negatives are not those of the batch, and options that do not fit."""
+        flow = get_object(cfg.objective["_target_"])
+        negatives_fault = getattr(flow, "negatives_fault", lambda cfg: "nothing is known: it is no Objective")
+        if fault := negatives_fault(cfg):
+            yield f"procedure=multistage needs negatives from the batch, and of {flow.__name__} {fault}"
+        options = cfg.procedure
+        if options.num_stages < 1:
+            yield f"procedure.num_stages={options.num_stages}; set it to 1 or more"
+        if not options.cluster_by or isinstance(options.cluster_by, str):
+            yield f"procedure.cluster_by={options.cluster_by}; set a list such as [image]"
+        elif unknown := [name for name in options.cluster_by if name not in getattr(flow, "EMBEDDINGS", (name,))]:
+            yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(flow.EMBEDDINGS)}"
+        if options.get("norm", "joined") not in ("joined", "each"):
+            yield f"procedure.norm={options.norm}; set it to joined or each"
+        if options.get("export") not in (None, *STAGED):
+            yield f"procedure.export={options.export}; set it to {', '.join(STAGED)} or null"
+        try:
+            Clusters(torch.zeros(0), options.mode, options.leftovers)
+        except ValueError as error:
+            yield f"procedure: {error}"
+        if OmegaConf.is_dict(cfg.get("data")) and cfg.data.get("clusters"):
+            yield "data.clusters is set by procedure=multistage: set it to null"
+
+    def __call__(self, cfg: DictConfig) -> dict[str, Results]:
+        """Run all stages, evaluate them joined, print and write the table.
+
+        Args:
+            cfg: a config that was checked; ``cfg.resume`` goes on with a run.
+
+        Returns:
+            Column of the table (``stage-0``, ..., ``joined``) -> results.
+
+        Raises:
+            ConfigError: what the stages change makes a config with faults.
+            ValueError: the data set cannot be clustered, or is not that of the run to resume.
+        """
+        name_folder(cfg)
+        for stage in range(min(self.num_stages, 2)):
+            check(self.stage_config(cfg, stage))
+        keys = keys_hash(instantiate(cfg.data.train, _convert_="all"))
+        records = self._finished(cfg, keys) if cfg.resume else []
+        if is_first():
+            save_config(cfg, cfg.run_folder)
+        for stage in range(len(records), self.num_stages):
+            records.append(self._run_stage(cfg, stage, keys))
+        columns = {f"stage-{record.stage}": record.results for record in records}
+        columns[JOINED], attributes, headline = self._evaluate_joined(cfg)
+        if is_first():
+            self._report(cfg, columns)
+            try:
+                if self.export:
+                    out = export(cfg.run_folder, Path(cfg.run_folder, "export"), to=self.export, force=True)
+                    print(f"exported for {self.export}, and verified by it: {out}", flush=True)
+            finally:
+                Console().print(stage_table(columns, attributes, headline))
+        return columns
+
+    def _finished(self, cfg: DictConfig, keys: str) -> list[StageRecord]:
+        """The records of the stages that are done, of those before the first that is not."""
+        records: list[StageRecord] = []
+        for stage in range(self.num_stages):
+            folder = stage_folder(cfg.run_folder, stage)
+            record = read_record(folder, verify=is_first())
+            # The last stage of a run that is to have more now has no clusters yet.
+            if record is None or (record.clusters_sha256 is None and stage + 1 < self.num_stages):
+                break
+            if record.keys != keys:
+                raise ValueError(
+                    f"{folder} was made with another training set than data.train gives now (its keys or "
+                    "their order differ); restore the data set, or start a new run"
+                )
+            if record.clustering and record.clustering["how"] != self._how() and is_first():
+                print(f"{folder} is finished and keeps its clusters; the new options of the procedure act after it")
+            records.append(record)
+        return records
+
+    def _how(self) -> dict[str, Any]:
+        """What decides the clusters of a stage."""
+        algorithm = OmegaConf.to_container(OmegaConf.create(dict(self.clustering)), resolve=True)
+        return {"algorithm": algorithm, "by": list(self.cluster_by)}
+
+    def _report(self, cfg: DictConfig, columns: Mapping[str, Results]) -> None:
+        """Write the results of the joined encoder, the table of all, and the page that shows them side by side."""
+        folder = Path(cfg.run_folder)
+        save_config(cfg, folder / JOINED)
+        save_results(columns[JOINED], folder / JOINED)
+        write_table(folder / "stages.csv", columns)
+        write_report([folder / column for column in columns], folder / REPORT)
+
+    def stage_config(self, cfg: DictConfig, stage: int) -> DictConfig:
+        """The config of a stage, which is an ordinary run with two inputs: ``init_from`` and ``data.clusters``.
+
+        Raises:
+            ConfigError: ``first`` or ``later`` name an option that does not exist.
+        """
+        stage_cfg = deepcopy(cfg)
+        folder, before = stage_folder(cfg.run_folder, stage), stage_folder(cfg.run_folder, stage - 1)
+        stage_cfg.procedure = SINGLE
+        stage_cfg.run_folder = str(folder)
+        stage_cfg.resume = str(folder) if cfg.resume and checkpoints(folder / CHECKPOINTS) else None
+        changes = self.later if stage else self.first
+        try:
+            OmegaConf.set_struct(stage_cfg, True)
+            OmegaConf.set_struct(stage_cfg.freeze, False)
+            stage_cfg.merge_with(changes)
+        except OmegaConfBaseException as error:
+            option = "procedure.later" if stage else "procedure.first"
+            raise ConfigError([f"{option}: {str(error).splitlines()[0]}"]) from error
+        stage_cfg.data.seed = _seed(cfg, stage)
+        if stage:
+            target = "repr.data.clusters.load_clusters"
+            options = {"_target_": target, "path": str(before / CLUSTERS), "mode": self.mode}
+            stage_cfg.data.clusters = {**options, "leftovers": self.leftovers}
+            if self.warm_start:
+                stage_cfg.init_from = str(before)
+        return stage_cfg
+
+    def _run_stage(self, cfg: DictConfig, stage: int, keys: str) -> StageRecord:
+        """Train a stage, or go on with it, cluster its features, and write its record."""
+        stage_cfg = self.stage_config(cfg, stage)
+        if is_first():
+            Path(stage_cfg.run_folder, STAGE).unlink(missing_ok=True)  # of an earlier run in this folder
+            print(f"stage {stage} of {self.num_stages}: {stage_cfg.run_folder}", flush=True)
+        run = train(stage_cfg)
+        # Processes that Lightning has started choose a folder of their own; from here on they know each other.
+        cfg.run_folder = gather_objects(str(cfg.run_folder))[0]
+        table = None
+        if stage + 1 < self.num_stages:
+            table = extract(run, stage_cfg, self.cluster_by)
+        return on_first(lambda: self._close_stage(cfg, stage, keys, run, table))
+
+    def _close_stage(self, cfg: DictConfig, stage: int, keys: str, run: Run, table: FeatureTable | None) -> StageRecord:
+        """Cluster and write, on the first process."""
+        folder, seed = stage_folder(cfg.run_folder, stage), _seed(cfg, stage)
+        found, coverage = {}, {}
+        if table is not None:
+            read = table.read.numpy()
+            labels, centroids = cluster(table.features, read, self.clustering, seed)
+            before = earlier_clusters(stage_folder(cfg.run_folder, stage - 1)) if stage else {}
+            ids = np.stack([*before.get("ids", ()), labels])
+            kept = [
+                {name.removeprefix(prefix): value for name, value in before.items() if name.startswith(prefix)}
+                for prefix in (f"centroids_{s}_" for s in range(stage))
+            ]
+            clusters = save_clusters(folder / CLUSTERS, ids, run.datamodule.train, [*kept, centroids])
+            clusters = Clusters(clusters.ids, self.mode, self.leftovers, clusters.keys)
+            coverage = ClusterOrder(clusters, self.stage_config(cfg, 1).data.batch_size, seed).coverage()
+            found = {"how": self._how(), "samples_read": int(read.sum()), "sizes": np.bincount(labels[read]).tolist()}
+            print(f"stage {stage}: {describe(coverage)}", flush=True)
+        checkpoint = checkpoints(folder / CHECKPOINTS)[0]
+        record = StageRecord(
+            stage=stage,
+            seed=seed,
+            keys=keys,
+            checkpoint=str(checkpoint.relative_to(folder)),
+            checkpoint_sha256=sha256(checkpoint),
+            results=dict(run.results),
+            clustering=found,
+            clusters_sha256=sha256(folder / CLUSTERS) if found else None,
+            coverage=coverage,
+        )
+        record.write(folder)
+        return record
+
+    def _evaluate_joined(self, cfg: DictConfig) -> tuple[Results, list[str], list[str]]:
+        """Results of all stages joined, the labelled attributes, and the headline of the evaluation."""
+        datamodule = instantiate(cfg.data)
+        if not datamodule.eval_names:
+            return {}, [], []
+        nodes = [node for node in cfg.callbacks.values() if node]
+        wanted = [node for node in nodes if issubclass(get_object(node["_target_"]), Evaluation)]
+        evaluations = [instantiate(node) for node in wanted]
+        for evaluation in evaluations:
+            evaluation.dense = None  # encoders side by side may have maps of different sizes
+        joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm)
+        make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
+        results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
+        if is_first():
+            for evaluation in evaluations:
+                sources = {"bank": datamodule.train, **datamodule.eval}
+                save_exhibits(Path(cfg.run_folder, JOINED), evaluation.shown, sources)
+        headline = [name for evaluation in evaluations for name in evaluation.headline]
+        return results, list(datamodule.attributes), headline
+
+
+def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headline: Sequence[str]) -> Table:
+    """What every stage and all joined know of each attribute, and the numbers of the headline, beside chance."""
+    names = [name for name in list(columns.values())[-1] if _of_interest(name, attributes, headline)]
+    table = Table(title="Evaluation by stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for column in columns:
+        table.add_column(column.removeprefix("stage-"), justify="right")
+    table.add_column("chance", justify="right", style="dim")
+    for name in names:
+        values = [results.get(name, (None, None)) for results in columns.values()]
+        table.add_row(name, *(_short(value) for value, _ in values), _short(values[-1][1]))
+    return table
+
+
+def _of_interest(name: str, attributes: Sequence[str], headline: Sequence[str]) -> bool:
+    """A probe of an attribute, or a number of the headline with its parts (``mmvp/image_score`` and ``_colour``)."""
+    parts = any(name == shown or name.startswith(f"{shown}_") for shown in headline)
+    return parts or any(name.endswith(f"_{attribute}") for attribute in attributes)
+
+
+def _short(value: float | None) -> str:
+    shown = "" if value is None else f"{value:.3f}"
+    return shown.removeprefix("0") if shown.startswith("0.") else shown
+
+
+def write_table(path: Path, columns: Mapping[str, Results]) -> None:
+    """All results as CSV: a row a number, a column a stage, then ``joined`` and the level at chance."""
+    names = dict.fromkeys(name for results in columns.values() for name in results)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *columns, "chance"])
+    for name in names:
+        values = [results.get(name, (None, None)) for results in columns.values()]
+        chance = next((chance for _, chance in values if chance is not None), None)
+        writer.writerow(
+            [name, *("" if value is None else value for value, _ in values), "" if chance is None else chance]
+        )
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def _seed(cfg: DictConfig, stage: int) -> int:
+    return int(cfg.seed) + 1000 * stage

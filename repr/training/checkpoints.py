@@ -1,0 +1,198 @@
+"""Checkpoints: written whole or not at all, read without running code, saved when a run is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from repr.distributed import gather, rank
+from repr.files import PART, remove, replacing
+from repr.runs.checkpoint_files import read_checkpoint
+from repr.runs.checkpoints import checkpoints
+from repr.training.lost_ranks import announce
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place, flush it to the disk, then rename it: no half-written file is ever seen."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save ``checkpoint`` to ``path``; whatever stood there stays until the new one is complete.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if Path(path).is_dir():  # of shards, written by another strategy and found to be damaged
+            remove(Path(path))
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Load tensors and plain values, of a file or of shards; a file that holds anything else is refused."""
+        return read_checkpoint(Path(path), mmap=False)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file or a folder of shards."""
+        remove(Path(path))
+
+
+class Stopped(SystemExit):
+    """The run was told to stop and has saved a checkpoint."""
+
+
+class Checkpoints(Checkpoint):
+    """Keep the latest checkpoint of a run, and save one when Ctrl-C or SIGTERM asks the run to stop.
+
+    Checkpoints are taken at one place only, right after an optimizer step, so that there is one way to resume:
+    at the end of each epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. Older
+    ones are removed once the new one is complete. A signal takes effect after the current optimizer step, on all
+    ranks at the same step; a second Ctrl-C stops at once, without saving.
+
+    An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
+
+    Args:
+        folder: where ``step=<n>.ckpt`` is written.
+        every_n_steps: optimizer steps between two checkpoints; None: only at the end of each epoch.
+        keep: how many stay; with 2 a run whose last one is damaged later goes on from the one before.
+
+    Raises:
+        ValueError: ``keep`` is less than 1.
+    """
+
+    def __init__(self, folder: str | Path, *, every_n_steps: int | None = None, keep: int = 1) -> None:
+        if keep < 1:
+            raise ValueError(f"callbacks.checkpoints.keep={keep}; set it to 1 or more")
+        self.folder = Path(folder)
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self._saved: Path | None = None
+        self._step = 0
+        self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
+        self._generators: dict[str, Tensor] = {}
+        self._signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Agree on the first process's folder, and say where this one runs."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        announce()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the two signals, clear away what a kill has left, and make up for an evaluation."""
+        self._step = trainer.global_step
+        path = self._path(self._step)
+        self._saved = path if trainer.strategy.broadcast(path.exists()) else None  # others may not see the disk
+        if trainer.is_global_zero:
+            for partial in self.folder.glob(f"*{PART}"):
+                remove(partial)
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        self._restore_generators(trainer.strategy.root_device)
+        if self._evaluate is not None:
+            self._run_evaluation(trainer, self._evaluate)
+
+    @staticmethod
+    def _run_evaluation(trainer: pl.Trainer, epoch: int) -> None:
+        """As Lightning does it after a step; when it resumes, it goes on with the next step instead."""
+        loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
+        now, progress.completed = progress.completed, epoch  # after the last step of an epoch the next one is current
+        loop.restarting = False
+        loop.batch_progress.reset()
+        trainer.validating = True
+        loop.run()
+        trainer.training = True
+        progress.completed = now
+
+    def _save_generators(self, device: torch.device) -> None:
+        """Keep what dropout and drop-path draw from: one row a rank."""
+        states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        self._generators = {name: gather(state[None].to(device)).cpu() for name, state in states.items()}
+
+    def _restore_generators(self, device: torch.device) -> None:
+        """Go on drawing where this rank was; a rank that was not there keeps its seed."""
+        for name, states in self._generators.items():
+            if rank() < len(states):
+                state = states[rank()].clone()  # torch crashes on a view into a larger tensor
+                if name == "cpu":
+                    torch.set_rng_state(state)
+                elif device.type == "cuda":
+                    torch.cuda.set_rng_state(state, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generators, and the epoch, if an evaluation is due after this step."""
+        return {"evaluate": self._evaluate, "generators": self._generators}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What the run begins with."""
+        self._evaluate, self._generators = state_dict["evaluate"], state_dict["generators"]
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when due, or when told to stop."""
+        step = trainer.global_step
+        if step == self._step:
+            return  # gradients are being accumulated
+        self._step = step
+        last = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
+        if self._told_to_stop(trainer) or last or (self.every_n_steps and step % self.every_n_steps == 0):
+            self._save(trainer)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave if told to; only here, since Lightning logs a step after its ``on_train_batch_end``."""
+        self._leave_if_saved(trainer)
+
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave in the middle of an evaluation if nothing is lost by it."""
+        self._leave_if_saved(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step={step}.ckpt"
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        self._evaluate = trainer.current_epoch if due else None
+        self._save_generators(trainer.strategy.root_device)
+        path = self._path(trainer.global_step)
+        trainer.save_checkpoint(path)
+        self._saved = path
+        found = checkpoints(self.folder)  # none on a rank that does not see the disk
+        place = found.index(path) if path in found else 0
+        for other in found:  # those of higher steps are damaged, and the run was resumed before them
+            if other not in found[place : place + self.keep]:
+                trainer.strategy.remove_checkpoint(other)
+
+    def _told_to_stop(self, trainer: pl.Trainer) -> bool:
+        told = self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
+
+    def _leave_if_saved(self, trainer: pl.Trainer) -> None:
+        if self._saved == self._path(trainer.global_step) and self._told_to_stop(trainer):
+            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
+            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)

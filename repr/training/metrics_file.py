@@ -1,0 +1,111 @@
+"""The numbers of a run as ``metrics.csv``: a kill, a full disk or a resume loses no row that was written."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from repr.files import replacing
+from repr.runs.folder import METRICS
+
+Row = dict[str, str]
+
+
+class MetricsFile(Logger):
+    """Write ``<folder>/metrics.csv``: a row a logged step, a column a name, empty where a row has no such value.
+
+    Lightning's CSVLogger truncates the file to write it again whenever a new name comes (a run that dies there
+    has lost all rows) and deletes it when a run is resumed. Here a row is one appended line, and the file is only
+    ever replaced by a complete one.
+
+    Args:
+        folder: where the file lies.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.path = Path(folder, METRICS)
+        self._columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        """Of the logger, which Lightning wants."""
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        """Likewise."""
+        return ""
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: they are in ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add a row.
+
+        Raises:
+            OSError: the disk is full; the rows before stay whole.
+        """
+        row = {name: str(value if isinstance(value, int) else float(value)) for name, value in metrics.items()}
+        row["step"] = str(step)
+        if not row.keys() <= set(self._columns):
+            self._write([*read_rows(self.path), row])
+            return
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_lines(self._columns, [row]))
+
+    @rank_zero_only
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        """Go on with the wanted ones of the rows that are there, and remove what a kill has left."""
+        if rows := [row for row in read_rows(self.path) if wanted(row)]:
+            self._write(rows)
+        else:
+            self.path.unlink(missing_ok=True)
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        columns = sorted({name for row in rows for name in row})
+        with replacing(self.path) as file:
+            file.write((_lines(columns, [dict(zip(columns, columns, strict=True)), *rows])).encode())
+        self._columns = columns
+
+
+def keep_rows(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
+    """Keep the rows up to a checkpoint in the file of a run; those after it will be written again.
+
+    Args:
+        trainer: whose loggers may include a :class:`MetricsFile`.
+        saved: what the checkpoint holds beside weights and optimizer; empty: the run begins, and no row is kept.
+    """
+    steps = saved.get("global_step", 0)
+    again = saved.get("callbacks", {}).get("Checkpoints", {}).get("evaluate") is not None
+
+    def wanted(row: Row) -> bool:  # a row of training has the number of the step, from 0; one of evaluation likewise
+        trained = any(name.startswith("train/") for name in row)
+        return int(row["step"]) < (steps if trained or not again else steps - 1)
+
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsFile):
+            logger.keep(wanted)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The complete rows of a file, without empty values; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        lines = [line for line in file if line.endswith("\n")]  # a full disk may have cut the last one short
+    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def _lines(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    csv.DictWriter(text, columns, lineterminator="\n").writerows(rows)
+    return text.getvalue()

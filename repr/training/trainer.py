@@ -1,0 +1,96 @@
+"""The Trainer of a run, and the encoders as its config wants them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from repr.files import DISK_FULL
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
+    """The Trainer of a config.
+
+    Args:
+        cfg: the config.
+        callbacks: all that there are.
+        loggers: likewise.
+    """
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import Checkpoint
+
+    from repr.training.checkpoints import AtomicCheckpointIO
+
+    _quiet()
+    return instantiate(
+        cfg.trainer,
+        callbacks=list(callbacks),
+        logger=list(loggers),
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(cfg.run_folder),
+        use_distributed_sampler=False,  # ours gives every number of processes the same global batch
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+
+
+def prepare(objective: pl.LightningModule, cfg: DictConfig, trainer: pl.Trainer, *, from_start: bool) -> None:
+    """Set up the encoders as the config says, before anything is sharded.
+
+    Args:
+        objective: as it was built.
+        cfg: the config.
+        trainer: that will train it.
+        from_start: whether the run begins, and not goes on from a checkpoint, whose weights replace the initial ones.
+    """
+    from repr.models.batchnorm import synchronise, unsynchronised_fault
+    from repr.models.freezing import freeze
+    from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
+    from repr.runs.initial_weights import load_weights
+
+    if cfg.init_from and from_start:
+        trainer.print(load_weights(objective, cfg.init_from))
+    freeze(objective, cfg.get("freeze") or {})
+    if cfg.get("sync_batchnorm"):
+        synchronise(objective)
+    if fault := unsynchronised_fault(objective, trainer.world_size):
+        warnings.warn(fault, stacklevel=2)
+    if cfg.get("grad_checkpointing"):
+        checkpoint_encoders(objective)
+    if cfg.get("compile"):
+        compile_encoders(objective)
+    slice_encoders(objective, cfg.get("micro_batch"))
+
+
+def _quiet() -> None:
+    """Silence what Lightning says on every run and no one can act on."""
+    threading.excepthook = _quiet_thread
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    # The only word of a process that has died, where the others hang until Lightning ends them.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    for message in (
+        ".*exists and is not empty.*",  # the run folder is ours
+        ".*does not have many workers.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
+        ".*LeafSpec.*",  # Lightning's use of torch
+        ".*no `val_dataloader`.*",
+        ".*custom batch sampler `EvalBatchSampler` for prediction.*",  # it does return all rows
+        ".*in eval mode at the start of training.*",  # they are frozen
+        "FSDP2-wrapped module .* returned a view tensor.*",  # no flow changes an output in place
+        ".*Total length of `list` across ranks is zero.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _quiet_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writer meets a full disk in a thread of its own; the run itself says so once."""
+    if not (isinstance(failed.exc_value, OSError) and failed.exc_value.errno in DISK_FULL):
+        threading.__excepthook__(failed)

@@ -1,0 +1,214 @@
+"""The page of a run: complete, from the files of the run folder alone, and without the network."""
+
+import html
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from repr.config import compose
+from repr.data.sources.folder import Folder
+from repr.data.sources.numeric_tables import NumericTables
+from repr.fit import fit
+from repr.metrics.exhibits import exhibits
+from repr.metrics.features import Features
+from repr.report.__main__ import main
+from repr.report.exhibits import load_exhibits, save_exhibits
+from repr.report.run import COLOURS, POINTS, Run
+
+TINY = [
+    "smoke=true", "objective=clip", "embed_dim=16", "text.width=32", "text.layers=1", "backbone.name=test_resnet",
+    "trainer.max_epochs=2", "trainer.limit_val_batches=1.0",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("a run")
+    fit(compose([*TINY, f"run_folder={folder}"]))
+    return folder
+
+
+class Page(HTMLParser):
+    """Text of the cells and headings, and whatever a browser would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.strip())
+
+
+def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
+    page = Page((folder / "report.html").read_text())
+    assert page.loads
+    assert all(link.startswith(("data:", "#")) for link in page.loads)
+    assert {"demo", "Losses", "contrast", "Evaluation over time", "views", "i2t_R@5", "test_style"} <= {*page.words}
+    run = Run(folder)
+    assert run.curve("train/contrast.chance") == (run.curve("train/contrast")[0], [pytest.approx(math.log(8))] * 4)
+    assert run.curve("train/loss.chance")[1] == run.curve("train/contrast.chance")[1]  # its weight is 1
+    assert f"{run.results['val/i2t_R@5']['value']:.3f}" in page.words
+    assert f"{run.results['val/i2t_R@5']['chance']:.4f}" in page.words
+    assert (folder / "report.html").stat().st_size < 8e6
+
+
+def test_the_views_are_drawn(folder: Path) -> None:
+    picture = Image.open(folder / "pictures" / "views.png")
+    assert picture.size == (8 * 164 + 4, 168)  # eight samples of the batch, one view each
+    assert len(picture.getcolors(1 << 24) or ()) > 1000
+
+
+@pytest.fixture(scope="module")
+def both(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of the run and of a copy whose learning rate was another."""
+    other = shutil.copytree(folder, tmp_path_factory.mktemp("other") / "run")
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"^  lr: .*$", "  lr: 0.123", config, flags=re.MULTILINE))
+    out = other.parent / "both.html"
+    main([str(folder), str(other), "--out", str(out)])
+    return out
+
+
+def test_several_runs_stand_side_by_side(folder: Path, both: Path) -> None:
+    text, single = both.read_text(), (folder / "report.html").read_text()
+    num_curves, num_bars = single.count(f'"color":"{COLOURS[0]}"'), single.count('<div class="bar')
+    assert num_curves > 9
+    assert num_bars > 9
+    assert [text.count(f'"color":"{colour}"') for colour in COLOURS[:3]] == [num_curves, num_curves, 0]
+    assert text.count('<div class="bar') == 2 * num_bars
+    differences = text.partition('<section id="differences">')[2].partition("</section>")[0]
+    assert re.findall(r"<code>(.*?)</code>", differences) == ["optim.lr"]
+    assert "0.123" in differences
+    assert len(text) < 1.2 * len(single)  # equal pictures are there once
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ASK = """
+<script>
+const choose = (name, value) => {
+  const select = document.getElementById(name);
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
+};
+const drawn = (chart, what) => chart.querySelectorAll(what).length;
+const charts = (kind) => [...document.querySelectorAll(kind)];
+const found = {};
+found.curves = charts(".plots .js-plotly-plot").map((chart) => drawn(chart, ".scatterlayer .trace"));
+found.layouts = [...document.getElementById("map-layout").options].map((option) => option.value);
+choose("map-set", "test_style");
+choose("map-attribute", "category");
+found.points = charts(".map").map((chart) => drawn(chart, ".point"));
+found.classes = [...document.querySelector(".legend").children].map((text) => text.textContent);
+choose("map-layout", found.layouts[2]);
+found.pairs = charts(".map").map((chart) => drawn(chart, ".point"));
+document.querySelector(".map").emit("plotly_hover", { points: [{ customdata: 1 }], event: { clientX: 9, clientY: 9 } });
+found.tip = document.getElementById("tip").innerText;
+found.matrices = charts(".confusion").map((chart) => drawn(chart, ".hm image"));
+found.confused = charts(".confusion").map((chart) => drawn(chart.parentElement, ".pairs li"));
+choose("gallery-set", "test_style");
+choose("gallery-attribute", "subcategory");
+const visible = charts("[data-set]").filter((part) => !part.hidden);
+found.sets = visible.map((part) => part.dataset.set);
+found.marks = visible.map((part) => [drawn(part, ".right"), drawn(part, ".wrong"), drawn(part, "[data-right]")]);
+found.pictures = visible.map((part) => [...part.querySelectorAll(".thumb")].filter(
+  (picture) => getComputedStyle(picture).backgroundImage.startsWith("url(") && picture.offsetWidth > 20).length);
+found.wide = document.documentElement.scrollWidth;
+document.body.innerHTML = `<pre>${JSON.stringify(found).replaceAll("<", "&lt;")}</pre>`;
+</script>
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH")
+def test_a_browser_draws_it_without_complaint(both: Path, folder: Path, tmp_path: Path) -> None:
+    """Phone-wide; a script at the end of a copy makes choices and tells what is there then."""
+    page = tmp_path / "asked.html"
+    page.write_text(both.read_text().replace("</body>", ASK + "</body>"))
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path}/profile", "--window-size=500,900", "--virtual-time-budget=10000"]
+    done = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, check=True, timeout=120)
+    assert [line for line in done.stderr.splitlines() if ":CONSOLE" in line] == []
+    (text,) = re.findall(r"<pre>(.*)</pre>", done.stdout, re.DOTALL)
+    found = json.loads(html.unescape(text))
+    assert min(found["curves"]) >= 2  # of every curve both runs
+    assert found["curves"].count(3) > 9  # and the level at chance
+    assert len(found["layouts"]) == 3
+    assert found["points"] == [500, 500]
+    assert {"flags", "symbols"} <= {*found["classes"]}
+    assert found["pairs"] == [1000, 1000]  # pictures and captions
+    arrays = load_exhibits(folder)["test_style"]
+    assert found["tip"].splitlines()[0] == arrays["captions"][1]
+    category = arrays["names/category"][arrays["labels/category"][1]]
+    assert f"category: {category}" in found["tip"].splitlines()
+    assert found["matrices"] == [1, 1]
+    assert min(found["confused"]) > 5
+    assert found["sets"] == ["test_style"]
+    marked = sum((arrays[f"gallery/{kind}"] == 1).sum() for kind in MARKS)
+    total = sum((arrays[f"gallery/{kind}"] >= 0).sum() for kind in MARKS)
+    ((right, wrong, by_attribute),) = found["marks"]
+    assert (right, wrong) == (2 * marked, 2 * (total - marked))
+    assert by_attribute == 2 * 6 * 5
+    assert found["pictures"] == [2 * (6 + 6 * 5 + 6 + 6 * 5)]  # captions have none
+    assert found["wide"] <= 500
+
+
+MARKS = ("image_to_text/right/caption", "text_to_image/right/caption", "image_to_image/right/subcategory")
+
+
+def test_long_curves_are_averaged(tmp_path: Path) -> None:
+    num = 5 * POINTS - 1
+    values = torch.arange(num).double()
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n" + "".join(f"{i},{v}\n" for i, v in enumerate(values)))
+    steps, means = Run(tmp_path).curve("train/loss")
+    assert len(steps) == POINTS
+    assert steps[-1] == num - 1
+    assert means[:2] == [2.0, 7.0]
+
+
+def test_another_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="is not a run folder"):
+        main([str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_exhibits_of_any_source_are_written(tmp_path: Path) -> None:
+    """Numbers without pictures, and pictures of which one is damaged and one has a long caption."""
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Image.new("RGB", (40 + i, 30), (255, 20 * i, 0)).save(tmp_path / "pictures" / f"{i:02}.png")
+        (tmp_path / "pictures" / f"{i:02}.txt").write_text("long " * 50 if i == 1 else f"picture {i}")
+    (tmp_path / "pictures" / "02.png").write_bytes(b"damaged")
+    pictures = Folder(tmp_path / "pictures", captions=True)
+    (tmp_path / "numbers.csv").write_text("key,a\n" + "".join(f"row{i},{i}\n" for i in range(12)))
+    numbers = NumericTables({"block": tmp_path / "numbers.csv"}, key="key")
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    table = Features(torch.arange(12), x, x, x)
+    found = exhibits(table, table, attributes={})
+    sources = {"drawn": pictures, "numbers": numbers, "bank": pictures}
+    save_exhibits(tmp_path, {"drawn": found, "numbers": found}, sources)
+    shown = load_exhibits(tmp_path)
+    assert shown["drawn"]["map/tsne"].shape == shown["numbers"]["map/tsne"].shape == (12, 2)
+    assert str(shown["numbers"]["left_out/galleries"]) == "the set has no pictures"
+    assert not any(name.startswith(("gallery/", "sheet/")) for name in shown["numbers"])
+    captions = shown["drawn"]["captions"].tolist()
+    assert captions[0] == "picture 0"
+    assert len(captions[1]) == 100
+    assert captions[1].endswith("…")
+    sheet = Image.open(io.BytesIO(shown["drawn"]["sheet/map"].tobytes()))
+    assert sheet.size == (25 * 48, 48)
+    colours = [sheet.getpixel((48 * i + 24, 24)) for i in range(12)]
+    assert colours[2] == pytest.approx((226, 232, 240), abs=4)  # gray
+    assert [colours[i] for i in (0, 11)] == [pytest.approx((255, 20 * i, 0), abs=12) for i in (0, 11)]
