@@ -6,9 +6,9 @@ Run in the root of the repository; some ten minutes on two cores::
     python -m tests.parity --peers          # the other libraries alone
 
 All groups of processes run on the CPU over gloo. Ours is what the tests compare (``tests/parity_cases.py``): whole
-objectives of ``conf/objective`` in float64. A loss of another library is measured in the same way, in float32: two views
-of the same pictures, a small ViT and a small head under DDP, the gradient of all parameters after ``backward``. A library that
-is not installed is left out, with a line that says so.
+objectives of ``conf/objective`` in float64. A loss of another library is measured in the same way, in float32: two
+views of the same pictures, a small ViT and a small head under DDP, the gradient of all parameters after ``backward``.
+A library that is not installed is left out, with a line that says so.
 """
 
 from __future__ import annotations
