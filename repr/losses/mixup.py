@@ -196,5 +196,5 @@ class _SoftClip(Function):
 def _soft_rows(x: Tensor, y: Tensor, scale: Tensor, rows: slice, detach: bool) -> Tensor:
     """Both cross-entropies of some rows, summed."""
     target = (scale * (y[rows] @ y.T)).softmax(1)
-    found = (scale * (x[rows] @ y.T)).log_softmax(1) + (scale * (y[rows] @ x.T)).log_softmax(1)
-    return -((target.detach() if detach else target) * found).sum()
+    log_probs = (scale * (x[rows] @ y.T)).log_softmax(1) + (scale * (y[rows] @ x.T)).log_softmax(1)
+    return -((target.detach() if detach else target) * log_probs).sum()

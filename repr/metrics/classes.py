@@ -103,10 +103,10 @@ def _resolved(value: Any, path: Path) -> Any:
     import open_clip
 
     package, _, name = value.partition(".")
-    found = getattr(open_clip, name, None)
-    if package != "open_clip" or not isinstance(found, list | tuple):
+    entries = getattr(open_clip, name, None)
+    if package != "open_clip" or not isinstance(entries, list | tuple):
         raise ValueError(f"class file {path}: {value} is no list of open_clip, such as open_clip.IMAGENET_CLASSNAMES")
-    return [entry("{}") if callable(entry) else entry for entry in found]
+    return [entry("{}") if callable(entry) else entry for entry in entries]
 
 
 def _labels(kind: str | None, num: int, path: Path) -> list[str]:

@@ -180,8 +180,8 @@ def correspondence(
             right[tolerance] += float(near.double().mean(1).sum())
     if not asked:
         return {}
-    found = {f"correspondence@{tolerance:g}": hits[tolerance] / asked for tolerance in tolerances}
-    return found | {f"correspondence@{tolerance:g}.chance": right[tolerance] / asked for tolerance in tolerances}
+    scores = {f"correspondence@{tolerance:g}": hits[tolerance] / asked for tolerance in tolerances}
+    return scores | {f"correspondence@{tolerance:g}.chance": right[tolerance] / asked for tolerance in tolerances}
 
 
 def cell_offsets(
@@ -251,10 +251,10 @@ def _segmentation(
             classed, num = truth != NO_CLASS, grid.shape[1]
             pairs = truth[classed].long() * num + enlarged.argmax(1)[classed]
             confusion[mask] += pairs.bincount(minlength=num * num)
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for mask, counts in confusion.items():
-        found |= segmentation_scores(f"{kind}_{{}}_{mask}", counts.unflatten(0, (shares[mask].shape[1], -1)))
-    return found
+        values |= segmentation_scores(f"{kind}_{{}}_{mask}", counts.unflatten(0, (shares[mask].shape[1], -1)))
+    return values
 
 
 def _bank_cells(bank: DenseFeatures, query: DenseFeatures, max_cells: int) -> tuple[Tensor, dict[str, Tensor]]:

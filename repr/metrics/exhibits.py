@@ -88,23 +88,23 @@ def exhibits(
     points = _spread(len(query.image), num_points, query.image.device)
     shown = {name: labels[points] for name, labels in query.labels.items() if name in attributes}
     shown = {name: labels for name, labels in shown.items() if len(set(labels.tolist()) - {-1}) > 1}
-    found: dict[str, Tensor | np.ndarray] = {"rows": query.index[points]}
-    found |= {f"labels/{name}": labels for name, labels in shown.items()}
-    found |= {f"names/{name}": np.array(list(names), dtype=np.str_) for name, names in attributes.items()}
-    found |= _maps(query, points) | _spectra(query)
+    arrays: dict[str, Tensor | np.ndarray] = {"rows": query.index[points]}
+    arrays |= {f"labels/{name}": labels for name, labels in shown.items()}
+    arrays |= {f"names/{name}": np.array(list(names), dtype=np.str_) for name, names in attributes.items()}
+    arrays |= _maps(query, points) | _spectra(query)
     queries = points[_spread(len(points), num_queries, points.device)]
-    found |= _neighbours(bank, query, points, shown, num_queries, num_nearest)
-    found |= _captions(query, queries, num_nearest)
+    arrays |= _neighbours(bank, query, points, shown, num_queries, num_nearest)
+    arrays |= _captions(query, queries, num_nearest)
     for kind, known in (classes or {}).items():
-        found[f"confusion/{kind}/{known.attribute}"] = _zero_shot(query, known)
+        arrays[f"confusion/{kind}/{known.attribute}"] = _zero_shot(query, known)
         spoken = dict(zip(known.labels.tolist(), known.names, strict=True))  # those of data may be codes
         names = [spoken.get(label, name) for label, name in enumerate(attributes[known.attribute])]
-        found[f"names/{known.attribute}"] = np.array(names, dtype=np.str_)
+        arrays[f"names/{known.attribute}"] = np.array(names, dtype=np.str_)
     if not classes:
-        found["left_out/zero_shot"] = np.array("no class file is set for this set (eval.zero_shot)")
+        arrays["left_out/zero_shot"] = np.array("no class file is set for this set (eval.zero_shot)")
     if not shown:
-        found["left_out/labels"] = np.array("no attribute has two classes among the rows shown, so nothing is coloured")
-    return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in found.items()}
+        arrays["left_out/labels"] = np.array("no attribute has two classes among the rows shown: nothing is coloured")
+    return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
 def _spread(num_rows: int, num: int, device: torch.device) -> Tensor:
@@ -158,7 +158,7 @@ def _neighbours(
     neighbour = rows[torch.cat(nearest)]  # (M, k) positions in the bank
     queries = _spread(len(points), num_queries, points.device)
     name = "gallery/image_to_image"
-    found = {f"{name}/query": query.index[points[queries]], f"{name}/nearest": bank.index[neighbour[queries]]}
+    arrays = {f"{name}/query": query.index[points[queries]], f"{name}/nearest": bank.index[neighbour[queries]]}
     for attribute, labels in shown.items():
         known = bank.labels.get(attribute)
         if known is None or not torch.isin(labels[labels >= 0], known).any():
@@ -166,9 +166,9 @@ def _neighbours(
         guess = known[neighbour]  # (M, k)
         right = (guess == labels[:, None]).to(torch.int8)
         right[(guess < 0) | (labels[:, None] < 0)] = -1
-        found[f"{name}/right/{attribute}"] = right[queries]
-        found[f"confusion/nearest/{attribute}"] = _count(labels, guess[:, 0])
-    return found
+        arrays[f"{name}/right/{attribute}"] = right[queries]
+        arrays[f"confusion/nearest/{attribute}"] = _count(labels, guess[:, 0])
+    return arrays
 
 
 def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
@@ -184,12 +184,12 @@ def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, T
     image, text = F.normalize(query.image, dim=1), F.normalize(query.text, dim=1)
     to_text = first[(image[queries] @ text[first].T).topk(min(num_nearest, len(first)))[1]]
     to_image = (text[asked] @ image.T).topk(min(num_nearest, len(rows)))[1]
-    found: dict[str, Tensor | np.ndarray] = {}
+    arrays: dict[str, Tensor | np.ndarray] = {}
     for kind, start, nearest in (("image_to_text", queries, to_text), ("text_to_image", asked, to_image)):
         right = (ids[nearest] == ids[start][:, None]).to(torch.int8)
-        found |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
-        found[f"gallery/{kind}/right/caption"] = right
-    return found
+        arrays |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
+        arrays[f"gallery/{kind}/right/caption"] = right
+    return arrays
 
 
 def _zero_shot(query: Features, classes: NamedClasses) -> Tensor:

@@ -75,36 +75,36 @@ def logistic(
     rows, labels = labelled(query, attribute)
     probed = finite(query.trunk[rows])
     fit, held = split(len(x), held_out, seed)
-    found: dict[float, tuple[float, Linear]] = {}  # exponent -> accuracy on the held-out part, classifier
+    probes: dict[float, tuple[float, Linear]] = {}  # exponent -> accuracy on the held-out part, classifier
 
     def look(exponent: float) -> None:
-        if exponent in found or not exponents[0] <= exponent <= exponents[1]:
+        if exponent in probes or not exponents[0] <= exponent <= exponents[1]:
             return
-        weaker = [e for e in found if e < exponent]  # a start from there takes a fraction of the steps
-        start = found[max(weaker)][1] if weaker else None
+        weaker = [e for e in probes if e < exponent]  # a start from there takes a fraction of the steps
+        start = probes[max(weaker)][1] if weaker else None
         probe = fit_logistic(
             x[fit], target[fit], len(classes), c=10**exponent, start=start, max_iter=max_iter, tolerance=tolerance
         )
-        found[exponent] = (probe.predict(x[held]) == target[held]).double().mean().item(), probe
+        probes[exponent] = (probe.predict(x[held]) == target[held]).double().mean().item(), probe
 
     step = 2.0
     for number in range(int((exponents[1] - exponents[0]) / step) + 1):
         look(exponents[0] + number * step)
     while step > 1 / steps_per_decade:
         step /= 2
-        best = _best(found)
+        best = _best(probes)
         look(best - step)
         look(best + step)
-    best = _best(found)
+    best = _best(probes)
     probe = fit_logistic(
-        x, target, len(classes), c=10**best, start=found[best][1], max_iter=max_iter, tolerance=tolerance
+        x, target, len(classes), c=10**best, start=probes[best][1], max_iter=max_iter, tolerance=tolerance
     )
     name = f"linear_{attribute}"
     return accuracy(name, classes[probe.predict(probed)], labels) | {f"{name}_C": 10**best}
 
 
-def _best(found: dict[float, tuple[float, Linear]]) -> float:
-    return min(found, key=lambda exponent: (-found[exponent][0], exponent))
+def _best(probes: dict[float, tuple[float, Linear]]) -> float:
+    return min(probes, key=lambda exponent: (-probes[exponent][0], exponent))
 
 
 @torch.no_grad()

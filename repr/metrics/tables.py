@@ -119,7 +119,7 @@ def ranks(queries: Tensor, candidates: Tensor, right: Tensor, *, chunk_size: int
     """
     candidates = F.normalize(candidates.double(), dim=1)
     right = right[right[:, 0].argsort()]
-    found = []
+    ranks = []
     for start in range(0, len(queries), chunk_size):
         cosine = F.normalize(queries[start : start + chunk_size].double(), dim=1) @ candidates.T  # (chunk, C)
         ends = right.new_tensor([start, start + len(cosine)])
@@ -127,5 +127,5 @@ def ranks(queries: Tensor, candidates: Tensor, right: Tensor, *, chunk_size: int
         own = torch.zeros_like(cosine, dtype=torch.bool)
         own[right[first:last, 0] - start, right[first:last, 1]] = True
         nearest = cosine.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        found.append((~(cosine < nearest - TIE) & ~own).sum(1))
-    return torch.cat(found)
+        ranks.append((~(cosine < nearest - TIE) & ~own).sum(1))
+    return torch.cat(ranks)

@@ -118,10 +118,10 @@ def encoders(objective: nn.Module, option: str, off: str) -> list[tuple[str, nn.
         ValueError: there are none.
     """
     known = dict(objective.named_modules())
-    found = [(name, known[name]) for name in getattr(objective, "ENCODERS", ()) if name in known]
-    if not found:
+    named = [(name, known[name]) for name in getattr(objective, "ENCODERS", ()) if name in known]
+    if not named:
         raise ValueError(f"{option}: {type(objective).__name__} names no ENCODERS; set it to {off}")
-    return found
+    return named
 
 
 def _has_batch_norm(module: nn.Module) -> bool:
