@@ -217,12 +217,13 @@ def test_reading_shards_runs_no_code(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    # Without eps Adam makes steps of the rounding of a key's bias, whose gradient is zero.
+    # Without eps Adam makes steps of the rounding of a key's bias, whose gradient is zero. Rounding moves a step by up to
+    # lr / eps times itself: convolutions of another memory layout round gradients of some CPUs by 3e-7.
     [
         ("lars", {}),
         ("lars_l2", {}),
         ("lamb", {"max_grad_norm": None, "eps": 1e-3}),
-        ("adamw", {"eps": 1e-3}),
+        ("adamw", {"eps": 1e-2}),
         ("sgd", {}),
     ],
 )
