@@ -96,10 +96,12 @@ class MaskedViews(Objective):
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
-        """Views that cannot be compared, and what every masked flow finds."""
+        """Views that cannot be compared, missing captions, and what every masked flow finds."""
         sizes = view_sizes(cfg)
         if (cfg.objective.get("weights") or {}).get("contrast") and (len(sizes) < 2 or sizes[0] != sizes[1]):
             yield f"contrast is between two views of one size, and views has {sizes}: set views=simclr"
+        if (cfg.objective.get("masking") or {}).get("kind") == "text" and cfg.data.get("tokenizer") is None:
+            yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
         yield from masking_faults(cfg)
 
     def embed(self, batch: Batch) -> dict[str, Tensor]:

@@ -304,6 +304,10 @@ SMALL = ["run_folder=x", "eval=images", "image_size=32", *VIT]
             ["objective=mae_clip_tgm", "objective.masking.kind=random", "scorer=open_clip:ViT-B-32/openai"],
             "set one of the two",
         ),
+        (
+            ["objective=mae", "+objective.masking.kind=text", "tokenizer=null"],
+            "reads captions here, and tokenizer is null",
+        ),
         (["objective=cmae", "tokenizer=null"], "between two views of one size, and views has [32]"),
         (["objective=mae", "eval=emoji"], "eval.zero_shot needs text"),
         (["objective=mae_clip_tgm", "scorer=open_clip:ViT-B-32/openai"], "takes pictures of 224 pixels"),
