@@ -47,8 +47,8 @@ CASES = {
     "vicreg, ViT": ["objective=vicreg", "views=simclr", *IMAGES, *VIT, "objective.dim=1024"],
     "swav, ResNet, multi-crop": ["objective=swav", "views=multicrop", *IMAGES, "objective.num_prototypes=300"],
     "pixpro, ResNet": ["objective=pixpro", "views=byol", *IMAGES],
-    "mae, ViT": ["objective=mae", "views=mae", *IMAGES, *VIT, "+backbone.fc_norm=false", "objective.decoder_depth=2"],
-    "mae_clip, ViT": ["objective=mae_clip", *VIT, "objective.decoder_depth=2"],
+    "mae, ViT": ["objective=mae", "views=mae", *IMAGES, *VIT, "+backbone.fc_norm=false", "+objective.decoder.depth=2"],
+    "mae_clip, ViT": ["objective=mae_clip", *VIT, "+objective.decoder.depth=2"],
 }
 ROWS = (16, 64, 256)
 PRECISIONS = ("32-true", "bf16-mixed")

@@ -41,8 +41,10 @@ from repr.data.datamodule import DataModule
 from repr.data.sources.emoji import Emoji
 from repr.data.views import View
 from repr.models.backbone import backbone
+from repr.models.decoder import Decoder
+from repr.models.masking import Masking
 from repr.objectives.joint_embedding import JointEmbedding
-from repr.objectives.masked_contrast import MaskedContrast
+from repr.objectives.masked_autoencoders import MaskedViews
 from repr.objectives.swav import SwAV
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +109,7 @@ def stable_pretraining(
 
 
 def our_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
-    flow = MaskedContrast(model, mask_ratio=ratio, normalize_target=False)
+    flow = MaskedViews(model, masking=Masking(ratio=ratio), decoder=partial(Decoder, normalize_target=False))
     batch = Batch(views=[images], seed=torch.arange(len(images)))
     return flow, lambda: flow.total(flow.step(batch).terms)
 

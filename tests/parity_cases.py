@@ -43,7 +43,7 @@ TABLES += [
     option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.{name}=input")
 ]
 VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIVES} | {
-    "mae_clip, blocks": {"name": "mae_clip", "overrides": ["objective.masking=block", *PATCHES]},
+    "mae_clip, blocks": {"name": "mae_clip", "overrides": ["+objective.masking.kind=block", *PATCHES]},
     "mae_clip_tgm, many patches": {"name": "mae_clip_tgm", "overrides": PATCHES},
     "swav, queue": {"name": "swav", "overrides": QUEUE},
     "swav, BatchNorm, queue": {"name": "swav", "overrides": QUEUE, "backbone": ["backbone.name=test_resnet"]},

@@ -367,7 +367,7 @@ def config(overrides: Sequence[str], gpus: int, config_dir: str | None = None) -
         )
     if cfg.get("scorer"):
         notes.append(f"scorer={cfg.scorer} is left out: the frozen scorer's weights and features come on top.")
-        cfg.objective.scorer = None
+        cfg.scorer = None
     if cfg.get("compile"):
         notes.append("compile=true is left out: what a compiler fuses is not held, so the forecast is rather too high.")
         cfg.compile = False

@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks/results/mae_contrastive.md"
 METHODS = {
     "random encoder": ["experiment=mae_emoji", "optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"],
     "MAE": ["experiment=mae_emoji"],
-    "CLIP": ["experiment=mae_clip_emoji", "objective.mask_ratio=0", "objective.weights.reconstruction=0"],
+    "CLIP": ["experiment=mae_clip_emoji", "+objective.masking.ratio=0", "objective.weights.reconstruction=0"],
     "MAE + CLIP, random": ["experiment=mae_clip_emoji"],
     "MAE + CLIP, text-guided": ["experiment=mae_clip_tgm_emoji"],
     "contrastive MAE": ["experiment=cmae_emoji"],

@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from repr.losses.reconstruction import normalize_patches
 from repr.models.masking import take
 
 _NORM: Any = partial(nn.LayerNorm, eps=1e-6)
@@ -67,6 +68,7 @@ class Decoder(nn.Module):
         depth: blocks.
         num_heads: heads of each.
         mlp_ratio: hidden width of each block's MLP over ``dim``.
+        normalize_target: whether it predicts patches that were brought to mean 0 and variance 1, each by itself.
         num_prefix_tokens: class token and registers, which pass the decoder with the patches.
 
     Raises:
@@ -81,16 +83,17 @@ class Decoder(nn.Module):
         grid: tuple[int, int],
         patch_dim: int,
         *,
-        dim: int,
-        depth: int,
-        num_heads: int,
+        dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
         mlp_ratio: float = 4.0,
+        normalize_target: bool = True,
         num_prefix_tokens: int = 1,
     ) -> None:
         super().__init__()
         if dim % 4 or dim % num_heads:
-            raise ValueError(f"decoder_dim={dim}; set it to a multiple of 4 and of decoder_heads={num_heads}")
-        self.num_prefix_tokens = num_prefix_tokens
+            raise ValueError(f"decoder.dim={dim}; set it to a multiple of 4 and of decoder.num_heads={num_heads}")
+        self.num_prefix_tokens, self.normalize_target = num_prefix_tokens, normalize_target
         self.embed = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         positions = sincos_positions(dim, grid, num_prefix_tokens=num_prefix_tokens).float()
@@ -122,3 +125,14 @@ class Decoder(nn.Module):
         x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
         patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
         return self.predict(patches if ids_predict is None else take(patches, ids_predict))
+
+    def target(self, patches: Tensor) -> Tensor:
+        """What it is to predict for patches: (B, R, patch_dim) -> the same shape."""
+        return normalize_patches(patches) if self.normalize_target else patches
+
+    def pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
+        """Predicted patches as pixels (B, L, patch_dim); mean and variance, if not predicted, are the true ones'."""
+        if not self.normalize_target:
+            return pred
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return pred * (variance + 1e-6).sqrt() + mean

@@ -8,7 +8,9 @@ mask depends neither on ranks nor on what was run before.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from repr.models.slicing import in_slices
 from repr.seeds import uniform
 
 MASK_STREAM = 16  # of the batch's seed; view v draws from stream 16 + v
+Scorer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # pictures and tokens -> features of patches and of captions
 
 
 class Mask(NamedTuple):
@@ -33,37 +36,58 @@ class Mask(NamedTuple):
 def num_kept(num_patches: int, ratio: float) -> int:
     """How many of ``num_patches`` patches are kept: ``num_patches * (1 - ratio)``, cut to a whole number, at least 1.
 
-    That is the rule of MAE's code, where ratio 0.9 of 10 patches keeps none; here it keeps one. As there, the product
-    is a binary one, so 0.9 of 100 patches keeps 9.
+    MAE's code has the same rule, but may keep none. The product is a binary one: 0.9 of 100 patches keeps 9.
     """
     return max(1, int(num_patches * (1 - ratio)))
 
 
-def ratio_fault(num_patches: int, ratio: float, *, reconstruct: bool) -> str | None:
-    """What is wrong with a share of removed patches, or None.
+@dataclass(frozen=True)
+class Masking:
+    """How many patches of a picture are removed, and which.
 
     Args:
-        num_patches: L.
-        ratio: the share.
-        reconstruct: whether a loss needs removed patches.
+        kind: ``random``; ``block``, those around a random point; ``text``, those most similar to the caption.
+        ratio: share of removed patches; :func:`num_kept` says how many are kept.
+        scorer: what knows captions for ``kind=text``, frozen, ``(images (B, 3, S, S), tokens (B, L)) -> (B, D, h, w),
+            (B, D)``, such as :class:`repr.runs.scorer.PatchScorer`; None: the towers of the flow itself.
+
+    Raises:
+        ValueError: there is no such kind, the ratio is no share below 1, or nothing asks the scorer.
     """
-    if not 0 <= ratio < 1:
-        return f"mask_ratio={ratio} would keep nothing or is no share: set it from 0 to below 1"
-    if reconstruct and num_kept(num_patches, ratio) == num_patches:
-        return (
-            f"mask_ratio={ratio} keeps all {num_patches} patches, so nothing is left to reconstruct: raise it, or set "
-            "objective.weights.reconstruction=0"
-        )
-    return None
+
+    kind: Literal["random", "block", "text"] = "random"
+    ratio: float = 0.75
+    scorer: Scorer | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("random", "block", "text"):
+            raise ValueError(f"objective.masking.kind is '{self.kind}'; set it to random, block or text")
+        if not 0 <= self.ratio < 1:
+            raise ValueError(f"objective.masking.ratio={self.ratio} would keep nothing: set it from 0 to below 1")
+        if self.kind != "text" and self.scorer is not None:
+            raise ValueError(f"scorer is for objective.masking.kind=text, and it is {self.kind}: set one of the two")
+
+    def draw(
+        self, seed: Tensor, grid: tuple[int, int], *, num_views: int = 1, similarity: Tensor | None = None
+    ) -> Mask:
+        """Draw V masks for each of B seeds, from a ``grid`` of (rows, columns): V * B masks, the first view's first.
+
+        ``kind=text`` draws them from ``similarity`` (V * B, L), the cosines of :func:`patch_similarity`.
+        """
+        num_patches, views = grid[0] * grid[1], range(num_views)
+        if self.kind == "random":
+            scores = [random_scores(seed, num_patches, view=view) for view in views]
+        elif self.kind == "block":
+            scores = [block_scores(seed, grid, view=view) for view in views]
+        else:
+            assert similarity is not None
+            parts = similarity.chunk(num_views)
+            scores = [text_scores(part, seed, view=view) for view, part in zip(views, parts, strict=True)]
+        return mask_from_scores(torch.cat(scores), num_kept(num_patches, self.ratio))
 
 
 def mask_from_scores(scores: Tensor, num_keep: int) -> Mask:
-    """Keep the patches with the smallest scores; of equal scores the first.
-
-    Args:
-        scores: (B, L).
-        num_keep: K, the same for every picture.
-    """
+    """Keep the K patches with the smallest of the scores (B, L); of equal scores the first."""
     order = scores.argsort(dim=1, stable=True)
     ids_restore = order.argsort(dim=1)
     return Mask(order[:, :num_keep], order[:, num_keep:], ids_restore, (ids_restore >= num_keep).float())
@@ -75,18 +99,10 @@ def random_scores(seed: Tensor, num_patches: int, *, view: int = 0) -> Tensor:
 
 
 def block_scores(seed: Tensor, grid: tuple[int, int], *, view: int = 0) -> Tensor:
-    """Nearness to a random point, so that the removed patches are a block round it.
+    """Nearness to a random point, so that the removed patches are a block round it: (B,) int64 -> (B, L).
 
     The block is a rectangle as far as the picture's edge does not cut it; its height by width is drawn
     log-uniformly from [0.3, 1 / 0.3], the range of BEiT's blocks (Bao et al., 2021, arXiv 2106.08254).
-
-    Args:
-        seed: (B,) int64.
-        grid: rows and columns of patches.
-        view: which view's mask it is.
-
-    Returns:
-        (B, L), highest at the point.
     """
     rows, columns = grid
     draws = uniform(seed, 3 + rows * columns, stream=MASK_STREAM + view)
@@ -99,15 +115,9 @@ def block_scores(seed: Tensor, grid: tuple[int, int], *, view: int = 0) -> Tenso
 
 
 def text_scores(similarity: Tensor, seed: Tensor, *, view: int = 0) -> Tensor:
-    """Similarity to the caption, so that the patches most like it are removed.
+    """Cosines with the caption (B, L), without gradient, so that the patches most like it are removed.
 
-    Args:
-        similarity: (B, L) cosines; without gradient here.
-        seed: (B,) int64; noise of 1e-6 decides among patches that are equally similar.
-        view: which view's mask it is.
-
-    Returns:
-        (B, L).
+    Noise of 1e-6, from the seed (B,), decides among patches that are equally similar.
     """
     return similarity.detach().float() + 1e-6 * random_scores(seed, similarity.shape[1], view=view)
 
@@ -128,6 +138,11 @@ def patch_similarity(features: Tensor, text: Tensor, grid: tuple[int, int]) -> T
     if cosine.shape[1:] != grid:
         cosine = F.interpolate(cosine[:, None], grid, mode="bilinear", align_corners=False)[:, 0]
     return cosine.flatten(1)
+
+
+def project_map(projection: nn.Module, features: Tensor) -> Tensor:
+    """Apply a projection of pooled features to each patch: (B, C, h, w) -> (B, D, h, w)."""
+    return projection(features.movedim(1, -1)).movedim(-1, 1)
 
 
 def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
@@ -175,13 +190,8 @@ def take(tokens: Tensor, ids: Tensor, *, num_prefix_tokens: int = 0) -> Tensor:
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))
 
 
-def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
-    """What keeps a backbone from being masked, or None.
-
-    Args:
-        vit: the backbone.
-        image_size: side of the views in pixels; None: what the backbone was made for.
-    """
+def vit_fault(vit: nn.Module) -> str | None:
+    """What keeps a backbone from being masked, or None."""
     model: Any = vit
     needed = ("patch_embed", "patch_drop", "pos_embed", "num_prefix_tokens", "forward_features", "norm")
     if any(getattr(model, name, None) is None for name in needed):
@@ -190,33 +200,9 @@ def vit_fault(vit: nn.Module, image_size: int | None = None) -> str | None:
         return f"{type(vit).__name__} normalises after pooling, so its patches stay as they are: set fc_norm=false"
     if not isinstance(model.patch_drop, nn.Identity):
         return f"{type(vit).__name__} drops patches of its own: leave patch_drop_rate out"
-    sides = model.patch_embed.img_size if image_size is None else (image_size, image_size)
-    (patch, width), side = model.patch_embed.patch_size, model.patch_embed.img_size[0]
-    if patch != width:
-        return f"{type(vit).__name__} has patches of {patch} x {width} pixels: set backbone to a ViT with square ones"
-    for given in sides:
-        if given % patch:
-            return f"patches of {patch} pixels do not fill an image of {given}: set image_size to a multiple of {patch}"
-        if given != side:
-            return f"the views have {given} pixels and the backbone was made for {side}: set both to image_size"
-    return None
-
-
-def masking_fault(masking: str, scorer: bool, *, text: bool) -> str | None:
-    """What is wrong with the way in which patches are chosen, or None.
-
-    Args:
-        masking: ``random``, ``block`` or ``text``.
-        scorer: whether there is a frozen scorer.
-        text: whether the flow contrasts with a text tower, which then can score.
-    """
-    if masking not in ("random", "block", "text"):
-        return f"objective.masking is '{masking}'; set it to random, block or text"
-    if masking == "text" and not scorer and not text:
-        return (
-            "objective.masking=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run folder, "
-            "or give objective.text and a weight of contrast"
-        )
-    if masking != "text" and scorer:
-        return f"objective.scorer is for objective.masking=text, and masking is {masking}: set one of the two"
+    (patch, width), sides = model.patch_embed.patch_size, model.patch_embed.img_size
+    if patch != width or sides[0] != sides[1]:
+        return f"{type(vit).__name__} cuts {sides} pixels into {patch} x {width}: set backbone to a ViT of square ones"
+    if sides[0] % patch:
+        return f"patches of {patch} pixels do not fill an image of {sides[0]}: set image_size to a multiple of {patch}"
     return None

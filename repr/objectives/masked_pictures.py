@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -9,49 +11,40 @@ from torch import Tensor
 
 from repr.drawing import PAPER, SIDE, Show, enlarge, grid
 from repr.losses.reconstruction import patchify, unpatchify
+from repr.models.decoder import Decoder
+from repr.objectives.masked import Masked
 
-LINE, NUM_LINES = 18, 3  # height of a line of text in pixels; lines of a caption
+LINE, NUM_LINES, LETTERS = 18, 3, 24  # height of a line of text in pixels; lines of a caption, letters of a line
 BLANK = 128  # the gray of a removed patch
 
 
-def draw(
-    images: Tensor,
-    removed: Tensor,
-    show: Show,
-    *,
-    patch_size: int,
-    pred: Tensor | None = None,
-    similarity: Tensor | None = None,
-    tokens: Tensor | None = None,
-) -> Tensor:
+def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Show) -> Tensor:
     """Draw a column a sample.
 
-    From top to bottom: image, image without the removed patches, kept patches with the predicted ones, map of
-    similarity (dark to bright from the least to the most similar patch), caption.
+    From top to bottom: image, image without the removed patches; with a decoder, kept patches with the predicted ones;
+    for text-guided masking, map of similarity (dark to bright from the least to the most similar patch) and caption.
 
     Args:
-        images: (B, 3, S, S) float, normalised.
-        removed: (B, L), 1 = removed.
+        masked: images, normalised, and what the encoder made of them.
+        decoder: rebuilds them.
+        text: (B, T), CLIP's token ids of the captions.
         show: undoes the normalisation.
-        patch_size: p.
-        pred: (B, L, p * p * 3), the patches as predicted; None leaves the row out.
-        similarity: (B, L); None leaves the row out.
-        tokens: (B, T), CLIP's token ids of the captions; None leaves the row out.
 
     Returns:
         (3, H, W) uint8 on the CPU.
     """
-    pixels = show(images)
-    holes = unpatchify(removed[..., None].expand(-1, -1, patch_size**2), patch_size=patch_size).cpu() > 0
+    images, mask, size = masked.images.float(), masked.mask, masked.patch_size
+    pixels, patches, removed = show(images), patchify(images, patch_size=size), mask.removed[..., None]
+    holes = unpatchify(removed.expand(-1, -1, size**2), patch_size=size).cpu() > 0
     rows = {"image": pixels, "visible": torch.where(holes, BLANK, pixels.int()).byte()}
-    if pred is not None:
-        both = torch.where(removed[..., None] > 0, pred, patchify(images, patch_size=patch_size))
-        rows["reconstruction"] = show(unpatchify(both, patch_size=patch_size))
-    if similarity is not None:
-        rows["similarity"] = _heat(similarity.float().cpu())
+    if decoder is not None:
+        pred = decoder.pixels(decoder(masked.tokens, mask.ids_restore).float(), patches)
+        rows["reconstruction"] = show(unpatchify(torch.where(removed > 0, pred, patches), patch_size=size))
+    if masked.similarity is not None:
+        rows["similarity"] = _heat(masked.similarity.float().cpu())
     cells = [[_write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
-    if tokens is not None:
-        cells.append([_write("caption"), *(_write(_caption(row)) for row in tokens.tolist())])
+    if masked.similarity is not None and text is not None:
+        cells.append([_write("caption"), *(_write(_caption(row)) for row in text.tolist())])
     return grid(cells)
 
 
@@ -74,13 +67,7 @@ def _caption(ids: list[int]) -> str:
 
 def _write(text: str) -> Tensor:
     """Words on paper as wide as a picture: (3, H, W) uint8. What does not fit is cut."""
-    font, lines = ImageFont.load_default(14), [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if not lines[-1] or font.getlength(longer) <= SIDE:
-            lines[-1] = longer
-        else:
-            lines.append(word)
     canvas = Image.new("L", (SIDE, LINE * NUM_LINES), PAPER)
-    ImageDraw.Draw(canvas).text((0, 0), "\n".join(lines[:NUM_LINES]), "black", font)
+    lines = textwrap.wrap(text, LETTERS)[:NUM_LINES]
+    ImageDraw.Draw(canvas).text((0, 0), "\n".join(lines), "black", ImageFont.load_default(14))
     return torch.from_numpy(np.asarray(canvas).copy()).expand(3, -1, -1)

@@ -2,62 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from repr.models.backbone import feature_map
+from repr.models.masking import project_map
 from repr.runs.folder import CONFIG, is_run, load_run
 from repr.runs.initial_weights import load_weights, open_clip_model
 
+OTHER_WORDS = "scorer={} reads another vocabulary than CLIP's, which the captions are in: name another"
+Towers = tuple[Any, Callable[[Tensor], Tensor], int]  # model with encode_text, images -> (B, D, h, w), text length
 
-@dataclass(frozen=True)
-class ScorerFacts:
-    """What a scorer was made for, known without its weights.
 
-    Attributes:
-        image_size: side of its pictures in pixels.
-        mean: of the channels, subtracted from pixels in [0, 1].
-        std: likewise.
-        has_patches: whether its picture features are a mean or a token over patches that share their space.
-        has_words: whether it reads CLIP's vocabulary.
-    """
+class ScorerFacts(NamedTuple):
+    """What a scorer was made for, known without its weights."""
 
-    image_size: int
-    mean: tuple[float, ...]
+    image_size: int  # side of its pictures in pixels
+    mean: tuple[float, ...]  # of the channels, subtracted from pixels in [0, 1]
     std: tuple[float, ...]
-    has_patches: bool
-    has_words: bool
 
 
 class PatchScorer:
     """Patches and captions in the space of a trained image-text model.
 
-    It is no ``nn.Module``: its weights are not trained, and in no checkpoint of the run. Of a CLIP ViT the patch
-    features are the tokens after the last norm, through the projection that CLIP applies to the class token.
+    It is no ``nn.Module``: its weights are not trained, and in no checkpoint of the run. They are read with the first
+    batch, so that a run can be checked, evaluated and exported without them. Of a CLIP ViT the patch features are the
+    tokens after the last norm, through the projection that CLIP applies to the class token.
 
     Args:
         source: ``open_clip:NAME/TAG`` (TAG is a tag of open_clip or the path of a local file), or the folder of a run
             with an image-text objective.
 
-    Attributes:
-        facts: what it was made for.
-
     Raises:
-        ValueError: there is no such source, or it gives no patch features.
+        ValueError: the source cannot be one, see :func:`scorer_facts`.
     """
 
     def __init__(self, source: str) -> None:
-        self.facts = scorer_facts(source)
-        if not self.facts.has_patches:
-            raise ValueError(f"scorer={source} gives no patch features: name one with a ViT and linear projection")
-        kind, _, rest = source.partition(":")
-        self._model, self._features, self._context = _of_open_clip(rest) if kind == "open_clip" else _of_run(source)
-        self._model.eval().requires_grad_(False)
+        self.source, self.facts = source, scorer_facts(source)
 
     @classmethod
     def load(cls, source: str | None) -> PatchScorer | None:
@@ -66,11 +52,32 @@ class PatchScorer:
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
-        """A scorer that cannot be given the views of the config."""
+        """A scorer that does not exist, or that cannot be given the views of the config."""
+        source, mean, std = cfg.scorer, cfg.data.mean, cfg.data.std
+        if source is None:
+            return
+        try:
+            facts = scorer_facts(source)
+        except ValueError as error:
+            yield str(error)
+            return
         size = next((view.size for view in (cfg.get("views") or {}).values()), cfg.image_size)
-        mean, std = cfg.data.mean, cfg.data.std
-        if cfg.scorer and (fault := scorer_fault(cfg.scorer, image_size=size, mean=mean, std=std)):
-            yield fault
+        if facts.image_size != size:
+            yield (
+                f"scorer={source} takes pictures of {facts.image_size} pixels, and the views have {size}: set "
+                f"image_size={facts.image_size}, or name another scorer"
+            )
+        for name, ours, theirs in (("mean", mean, facts.mean), ("std", std, facts.std)):
+            if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-3):
+                yield f"scorer={source} was trained with data.{name}={list(theirs)}: set that, or name another scorer"
+
+    @cached_property
+    def _towers(self) -> Towers:
+        with torch.random.fork_rng(devices=[]):
+            kind, _, rest = self.source.partition(":")
+            towers = _of_open_clip(rest) if kind == "open_clip" else _of_run(self.source)
+        towers[0].eval().requires_grad_(False)
+        return towers
 
     @torch.no_grad()
     def __call__(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,9 +90,10 @@ class PatchScorer:
         Returns:
             Features of patches (B, D, h, w), and of captions (B, D).
         """
-        self._model.to(images.device)
-        text = self._model.encode_text(fit_length(tokens, self._context))
-        return self._features(images), text
+        model, features, length = self._towers
+        model.to(images.device)
+        text = model.encode_text(fit_length(tokens, length))
+        return features(images), text
 
 
 def scorer_facts(source: str) -> ScorerFacts:
@@ -95,7 +103,8 @@ def scorer_facts(source: str) -> ScorerFacts:
         source: as for :class:`PatchScorer`.
 
     Raises:
-        ValueError: there is no such source, or it is no image-text model.
+        ValueError: there is no such source, it is no image-text model, its picture features are no mean or token of
+            patches that share their space, or it reads another vocabulary than CLIP's.
     """
     kind, _, rest = source.partition(":")
     if kind != "open_clip":
@@ -108,45 +117,16 @@ def scorer_facts(source: str) -> ScorerFacts:
     config = open_clip.get_model_config(name)
     vision, text, given = config["vision_cfg"], config["text_cfg"], open_clip.get_pretrained_cfg(name, tag)
     size = vision.get("image_size", 224)
+    resnet = not isinstance(vision.get("layers", 12), int)  # CLIP's own, which pool by attention
+    if resnet or vision.get("timm_pool", "avg") not in ("avg", "token", "") or vision.get("attentional_pool"):
+        raise ValueError(f"scorer={source} gives no patch features: name one with a ViT and linear projection")
+    if "hf_tokenizer_name" in text or text.get("vocab_size", 49408) != 49408:
+        raise ValueError(OTHER_WORDS.format(source))
     return ScorerFacts(
         image_size=size if isinstance(size, int) else size[0],
         mean=tuple(given.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         std=tuple(given.get("std") or open_clip.OPENAI_DATASET_STD),
-        has_patches=(
-            isinstance(vision.get("layers", 12), int)  # a list: CLIP's ResNets, which pool by attention
-            and vision.get("timm_pool", "avg") in ("avg", "token", "")
-            and not vision.get("attentional_pool")
-        ),
-        has_words="hf_tokenizer_name" not in text and text.get("vocab_size", 49408) == 49408,
     )
-
-
-def scorer_fault(source: str, *, image_size: int, mean: Sequence[float], std: Sequence[float]) -> str | None:
-    """Why a scorer cannot be given the views of a run, or None.
-
-    Args:
-        source: as for :class:`PatchScorer`.
-        image_size: side of the views in pixels.
-        mean: by which they are normalised.
-        std: likewise.
-    """
-    try:
-        facts = scorer_facts(source)
-    except ValueError as error:
-        return str(error)
-    if not facts.has_patches:
-        return f"scorer={source} gives no patch features: name one with a ViT and linear projection"
-    if not facts.has_words:
-        return f"scorer={source} reads another vocabulary than CLIP's, which the captions are in: name another"
-    if facts.image_size != image_size:
-        return (
-            f"scorer={source} takes pictures of {facts.image_size} pixels, and the views have {image_size}: set "
-            f"image_size={facts.image_size}, or name another scorer"
-        )
-    for name, ours, theirs in (("mean", mean, facts.mean), ("std", std, facts.std)):
-        if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-3):
-            return f"scorer={source} was trained with data.{name}={list(theirs)}: set that, or name another scorer"
-    return None
 
 
 def fit_length(tokens: Tensor, length: int) -> Tensor:
@@ -158,37 +138,28 @@ def fit_length(tokens: Tensor, length: int) -> Tensor:
     return cut
 
 
-Scorer = tuple[Any, Callable[[Tensor], Tensor], int]  # model with encode_text, images -> (B, D, h, w), text length
-
-
-def _of_open_clip(name_and_tag: str) -> Scorer:
+def _of_open_clip(name_and_tag: str) -> Towers:
     model: Any = open_clip_model(name_and_tag, "scorer")
     visual = model.visual
     if hasattr(visual, "trunk"):
-        return model, lambda images: _project(visual.head, feature_map(visual.trunk, images)), model.context_length
+        return model, lambda images: project_map(visual.head, feature_map(visual.trunk, images)), model.context_length
 
     def features(images: Tensor) -> Tensor:
-        found = visual.forward_intermediates(
-            images, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
-        )
-        return torch.einsum("bchw,cd->bdhw", found["image_intermediates"][-1], visual.proj)
+        options = {"normalize_intermediates": True, "intermediates_only": True, "output_fmt": "NCHW"}
+        (patches,) = visual.forward_intermediates(images, indices=1, **options)["image_intermediates"]
+        return torch.einsum("bchw,cd->bdhw", patches, visual.proj)
 
     return model, features, model.context_length
 
 
-def _of_run(folder: str) -> Scorer:
+def _of_run(folder: str) -> Towers:
     from hydra.utils import instantiate
 
     cfg = _run_config(folder)
     model: Any = instantiate(cfg.objective)
     load_weights(model, folder)
     project = model.image_projection
-    return model, lambda images: _project(project, feature_map(model.backbone, images)), model.text.context_length
-
-
-def _project(projection: nn.Module, features: Tensor) -> Tensor:
-    """Apply a projection of pooled features to each patch: (B, C, h, w) -> (B, D, h, w)."""
-    return projection(features.movedim(1, -1)).movedim(-1, 1)
+    return model, lambda images: project_map(project, feature_map(model.backbone, images)), model.text.context_length
 
 
 def _run_config(folder: str) -> Any:
@@ -197,13 +168,12 @@ def _run_config(folder: str) -> Any:
     cfg: Any = load_run(folder)
     if "text" not in cfg.objective or cfg.objective.text is None:
         raise ValueError(f"scorer={folder} encodes images only: name a run of an image-text objective")
-    if "scorer" in cfg.objective:
-        cfg.objective.scorer = None  # it was needed for training alone
+    cfg.scorer = None  # its own was needed for training alone
     return cfg
 
 
 def _run_facts(folder: str) -> ScorerFacts:
     cfg = _run_config(folder)
-    words = (cfg.get("tokenizer") or {}).get("_target_") == "open_clip.SimpleTokenizer"
-    mean, std = tuple(cfg.data.mean), tuple(cfg.data.std)
-    return ScorerFacts(cfg.image_size, mean, std, has_patches=True, has_words=words)
+    if (cfg.get("tokenizer") or {}).get("_target_") != "open_clip.SimpleTokenizer":
+        raise ValueError(OTHER_WORDS.format(folder))
+    return ScorerFacts(cfg.image_size, tuple(cfg.data.mean), tuple(cfg.data.std))

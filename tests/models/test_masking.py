@@ -11,17 +11,18 @@ from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
 from repr.models.backbone import backbone
 from repr.models.decoder import Decoder, sincos_positions
 from repr.models.masking import (
+    Masking,
     block_scores,
     encode_kept,
     mask_from_scores,
     num_kept,
     patch_similarity,
     random_scores,
-    ratio_fault,
     take,
     text_scores,
     vit_fault,
 )
+from repr.objectives.masked import make_decoder
 from tests.golden import golden
 
 MASKING, POSITIONS, FULL = golden("mae_masking"), golden("mae_posembed"), golden("mae_full")
@@ -233,16 +234,18 @@ def test_half_precision_and_copies() -> None:
 
 def test_what_cannot_be_masked_is_told() -> None:
     assert vit_fault(backbone(**VIT)) is None
-    assert "patches of 16 pixels do not fill an image of 72" in str(vit_fault(backbone(**VIT), 72))
+    assert "patches of 16 pixels do not fill an image of 72" in str(vit_fault(backbone(**VIT | {"image_size": 72})))
     assert "leave patch_drop_rate out" in str(vit_fault(backbone(**VIT, patch_drop_rate=0.5)))
     assert "ResNet has no patch tokens" in str(vit_fault(backbone("test_resnet")))
-    assert ratio_fault(16, 0.75, reconstruct=True) is None
-    assert ratio_fault(16, 0.0, reconstruct=False) is None
-    assert "keeps all 16 patches" in str(ratio_fault(16, 0.0, reconstruct=True))
+    assert make_decoder(backbone(**VIT), Masking(ratio=0.75), "learned", Decoder) is not None
+    assert make_decoder(backbone(**VIT), Masking(ratio=0.0), "learned", None) is None
+    with pytest.raises(ValueError, match="keeps all 16 patches"):
+        make_decoder(backbone(**VIT), Masking(ratio=0.0), "learned", Decoder)
     for ratio in (1.0, 1.5, -0.1):
-        assert "set it from 0 to below 1" in str(ratio_fault(16, ratio, reconstruct=False))
+        with pytest.raises(ValueError, match="set it from 0 to below 1"):
+            Masking(ratio=ratio)
     for dim, heads in ((10, 2), (12, 5)):
-        with pytest.raises(ValueError, match="set it to a multiple of 4 and of decoder_heads"):
+        with pytest.raises(ValueError, match=r"set it to a multiple of 4 and of decoder\.num_heads"):
             Decoder(8, (2, 2), 12, dim=dim, depth=1, num_heads=heads)
     with pytest.raises(ValueError, match="a multiple of 4, not 6"):
         sincos_positions(6, (2, 2))

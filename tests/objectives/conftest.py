@@ -28,15 +28,15 @@ SMALL_HEAD = {
     "hidden_dim": 32,
     "dim": 16,
     "num_prototypes": 12,
-    "decoder_dim": 128,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
 }
+SMALL_DECODER = {"dim": 128, "depth": 1, "num_heads": 2}
 
 
 def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int = 0) -> Objective:
     """An objective of conf/objective with small towers and a small head."""
     head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in options(name)]
+    if "decoder" in options(name):
+        head += [f"+objective.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
     given = {override.partition("=")[0] for override in OWN.get(name, [])}
     small = [override for override in SMALL if override.partition("=")[0] not in given]
     cfg = compose([f"objective={name}", *small, *OWN.get(name, []), *backbone, *head, *overrides])

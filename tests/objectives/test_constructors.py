@@ -11,7 +11,7 @@ from torch import nn
 from repr.objectives.base import Objective
 from repr.objectives.image_text import ImageText
 from repr.objectives.joint_embedding import JointEmbedding
-from repr.objectives.masked_contrast import MaskedContrast
+from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
 from repr.objectives.mixup_contrast import MixupContrast
 from repr.objectives.pixpro import PixPro
 from repr.objectives.swav import SwAV
@@ -30,7 +30,8 @@ MAKERS: dict[str, Callable[[Any], Objective]] = {
     "JointEmbedding": JointEmbedding,
     "SwAV": SwAV,
     "PixPro": PixPro,
-    "MaskedContrast": MaskedContrast,
+    "MaskedViews": MaskedViews,
+    "MaskedImageText": lambda backbone: MaskedImageText(backbone, text()),
     "MixupContrast": lambda backbone: MixupContrast(backbone, num_classes=3, weights={"image_head": 1.0}),
 }
 
@@ -57,4 +58,4 @@ def test_what_is_no_text_tower_is_one_error(wrong: Any) -> None:
     with pytest.raises(ValueError, match="which has no output_dim: give a module such as open_clip's TextTransformer"):
         ImageText(vit(num_classes=0), wrong)
     with pytest.raises(ValueError, match="which has no output_dim"):
-        MaskedContrast(vit(num_classes=0), text=wrong, weights={"contrast": 1.0})
+        MaskedImageText(vit(num_classes=0), wrong)

@@ -29,7 +29,8 @@ from repr.models.masking import (
     random_scores,
     text_scores,
 )
-from repr.objectives.masked_contrast import MaskedContrast
+from repr.objectives.masked import encode_visible
+from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
 from repr.runs.scorer import PatchScorer, fit_length, scorer_facts
 from tests.objectives.conftest import VIT, build, make_batch, tokenizer
 from tests.test_fit import same, weights
@@ -39,7 +40,7 @@ AVERAGE = ["+backbone.global_pool=avg", "+backbone.fc_norm=false"]
 MAE = ["mae", "mae_clip", "mae_clip_tgm", "cmae"]
 
 
-def seen_by(flow: MaskedContrast, batch: Batch) -> list[tuple[int, ...]]:
+def seen_by(flow: MaskedViews | MaskedImageText, batch: Batch) -> list[tuple[int, ...]]:
     """Shapes of what enters the first block in a step."""
     shapes: list[tuple[int, ...]] = []
     hook = flow.backbone.blocks[0].register_forward_hook(lambda module, inputs, output: shapes.append(output.shape[:2]))
@@ -100,15 +101,15 @@ def test_masks_come_from_the_seed_alone() -> None:
 
 
 def test_blocks_are_an_option() -> None:
-    flow, batch = build("mae", SMALL_PATCHES, "objective.masking=block"), make_batch(8)
-    mask, _ = flow._mask(batch["views"][0], batch, None)
+    flow, batch = build("mae", SMALL_PATCHES, "+objective.masking.kind=block"), make_batch(8)
+    mask = encode_visible(flow.backbone, flow.masking, batch).mask
     assert torch.equal(mask.ids_keep, mask_from_scores(block_scores(batch["seed"], (4, 4)), 4).ids_keep)
 
 
 def test_the_flows_own_towers_score_without_a_gradient() -> None:
     flow, batch = build("mae_clip_tgm", SMALL_PATCHES, *AVERAGE), make_batch(8)
     text = flow.encode_text(batch["text"])
-    mask, similarity = flow._mask(batch["views"][0], batch, text)
+    _, mask, _, similarity, _ = flow._encode_visible(batch, text)
     assert not similarity.requires_grad
     with torch.no_grad():
         patches = feature_map(flow.backbone, batch["views"][0]).flatten(2).transpose(1, 2)
@@ -137,16 +138,16 @@ def test_a_run_scores(image_text_run: Path) -> None:
     scorer = PatchScorer(str(image_text_run))
     features, text = scorer(batch["views"][0], batch["text"])
     assert features.shape == (8, 24, 1, 1)  # at 32 pixels
-    run = scorer._model
+    run = scorer._towers[0]
     torch.testing.assert_close(features.mean((2, 3)), run.encode_image(batch["views"][0]))
     torch.testing.assert_close(text, run.encode_text(fit_length(batch["text"], 16)))
     flow = build("mae_clip_tgm", SMALL_PATCHES, f"scorer={image_text_run}")
     assert seen_by(flow, batch) == [(8, 7)]  # the flow's own towers are not asked
     expected = text_scores(patch_similarity(features, text, (4, 4)), batch["seed"])
-    mask, _ = flow._mask(batch["views"][0], batch, None)
+    mask = encode_visible(flow.backbone, flow.masking, batch).mask
     assert torch.equal(mask.ids_keep, mask_from_scores(expected, 6).ids_keep)
     assert not [name for name in flow.state_dict() if "scorer" in name]
-    assert not scorer._model.training
+    assert not run.training
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +171,7 @@ def test_a_model_of_open_clip_scores(tiny_open_clip: str) -> None:
     scorer = PatchScorer(tiny_open_clip)
     features, text = scorer(batch["views"][0], batch["text"])
     assert features.shape == (8, 24, 4, 4)
-    model = scorer._model
+    model = scorer._towers[0]
     torch.testing.assert_close(features.mean((2, 3)), model.encode_image(batch["views"][0]))  # it pools by the mean
     torch.testing.assert_close(text, model.encode_text(fit_length(batch["text"], 77)))
     assert scorer_facts(tiny_open_clip).image_size == 32
@@ -218,7 +219,7 @@ def test_the_encoder_is_a_plain_timm_vit(options: list[str]) -> None:
 
 
 def test_positions_are_fixed_or_learned() -> None:
-    fixed, learned = build("mae"), build("mae", "objective.positions=learned")
+    fixed, learned = build("mae"), build("mae", "+objective.positions=learned")
     assert not fixed.backbone.pos_embed.requires_grad
     assert learned.backbone.pos_embed.requires_grad
     assert fixed.backbone.pos_embed[0, 0].eq(0).all()  # the class token has none
@@ -260,7 +261,7 @@ def test_autocast_stays_finite_and_close(name: str) -> None:
 
 
 def test_contrast_alone_has_no_decoder_and_may_see_everything() -> None:
-    flow = build("mae_clip", SMALL_PATCHES, "objective.weights.reconstruction=0", "objective.mask_ratio=0")
+    flow = build("mae_clip", SMALL_PATCHES, "objective.weights.reconstruction=0", "+objective.masking.ratio=0")
     assert flow.decoder is None
     assert seen_by(flow, make_batch(8)) == [(8, 17)]
     assert flow.step(make_batch(8)).terms.keys() == {"contrast"}
@@ -291,17 +292,21 @@ SMALL = ["run_folder=x", "eval=images", "image_size=32", *VIT]
         (["objective=mae", "backbone.image_size=64"], "the views have 32 pixels and the backbone was made for 64"),
         (["objective=mae", "+backbone.global_pool=avg"], "normalises after pooling"),
         (["objective=mae", "+backbone.pretrained=true"], "objective.positions=sincos would replace"),
-        (["objective=mae", "objective.mask_ratio=1.0"], "mask_ratio=1.0 would keep nothing"),
-        (["objective=mae", "objective.mask_ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
+        (["objective=mae", "+objective.masking.ratio=1.0"], "masking.ratio=1.0 would keep nothing"),
+        (["objective=mae", "+objective.masking.ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
         (["objective=mae", "image_size=16"], "keeps all 1 patches"),
-        (["objective=mae", "objective.masking=tube"], "set it to random, block or text"),
-        (["objective=mae", "objective.masking=text"], "has nothing that knows captions"),
+        (["objective=mae", "+objective.masking.kind=tube"], "set it to random, block or text"),
+        (["objective=mae", "+objective.masking.kind=text"], "has nothing that knows captions"),
         (["objective=mae_clip", "tokenizer=null"], "reads captions here, and tokenizer is null"),
         (["objective=mae_clip_tgm", "tokenizer=null"], "reads captions here, and tokenizer is null"),
         (["objective=mae_clip_tgm", "objective.weights.contrast=0"], "has nothing that knows captions"),
         (
-            ["objective=mae_clip_tgm", "objective.masking=random", "scorer=open_clip:ViT-B-32/openai"],
+            ["objective=mae_clip_tgm", "objective.masking.kind=random", "scorer=open_clip:ViT-B-32/openai"],
             "set one of the two",
+        ),
+        (
+            ["objective=mae", "+objective.masking.kind=text", "tokenizer=null"],
+            "reads captions here, and tokenizer is null",
         ),
         (["objective=cmae", "tokenizer=null"], "between two views of one size, and views has [32]"),
         (["objective=mae", "eval=emoji"], "eval.zero_shot needs text"),
@@ -346,24 +351,24 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
         flow.step(Batch(views=batch["views"], text=batch["text"]))
     with pytest.raises(ValueError, match=r"2 view\(s\) of \(32, 32\) pixels are masked, and the batch has"):
         build("cmae").step(Batch(views=batch["views"][1:], seed=batch["seed"]))
-    with pytest.raises(ValueError, match="encodes images only"):
-        build("mae").encode_text(batch["text"])
+    assert not hasattr(build("mae"), "encode_text")
     vit = timm.create_model("vit_tiny_patch16_224", img_size=40, depth=1, num_classes=0)
     for options, words in (
         ({}, "patches of 16 pixels do not fill an image of 40"),
-        ({"temperature": 2.0}, "temperature_range"),
         ({"positions": "none"}, "set it to sincos or learned"),
     ):
         with pytest.raises(ValueError, match=words):
-            MaskedContrast(vit, **options)
+            MaskedViews(vit, **options)
+    with pytest.raises(ValueError, match="temperature_range"):
+        MaskedImageText(flow.backbone, flow.text, temperature=2.0)
 
 
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_masks(tmp_path: Path) -> None:
     small = [
-        "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "objective.decoder_dim=32", "text.width=32",
-        "objective.decoder_depth=1", "objective.decoder_heads=2", "text.layers=1", "optim.lr=1e-3", "data.eval={}",
-        "trainer.limit_train_batches=6", "eval=images",
+        "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "+objective.decoder.dim=32", "text.width=32",
+        "+objective.decoder.depth=1", "+objective.decoder.num_heads=2", "text.layers=1", "optim.lr=1e-3",
+        "data.eval={}", "trainer.limit_train_batches=6", "eval=images",
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
     kill = ["_target_=tests.signals.SignalAt", "step=2", f"number={int(signal.SIGTERM)}"]

@@ -1,0 +1,261 @@
+"""Masked autoencoders: of one view or two, with and without contrast, and with captions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repr.batch import Batch, StepOutput
+from repr.distributed import gather
+from repr.drawing import Show
+from repr.losses.chance import at_chance
+from repr.losses.contrastive import clip, nt_xent
+from repr.models.backbone import feature_map, width_of
+from repr.models.decoder import Decoder
+from repr.models.heads import mlp
+from repr.models.masking import Masking, project_map
+from repr.objectives.base import Objective
+from repr.objectives.masked import (
+    RANDOM,
+    MakeDecoder,
+    Masked,
+    Positions,
+    captions,
+    embed_unmasked,
+    encode_visible,
+    make_decoder,
+    masking_faults,
+    reconstruction,
+    reconstruction_at_chance,
+)
+from repr.objectives.masked_pictures import draw
+from repr.objectives.views import view_sizes
+from repr.optim import Optim
+
+
+class MaskedViews(Objective):
+    """A ViT sees some patches of a picture, and a decoder rebuilds the others; two views of a picture may be compared.
+
+    MAE (He et al., 2021, arXiv 2111.06377) has the weight of ``reconstruction`` alone and takes the first view: patches
+    -> mask -> backbone on the kept patches alone -> decoder -> pixels of the removed ones
+    (:func:`repr.losses.reconstruction.masked_mse`). It has no BatchNorm and gathers nothing.
+
+    Contrastive MAE has a weight of ``contrast`` too and takes the first two views, as CAN does (Mishra et al., 2022,
+    arXiv 2210.16870, section 3, here without its noise): both are masked, encoded in one pass and rebuilt, and what the
+    backbone pools of the visible patches goes through a head to NT-Xent (:func:`repr.losses.contrastive.nt_xent`).
+    BatchNorm is in the head alone and sees both views of all ranks; the head's outputs are gathered.
+
+    Terms: ``reconstruction``, ``contrast``.
+
+    Args:
+        backbone: a timm ``VisionTransformer`` without classifier. What it pools (``global_pool``) is what is contrasted
+            and evaluated; for the mean of patches with the last norm before it set ``fc_norm=false`` too.
+        masking: which patches are removed; text-guided masking needs a scorer.
+        decoder: called as :class:`repr.models.decoder.Decoder`, such as a ``functools.partial`` of it.
+        positions: ``sincos`` replaces the backbone's positions by MAE's fixed ones; ``learned`` leaves them.
+        hidden_dim: hidden width of the head, which has three layers.
+        dim: width of its embedding.
+        temperature: the cosines are divided by it.
+        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
+        weights: weight of each term; the default is MAE.
+        optim: optimizer and schedule.
+
+    Raises:
+        ValueError: a backbone that cannot be masked, or options that do not go together.
+    """
+
+    TERMS = ("reconstruction", "contrast")
+    PAIRWISE = ("contrast",)
+    ENCODERS = ("backbone", "decoder")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        masking: Masking = RANDOM,
+        decoder: MakeDecoder = Decoder,
+        positions: Positions = "sincos",
+        hidden_dim: int = 2048,
+        dim: int = 128,
+        temperature: float = 0.1,
+        chunk_size: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        super().__init__(backbone, weights={"reconstruction": 1.0} if weights is None else weights, optim=optim)
+        self.masking, self.chunk_size = masking, chunk_size
+        self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
+        self.num_views, self.head = 1, None
+        if "contrast" in self.weights:
+            self.num_views, self.head = 2, mlp([width_of(backbone), hidden_dim, hidden_dim, dim])
+            self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=False)
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """Views that cannot be compared, missing captions, and what every masked flow finds."""
+        sizes = view_sizes(cfg)
+        if (cfg.objective.get("weights") or {}).get("contrast") and (len(sizes) < 2 or sizes[0] != sizes[1]):
+            yield f"contrast is between two views of one size, and views has {sizes}: set views=simclr"
+        if (cfg.objective.get("masking") or {}).get("kind") == "text" and cfg.data.get("tokenizer") is None:
+            yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
+        yield from masking_faults(cfg)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """Embeddings of unmasked pictures, see :func:`repr.objectives.masked.embed_unmasked`."""
+        return embed_unmasked(self.backbone, batch["image"])
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The terms, those of two views on the global batch."""
+        masked = encode_visible(self.backbone, self.masking, batch, num_views=self.num_views)
+        output = StepOutput({}, {}, {})
+        if self.decoder is not None:
+            output.terms["reconstruction"] = reconstruction(self.decoder, masked)
+        if self.head is not None:
+            vit: Any = self.backbone
+            a, b = (gather(view) for view in self.head(vit.forward_head(masked.tokens)).float().chunk(2))  # (N, dim)
+            temperature = 1 / self.logit_scale.exp()
+            output.terms["contrast"] = nt_xent(a, b, temperature=temperature, chunk_size=self.chunk_size)
+            output.features["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
+        return output
+
+    def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
+        """``masking``: the first views, what is visible of them, and what is made of it."""
+        masked = encode_visible(self.backbone, self.masking, batch)
+        return {"masking": draw(masked, self.decoder, batch.get("text"), show)}
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of the reconstruction only where patches are normalised."""
+        contrast = at_chance(nt_xent, num_rows=num_rows, dim=0)
+        return {"contrast": contrast, **reconstruction_at_chance(self.decoder, num_rows)}
+
+
+class MaskedImageText(Objective):
+    """A ViT sees some patches of a picture; the others are rebuilt, and what it saw is compared with the caption.
+
+    MAE with CLIP's contrast (after the video method of arXiv 2408.00759, equations 1 to 3): the first view is masked,
+    encoded and rebuilt as by :class:`repr.objectives.masked_views.MaskedViews`; what the backbone pools of the visible
+    patches -> ``image_projection``, against the text tower, with CLIP's loss (:func:`repr.losses.contrastive.clip`).
+    There is no BatchNorm. Both embeddings are gathered. Without a weight of ``reconstruction`` it is CLIP on masked
+    pictures, as FLIP (Li et al., 2022, arXiv 2212.00794).
+
+    Text-guided masking (``masking.kind=text``, the same paper): the patches most similar to the caption are removed.
+    The similarity is that of a frozen scorer, or else of the flow's own towers, whose image projection is linear, so
+    that it fits patches too; they see the whole picture for that, without gradient.
+
+    Terms: ``reconstruction``, ``contrast``.
+
+    Args:
+        backbone: a timm ``VisionTransformer`` without classifier, as for :class:`MaskedViews`.
+        text: text encoder with ``output_dim``, (B, L) -> (B, output_dim).
+        masking: as for :class:`MaskedViews`, like ``decoder`` and ``positions``; the flow itself can be the scorer.
+        decoder: likewise.
+        positions: likewise.
+        temperature: initial temperature; the logits are cosines divided by it.
+        learn_temperature: whether it is a parameter.
+        temperature_range: bounds to which it is clamped after every step.
+        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
+        weights: weight of each term; both 1 by default, as in the paper.
+        optim: optimizer and schedule.
+
+    Raises:
+        ValueError: a backbone that cannot be masked, or options that do not go together.
+    """
+
+    TERMS = ("reconstruction", "contrast")
+    PAIRWISE = ("contrast",)
+    ENCODERS = ("backbone", "text", "decoder")
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        text: nn.Module,
+        *,
+        masking: Masking = RANDOM,
+        decoder: MakeDecoder = Decoder,
+        positions: Positions = "sincos",
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        temperature_range: tuple[float, float] = (0.01, 1.0),
+        chunk_size: int | None = None,
+        weights: Mapping[str, float] | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        super().__init__(backbone, weights=dict.fromkeys(self.TERMS, 1.0) if weights is None else weights, optim=optim)
+        low, high = temperature_range
+        if not 0 < low <= temperature <= high:
+            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
+        if "contrast" not in self.weights:
+            raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
+        self.masking, self.chunk_size = masking, chunk_size
+        make = decoder if "reconstruction" in self.weights else None
+        self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
+        self.text = text
+        width = width_of(backbone)
+        self.image_projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)
+        nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
+        self.log_scale_range = (-math.log(high), -math.log(low))
+
+    @classmethod
+    def config_faults(cls, cfg: Any) -> Iterator[str]:
+        """Missing captions, and what every masked flow finds."""
+        if cfg.data.get("tokenizer") is None:
+            yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
+        yield from masking_faults(cfg)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """All patches, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""
+        return self.image_projection(self.backbone(images))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D), not normalised."""
+        return self.text(tokens)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """As :func:`repr.objectives.masked.embed_unmasked`, but ``image``, and ``text`` of captions, are projected."""
+        embeddings = embed_unmasked(self.backbone, batch["image"])
+        embeddings["image"] = self.image_projection(embeddings["trunk"])
+        if "text" in batch:
+            embeddings["text"] = self.encode_text(batch["text"])
+        return embeddings
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The terms, the contrast on the global batch."""
+        text = self.encode_text(captions(batch)).float()
+        masked = self._encode_visible(batch, text)
+        terms = {}
+        if self.decoder is not None:
+            terms["reconstruction"] = reconstruction(self.decoder, masked)
+        vit: Any = self.backbone
+        image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
+        scale = self.logit_scale.exp()
+        terms["contrast"] = clip(image, text, logit_scale=scale, chunk_size=self.chunk_size)
+        return StepOutput(terms, {"image": image, "text": text}, {"temperature": (-self.logit_scale.detach()).exp()})
+
+    def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
+        def score(images: Tensor) -> tuple[Tensor, Tensor]:
+            return project_map(self.image_projection, feature_map(self.backbone, images)), text
+
+        return encode_visible(self.backbone, self.masking, batch, scorer=score)
+
+    def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
+        """``masking``: the pictures, what is visible of them, and what is made of it.
+
+        For text-guided masking the similarity to the caption and the caption too.
+        """
+        masked = self._encode_visible(batch, self.encode_text(captions(batch)).float())
+        return {"masking": draw(masked, self.decoder, batch["text"], show)}
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of the reconstruction only where patches are normalised."""
+        contrast = at_chance(clip, num_rows=num_rows, dim=0)
+        return {"contrast": contrast, **reconstruction_at_chance(self.decoder, num_rows)}
+
+    def update_targets(self) -> None:
+        """Clamp the temperature."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(*self.log_scale_range)
