@@ -217,8 +217,8 @@ def test_reading_shards_runs_no_code(
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    # Without eps Adam makes steps of the rounding of a key's bias, whose gradient is zero. Rounding moves a step by up to
-    # lr / eps times itself: convolutions of another memory layout round gradients of some CPUs by 3e-7.
+    # Without eps Adam makes steps of the rounding of the bias of a key, whose gradient is zero. Rounding moves a step
+    # by lr / eps times itself, and convolutions of another memory layout round gradients by 3e-7 on some CPUs.
     [
         ("lars", {}),
         ("lars_l2", {}),
