@@ -263,15 +263,12 @@ def build(cfg: DictConfig, batch_size: int) -> Objective:
     import torch
     from hydra.utils import instantiate
 
-    from repr.models.freezing import freeze
-
     length, options = cfg.objective.get("queue_length"), {}
     if length:
         options["queue_length"] = max(1, round(length / batch_size)) * batch_size
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # the check of the config has told
         objective = instantiate(cfg.objective, **options)
-        freeze(objective, cfg.get("freeze") or {})
         prepare(objective, cfg, 1)
     return objective.to(getattr(torch, WHOLE.get(str(cfg.trainer.precision), "float32")))
 
