@@ -74,7 +74,8 @@ class Run:
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What ``repr.evaluate`` has written, the latest last: folder -> content of ``metrics.json``."""
-        return {folder.name: content for folder, content in load_evaluations(self.folder).items()}
+        told = {folder.name: content for folder, content in load_evaluations(self.folder).items()}
+        return {name: content for name, content in told.items() if content.get("format") == 1}  # of others none
 
     @cached_property
     def exhibits(self) -> dict[str, Exhibits]:

@@ -101,8 +101,7 @@ def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
     places = (f"{EVALUATIONS}/*/{EVALUATION}",) if is_run(folder) else (f"*/{EVALUATION}", EVALUATION)
     paths = [path for place in places for path in sorted(Path(folder).glob(place))]
     paths.sort(key=lambda path: path.stat().st_mtime)
-    contents = {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
-    return {place: content for place, content in contents.items() if content.get("format") == 1}
+    return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def stage_folder(run: str | Path, stage: int) -> Path:
