@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -44,7 +45,8 @@ def trained(methods: Sequence[str], options: Namespace) -> dict[str, list[Any]]:
             if (error := future.exception()) is not None:
                 pool.shutdown(cancel_futures=True)
                 raise error
-            line = f"{time.monotonic() - start:.0f} s: {method}, seed {seed}: {json.dumps(future.result())}"
+            numbers = re.sub(r"(\.\d{3})\d+", r"\1", json.dumps(future.result()))
+            line = f"{time.monotonic() - start:.0f} s: {method}, seed {seed}: {numbers}"
             print(line, file=sys.stderr, flush=True)
     return {method: [futures[method, seed].result() for seed in range(options.seeds)] for method in methods}
 
