@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(cfg)
         from hydra.utils import instantiate
 
-        procedure = instantiate(cfg.procedure) if cfg.get("procedure") else single  # runs of old have none
+        procedure = instantiate(cfg.procedure)
         from repr.training.checkpoints import Stopped
 
         try:

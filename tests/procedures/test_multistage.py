@@ -325,5 +325,5 @@ def test_processes_choose_no_folder_of_their_own(tmp_path: Path) -> None:
     stage = instantiate(cfg.procedure).stage_config(cfg, 1)
     assert stage.run_folder == str(tmp_path / "stage-1")
     assert stage.data.clusters.path == str(tmp_path / "stage-0" / "clusters.npz")
-    assert stage.callbacks.checkpoints.folder == str(tmp_path / "stage-1" / "checkpoints")
+    assert stage.callbacks.checkpoints.folder == str(tmp_path / "stage-1")
     assert cfg.data.clusters is None
