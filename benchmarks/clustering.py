@@ -53,7 +53,7 @@ def measure(method: str, num: int) -> dict[str, float]:
     import torch
 
     from repr.config import compose
-    from repr.procedures.stages import cluster
+    from repr.procedures.features import cluster
 
     options = compose(["procedure=multistage"]).procedure.clustering
     options.update(METHODS[method])

@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from benchmarks.report import hardware, publish
 from repr.config import check, compose
 from repr.training.trainer import prepare
-from tools.plan import Planner, fake_batch
+from tools.forecast import Planner, fake_batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plan.md"

@@ -40,7 +40,7 @@ def user_message(error: BaseException) -> str | None:
         return lines[-1].partition(": ")[2] if ours else None
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return str(error) if raised_in == "__main__" or raised_in.startswith("repr.") else None
+    return str(error) if raised_in.partition(".")[0] in ("__main__", "repr", "tools") else None
 
 
 def is_first() -> bool:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repr.cli import is_first, one_line_errors
 from repr.config import ConfigError, check, compose
-from repr.runs.folder import CHECKPOINTS, REPORT, Results, load_run, save_config, save_results
+from repr.runs.folder import REPORT, Results, load_run, save_config, save_results
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -82,13 +82,13 @@ def train(cfg: DictConfig) -> Run:
     from repr.report.exhibits import save_exhibits
     from repr.report.page import write_report
     from repr.runs.checkpoint_files import read_beside
-    from repr.runs.checkpoints import last_checkpoint
-    from repr.training.lost_ranks import naming_lost_ranks
+    from repr.runs.checkpoints import checkpoint_path, last_checkpoint
+    from repr.runs.initial_weights import load_weights
     from repr.training.metrics_file import keep_rows
-    from repr.training.trainer import make_trainer, prepare
+    from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
 
     folder = Path(cfg.run_folder)
-    checkpoint = last_checkpoint(folder / CHECKPOINTS) if cfg.resume else None
+    checkpoint = last_checkpoint(folder) if cfg.resume else None
     if cfg.resume and checkpoint is None:
         raise ConfigError([f"{folder} has no checkpoint to resume from: start the experiment anew"])
     # No tensors here, only what stands beside them; Lightning reads the rest.
@@ -98,17 +98,19 @@ def train(cfg: DictConfig) -> Run:
     objective = instantiate(cfg.objective)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
     trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
-    prepare(objective, cfg, trainer, from_start=checkpoint is None)
+    if cfg.init_from and checkpoint is None:
+        trainer.print(load_weights(objective, cfg.init_from))
+    prepare(objective, cfg, trainer.world_size)
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
     if trainer.is_global_zero:
         save_config(cfg, folder)
         keep_rows(trainer, saved)
-    with naming_lost_ranks(folder):
+    with telling_how_to_go_on(trainer, folder):
         trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
-        trainer.save_checkpoint(folder / CHECKPOINTS / "step=0.ckpt")
+        trainer.save_checkpoint(checkpoint_path(folder, 0))
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
     if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
@@ -138,11 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(cfg)
         from hydra.utils import instantiate
 
-        procedure = instantiate(cfg.procedure) if cfg.get("procedure") else single  # runs of old have none
+        procedure = instantiate(cfg.procedure)
+        from repr.training.checkpoints import Stopped
+
         try:
             procedure(cfg)
-        except SystemExit as stop:
-            if type(stop).__name__ == "Stopped" and is_first():
+        except Stopped as stop:
+            if is_first():
                 print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
             raise SystemExit(stop.code) from None
         if is_first():

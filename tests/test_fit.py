@@ -38,7 +38,7 @@ def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
-    path = last_checkpoint(folder / "checkpoints")
+    path = last_checkpoint(folder)
     assert path is not None
     return torch.load(path, weights_only=True)["state_dict"]
 

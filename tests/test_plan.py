@@ -11,8 +11,9 @@ from benchmarks.plan import CASES, case, measured, predicted, steps
 from repr.config import ConfigError
 from repr.distributed import gather, world_size
 from tools import scaling
+from tools.forecast import BUCKETS, Planner
 from tools.memory_trace import processes
-from tools.plan import BUCKETS, Planner, config, main, options_of
+from tools.plan import config, main, options_of
 
 ROOT = Path(__file__).parents[1]
 TINY = [

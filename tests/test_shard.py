@@ -166,7 +166,7 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
 def test_a_folder_of_shards_is_read_whole_and_for_init_from(folder: tuple[Path, dict[str, torch.Tensor]]) -> None:
     path, weights = folder
     assert damage(path) is None
-    assert last_checkpoint(path.parent) == path
+    assert last_checkpoint(path.parents[1]) == path
     assert read_beside(path)["global_step"] == 3
     content = read_checkpoint(path)
     assert content["state_dict"].keys() == weights.keys()
@@ -193,7 +193,7 @@ def test_a_damaged_folder_of_shards_is_never_read(folder: tuple[Path, dict[str, 
     assert damage(path) is None
     (path / CHECKSUMS).write_text(json.dumps({}))
     with pytest.raises(ValueError, match="no whole checkpoint"):
-        last_checkpoint(path.parent)
+        last_checkpoint(path.parents[1])
 
 
 class Attack:

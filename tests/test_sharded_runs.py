@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -51,7 +53,7 @@ def samples(folder: Path) -> list:
 
 
 def content(folder: Path) -> dict:
-    path = last_checkpoint(folder / "checkpoints")
+    path = last_checkpoint(folder)
     assert path is not None
     return read_checkpoint(path)
 
@@ -122,8 +124,17 @@ def test_a_run_with_a_killed_process_goes_on_on_other_processes(
             else:
                 assert status == 1, out
                 assert "Traceback" not in out
-                told = f"rank {killed} (process " if killed else "rank 0, which held the run together, died"
-                assert f"error: {told}" in out
+                assert "error: another process has died" in out
+                assert f"resume={folder} goes on from the last checkpoint" in out
         names = [path.name for path in (folder / "checkpoints").iterdir()]
         assert names == [f"step={STEPS if step == -1 else step}.ckpt"]
     assert_as(folder, whole(flow))
+
+
+@pytest.mark.slow
+def test_of_processes_that_lightning_has_started_the_killed_one_is_named(tmp_path: Path) -> None:
+    kill = ["+callbacks.kill.step=2", "+callbacks.kill.rank=1"]
+    command = [sys.executable, "-m", "repr.fit", *start(tmp_path / "run", *FLOWS["swav"], *kill), *on(2, "ddp")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: another process has died (local rank 1 was ended by signal 9); resume=" in done.stderr

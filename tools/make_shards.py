@@ -31,7 +31,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from repr.cli import user_message
+from repr.cli import one_line_errors, user_message
 from repr.config import ConfigError, check, compose
 from repr.data.sources.pictures import IMAGE_SUFFIXES
 from repr.data.sources.source import Source
@@ -300,17 +300,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quality", type=int, help="of JPEG and WebP that are made smaller (90)")
     parser.add_argument("--workers", type=int, default=0, help="processes that write; 0: this one")
     options = parser.parse_intermixed_args(arguments)
-    try:
-        done = make_shards(_source(options), options.out, **_shard_options(options))
-    except KeyboardInterrupt:
-        sys.exit("stopped; the same command goes on")
-    except Exception as error:
-        message = str(error) if isinstance(error, ConfigError) else user_message(error)
-        if message is None and isinstance(error, OSError):  # what can be read was read: the disk is at fault
-            message = f"{options.out}: {str(error).splitlines()[-1]}"
-        if message is None:
-            raise
-        sys.exit(f"error: {message}")
+    with one_line_errors():
+        try:
+            done = make_shards(_source(options), options.out, **_shard_options(options))
+        except KeyboardInterrupt:
+            sys.exit("stopped; the same command goes on")
+        except OSError as error:
+            if user_message(error) is not None:
+                raise
+            # What can be read was read: the disk is at fault.
+            raise OSError(f"{options.out}: {str(error).splitlines()[-1]}") from error
     unreadable = [row for record in done.values() for row in record["unreadable"]]
     print(f"{sum(record['samples'] for record in done.values()):,} samples in {options.out}")
     if unreadable:

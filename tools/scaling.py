@@ -14,8 +14,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from repr.config import CONF, nearest
-from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, Planner, config
+from repr.cli import one_line_errors
+from repr.config import CONF, ConfigError, nearest
+from tools.forecast import Planner
+from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, config
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- from python -m tools.scaling -->", "<!-- to here -->"
@@ -111,9 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("objectives", nargs="*", metavar="OBJECTIVE", help="all, unless some are named")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.objectives if name not in known]:
-        sys.exit(f"error: there is no objective '{unknown[0]}'; {nearest(unknown[0], known)}")
-    lines = "\n".join(tables(options.objectives or known))
+    with one_line_errors():
+        if unknown := [name for name in options.objectives if name not in known]:
+            raise ConfigError([f"there is no objective '{unknown[0]}'; {nearest(unknown[0], known)}"])
+        lines = "\n".join(tables(options.objectives or known))
     print(lines)
     if options.write:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)

@@ -2,11 +2,7 @@
 
 Stage 0 and two further stages, and the three joined, against two controls of the same size: three stage-0 models of
 different seeds joined, and stages whose cluster ids are random. Then, with two stages against two seeds, under which
-conditions it does so. Run from the root of the repository::
-
-    python -m benchmarks.claims.mcl            # three seeds and the conditions, at most half an hour on two cores
-    python -m benchmarks.claims.mcl --quick    # one seed and few steps, at most three minutes
-    python -m benchmarks.claims.mcl --write    # also writes benchmarks/results/mcl.md
+conditions it does so.
 
 All are runs of ``procedure=multistage``. Every model has the same number of steps; attributes are read by the ridge
 probe of pictures whose combination of attributes, or whose concept, was never trained on.
@@ -14,24 +10,21 @@ probe of pictures whose combination of attributes, or whose concept, was never t
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
-from scipy import stats
+from benchmarks.claims.mcl_runs import EMOJI, RENDERS, TRIFEATURE, Job, Runner, Setting, chance, prepare
+from benchmarks.claims.runs import Values, compared, table
 
-from benchmarks.claims.mcl_runs import EMOJI, RENDERS, TRIFEATURE, Job, Runner, Setting, Values, chance, prepare
-from benchmarks.report import hardware, publish
-
-ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "benchmarks/results/mcl.md"
+TITLE = "Multistage contrastive learning"
+LIBRARIES = ("torch", "scikit-learn", "lightning")
+SEEDS, LENGTH = (3, 1), (250, 30)  # steps
 STAGES = 3  # stage 0 included
 JOINED, SEEDS, RANDOM = "stages joined", "control: seeds joined", "control: random ids, joined"
 
@@ -158,20 +151,6 @@ def both(found: Sequence[Values]) -> str:
     return f"{mean(found, 'shape'):.3f} / {mean(found, 'texture'):.3f}"
 
 
-def table(rows: Mapping[str, Sequence[Values]]) -> list[str]:
-    """Mean and deviation over seeds of every attribute."""
-    names = list(rows[JOINED][0])
-    lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    for row, found in rows.items():
-        cells = []
-        for name in names:
-            column = [values[name] for values in found]
-            spread = f" ± {statistics.stdev(column):.3f}" if len(column) > 1 else ""
-            cells.append(f"{statistics.mean(column):.3f}{spread}")
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return lines
-
-
 def verdict(setting: Setting, rows: Mapping[str, Sequence[Values]]) -> list[str]:
     """In words that follow from the numbers; a difference counts if a paired t-test over seeds finds it (5 %)."""
     lines = []
@@ -190,59 +169,37 @@ def verdict(setting: Setting, rows: Mapping[str, Sequence[Values]]) -> list[str]
 
 
 def compare(ours: Sequence[Values], theirs: Sequence[Values], attribute: str) -> str:
-    """Whether one is above the other."""
-    differences = [a[attribute] - b[attribute] for a, b in zip(ours, theirs, strict=True)]
-    difference, limit = statistics.mean(differences), float("inf")
-    if len(differences) > 1:
-        error = statistics.stdev(differences) / len(differences) ** 0.5
-        limit = stats.t.ppf(0.975, len(differences) - 1) * error
-    word = "level" if abs(difference) <= limit else "above" if difference > 0 else "below"
-    return f"{attribute} {word} ({difference:+.3f} ± {limit:.3f})"
+    result = compared(ours, theirs, [attribute])
+    return f"{attribute} {result.word.split()[0]} ({result.mean:+.3f} ± {result.limit:.3f})"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, few steps, two settings, no conditions")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
-    args = parser.parse_args()
-    steps, seeds = (30, 1) if args.quick else (250, 3)
-    start = time.monotonic()
-    lines = [
-        "# Multistage contrastive learning",
-        "",
-        f"Mean and deviation over {seeds} seed(s); every model {steps} steps of 64 pictures, a network of four "
-        "convolutions at 32 pixels, AdamW. Accuracy of the ridge probe on the trunk; the controls join as many models. "
-        f"Trifeature: 800 combinations {RENDERS} times, probed on 200 others; emoji: probed on concepts never trained "
-        "on. k-means of what `encode_image` gives, 16 clusters for SimCLR on trifeature, else 10; small ones merged.",
-        "",
-        f"`{' '.join(['python -m benchmarks.claims.mcl', *sys.argv[1:]])}`",
-        "",
-        hardware("torch", "scikit-learn", "lightning"),
-    ]
+def settings(options: Namespace) -> str:
+    return (
+        f"Mean and deviation over {options.seeds} seed(s); every model {options.length} steps of 64 pictures, a "
+        "network of four convolutions at 32 pixels, AdamW. Accuracy of the ridge probe on the trunk; the controls "
+        f"join as many models. Trifeature: 800 combinations {RENDERS} times, probed on 200 others; emoji: probed on "
+        "concepts never trained on. k-means of what `encode_image` gives, 16 clusters for SimCLR on trifeature, else "
+        "10; small ones merged."
+    )
+
+
+def report(options: Namespace) -> Iterator[list[str]]:
     # Processes that are started anew, since a forked one would inherit torch's threads.
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(args.jobs, get_context("spawn"), prepare) as pool,
+        ProcessPoolExecutor(options.jobs, get_context("spawn"), prepare) as pool,
     ):
         runner = Runner(pool, Path(folder))
         for number, (name, setting) in enumerate(MAIN.items()):
-            rows = claim(runner, number, steps, seeds)
-            lines += ["", f"## {name}", "", *table(rows), "", *verdict(setting, rows)]
-            publish(lines, RESULTS if args.write else None)  # what is done is not lost
-        if not args.quick:
-            lines += [
-                "",
+            rows = claim(runner, number, options.length, options.seeds)
+            shown = table(rows, list(rows[JOINED][0]), corner="")
+            yield [f"## {name}", "", *shown, "", *verdict(setting, rows)]
+        if not options.quick:
+            yield [
                 "## When staging adds to joining",
                 "",
                 "Shape / texture, two stages joined against two seeds joined, mean of two seeds. Purity: share of "
                 "samples whose value of the easiest attribute is the most frequent one in their cluster of stage 0.",
                 "",
-                *conditions(runner, steps, seeds=2),
+                *conditions(runner, options.length, seeds=2),
             ]
-    lines += ["", f"{time.monotonic() - start:.0f} s in all."]
-    publish(lines, RESULTS if args.write else None)
-
-
-if __name__ == "__main__":
-    main()

@@ -21,8 +21,9 @@ from torch import nn
 
 from repr.config import check, compose
 from repr.data.clusters import Clusters
-from repr.procedures.stage_record import CLUSTERS
-from repr.runs.joined import Joined, load_objective
+from repr.runs.folder import CLUSTERS, JOINED, stage_folder
+from repr.runs.joined import Joined
+from repr.runs.trained import Trained
 from repr.training.trainer import make_trainer
 
 SIDE, RENDERS = 32, 8  # pixels; of each combination of trifeature
@@ -165,7 +166,7 @@ def config(job: Job, folder: Path) -> Any:
         clusters = {"_target_": target, "attribute": job.truth, "source": sources["train"]}
         cfg.procedure.first = {"data": {"clusters": clusters}}
     if job.start:  # the stages after it start from random weights, as all others
-        cfg.init_from = str(folder / job.start / "stage-0")
+        cfg.init_from = str(stage_folder(folder / job.start, 0))
         cfg.procedure.first = {"trainer": {"max_steps": 0}, "optim": {"warmup_steps": 0}}
         cfg.procedure.later = {"init_from": None}
     return cfg
@@ -184,7 +185,7 @@ def run(job: Job, folder: Path) -> dict[str, Values]:
     found = {name: values(results, job.setting) for name, results in columns.items()}
     if job.stages > 1:
         source = InMemory(job.setting.sources()["train"]["source"])
-        found["purity"] = purity(folder / job.name / "stage-0" / CLUSTERS, source)
+        found["purity"] = purity(stage_folder(folder / job.name, 0) / CLUSTERS, source)
     return found
 
 
@@ -203,9 +204,9 @@ def purity(path: Path, source: InMemory) -> Values:
 def join(job: Job, stages: Sequence[str], folder: Path) -> Values:
     """What stages, ``NAME/stage-S``, of jobs with the setting of ``job`` know joined."""
     cfg = config(job, folder)
-    cfg.run_folder = str(folder / "joined")
+    cfg.run_folder = str(folder / JOINED)
     evaluation = instantiate(cfg.callbacks.evaluation)
-    joined = Joined([load_objective(folder / stage) for stage in stages], norm="each").eval()
+    joined = Joined([Trained.read(folder / stage).objective for stage in stages], norm="each").eval()
     make_trainer(cfg, [evaluation], []).validate(joined, instantiate(cfg.data), verbose=False)
     return values(evaluation.results, job.setting)
 

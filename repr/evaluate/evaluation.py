@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from repr.cli import is_first
 from repr.config import CONF, ConfigError, compose
 from repr.files import replacing
-from repr.runs.folder import EVALUATION, EVALUATIONS, load_run, run_folder
+from repr.runs.folder import EVALUATION, EVALUATIONS, holder, load_run, run_folder
 
 if TYPE_CHECKING:
     from repr.evaluate.foreign import Encoder
@@ -140,8 +140,7 @@ def evaluation_folder(name: str) -> Path:
     """Where evaluations of a model are kept: below its run folder, or below ``runs`` in the working folder."""
     if name.startswith(FOREIGN):
         return Path("runs", EVALUATIONS, re.sub(r"[^\w.-]+", "_", name).strip("_"))
-    path = Path(name)
-    return (path.parent.parent if path.is_file() else path) / EVALUATIONS
+    return holder(name) / EVALUATIONS
 
 
 def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, str, list[Path]]:

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,20 +14,21 @@ from torch.nn.functional import normalize
 
 from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
-from repr.export.verify import Samples, our_answers, verify
+from repr.export.target import Answers, Export, Loaded, Samples, Target
+from repr.export.verify import verify
 from repr.files import replacing_folder
 from repr.runs.folder import load_run, stage_folders
 from repr.runs.trained import Trained
 
-STAGED = ("open_clip", "timm", "hf")  # whose reader joins stages
-TARGETS = (*STAGED, "onnx")
+TARGETS: dict[str, Target] = {
+    "open_clip": openclip.TARGET,
+    "timm": timm_trunk.TARGET,
+    "onnx": onnx_towers.TARGET,
+}
+HUB = "hf"  # open_clip where text was trained, otherwise timm, with a model card
+STAGED = ("open_clip", "timm", HUB)  # read by join_stages.py
 WEIGHTS = ("model", "teacher", "unaveraged")
-MARKS = (  # of an export
-    ("open_clip_config.json",),
-    ("config.json", "model.safetensors"),
-    ("stages.json", "join.py"),
-    ("image.onnx", "settings.json"),
-)
+STAGES, READER = "stages.json", "join.py"
 
 Source = str | Path | Trained
 
@@ -72,7 +73,7 @@ def export(
         return export_stages(stages, out, to=to, norm=procedure.get("norm", "joined"), weights=weights, force=force)
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
         samples, trained = Samples(Path(work)), _trained(source, weights)
-        verify(*write({folder: trained}, samples, to=to, untrained_text=untrained_text), samples)
+        verify([write(trained, folder, samples, to=to, untrained_text=untrained_text)], samples)
     return Path(out)
 
 
@@ -112,62 +113,52 @@ def export_stages(
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
         samples = Samples(Path(work))
-        trained = {folder / name: _trained(source, weights) for name, source in stages.items()}
-        for path in trained:
-            path.mkdir()
-        last = list(trained.values())[-1]
-        library = _library(to, last)
-        exports, answers = write(trained, samples, to=library)
-        entries = [{**entry, "folder": Path(entry["folder"]).name} for entry in exports]
-        timm_trunk.write_json({"stages": entries, "norm": norm}, folder / "stages.json")
-        shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / "join.py")
-        if to == "hf":
-            model_card.write(last, folder, library, num_stages=len(stages))
-        verify([{"to": "joined", "folder": str(folder)}], [_join(answers, norm)], samples)
+        trained = [_trained(source, weights) for source in stages.values()]
+        library = _library(to, trained[-1])
+        exports = []
+        for name, stage in zip(stages, trained, strict=True):
+            (folder / name).mkdir()
+            exports.append(write(stage, folder / name, samples, to=library))
+        entries = [{"to": library, "folder": export.folder.name, **export.arguments} for export in exports]
+        timm_trunk.write_json({"stages": entries, "norm": norm}, folder / STAGES)
+        shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / READER)
+        if to == HUB:
+            model_card.write(trained[-1], folder, library, num_stages=len(stages))
+        answers = _join([export.answers for export in exports], norm)
+        verify([Export("joined", folder, load_joined, {}, answers), *exports], samples)
     return Path(out)
 
 
-def write(
-    models: Mapping[Path, Trained], samples: Samples, *, to: str, untrained_text: bool = False
-) -> tuple[list[dict[str, Any]], list[dict[str, Tensor]]]:
-    """Write exports into empty folders.
+def write(trained: Trained, folder: Path, samples: Samples, *, to: str, untrained_text: bool = False) -> Export:
+    """Write an export into an empty folder.
 
     Args:
-        models: folder -> objective.
-        samples: what they will be shown.
-        to: one of ``TARGETS``.
+        trained: the objective.
+        folder: the folder.
+        samples: what it will be shown.
+        to: as for :func:`export`.
         untrained_text: as for :func:`export`.
 
-    Returns:
-        Of each, the arguments of its loader and what it must give: what :func:`repr.export.verify.verify` takes.
-
     Raises:
-        ConfigError: the library cannot express one.
+        ConfigError: the library cannot express the objective.
     """
-    exports: list[dict[str, Any]] = []
-    answers: list[dict[str, Tensor]] = []
-    for folder, trained in models.items():
-        library = _library(to, trained)
-        if library == "open_clip":
-            openclip.text_cfg(trained)  # for its errors, before anything is computed
-        ours = our_answers(trained, samples, trunk=library == "timm")
-        extra = {}
-        if library == "timm":
-            timm_trunk.write(trained, folder)
-        elif library == "onnx":
-            onnx_towers.write(trained, folder, ours)
-        else:
-            extra = openclip.write(trained, folder, ours["pixels"], untrained_text=untrained_text)
-        if to == "hf":
-            model_card.write(trained, folder, library)
-            extra = {"library": library}
-        exports.append({"to": to, "folder": str(folder), **extra})
-        answers.append(ours)
-    return exports, answers
+    library = _library(to, trained)
+    options = {"untrained_text": True} if untrained_text else {}
+    arguments, answers = TARGETS[library].write(trained, folder, samples, **options)
+    if to == HUB:
+        model_card.write(trained, folder, library)
+    return Export(to, folder, TARGETS[library].load, arguments, answers, library if to == HUB else None)
 
 
-def _join(answers: Sequence[Mapping[str, Tensor]], norm: str) -> dict[str, Tensor]:
-    """What all stages together must give, and each for itself.
+def load_joined(folder: str) -> Loaded:
+    """Run the reader beside the stages."""
+    import runpy
+
+    return runpy.run_path(f"{folder}/join.py")["load"]()
+
+
+def _join(answers: Sequence[Answers], norm: str) -> dict[str, Tensor]:
+    """What all stages together must give.
 
     Raises:
         ConfigError: the stages see other pixels or tokens.
@@ -180,7 +171,7 @@ def _join(answers: Sequence[Mapping[str, Tensor]], norm: str) -> dict[str, Tenso
         if name in joined:
             parts = [normalize(answer[name], dim=-1) if norm == "each" else answer[name] for answer in answers]
             joined[name] = normalize(torch.cat(parts, dim=-1), dim=-1)
-    return joined | {f"{name}_{i}": tensor for i, answer in enumerate(answers) for name, tensor in answer.items()}
+    return joined
 
 
 def _trained(source: Source, weights: str) -> Trained:
@@ -195,17 +186,17 @@ def _trained(source: Source, weights: str) -> Trained:
 
 
 def _library(to: str, trained: Trained) -> str:
-    return to if to != "hf" else "open_clip" if trained.has_text else "timm"
+    return to if to != HUB else "open_clip" if trained.has_text else "timm"
 
 
 def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights: str) -> None:
     """Raise before anything is read."""
     out = Path(out)
-    if to not in TARGETS:
-        raise ConfigError([f"to={to}; set it to {', '.join(TARGETS[:-1])} or {TARGETS[-1]}"])
+    if to not in (names := list(dict.fromkeys((*STAGED, *TARGETS)))):
+        raise ConfigError([f"to={to}; set it to {', '.join(names[:-1])} or {names[-1]}"])
     if weights not in WEIGHTS:
         raise ConfigError([f"weights={weights}; set it to {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"])
-    if to == "onnx" and (fault := onnx_towers.missing()):
+    if to in TARGETS and (fault := TARGETS[to].missing()):
         raise ConfigError([fault])
     if untrained_text and to != "open_clip":
         raise ConfigError([f"untrained_text=true is for to=open_clip, not to={to}"])
@@ -213,6 +204,7 @@ def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights:
         raise ConfigError([f"out={out} is not a folder; choose another"])
     if out.exists() and not force:
         raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
-    names = {path.name for path in out.iterdir()} if out.exists() else set()
-    if names and not any(names.issuperset(mark) for mark in MARKS):
+    files = {path.name for path in out.iterdir()} if out.exists() else set()
+    marks = [(STAGES, READER), *(target.mark for target in TARGETS.values())]
+    if files and not any(files.issuperset(mark) for mark in marks):
         raise ConfigError([f"out={out} holds something else than an export, which force=true does not remove"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from repr.metrics.classes import load_classes
-from repr.runs.folder import EVALUATION, EVALUATIONS, RESULTS
+from repr.runs.folder import load_evaluations, load_results
 from repr.runs.trained import Trained
 
 CARD = "README.md"
@@ -190,8 +189,7 @@ def _model_index(entries: list[Entry]) -> list[Any]:
 
 def _after_fit(run: Path) -> Iterator[Entry]:
     """``results.json``, the evaluation after the last step."""
-    path = run / RESULTS
-    for name, result in json.loads(path.read_text(encoding="utf-8")).items() if path.is_file() else ():
+    for name, result in load_results(run).items():
         of_set, _, metric = name.partition("/")
         yield {**result, "set": of_set, "metric": metric, "protocol": AFTER_FIT}
 
@@ -199,12 +197,11 @@ def _after_fit(run: Path) -> Iterator[Entry]:
 def _evaluated(trained: Trained) -> Iterator[Entry]:
     """What ``repr.evaluate`` has found for the run or for the checkpoint."""
     assert trained.run is not None
-    for path in sorted(trained.run.glob(f"{EVALUATIONS}/*/{EVALUATION}")):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if Path(found["model"]["name"]).name not in (trained.run.name, Path(trained.name).name):
+    for _, evaluation in sorted(load_evaluations(trained.run).items()):
+        if Path(evaluation["model"]["name"]).name not in (trained.run.name, Path(trained.name).name):
             continue  # of another checkpoint of the run
-        data = "" if found["data"]["name"] == "own" else f"{found['data']['name']}/"
-        for name, result in found["results"].items():
+        data = "" if evaluation["data"]["name"] == "own" else f"{evaluation['data']['name']}/"
+        for name, result in evaluation["results"].items():
             of_set, _, metric = name.partition("/")
             told = ", ".join(f"{key}={value}" for key, value in result["protocol"].items())
             yield {**result, "set": data + of_set, "metric": metric, "protocol": told}

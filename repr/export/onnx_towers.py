@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.openclip import tokenizer_cfg
+from repr.export.target import Answers, Loaded, Samples, Target, our_answers
 from repr.export.timm_trunk import write_json
 from repr.models.concat import Encoder
 from repr.runs.trained import Trained
@@ -27,7 +28,7 @@ def missing() -> str | None:
     return f"to=onnx needs {', '.join(lacking)}: pip install 'repr-pretrain[onnx]'" if lacking else None
 
 
-def write(trained: Trained, folder: Path, inputs: dict[str, Tensor]) -> None:
+def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:
     """Write ``image.onnx``, ``text.onnx`` where text was trained, ``settings.json`` and ``load.py``.
 
     The batch is the first dimension of inputs and outputs, of any size; the others are those of the training.
@@ -35,22 +36,50 @@ def write(trained: Trained, folder: Path, inputs: dict[str, Tensor]) -> None:
     Args:
         trained: the objective.
         folder: an empty folder.
-        inputs: ``pixels`` (B, 3, H, W) and, where there is text, ``tokens`` (B, L), of two rows or more.
+        samples: what it is shown.
+
+    Returns:
+        See :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: the tokenizer is not one that the reader can make, or torch cannot translate a tower.
     """
+    ours = our_answers(trained, samples)
     data, settings = trained.cfg.data, {}
     image: dict[str, Any] = {"size": data.image_size, "mean": [*data.mean], "std": [*data.std]}
     settings["image"] = {**image, "resize": "the shorter side to size, bicubic; then the central square"}
     if trained.has_text:
-        length = inputs["tokens"].shape[1]
+        length = ours["tokens"].shape[1]
         options = tokenizer_cfg(trained.cfg, trained.name, length).get("tokenizer_kwargs", {})
         settings["text"] = {"tokenizer": "open_clip.SimpleTokenizer", "context_length": length, **options}
-        _translate(trained, "text", inputs["tokens"], folder)
-    _translate(trained, "image", inputs["pixels"], folder)
+        _translate(trained, "text", ours["tokens"], folder)
+    _translate(trained, "image", ours["pixels"], folder)
     write_json(settings, folder / "settings.json")
     shutil.copyfile(Path(__file__).with_name("read_onnx.py"), folder / "load.py")
+    return {}, ours
+
+
+def load(folder: str) -> Loaded:
+    """Run the reader beside the towers; they are called with batches of one row, of two, and of the rest."""
+    import runpy
+
+    import torch
+
+    towers, preprocess, tokenizer = runpy.run_path(f"{folder}/load.py")["load"]()
+
+    def in_batches(encode: Any, inputs: torch.Tensor) -> torch.Tensor:
+        parts = inputs.split([1, 2, len(inputs) - 3])
+        return torch.cat([torch.from_numpy(encode(part.numpy())) for part in parts])
+
+    class Model:
+        encode_image = staticmethod(lambda pixels: in_batches(towers.encode_image, pixels))
+        encode_text = staticmethod(lambda tokens: in_batches(towers.encode_text, tokens))
+
+    as_tensor = None if tokenizer is None else lambda texts: torch.from_numpy(tokenizer(texts))
+    return Model, lambda image: torch.from_numpy(preprocess(image)), as_tensor
+
+
+TARGET = Target(write, load, mark=("image.onnx", "settings.json"), missing=missing)
 
 
 def _translate(trained: Trained, kind: str, inputs: Tensor, folder: Path) -> None:

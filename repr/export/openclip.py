@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from repr.config import ConfigError
 from repr.export import native_vit
+from repr.export.target import Answers, Loaded, Samples, Target, our_answers
 from repr.export.timm_trunk import pooling, timm_call, write_json, write_tensors
 from repr.export.verify import difference
 from repr.runs.trained import Trained
@@ -30,7 +31,9 @@ IMAGE_TOWER = "image_tower/open_clip_visual.safetensors"
 Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors under open_clip's names
 
 
-def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: bool = False) -> dict[str, Any]:
+def write(
+    trained: Trained, folder: Path, samples: Samples, *, untrained_text: bool = False
+) -> tuple[dict[str, Any], Answers]:
     """Write ``open_clip_config.json`` and the tensors.
 
     An image-text objective gives ``open_clip_model.safetensors``. One of images alone gives the image tower for
@@ -39,18 +42,20 @@ def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: boo
     Args:
         trained: the objective.
         folder: an empty folder.
-        pixels: (B, 3, H, W) on which open_clip's tower must give what ours does.
+        samples: what it is shown.
         untrained_text: see above.
 
     Returns:
-        What the loader needs besides the folder.
+        See :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: open_clip has no such tower or tokenizer.
     """
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
-    model_cfg, tensors = _image_tower(trained, pixels)
+    text_cfg(trained)  # for its errors, before anything is computed
+    ours = our_answers(trained, samples)
+    model_cfg, tensors = _image_tower(trained, ours["pixels"])
     if trained.has_text and (width := trained.objective.text.output_dim) != model_cfg["embed_dim"]:
         raise ConfigError(
             [
@@ -69,10 +74,29 @@ def write(trained: Trained, folder: Path, pixels: Tensor, *, untrained_text: boo
     write_json(config, folder / "open_clip_config.json")
     if trained.has_text or untrained_text:
         write_tensors(tensors, folder / "open_clip_model.safetensors")
-        return {}
+        return {}, ours
     (folder / IMAGE_TOWER).parent.mkdir()
     write_tensors({key.removeprefix("visual."): tensor for key, tensor in tensors.items()}, folder / IMAGE_TOWER)
-    return {"image_tower": IMAGE_TOWER}
+    return {"image_tower": IMAGE_TOWER}, ours
+
+
+def load(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
+    """Read a whole model, or one whose image tower lies in a file of its own.
+
+    Args:
+        folder: of the export.
+        image_tower: that file, below the folder.
+        where: given with a name on the hub in the place of the folder.
+    """
+    import open_clip
+
+    name = folder if where else f"local-dir:{folder}"
+    tower = image_tower and f"{folder}/{image_tower}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name, pretrained_image_path=tower, **where)
+    return model.eval(), preprocess, open_clip.get_tokenizer(name, **where)
+
+
+TARGET = Target(write, load, mark=("open_clip_config.json",))
 
 
 def _image_tower(trained: Trained, pixels: Tensor) -> Tower:

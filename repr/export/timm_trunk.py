@@ -11,12 +11,21 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from repr.config import ConfigError
+from repr.export.target import Answers, Loaded, Samples, Target, our_answers
 from repr.models.backbone import takes_image_size
 from repr.runs.trained import Trained
 
 
-def write(trained: Trained, folder: Path) -> None:
+def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:
     """Write ``config.json`` and ``model.safetensors``: the backbone with its arguments, and the evaluation transform.
+
+    Args:
+        trained: the objective.
+        folder: an empty folder.
+        samples: what it is shown.
+
+    Returns:
+        See :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: the backbone is not one that timm can make again.
@@ -48,6 +57,18 @@ def write(trained: Trained, folder: Path) -> None:
     }
     write_json(config, folder / "config.json")
     write_tensors(backbone.state_dict(), folder / "model.safetensors")
+    return {}, our_answers(trained, samples, trunk=True)
+
+
+def load(folder: str, **where: Any) -> Loaded:
+    """Read a backbone; ``where`` is given with a name on the hub in the place of the folder."""
+    import timm
+
+    model = timm.create_model(folder if where else f"local-dir:{folder}", pretrained=True, **where).eval()
+    return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model)), None
+
+
+TARGET = Target(write, load, mark=("config.json", "model.safetensors"))
 
 
 def timm_call(trained: Trained) -> tuple[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ So the losses see the embeddings of the whole batch, while the activations of on
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 import warnings
@@ -194,7 +193,8 @@ def _contexts(module: nn.Module) -> tuple[Any, Any]:
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keep running statistics of BatchNorm as they are: they have seen these rows in forward."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    before = [(norm.momentum, copy.deepcopy(norm.num_batches_tracked)) for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    before = [(n.momentum, None if c is None else c.clone()) for n, c in zip(norms, counts, strict=True)]
     for norm in norms:
         norm.momentum = 0.0
     try:

@@ -7,8 +7,6 @@ apart any more, so others must be learned. The final representation is that of a
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -20,29 +18,37 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from repr.cli import is_first
 from repr.config import ConfigError, check
 from repr.data.cluster_order import ClusterOrder, describe
-from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, save_clusters
+from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, read_arrays, save_clusters
 from repr.distributed import gather_objects, on_first
 from repr.evaluate.during_training import Evaluation
 from repr.export.folders import STAGED, export
-from repr.files import replacing
 from repr.fit import Run, name_folder, train
 from repr.models.concat import Norm
-from repr.procedures.features import FeatureTable
-from repr.procedures.stage_record import CLUSTERS, STAGE, StageRecord, earlier_clusters, read_record, sha256
-from repr.procedures.stages import cluster, extract, progress
+from repr.procedures.features import FeatureTable, cluster, extract
+from repr.procedures.stage_table import stage_table, write_table
 from repr.report.exhibits import save_exhibits
 from repr.report.page import write_report
 from repr.runs.checkpoints import checkpoints
-from repr.runs.folder import CHECKPOINTS, JOINED, REPORT, Results, save_config, save_results, stage_folder
+from repr.runs.folder import (
+    CLUSTERS,
+    EXPORT,
+    JOINED,
+    REPORT,
+    STAGE,
+    STAGES,
+    Results,
+    save_config,
+    save_results,
+    stage_folder,
+)
 from repr.runs.joined import load_joined
-from repr.training.trainer import make_trainer
+from repr.runs.stage_record import StageRecord, read_record, sha256
+from repr.training.trainer import make_trainer, progress
 
 SINGLE = {"_target_": "repr.fit.single", "_partial_": True}
 
@@ -129,13 +135,13 @@ class Multistage:
             save_config(cfg, cfg.run_folder)
         for stage in range(len(records), self.num_stages):
             records.append(self._run_stage(cfg, stage, keys))
-        columns = {f"stage-{record.stage}": record.results for record in records}
+        columns = {stage_folder("", record.stage).name: record.results for record in records}
         columns[JOINED], attributes, headline = self._evaluate_joined(cfg)
         if is_first():
             self._report(cfg, columns)
             try:
                 if self.export:
-                    out = export(cfg.run_folder, Path(cfg.run_folder, "export"), to=self.export, force=True)
+                    out = export(cfg.run_folder, Path(cfg.run_folder, EXPORT), to=self.export, force=True)
                     print(f"exported for {self.export}, and verified by it: {out}", flush=True)
             finally:
                 Console().print(stage_table(columns, attributes, headline))
@@ -170,7 +176,7 @@ class Multistage:
         folder = Path(cfg.run_folder)
         save_config(cfg, folder / JOINED)
         save_results(columns[JOINED], folder / JOINED)
-        write_table(folder / "stages.csv", columns)
+        write_table(folder / STAGES, columns)
         write_report([folder / column for column in columns], folder / REPORT)
 
     def stage_config(self, cfg: DictConfig, stage: int) -> DictConfig:
@@ -183,7 +189,7 @@ class Multistage:
         folder, before = stage_folder(cfg.run_folder, stage), stage_folder(cfg.run_folder, stage - 1)
         stage_cfg.procedure = SINGLE
         stage_cfg.run_folder = str(folder)
-        stage_cfg.resume = str(folder) if cfg.resume and checkpoints(folder / CHECKPOINTS) else None
+        stage_cfg.resume = str(folder) if cfg.resume and checkpoints(folder) else None
         changes = self.later if stage else self.first
         try:
             OmegaConf.set_struct(stage_cfg, True)
@@ -218,11 +224,11 @@ class Multistage:
     def _close_stage(self, cfg: DictConfig, stage: int, keys: str, run: Run, table: FeatureTable | None) -> StageRecord:
         """Cluster and write, on the first process."""
         folder, seed = stage_folder(cfg.run_folder, stage), _seed(cfg, stage)
-        found, coverage = {}, {}
+        clustering, coverage = {}, {}
         if table is not None:
             read = table.read.numpy()
             labels, centroids = cluster(table.features, read, self.clustering, seed)
-            before = earlier_clusters(stage_folder(cfg.run_folder, stage - 1)) if stage else {}
+            before = read_arrays(stage_folder(cfg.run_folder, stage - 1) / CLUSTERS) if stage else {}
             ids = np.stack([*before.get("ids", ()), labels])
             kept = [
                 {name.removeprefix(prefix): value for name, value in before.items() if name.startswith(prefix)}
@@ -231,9 +237,10 @@ class Multistage:
             clusters = save_clusters(folder / CLUSTERS, ids, run.datamodule.train, [*kept, centroids])
             clusters = Clusters(clusters.ids, self.mode, self.leftovers, clusters.keys)
             coverage = ClusterOrder(clusters, self.stage_config(cfg, 1).data.batch_size, seed).coverage()
-            found = {"how": self._how(), "samples_read": int(read.sum()), "sizes": np.bincount(labels[read]).tolist()}
+            sizes = np.bincount(labels[read]).tolist()
+            clustering = {"how": self._how(), "samples_read": int(read.sum()), "sizes": sizes}
             print(f"stage {stage}: {describe(coverage)}", flush=True)
-        checkpoint = checkpoints(folder / CHECKPOINTS)[0]
+        checkpoint = checkpoints(folder)[0]
         record = StageRecord(
             stage=stage,
             seed=seed,
@@ -241,8 +248,8 @@ class Multistage:
             checkpoint=str(checkpoint.relative_to(folder)),
             checkpoint_sha256=sha256(checkpoint),
             results=dict(run.results),
-            clustering=found,
-            clusters_sha256=sha256(folder / CLUSTERS) if found else None,
+            clustering=clustering,
+            clusters_sha256=sha256(folder / CLUSTERS) if clustering else None,
             coverage=coverage,
         )
         record.write(folder)
@@ -267,47 +274,6 @@ class Multistage:
                 save_exhibits(Path(cfg.run_folder, JOINED), evaluation.shown, sources)
         headline = [name for evaluation in evaluations for name in evaluation.headline]
         return results, list(datamodule.attributes), headline
-
-
-def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headline: Sequence[str]) -> Table:
-    """What every stage and all joined know of each attribute, and the numbers of the headline, beside chance."""
-    names = [name for name in list(columns.values())[-1] if _of_interest(name, attributes, headline)]
-    table = Table(title="Evaluation by stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for column in columns:
-        table.add_column(column.removeprefix("stage-"), justify="right")
-    table.add_column("chance", justify="right", style="dim")
-    for name in names:
-        values = [results.get(name, (None, None)) for results in columns.values()]
-        table.add_row(name, *(_short(value) for value, _ in values), _short(values[-1][1]))
-    return table
-
-
-def _of_interest(name: str, attributes: Sequence[str], headline: Sequence[str]) -> bool:
-    """A probe of an attribute, or a number of the headline with its parts (``mmvp/image_score`` and ``_colour``)."""
-    parts = any(name == shown or name.startswith(f"{shown}_") for shown in headline)
-    return parts or any(name.endswith(f"_{attribute}") for attribute in attributes)
-
-
-def _short(value: float | None) -> str:
-    shown = "" if value is None else f"{value:.3f}"
-    return shown.removeprefix("0") if shown.startswith("0.") else shown
-
-
-def write_table(path: Path, columns: Mapping[str, Results]) -> None:
-    """All results as CSV: a row a number, a column a stage, then ``joined`` and the level at chance."""
-    names = dict.fromkeys(name for results in columns.values() for name in results)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", *columns, "chance"])
-    for name in names:
-        values = [results.get(name, (None, None)) for results in columns.values()]
-        chance = next((chance for _, chance in values if chance is not None), None)
-        writer.writerow(
-            [name, *("" if value is None else value for value, _ in values), "" if chance is None else chance]
-        )
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
 
 
 def _seed(cfg: DictConfig, stage: int) -> int:

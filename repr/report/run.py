@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repr.metrics.exhibits import Exhibits
 from repr.report.exhibits import load_exhibits
-from repr.runs.folder import EVALUATION, EVALUATIONS, METRICS, PICTURES, RESULTS, is_run, load_run
+from repr.runs.folder import EVALUATIONS, METRICS, PICTURES, is_run, load_evaluations, load_results, load_run
 from repr.training.metrics_file import Row, read_rows
 
 CHANCE = ".chance"  # ends the name of a column that holds the level at chance of another
@@ -70,17 +69,13 @@ class Run:
     @cached_property
     def results(self) -> dict[str, dict[str, float | None]]:
         """Of the last evaluation, value and level at chance; empty before the run has ended."""
-        path = self.folder / RESULTS
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return load_results(self.folder)
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """What ``repr.evaluate`` has written, the latest last: folder -> content of ``metrics.json``."""
-        places = (f"{EVALUATIONS}/*/{EVALUATION}",) if self.is_trained else (f"*/{EVALUATION}", EVALUATION)
-        paths = [path for place in places for path in self.folder.glob(place)]
-        paths = sorted(paths, key=lambda path: path.stat().st_mtime)
-        found = {path.parent.name: json.loads(path.read_text()) for path in paths}
-        return {name: content for name, content in found.items() if content.get("format") == 1}  # of others none
+        told = {folder.name: content for folder, content in load_evaluations(self.folder).items()}
+        return {name: content for name, content in told.items() if content.get("format") == 1}  # of others none
 
     @cached_property
     def exhibits(self) -> dict[str, Exhibits]:

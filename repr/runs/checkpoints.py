@@ -11,18 +11,24 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from repr.runs.checkpoint_files import read_beside, shards_fault
+from repr.runs.folder import CHECKPOINTS
 
 _CHECKPOINT_KEYS = ("state_dict", "optimizer_states", "loops", "global_step")
 
 
+def checkpoint_path(folder: str | Path, step: int) -> Path:
+    """Where the checkpoint of a run after so many optimizer steps lies."""
+    return Path(folder, CHECKPOINTS, f"step={step}.ckpt")
+
+
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints ``step=<n>.ckpt`` in ``folder``, the highest step first; they may be damaged."""
-    found = [path for path in Path(folder).glob("step=*.ckpt") if path.stem.removeprefix("step=").isdigit()]
-    return sorted(found, key=lambda path: int(path.stem.removeprefix("step=")), reverse=True)
+    """The checkpoints of a run folder, that of the highest step first; they may be damaged."""
+    steps = {path.stem.removeprefix("step="): path for path in Path(folder, CHECKPOINTS).glob("step=*.ckpt")}
+    return [steps[step] for step in sorted(filter(str.isdigit, steps), key=int, reverse=True)]
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:
-    """The whole checkpoint of the highest step in ``folder``, or None where there is none at all.
+    """The whole checkpoint of the highest step of a run folder, or None where there is none at all.
 
     A damaged one is passed over, with a line on the terminal that names it and says what is wrong.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,7 +13,7 @@ from repr.config import ConfigError, change
 from repr.files import replacing
 
 CONFIG = "config.yaml"  # the composed config, from which the run can be rebuilt
-CHECKPOINTS = "checkpoints"  # step=<n>.ckpt
+CHECKPOINTS = "checkpoints"  # step=<n>.ckpt, see repr.runs.checkpoints
 METRICS = "metrics.csv"  # a row a logged step
 RESULTS = "results.json"  # name -> {"value", "chance"} of the last evaluation
 EXHIBITS = "exhibits"  # <set>.npz: what the page shows of the last evaluation
@@ -20,8 +21,11 @@ PICTURES = "pictures"  # <name>.png: what the run was trained on
 REPORT = "report.html"
 EVALUATIONS = "evaluation"  # <data>-<protocol>/metrics.json, by repr.evaluate
 EVALUATION = "metrics.json"
+NON_FINITE = "non_finite_rank{}"  # .json and .pt: the step whose loss or gradient was not finite, by process
 JOINED = "joined"  # the results of all stages of a multistage run as one encoder
-STAGE, CLUSTERS = "stage.json", "clusters.npz"  # of a finished stage
+STAGE, CLUSTERS = "stage.json", "clusters.npz"  # of a finished stage, stage-<n>
+STAGES = "stages.csv"  # the results of all stages side by side
+EXPORT = "export"  # all stages, for another library
 
 Results = dict[str, tuple[float, float | None]]  # name -> (value, level at chance)
 
@@ -31,8 +35,14 @@ def is_run(folder: str | Path) -> bool:
     return Path(folder, CONFIG).is_file()
 
 
+def holder(path: str | Path) -> Path:
+    """The run folder that a path means: itself, or that of a checkpoint inside it; it need not be there."""
+    path = Path(path)
+    return path.parent.parent if path.is_file() or path.suffix == ".ckpt" else path
+
+
 def run_folder(path: str | Path, option: str) -> Path:
-    """The run folder that a path means: itself, or that of a checkpoint inside it.
+    """As :func:`holder`, of a run that must be there.
 
     Args:
         path: a run folder or a checkpoint.
@@ -41,9 +51,8 @@ def run_folder(path: str | Path, option: str) -> Path:
     Raises:
         ConfigError: no run lies there.
     """
-    path = Path(path)
-    folder = path.parent.parent if path.is_file() or path.suffix == ".ckpt" else path
-    if not path.exists():
+    folder = holder(path)
+    if not Path(path).exists():
         raise ConfigError([f"{option}={path} does not exist; give a run folder, or a checkpoint inside one"])
     if not is_run(folder):
         raise ConfigError(
@@ -75,6 +84,24 @@ def save_results(results: Results, folder: str | Path) -> None:
     """Write the results of a run's last evaluation."""
     with replacing(Path(folder, RESULTS)) as file:
         file.write(json.dumps({k: {"value": v, "chance": c} for k, (v, c) in results.items()}, indent=1).encode())
+
+
+def load_results(folder: str | Path) -> dict[str, dict[str, float | None]]:
+    """Name -> ``value`` and ``chance`` of a run's last evaluation; empty before the run has ended."""
+    path = Path(folder, RESULTS)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
+    """Folder -> what ``repr.evaluate`` has written there, the latest last.
+
+    Args:
+        folder: a run folder, or one of ``repr.evaluate`` itself, or a folder that holds several of these.
+    """
+    places = (f"{EVALUATIONS}/*/{EVALUATION}",) if is_run(folder) else (f"*/{EVALUATION}", EVALUATION)
+    paths = [path for place in places for path in sorted(Path(folder).glob(place))]
+    paths.sort(key=lambda path: path.stat().st_mtime)
+    return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def stage_folder(run: str | Path, stage: int) -> Path:

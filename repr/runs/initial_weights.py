@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import broken, last_checkpoint
-from repr.runs.folder import CHECKPOINTS
 
 # What lies outside the towers maps to a space that the new run may choose anew: of another width it starts afresh, as
 # in the CUAXU recipe. So does the projection that open_clip keeps inside the text tower.
@@ -100,10 +99,9 @@ def _read(source: str) -> dict[str, Tensor]:
         return {f"backbone.{name}": tensor for name, tensor in model.state_dict().items()}
     path = Path(source)
     if path.is_dir() and path.suffix != ".ckpt":
-        found = last_checkpoint(path / CHECKPOINTS)
-        if found is None:
+        if (last := last_checkpoint(path)) is None:
             raise ValueError(f"init_from={source} is a folder without checkpoints/step=*.ckpt")
-        path = found
+        path = last
     if not path.exists():
         raise ValueError(f"init_from={source} does not exist; give a checkpoint, open_clip:NAME/TAG or timm:NAME")
     if path.suffix == ".ckpt" and (fault := broken(path)):

@@ -81,9 +81,4 @@ def load_joined(run_folder: str | Path, *, num_stages: int | None = None, norm: 
     num_stages = len(list(Path(run_folder).glob(f"stage-*/{STAGE}"))) if num_stages is None else num_stages
     if not num_stages:
         raise ValueError(f"{run_folder} has no finished stage: give the folder of a multistage run")
-    return Joined([load_objective(stage_folder(run_folder, s)) for s in range(num_stages)], norm=norm).eval()
-
-
-def load_objective(folder: str | Path) -> Any:
-    """The objective of a run with the weights of its last whole checkpoint, in evaluation mode, on the CPU."""
-    return Trained.read(folder).objective
+    return Joined([Trained.read(stage_folder(run_folder, s)).objective for s in range(num_stages)], norm=norm).eval()

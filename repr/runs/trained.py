@@ -18,7 +18,7 @@ from repr.distributed import whole
 from repr.models.teacher import Teacher
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoints, damage, last_checkpoint
-from repr.runs.folder import CHECKPOINTS, load_run, run_folder
+from repr.runs.folder import load_run, run_folder
 
 _TRAINED = "current_model_state"  # where Lightning's WeightAveraging puts the weights that are trained
 
@@ -96,7 +96,7 @@ class Trained:
             if fault := damage(path):
                 raise ConfigError([f"run={path} is damaged ({fault}); give another checkpoint"])
         else:
-            checkpoint = last_checkpoint(path / CHECKPOINTS)
+            checkpoint = last_checkpoint(path)
         if checkpoint is None:
             raise ConfigError([f"run={path} has no finished checkpoint: let it train to the end of an epoch first"])
         content = read_checkpoint(checkpoint, optimizer=False)
@@ -106,7 +106,7 @@ class Trained:
         tensors = content[_TRAINED if unaveraged else "state_dict"]
         cfg = load_run(folder)
         # Results are those of the last step, and of the average where there is one.
-        evaluated = not unaveraged and checkpoint == checkpoints(checkpoint.parent)[0]
+        evaluated = not unaveraged and checkpoint == checkpoints(folder)[0]
         weights = "unaveraged" if unaveraged else "average" if averages else "model"
         objective = _rebuilt(cfg, tensors, str(checkpoint))
         return cls(objective, cfg, str(checkpoint), folder if evaluated else None, weights)

@@ -18,8 +18,7 @@ from torch import Tensor
 from repr.distributed import gather, rank
 from repr.files import PART, remove, replacing
 from repr.runs.checkpoint_files import read_checkpoint
-from repr.runs.checkpoints import checkpoints
-from repr.training.lost_ranks import announce
+from repr.runs.checkpoints import checkpoint_path, checkpoints
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -62,7 +61,7 @@ class Checkpoints(Checkpoint):
     An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
 
     Args:
-        folder: where ``step=<n>.ckpt`` is written.
+        folder: of the run.
         every_n_steps: optimizer steps between two checkpoints; None: only at the end of each epoch.
         keep: how many stay; with 2 a run whose last one is damaged later goes on from the one before.
 
@@ -83,17 +82,16 @@ class Checkpoints(Checkpoint):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Agree on the first process's folder, and say where this one runs."""
+        """Agree on the first process's folder."""
         self.folder = trainer.strategy.broadcast(self.folder)
-        announce()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the two signals, clear away what a kill has left, and make up for an evaluation."""
         self._step = trainer.global_step
-        path = self._path(self._step)
+        path = checkpoint_path(self.folder, self._step)
         self._saved = path if trainer.strategy.broadcast(path.exists()) else None  # others may not see the disk
         if trainer.is_global_zero:
-            for partial in self.folder.glob(f"*{PART}"):
+            for partial in path.parent.glob(f"*{PART}"):
                 remove(partial)
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -170,22 +168,19 @@ class Checkpoints(Checkpoint):
             signal.signal(number, handler)
         self._previous = {}
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step={step}.ckpt"
-
     def _save(self, trainer: pl.Trainer) -> None:
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._evaluate = trainer.current_epoch if due else None
         self._save_generators(trainer.strategy.root_device)
-        path = self._path(trainer.global_step)
+        path = checkpoint_path(self.folder, trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
-        found = checkpoints(self.folder)  # none on a rank that does not see the disk
-        place = found.index(path) if path in found else 0
-        for other in found:  # those of higher steps are damaged, and the run was resumed before them
-            if other not in found[place : place + self.keep]:
+        present = checkpoints(self.folder)  # none on a rank that does not see the disk
+        place = present.index(path) if path in present else 0
+        for other in present:  # those of higher steps are damaged, and the run was resumed before them
+            if other not in present[place : place + self.keep]:
                 trainer.strategy.remove_checkpoint(other)
 
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
@@ -193,6 +188,6 @@ class Checkpoints(Checkpoint):
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
 
     def _leave_if_saved(self, trainer: pl.Trainer) -> None:
-        if self._saved == self._path(trainer.global_step) and self._told_to_stop(trainer):
+        if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
             # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
             raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)

@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from repr.batch import Batch
 from repr.distributed import gather, gather_objects, local, rank, whole
 from repr.files import replacing
+from repr.runs.folder import NON_FINITE
 
 
 class NonFiniteError(ValueError):
@@ -36,7 +37,7 @@ class NonFiniteGuard(pl.Callback):
     leaves such steps out, and only the loss is looked at.
 
     Args:
-        folder: where to write.
+        folder: of the run.
         action: ``stop`` or ``skip``.
         max_skips: stop after more than this many skipped steps in a row.
 
@@ -130,7 +131,7 @@ class NonFiniteGuard(pl.Callback):
         terms = {name: float(term) for name, term in self._terms.items()}
         bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
         where = first_module(trainer, module, self._batch)
-        path = self.folder / f"non_finite_rank{rank()}"
+        path = self.folder / NON_FINITE.format(rank())
         if self._in_a_row == 0:
             record = {
                 "step": trainer.global_step,
@@ -151,7 +152,7 @@ class NonFiniteGuard(pl.Callback):
         trainer.strategy.barrier()  # a rank that leaves now would take the others with it
         if any(bad_losses) and not bad_losses[rank()]:
             other = bad_losses.index(True)
-            path, where = path.with_name(f"non_finite_rank{other}"), f"only on rank {other}"
+            path, where = path.with_name(NON_FINITE.format(other)), f"only on rank {other}"
         failed = ", ".join(bad_terms) or ("the loss" if any(bad_losses) else "a gradient")
         return (
             f"{failed} is not finite at step {trainer.global_step}: {where}; the batch's indices are in {path}.json, "

@@ -15,15 +15,16 @@ from torchvision.io import encode_png
 from repr.batch import Batch
 from repr.drawing import Show, enlarge, grid, shown
 from repr.files import replacing
+from repr.runs.folder import PICTURES
 
 
 class Pictures(pl.Callback):
-    """Draw the same few training samples after each evaluation: ``<folder>/<name>.png``, and TensorBoard.
+    """Draw the same few training samples after each evaluation: ``<folder>/pictures/<name>.png``, and TensorBoard.
 
     ``views`` has a column a sample and a row a view; the others are those of the flow's ``pictures``.
 
     Args:
-        folder: where the files lie; each is replaced by the next of its name.
+        folder: of the run; each file is replaced by the next of its name.
         num_samples: how many samples are drawn, the first of the first batch.
     """
 
@@ -60,7 +61,7 @@ class Pictures(pl.Callback):
         module.train(training)
         if trainer.is_global_zero:
             for name, picture in pictures.items():
-                with replacing(self.folder / f"{name}.png") as file:
+                with replacing(self.folder / PICTURES / f"{name}.png") as file:
                     file.write(bytes(encode_png(picture).tolist()))
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):

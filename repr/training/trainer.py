@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
@@ -41,26 +43,54 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
     )
 
 
-def prepare(objective: pl.LightningModule, cfg: DictConfig, trainer: pl.Trainer, *, from_start: bool) -> None:
+def progress(cfg: DictConfig) -> list[pl.Callback]:
+    """The progress bar of a config, if it has one."""
+    from hydra.utils import instantiate
+
+    node = cfg.callbacks.get("progress")
+    return [instantiate(node)] if node else []
+
+
+@contextmanager
+def telling_how_to_go_on(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+    """Say in one line what to do where a collective fails, as it does on every process once another one has died.
+
+    torchrun and srun tell which one that was. Lightning's own launcher would look only seconds later, so it is asked.
+
+    Raises:
+        ConnectionError: in the place of the error of gloo or NCCL.
+    """
+    import torch.distributed as dist
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's errors are plain ones
+            raise
+        started = enumerate(getattr(trainer.strategy.launcher, "procs", ()), start=1)
+        ended = [f"local rank {rank} was ended by signal {-p.returncode}" for rank, p in started if (p.poll() or 0) < 0]
+        raise ConnectionError(
+            f"another process has died ({'; '.join(ended) or 'the launcher, or its own last words, say why'}); "
+            f"resume={folder} goes on from the last checkpoint. {str(error).partition('. ')[0]}"
+        ) from error
+
+
+def prepare(objective: pl.LightningModule, cfg: DictConfig, num_processes: int) -> None:
     """Set up the encoders as the config says, before anything is sharded.
 
     Args:
-        objective: as it was built.
+        objective: with the weights that it begins with.
         cfg: the config.
-        trainer: that will train it.
-        from_start: whether the run begins, and not goes on from a checkpoint, whose weights replace the initial ones.
+        num_processes: how many train together.
     """
     from repr.models.batchnorm import synchronise, unsynchronised_fault
     from repr.models.freezing import freeze
     from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
-    from repr.runs.initial_weights import load_weights
 
-    if cfg.init_from and from_start:
-        trainer.print(load_weights(objective, cfg.init_from))
     freeze(objective, cfg.get("freeze") or {})
     if cfg.get("sync_batchnorm"):
         synchronise(objective)
-    if fault := unsynchronised_fault(objective, trainer.world_size):
+    if fault := unsynchronised_fault(objective, num_processes):
         warnings.warn(fault, stacklevel=2)
     if cfg.get("grad_checkpointing"):
         checkpoint_encoders(objective)

@@ -42,7 +42,7 @@ def test_numbers_are_those_of_a_pass_by_hand(one: tuple[Path, dict]) -> None:
     folder, results = one
     cfg = compose([*TINY, f"run_folder={folder}"])
     data, module = instantiate(cfg.data), instantiate(cfg.objective).eval()
-    module.load_state_dict(torch.load(last_checkpoint(folder / "checkpoints"), weights_only=True)["state_dict"])
+    module.load_state_dict(torch.load(last_checkpoint(folder), weights_only=True)["state_dict"])
     tables = {}
     loaders = data.dense_dataloaders(13, instantiate(cfg.eval.dense.views))
     for number, (name, loader) in enumerate(zip(data.eval_names, loaders, strict=True)):

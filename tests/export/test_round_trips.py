@@ -1,6 +1,7 @@
 """What is exported gives, in the library it is for, what it gives here."""
 
 import ast
+import inspect
 import json
 import subprocess
 import sys
@@ -23,8 +24,9 @@ from torch.utils.data import DataLoader
 
 from repr.config import CONF, ConfigError
 from repr.data.sources.emoji import Emoji
-from repr.export.folders import export_stages, write
-from repr.export.verify import LOADER, TOLERANCE, Samples, answers_elsewhere, difference
+from repr.export.folders import TARGETS, export_stages, load_joined, write
+from repr.export.target import Export, Samples
+from repr.export.verify import LOADER, TOLERANCE, answers_elsewhere, difference
 from repr.runs.trained import Trained
 from tests.export.conftest import trained
 from tests.objectives.conftest import OBJECTIVES
@@ -67,24 +69,21 @@ class Exports:
 
     def __init__(self, root: Path, samples: Samples) -> None:
         self.root, self.samples = root, samples
-        self.exports: list[dict[str, Any]] = []
-        self.ours: list[dict[str, Tensor]] = []
+        self.exports: list[Export] = []
         self.have_text: list[bool] = []
         self.faults: dict[str, str | None] = {}
 
     def add(self, name: str, model: Trained, to: str, **options: bool) -> Path:
         folder = self.root / name
         folder.mkdir(parents=True)
-        exports, ours = write({folder: model}, self.samples, to=to, **options)
-        self.exports += exports
-        self.ours += ours
+        self.exports.append(write(model, folder, self.samples, to=to, **options))
         self.have_text.append(to != "timm" and model.has_text)
         return folder
 
     def load(self) -> None:
         answers = answers_elsewhere(self.exports, self.samples)
-        for export, own, theirs in zip(self.exports, self.ours, answers, strict=True):
-            self.faults[Path(export["folder"]).relative_to(self.root).as_posix()] = difference(theirs, own)
+        for export, theirs in zip(self.exports, answers, strict=True):
+            self.faults[export.folder.relative_to(self.root).as_posix()] = difference(theirs, export.answers)
 
     def files(self, name: str) -> set[str]:
         return {path.name for path in (self.root / name).rglob("*.*")}
@@ -121,7 +120,8 @@ def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) 
     assert loaded.files("timm/clip-test_vit") == {"config.json", "model.safetensors"}
     assert loaded.files("open_clip/clip-test_vit") == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert loaded.files("open_clip/simclr-test_vit") == {"open_clip_config.json", "open_clip_visual.safetensors"}
-    for name, answers, has_text in zip(loaded.faults, loaded.ours, loaded.have_text, strict=True):
+    for name, export, has_text in zip(loaded.faults, loaded.exports, loaded.have_text, strict=True):
+        answers = export.answers
         assert ("text" in answers) == has_text, name
         for kind in ("image", "text") if has_text else ("image",):
             apart = torch.pdist(answers[kind]) / answers[kind].norm(dim=1).mean()
@@ -158,7 +158,7 @@ def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> 
     """The fresh process has called them with batches of one, two and five or more rows."""
     assert loaded.files("onnx") == {"image.onnx", "text.onnx", "settings.json", "load.py"}
     used = {"json", "pathlib", "typing", "numpy", "onnxruntime", "PIL", "open_clip"}
-    assert imported(loaded.root / "onnx" / "load.py") == used
+    assert imported((loaded.root / "onnx" / "load.py").read_text()) == used
     settings = json.loads((loaded.root / "onnx" / "settings.json").read_text())
     assert settings["image"]["size"] == 32
     assert settings["text"] == {"tokenizer": "open_clip.SimpleTokenizer", "context_length": 12}
@@ -253,7 +253,7 @@ def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
     export_stages(models, tmp_path / "clip", to="open_clip", norm="each")
     manifest = json.loads((tmp_path / "clip" / "stages.json").read_text())
     assert manifest == {"stages": [{"to": "open_clip", "folder": name} for name in models], "norm": "each"}
-    assert "repr" not in imported(tmp_path / "clip" / "join.py")
+    assert "repr" not in imported((tmp_path / "clip" / "join.py").read_text())
     with pytest.raises(ConfigError, match="do not take the same pixels"):
         export_stages({"a": models["stage-0"], "b": trained("clip", "image_size=48")}, tmp_path / "new", to="open_clip")
     with pytest.raises(ConfigError, match="give each the name of a folder"):
@@ -270,29 +270,20 @@ def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py", *card}
 
 
-def imported(path: Path) -> set[str]:
-    """The packages that a file imports."""
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+def imported(source: str) -> set[str]:
+    """The packages that a program imports."""
+    nodes = list(ast.walk(ast.parse(source)))
     names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     return {name.partition(".")[0] for name in names}
 
 
 def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
-    assert imported(LOADER) == {
-        "importlib",
-        "huggingface_hub",
-        "json",
-        "sys",
-        "tempfile",
-        "pathlib",
-        "typing",
-        "torch",
-        "PIL",
-        "safetensors",
-        "open_clip",
-        "timm",
-    }
+    used = {"huggingface_hub", "json", "sys", "tempfile", "pathlib", "typing", "torch", "PIL", "safetensors"}
+    assert imported(LOADER.read_text()) == used
+    loads = {name: imported(inspect.getsource(target.load)) for name, target in TARGETS.items()}
+    assert loads == {"open_clip": {"open_clip"}, "timm": {"timm"}, "onnx": {"runpy", "torch"}}
+    assert imported(inspect.getsource(load_joined)) == {"runpy"}
     program = (
         f"import sys; sys.path.insert(0, {str(LOADER.parent)!r}); import load_elsewhere, socket\n"
         "sys.addaudithook(load_elsewhere.close_network); socket.create_connection(('127.0.0.1', 9))\n"

@@ -27,7 +27,7 @@ def test_shards_of_a_student_and_its_teacher_are_exported(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "repr.fit", *RUN, f"run_folder={run}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    checkpoint = last_checkpoint(run / "checkpoints")
+    checkpoint = last_checkpoint(run)
     assert checkpoint is not None
     assert checkpoint.is_dir()
     tensors = read_checkpoint(checkpoint)["state_dict"]

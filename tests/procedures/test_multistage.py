@@ -19,10 +19,10 @@ from torch import Tensor
 
 from repr.config import ConfigError, check, compose
 from repr.fit import main
-from repr.procedures.stage_record import read_record
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import load_run
 from repr.runs.joined import load_joined
+from repr.runs.stage_record import read_record
 from tests.test_fit import TINY, same, weights
 
 Run = Callable[..., tuple[int, str]]
@@ -123,7 +123,7 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_features(
     assert [path.name for path in (folder / "stage-1" / "checkpoints").iterdir()] == ["step=2.ckpt"]
     status, out = run(resume, "callbacks.kill.stage=none", "procedure.clustering.kill_at=1000")
     assert status == -signal.SIGKILL, out
-    assert last_checkpoint(folder / "stage-1" / "checkpoints").name == "step=4.ckpt"
+    assert last_checkpoint(folder / "stage-1").name == "step=4.ckpt"
     kill = ["callbacks.kill.stage=stage-2", "callbacks.kill.step=3"]
     status, out = run(resume, "procedure.clustering.kill_at=-1", *kill)
     assert status == -signal.SIGKILL, out
@@ -210,7 +210,7 @@ def test_a_pretrained_stage_0_frozen_towers_and_a_warm_start(whole: tuple[Path, 
         ]
     )  # fmt: skip
     original, first, second = (weights(folder) for folder in (start, tmp_path / "stage-0", tmp_path / "stage-1"))
-    assert last_checkpoint(tmp_path / "stage-0" / "checkpoints").name == "step=0.ckpt"
+    assert last_checkpoint(tmp_path / "stage-0").name == "step=0.ckpt"
     assert same(first, original)
     changed = {name for name in first if not torch.equal(first[name], second[name])}
     assert {"logit_scale", "image_projection.weight"} <= changed
@@ -325,5 +325,5 @@ def test_processes_choose_no_folder_of_their_own(tmp_path: Path) -> None:
     stage = instantiate(cfg.procedure).stage_config(cfg, 1)
     assert stage.run_folder == str(tmp_path / "stage-1")
     assert stage.data.clusters.path == str(tmp_path / "stage-0" / "clusters.npz")
-    assert stage.callbacks.checkpoints.folder == str(tmp_path / "stage-1" / "checkpoints")
+    assert stage.callbacks.checkpoints.folder == str(tmp_path / "stage-1")
     assert cfg.data.clusters is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from repr.procedures.multistage import stage_table, write_table
+from repr.procedures.stage_table import stage_table, write_table
 
 NAMES = ("test_style/ridge_subcategory", "mmvp/image_score", "mmvp/image_score_colour", "val/uniformity_image")
 COLUMNS = {

@@ -90,22 +90,24 @@ def test_a_checkpoint_of_ours_is_read_at_another_image_size(tmp_path: Path) -> N
 
 def test_a_run_folder_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
-    assert last_checkpoint(tmp_path / "checkpoints") is None
+    assert last_checkpoint(tmp_path) is None
     first = build("clip")
     for step in (9, 10):
         content = {"state_dict": first.state_dict(), "optimizer_states": [], "loops": {}, "global_step": step}
         torch.save(content, tmp_path / "checkpoints" / f"step={step}.ckpt")
-    assert last_checkpoint(tmp_path / "checkpoints").name == "step=10.ckpt"
+    assert last_checkpoint(tmp_path).name == "step=10.ckpt"
     assert load_weights(build("clip", seed=1), str(tmp_path)).missing == []
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Path:
-    """A folder of three checkpoints; large enough tensors that a byte in the middle belongs to one."""
+    """A run folder's three checkpoints; large enough tensors that a byte in the middle belongs to one."""
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
     for step in (2, 4, 10):
         content = {"state_dict": {"w": torch.full((1000,), float(step))}, "optimizer_states": [], "loops": {}}
-        torch.save(content | {"global_step": step}, tmp_path / f"step={step}.ckpt")
-    return tmp_path
+        torch.save(content | {"global_step": step}, folder / f"step={step}.ckpt")
+    return folder
 
 
 def flipped(data: bytes) -> bytes:
@@ -130,14 +132,14 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         path = three / f"step={step}.ckpt"
         path.write_bytes(harm(path.read_bytes()))
         (three / "step=12.ckpt.part").write_bytes(b"half")  # never taken for a checkpoint
-        assert last_checkpoint(three).name == whole
+        assert last_checkpoint(three.parent).name == whole
         line = capsys.readouterr().err.splitlines()[-1]
         assert str(path) in line
         assert reason in line
     path = three / "step=2.ckpt"
     path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(ValueError, match="no whole checkpoint") as error:
-        last_checkpoint(three)
+        last_checkpoint(three.parent)
     assert all(f"step={step}.ckpt" in str(error.value) for step in (2, 4, 10))
 
 
@@ -157,7 +159,7 @@ def test_what_is_no_checkpoint_of_a_run_is_passed_over(three: Path, capsys: pyte
     torch.save({"state_dict": {}, "code": Path}, three / "step=13.ckpt")
     torch.save(torch.zeros(3), three / "step=14.ckpt")
     (three / "step=last.ckpt").write_bytes(b"somebody's copy")
-    assert last_checkpoint(three).name == "step=10.ckpt"
+    assert last_checkpoint(three.parent).name == "step=10.ckpt"
     first, second, third = capsys.readouterr().err.splitlines()
     assert "it has no state_dict, optimizer_states" in first
     assert "weights_only" in second or "Weights only" in second

@@ -61,16 +61,18 @@ class Step(LightningModule):
 def test_older_checkpoints_are_removed_and_so_are_damaged_ones_and_remains(
     keep: int, left: list[int], tmp_path: Path
 ) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
     for name in ("step=7.ckpt", "step=70.ckpt", "step=3.ckpt.part"):
-        (tmp_path / name).write_bytes(b"half")
-    (tmp_path / "mine.ckpt").write_bytes(b"kept")
+        (folder / name).write_bytes(b"half")
+    (folder / "mine.ckpt").write_bytes(b"kept")
     trainer = Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[Checkpoints(tmp_path, every_n_steps=1, keep=keep)], plugins=[AtomicCheckpointIO()],
     )  # fmt: skip
     trainer.fit(Step(), DataLoader(torch.zeros(3, 1)))
     assert [path.name for path in checkpoints(tmp_path)] == [f"step={step}.ckpt" for step in left]
-    assert len(list(tmp_path.iterdir())) == len(left) + 1
+    assert len(list(folder.iterdir())) == len(left) + 1
     assert all(damage(path) is None for path in checkpoints(tmp_path))
     with pytest.raises(ValueError, match=r"callbacks\.checkpoints\.keep=0"):
         Checkpoints(tmp_path, keep=0)

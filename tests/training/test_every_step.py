@@ -74,8 +74,8 @@ class KeepAll(Checkpoints):
 
     def _save(self, trainer: Trainer) -> None:
         super()._save(trainer)
-        (self.folder.parent / "all").mkdir(exist_ok=True)
-        shutil.copy(self._saved, self.folder.parent / "all")
+        (self.folder / "all").mkdir(exist_ok=True)
+        shutil.copy(self._saved, self.folder / "all")
 
     @property
     def state_key(self) -> str:
@@ -94,7 +94,7 @@ def run(
         accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto",
         logger=MetricsFile(folder), log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, num_sanity_val_steps=0,
-        callbacks=[KeepAll(folder / "checkpoints", every_n_steps=1)], plugins=[AtomicCheckpointIO()], **options,
+        callbacks=[KeepAll(folder, every_n_steps=1)], plugins=[AtomicCheckpointIO()], **options,
     )  # fmt: skip
     keep_rows(trainer, torch.load(checkpoint, weights_only=True) if checkpoint else {})
     module = Weight()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from repr.data.clusters import read_arrays
 from repr.files import replacing
+from repr.runs.checkpoint_files import CHECKSUMS
 from repr.runs.folder import CLUSTERS, STAGE
 
 
@@ -77,15 +76,6 @@ def read_record(folder: Path, *, verify: bool = True) -> StageRecord | None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file; of a folder of shards that of its list of checksums, which are compared when it is read."""
-    if path.is_dir():
-        from repr.runs.checkpoint_files import CHECKSUMS
-
-        path = path / CHECKSUMS
-    with path.open("rb") as file:
+    """The hash of a file. A folder of shards has that of its list of checksums, which are compared when it is read."""
+    with (path / CHECKSUMS if path.is_dir() else path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def earlier_clusters(folder: Path) -> Mapping[str, Any]:
-    """The arrays in the file of clusters of a finished stage."""
-    return read_arrays(folder / CLUSTERS)

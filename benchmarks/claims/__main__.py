@@ -1,0 +1,54 @@
+"""Do claims of papers show here? ``python -m benchmarks.claims NAME [--quick] [--write]`` from the repository's root.
+
+NAME is a module of this folder, which says what is compared; it runs half an hour on two cores, with ``--quick`` three
+minutes. ``--write`` also writes ``benchmarks/results/NAME.md``. Runs go on both cores, each with one
+thread (``--jobs``); no number depends on that.
+
+A claim is a module with a ``TITLE``; ``LIBRARIES`` whose versions are told; ``SEEDS`` and, where all runs have the
+same, their ``LENGTH`` in epochs, each for a whole and for a quick start; ``settings(options)``, a paragraph on what is
+run; and ``report(options)``, which runs it and gives blocks of lines, each when it is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+
+from benchmarks.report import hardware, publish
+
+HERE = Path(__file__).parent
+CLAIMS = ("contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", choices=CLAIMS)
+    parser.add_argument("--quick", action="store_true", help="one seed, short runs")
+    parser.add_argument("--write", action="store_true", help="write benchmarks/results/NAME.md")
+    parser.add_argument("--seeds", type=int, help="runs of each method; default: what the claim says")
+    parser.add_argument("--length", type=int, help="of each run; default: what the claim says")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--kept", type=Path, help="a folder for results of single runs; those in it are not run again")
+    options = parser.parse_args()
+    claim = import_module(f"benchmarks.claims.{options.name}")
+    options.seeds = options.seeds or claim.SEEDS[options.quick]
+    options.length = options.length or getattr(claim, "LENGTH", (None, None))[options.quick]
+    command = " ".join(["python -m benchmarks.claims", *sys.argv[1:]])
+    start, load = time.monotonic(), hardware(*claim.LIBRARIES)
+    blocks: list[str] = []
+    try:
+        for block in claim.report(options):
+            blocks += ["", *block]
+    finally:  # what is known is not lost
+        seconds = f"`{command}`, {time.monotonic() - start:.0f} s; the load is that before."
+        lines = [f"# {claim.TITLE}", "", claim.settings(options), "", seconds, "", load, *blocks]
+        publish(lines, HERE.parent / "results" / f"{options.name}.md" if options.write and blocks else None)
+
+
+if __name__ == "__main__":
+    main()

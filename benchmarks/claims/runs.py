@@ -1,0 +1,134 @@
+"""What the claims share: runs in processes of their own, tables over seeds, and whether two methods differ by more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+from repr.config import compose
+from repr.fit import fit
+from repr.runs.folder import Results
+
+ROOT = Path(__file__).parents[2]
+Values = Mapping[str, float]  # column of a table -> number
+
+
+def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:
+    """Train once, with one evaluation at the end, and leave nothing behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
+        quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.pictures=null"]
+        quiet += ["logger.tensorboard=null"]
+        return fit(compose([*overrides, f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
+
+
+def trained(methods: Sequence[str], options: Namespace) -> dict[str, list[Any]]:
+    """What the claim's ``train(method, seed, length)`` gives for each method: a list over seeds."""
+    start = time.monotonic()
+    with ThreadPoolExecutor(options.jobs) as pool:
+        keys = [(method, seed) for seed in range(options.seeds) for method in methods]
+        futures = {key: pool.submit(_in_process, *key, options) for key in keys}
+        for (method, seed), future in futures.items():
+            if (error := future.exception()) is not None:
+                pool.shutdown(cancel_futures=True)
+                raise error
+            numbers = re.sub(r"(\.\d{3})\d+", r"\1", json.dumps(future.result()))
+            line = f"{time.monotonic() - start:.0f} s: {method}, seed {seed}: {numbers}"
+            print(line, file=sys.stderr, flush=True)
+    return {method: [futures[method, seed].result() for seed in range(options.seeds)] for method in methods}
+
+
+def _in_process(method: str, seed: int, options: Namespace) -> Any:
+    """A run in a process with one thread, whose result goes through JSON; or what is kept of it from before."""
+    length = options.length if options.length is not None else int(options.quick)
+    kept = options.kept and options.kept / f"{options.name}, {method}, seed {seed}, {length}.json"
+    if kept and kept.is_file():
+        return json.loads(kept.read_text())
+    program = (
+        f"import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.{options.name} import train; "
+        "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
+    )
+    command, one_thread = [sys.executable, "-c", program, method, str(seed), str(length)], {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | one_thread)
+    if done.returncode:
+        raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
+    result = done.stdout.splitlines()[-1]
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(result)
+    return json.loads(result)
+
+
+def table(
+    rows: Mapping[str, Sequence[Values]],
+    columns: Mapping[str, str] | Sequence[str],
+    *,
+    corner: str = "method",
+    chance: Values | None = None,
+) -> list[str]:
+    """A line a row, a cell a column: mean and deviation over seeds, empty where a row has no such number.
+
+    Args:
+        rows: name -> numbers by column, of each seed.
+        columns: those that are shown; a mapping gives their titles.
+        corner: title of the names; a bar in it, as in the names, makes two columns of them.
+        chance: numbers of the last line; None: there is none.
+    """
+    titles = columns if isinstance(columns, Mapping) else dict(zip(columns, columns, strict=True))
+    left = "---|" * (1 + corner.count("|"))
+    lines = [f"| {corner} | {' | '.join(titles.values())} |", f"|{left}" + "---:|" * len(titles)]
+    for name, values in rows.items():
+        numbers = [[value[column] for value in values if column in value] for column in titles]
+        lines.append(f"| {name} | {' | '.join(_cell(over_seeds) for over_seeds in numbers)} |")
+    if chance is not None:
+        cells = [f"{chance[column]:.3f}" if column in chance else "" for column in titles]
+        lines.append(f"| chance | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(over_seeds: Sequence[float]) -> str:
+    if not over_seeds:
+        return ""
+    spread = f" ± {statistics.stdev(over_seeds):.3f}" if len(over_seeds) > 1 else ""
+    return f"{statistics.mean(over_seeds):.3f}{spread}"
+
+
+class Compared(NamedTuple):
+    """Whether one method is above another: a paired t-test over seeds (5 %).
+
+    Attributes:
+        word: ``above``, ``below`` or ``level with``.
+        mean: of the differences.
+        limit: how large a mean would count; infinite with one seed.
+        told: mean and, with several seeds, its standard error, as words.
+    """
+
+    word: str
+    mean: float
+    limit: float
+    told: str
+
+
+def compared(ours: Sequence[Values], theirs: Sequence[Values], columns: Sequence[str]) -> Compared:
+    """Compare two methods, seed by seed, in the mean over some columns."""
+    pairs = zip(ours, theirs, strict=True)
+    differences = [statistics.mean(a[column] - b[column] for column in columns) for a, b in pairs]
+    mean, limit, spread = statistics.mean(differences), float("inf"), ""
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / len(differences) ** 0.5
+        limit, spread = stats.t.ppf(0.975, len(differences) - 1) * error, f" ± {error:.3f}"
+    word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
+    return Compared(word, mean, limit, f"{mean:+.3f}{spread}")
