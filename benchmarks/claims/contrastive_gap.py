@@ -59,7 +59,8 @@ def train(overrides: list[str], seed: int, small: list[str]) -> Values:
             "+trainer.enable_progress_bar=false",
             "callbacks.progress=null",
             "logger.tensorboard=null",
-            "eval.probes=null",
+            "eval.knn=null",
+            "eval.ridge=null",
             "eval.headline=[]",
         ]
         cfg = compose(["experiment=demo", f"seed={seed}", f"run_folder={folder}", *overrides, *small, *quiet])

@@ -10,7 +10,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import all_reduce, gather, world_size
 from repr.drawing import Show
 from repr.losses.chance import at_chance
@@ -183,7 +183,7 @@ class MaskedContrast(Objective):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """All patches, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""
-        return self.embed(Batch(image=images))["image"]
+        return self.embed(Batch(image=images)).image
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised.
@@ -195,24 +195,24 @@ class MaskedContrast(Objective):
             raise ValueError("this objective encodes images only: set objective=mae_clip, or eval=images")
         return self.text(tokens)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of unmasked pictures.
 
-        ``trunk`` (B, T) is what the backbone pools, and of class token and mean of patches the other one is
-        ``trunk.class_token`` or ``trunk.mean_pool``; ``image`` (B, D) and, with captions, ``text`` (B, D).
+        ``trunk`` is what the backbone pools, and of class token and mean of patches the other one is the pooling
+        ``class_token`` or ``mean_pool``.
         """
         vit: Any = self.backbone
         tokens = vit.forward_features(batch["image"])
         trunk = vit.forward_head(tokens)
-        embeddings = {"trunk": trunk, "image": trunk}
+        embeddings = Embeddings(image=trunk, trunk=trunk)
         if vit.global_pool != "avg":
-            embeddings["trunk.mean_pool"] = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(dim=1))
+            embeddings.poolings["mean_pool"] = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(dim=1))
         elif vit.cls_token is not None:
-            embeddings["trunk.class_token"] = tokens[:, 0]
+            embeddings.poolings["class_token"] = tokens[:, 0]
         if self.image_projection is not None:
-            embeddings["image"] = self.image_projection(trunk)
+            embeddings.image = self.image_projection(trunk)
             if "text" in batch:
-                embeddings["text"] = self.encode_text(batch["text"])
+                embeddings.text = self.encode_text(batch["text"])
         return embeddings
 
     def step(self, batch: Batch) -> StepOutput:
