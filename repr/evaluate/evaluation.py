@@ -33,13 +33,13 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         What ``metrics.json`` holds, and on the first process ``folder``; empty on the others.
 
     Raises:
-        ConfigError: there is no such model, or a class file does not fit.
+        ConfigError: there is no such model or protocol, or a class file does not fit.
         ValueError: it cannot take pictures of that size; too many rows of a set cannot be read.
     """
     from hydra.utils import instantiate
 
     from repr.distributed import rank
-    from repr.evaluate.protocol import compute, plan, read_protocols
+    from repr.evaluate.protocol import check_protocols, compute, plan, read_protocols
     from repr.evaluate.stored_tables import StoredTables
     from repr.evaluate.tables import short_hash
     from repr.report.exhibits import save_exhibits
@@ -48,6 +48,7 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         raise ConfigError([f"features={cfg.features}; set it to float32 or bfloat16"])
     if not cfg.data.eval:
         raise ConfigError(["data.eval names no set to evaluate on: add one, as in README, 'Your own data'"])
+    check_protocols(cfg.get("eval") or {})
     encoder = read_encoder(cfg.model, cfg.image_size)
     cfg = cfg.copy()
     cfg.image_size = encoder.image_size

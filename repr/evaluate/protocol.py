@@ -98,28 +98,30 @@ class Number:
         return short_hash(self.protocol)
 
 
-def read_protocols(options: Mapping[str, Any]) -> dict[str, Protocol]:
-    """The protocols of a config, by their keys.
-
-    Args:
-        options: key -> node with ``_target_``, or a protocol, or None, which is left out.
+def check_protocols(options: Mapping[str, Any]) -> None:
+    """Refuse nodes of a config that are no protocols: key -> node with ``_target_``, a protocol, or None.
 
     Raises:
-        ConfigError: a node names no protocol.
+        ConfigError: there is one.
     """
-    protocols: dict[str, Protocol] = {}
     for key, node in options.items():
-        if node is None:
-            continue
         target = node.get("_target_") if isinstance(node, Mapping) else type(node).__qualname__
         kind = get_object(target) if isinstance(node, Mapping) and target else type(node)
-        if not (isinstance(kind, type) and issubclass(kind, Protocol)):
+        if node is not None and not (isinstance(kind, type) and issubclass(kind, Protocol)):
             fault = f"eval.{key} is no protocol (its _target_ is {target})"
             base = f"{Protocol.__module__}.{Protocol.__name__}"
             raise ConfigError([f"{fault}: set eval.{key}._target_ to a subclass of {base}, or eval.{key}=null"])
-        protocol = node if isinstance(node, Protocol) else instantiate(node, _convert_="all", _recursive_=False)
-        protocol.key = key
-        protocols[key] = protocol
+
+
+def read_protocols(options: Mapping[str, Any]) -> dict[str, Protocol]:
+    """The protocols of a config by their keys, without those that are None; see :func:`check_protocols`."""
+    check_protocols(options)
+    protocols = {}
+    for key, node in options.items():
+        if node is not None:
+            made = node if isinstance(node, Protocol) else instantiate(node, _convert_="all", _recursive_=False)
+            made.key = key
+            protocols[key] = made
     return protocols
 
 

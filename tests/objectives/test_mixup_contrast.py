@@ -225,7 +225,8 @@ def test_a_batch_of_one_and_weights_of_absent_modalities_are_faults_of_the_confi
 
 
 TINY_TABLES = [
-    "experiment=m3col_tabular", "smoke=true", "data.train.num_rows=40", "data.eval.val.num_rows=40", "eval.knn=null", "eval.ridge=null",
+    "experiment=m3col_tabular", "smoke=true", "data.train.num_rows=40", "data.eval.val.num_rows=40",
+    "eval.knn=null", "eval.ridge=null",
     *(f"objective.tables.view{i}.widths=[200,8,8]" for i in (1, 2, 3)), "objective.head_widths=[8]",
     "callbacks.progress=null",
 ]  # fmt: skip
