@@ -8,6 +8,7 @@ workers, ranks or history, so a batch can be drawn again by hand.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypedDict, cast
 
 from torch import Tensor
@@ -40,6 +41,28 @@ def num_rows(batch: Batch) -> int:
     """How many samples a batch has."""
     first = next(iter(batch.values()))
     return len(cast(Any, first[0] if isinstance(first, list) else first))
+
+
+@dataclass
+class Embeddings:
+    """What a flow gives for an evaluation batch of B samples; nothing is normalised.
+
+    Attributes:
+        image: (B, D), what ``encode_image`` gives.
+        trunk: (B, T), the output of the backbone before any projection; ``image`` where there is no projection.
+        text: (B, D), what ``encode_text`` gives for the captions; None where the flow or the batch has none.
+        poolings: other poolings of the backbone's output by name, (B, T) each, such as ``mean_pool`` beside a class
+            token. Probes look at each of them.
+        logits: head -> (B, C), of the classes that it has learnt.
+        projection: (B, P), where a joint embedding takes its loss; ``predict_step`` alone gives it.
+    """
+
+    image: Tensor
+    trunk: Tensor
+    text: Tensor | None = None
+    poolings: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor] = field(default_factory=dict)
+    projection: Tensor | None = None
 
 
 class StepOutput(NamedTuple):

@@ -77,7 +77,8 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
         {
             "optim": {"lrr": 1},
             "eval": {
-                "metrics": {"geometry": {"maxx": 1}, "typo": {"_target_": "repr.metrics.nowhere.f", "_partial_": True}}
+                "geometry": {"maxx": 1},
+                "typo": {"_target_": "repr.metrics.nowhere.f"},
             },
             "objective": {"weights": {"contrastive": 1.0}, "losses": {"uniformty": {"_target_": "math.exp"}}},
             "trainer": {"max_epochs": None},
@@ -89,8 +90,8 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
     for words in (
         "data.train.root has no value",
         "optim.lrr: repr.optim.Optim takes no such argument; did you mean 'lr'",
-        "eval.metrics.geometry.maxx: repr.metrics.geometry.geometry takes no such argument",
-        "eval.metrics.typo._target_: repr.metrics.nowhere.f does not import",
+        "eval.geometry.maxx: repr.evaluate.protocols.Geometry takes no such argument",
+        "eval.typo._target_: repr.metrics.nowhere.f does not import",
         "objective.weights.contrastive: repr.objectives.image_text.ImageText has no such term; did you mean 'contrast'",
         "objective.losses.uniformty: repr.objectives.image_text.ImageText has no such term; did you mean 'uniformity'",
         "data.batch_size=8 is the global batch and 3 processes cannot share it evenly",

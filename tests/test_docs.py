@@ -184,6 +184,31 @@ def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypa
     assert load_run(tmp_path / "run").data.train.weights == [1, 3]
 
 
+def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> None:
+    (code,), (config,) = blocks("CONTRIBUTING.md", "python"), blocks("CONTRIBUTING.md", "yaml")
+    (tmp_path / "lengths.py").write_text(code)
+    (tmp_path / "conf" / "evaluate").mkdir(parents=True)
+    (tmp_path / "conf" / "evaluate" / "lengths.yaml").write_text(config)
+    fit, evaluate = (command for command in commands("CONTRIBUTING.md") if command.startswith("python -m repr."))
+    small = [
+        "smoke=true",
+        "run_folder=RUN",
+        "backbone.name=test_resnet",
+        "text.layers=1",
+        "trainer.limit_val_batches=1.0",
+    ]
+    for command, more in ((fit, small), (evaluate, ["out=out"])):
+        words = [sys.executable, *shlex.split(command)[1:], *more, "trainer.accelerator=cpu"]
+        done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    during = json.loads((tmp_path / "RUN" / "results.json").read_text())
+    after = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    for name in ("val/length", "test_style/length"):
+        value, chance = during[name]["value"], during[name]["chance"]
+        assert (after[name]["value"], after[name]["chance"]) == pytest.approx((value, chance), rel=1e-5)
+        assert after[name]["protocol"].items() >= {"eval": "lengths", "features": "image", "resolution": 32}.items()
+
+
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     (code,), (config,) = blocks("docs/add_an_objective.md", "python"), blocks("docs/add_an_objective.md", "yaml")
     (tmp_path / "two_views.py").write_text(code)

@@ -61,7 +61,9 @@ def train(method: str, seed: int, quick: int) -> Values:
     overrides, data, heads, epochs, few = SETS[name]
     unimodal, contrast, more = METHODS[kind]
     weights = [f"objective.weights.{head}={unimodal}" for head in heads] + [f"objective.weights.contrast={contrast}"]
-    results = evaluated([*overrides, *weights, *more, "eval.probes=null"], seed, few if quick else epochs)
+    results = evaluated(
+        [*overrides, *weights, *more, "eval.knn=null", "eval.ridge=null"], seed, few if quick else epochs
+    )
     values = {metric: results[f"{data}/fusion_{metric}"][0] for metric in METRICS}
     values["chance"] = results[f"{data}/fusion_accuracy"][1] or 0.0
     return values | {head: results[f"{data}/{head}_accuracy"][0] for head in heads if unimodal}

@@ -85,7 +85,7 @@ COMMON = [
     "procedure=multistage", "procedure.norm=each", "procedure.clustering.n_clusters=16",
     "optim.lr=2.0e-3", "optim.weight_decay=0.05", "optim.warmup_steps=30",
     "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000", "+trainer.enable_progress_bar=false",
-    "~eval.metrics", "~eval.probes.knn",
+    "eval.geometry=null", "eval.knn=null",
     *(f"callbacks.{name}=null" for name in ("progress", "pictures", "throughput", "collapse")),
     "logger.tensorboard=null",
 ]  # fmt: skip
@@ -96,7 +96,7 @@ BASES = {
         "objective.hidden_dim=96", "objective.dim=64", "objective.losses.contrast.temperature=0.2",
     ],
     "CLIP": [
-        "objective=clip", "eval=default", "~eval.pairs", "views=clip_small", "views.main.scale=[0.5, 1.0]",
+        "objective=clip", "eval=default", "eval.retrieval=null", "views=clip_small", "views.main.scale=[0.5, 1.0]",
         "embed_dim=64", "text.width=64", "text.layers=1", "text.context_length=12",
     ],
 }  # fmt: skip

@@ -17,9 +17,8 @@ from repr.batch import Batch
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
-from repr.data.dense import DenseDataset, mask_vocabulary
-from repr.data.questions.compositional import Questions, has_questions, questions
+from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.dense import mask_vocabulary
 from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
 from repr.data.sources.numeric_tables import gather_tables
 from repr.data.sources.source import Source
@@ -169,46 +168,13 @@ class DataModule(LightningDataModule):
     def _source(self, name: str) -> Source:
         return self.train if name in ("train", "bank") else self.eval[name]
 
-    def dense_dataloaders(self, num_images: int, views: Mapping[str, View]) -> list[DataLoader]:
-        """Loaders of dense evaluation, one a name of ``eval_names``: pictures, masks where they are known, two crops.
-
-        Args:
-            num_images: at most so many rows of each set, evenly spread.
-            views: name -> view, how the two crops are drawn; their colours stay as they are.
-
-        Raises:
-            ValueError: not two views, or no picture.
-        """
-        crops = expand(views.values())
-        if len(crops) != 2 or num_images < 1:
-            raise ValueError(
-                f"eval.dense: views gives {len(crops)} crops and num_images is {num_images}; set views to two crops "
-                "(count: 2) and num_images to 1 or more"
-            )
-        loaders = []
-        for name in self.eval_names:
-            source, num = (self.train, self.bank_size) if name == "bank" else (self.eval[name], len(self.eval[name]))
-            num_rows = min(num, num_images)
-            rows = torch.arange(num_rows) * len(source) // num_rows
-            loaders.append(self.in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
-        return loaders
-
-    def questions(self, name: str) -> Questions | None:
-        """What an evaluation set asks for; None if its source has no questions, or there is no tokenizer.
-
-        Args:
-            name: of the set.
-        """
-        source = self.eval[name]
-        return questions(source) if self.tokenizer is not None and has_questions(source) else None
-
     def _eval_loader(self, source: Source, rows: Tensor, name: str) -> DataLoader:
         size, tables = self.image_size if self.views else None, self.tables["train" if name == "bank" else name]
         tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
         labels = class_ids(source, self.attributes)
         return self.in_order(EvalDataset(source, rows, size, labels, tokenizer, tables=list(tables.values())))
 
-    def in_order(self, dataset: EvalDataset | DenseDataset | TextDataset) -> DataLoader:
+    def in_order(self, dataset: Any) -> DataLoader:
         """Batches of a data set in its order; this rank's share of each."""
         rank, world_size = self._rank()
         sampler = EvalBatchSampler(len(dataset), self.eval_batch_size, rank=rank, world_size=world_size)

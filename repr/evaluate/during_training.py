@@ -1,10 +1,10 @@
-"""Evaluation during training: one feature pass over every set feeds all metrics."""
+"""Evaluation during training: one pass over every set gathers the tables that all protocols read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -13,81 +13,138 @@ from torch import Tensor
 
 from repr.batch import Batch
 from repr.distributed import gather, rank, world_size
-from repr.metrics.classes import Classes, load_classes
-from repr.metrics.compositional import compositional
-from repr.metrics.exhibits import Exhibits, NamedClasses
+from repr.evaluate.encoder import Encoder
+from repr.evaluate.protocol import compute, plan, read_protocols
+from repr.evaluate.tables import NO_TEXT, Request, Tables, columns_of, embed
+from repr.metrics.exhibits import Exhibits
 from repr.metrics.features import Features
-from repr.metrics.zero_shot import average_templates, zero_shot
 
-if TYPE_CHECKING:
-    from repr.evaluate.dense import Dense
 
-Metric = Callable[..., dict[str, float]]
-CHANCE = ".chance"  # what metrics append to a name for its level at chance
+class GatheredTables(Tables):
+    """The tables of an evaluation round, in memory.
+
+    Pictures, with the first caption of each, were embedded by the Trainer; texts, maps and views are embedded when
+    they are extracted. Each process embeds its share, and all have the tables.
+
+    Args:
+        trainer: of the run.
+        module: the objective.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.trainer, self.module = trainer, module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        encoder = Encoder.of_objective(module, data.image_size, data.mean, data.std, data.tokenizer)
+        super().__init__(encoder, data, precision=str(trainer.precision))
+        self._made: dict[str, dict[str, Tensor]] = {}
+
+    def begin(self, pictures: Mapping[str, dict[str, Tensor]]) -> None:
+        """Forget the tables of the last round, and take those of the pictures of this one: set -> columns."""
+        self._made = {self._pictures(name): columns for name, columns in pictures.items()}
+        for memory in (self._wanted, self._read, self._labels, self.classes, self.left_out):
+            memory.clear()
+        self.device = self.module.device
+
+    def want_captions(self, name: str) -> str | None:
+        """Captions are embedded with the pictures."""
+        if self.encoder.tokenizer is None:
+            return NO_TEXT
+        columns = self._made.get(self._pictures(name), ("text",))  # unknown before the first round
+        return None if "text" in columns else f"{name} has no captions"
+
+    def captioned(self, name: str) -> Features | None:
+        """The table of the set, whose every row has a caption if one has."""
+        table = self.pictures(name)
+        return None if table.text is None else table
+
+    def labels(self, name: str) -> dict[str, Tensor]:
+        """Those of the rows that were embedded; before the first round those of all rows."""
+        if self._pictures(name) not in self._made:
+            return super().labels(name)
+        return {attribute: labels for attribute, labels in self.pictures(name).labels.items() if (labels >= 0).any()}
+
+    @torch.no_grad()
+    def extract(self) -> None:
+        """Embed what was asked for beside the pictures."""
+        for key, request in self._wanted.items():
+            if key not in self._made:
+                self._made[key] = self._embed_texts(request) if request.set is None else self._embed(request)
+
+    def _columns(self, key: str) -> dict[str, Tensor]:
+        return self._made[key]
+
+    def _data(self, name: str) -> str:
+        return name
+
+    def _embed(self, request: Request) -> dict[str, Tensor]:
+        """One more pass over some pictures of a set, as many batches as the Trainer takes of it."""
+        trainer, rows = self.trainer, []
+        number = self.data.eval_names.index(cast(str, request.set))
+        for batch in islice(self.data.in_order(request.dataset()), int(trainer.num_val_batches[number])):
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=number)
+            if "views" in batch:
+                (batch["image"],) = batch.pop("views")
+            for key in ("image", "crops"):
+                if key in batch:
+                    batch[key] = trainer.precision_plugin.convert_input(batch[key])
+            with trainer.precision_plugin.val_step_context():
+                rows.append(embed(self.module, batch) | {"index": batch["index"]})
+        return joined(rows)
+
+    def _embed_texts(self, request: Request) -> dict[str, Tensor]:
+        """Each process embeds its share, as many batches as the others, since a sharded text tower needs them all."""
+        texts, module, tokenizer = request.dataset().texts, cast(Any, self.module), cast(Any, self.encoder.tokenizer)
+        share = -(-len(texts) // world_size())
+        own = list(texts[rank() * share : (rank() + 1) * share])
+        own += list(texts[:1]) * (share - len(own))
+        parts = (tokenizer(own[i : i + 1024]).to(module.device) for i in range(0, share, 1024))
+        embeddings = gather(torch.cat([module.encode_text(part).float() for part in parts]))
+        return {"text": embeddings[: len(texts)]}
 
 
 class Evaluation(pl.Callback):
-    """Compute every metric on every evaluation set from one pass of features.
+    """Compute every protocol on every evaluation set.
 
-    Sets whose sources are questions (:mod:`repr.data.questions.compositional`) are scored by
-    :func:`repr.metrics.compositional.compositional`, where there is a text tower.
-    Results are logged as ``<set>/<metric>``; where they are printed, the level at chance stands beside them.
-    Each process embeds its share of every set; features are gathered, rows that only fill up the last batch
-    are dropped by index, and the first process computes.
+    Each process embeds its share of every set; features are gathered, rows that only fill up the last batch are dropped
+    by index, and the first process computes. What a set has no captions, labels or questions for is left out. Results
+    are logged as ``<set>/<name>``; where they are printed, the level at chance stands beside them.
 
     Args:
-        metrics: functions ``(bank, query) -> dict``, run once a set.
-        pairs: likewise, on sets with captions.
-        probes: functions ``(bank, query, attribute=...) -> dict``, run for every labelled attribute with two
-            classes or more in the set, of which the bank has at least one; and once more for every other pooling of
-            the trunk that the flow gives, as ``<pooling>_<metric>``.
-        zero_shot: set -> class file, or several (:func:`repr.metrics.classes.load_classes`). Class embeddings are
-            computed anew at each evaluation.
-        dense: metrics of feature maps, from a pass of their own; None: no such pass.
-        exhibits: what a person looks at, :func:`repr.metrics.exhibits.exhibits` with its options; None: nothing.
         headline: names of the numbers to print after each evaluation.
+        protocols: by their keys, such as ``knn``: config with ``_target_``, or a
+            :class:`repr.evaluate.protocol.Protocol`; None: it is not computed.
 
     Attributes:
         results: name -> (value, level at chance or None) of the last evaluation.
         shown: set -> exhibits of the last evaluation, on the first process.
         step: the optimizer step of the last evaluation; -1 before the first.
+
+    Raises:
+        ConfigError: one of the protocols is none.
     """
 
-    def __init__(
-        self,
-        metrics: Mapping[str, Metric] | None = None,
-        pairs: Mapping[str, Metric] | None = None,
-        probes: Mapping[str, Metric] | None = None,
-        zero_shot: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None,
-        dense: Dense | None = None,
-        exhibits: Callable[..., Exhibits] | None = None,
-        headline: Sequence[str] = (),
-    ) -> None:
-        self.metrics = metrics or {}
-        self.pairs = pairs or {}
-        self.probes = probes or {}
-        self.classes = {name: load_classes(files) for name, files in (zero_shot or {}).items()}
-        self.dense, self.exhibits, self.headline = dense, exhibits, headline
+    tables: GatheredTables
+
+    def __init__(self, headline: Sequence[str] = (), **protocols: Any) -> None:
+        self.protocols, self.headline = read_protocols(protocols), headline
         self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse class files that do not fit the data, and backbones without maps, before any training."""
-        data = _data(trainer)
-        if not hasattr(data, "eval_names"):
+        """Refuse what cannot be computed of the data and the encoder before any training.
+
+        Raises:
+            ValueError: there is such a protocol.
+        """
+        if not hasattr(trainer.datamodule, "eval_names"):  # type: ignore[attr-defined]
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
-        if self.dense is not None:
-            self.dense.check(data, pl_module)
-        for name, several in self.classes.items():
-            if name not in data.eval_names:
-                known = ", ".join(data.eval_names[1:]) or "none"
-                raise ValueError(f"eval.zero_shot names the set '{name}'; data.eval has {known}; set eval=default")
-            if data.tokenizer is None:
-                raise ValueError("eval.zero_shot needs data.tokenizer; set it, or set eval.zero_shot to null")
-            for classes in several.values():
-                classes.ids(data.attributes, f"eval.zero_shot.{name}")
+        self.tables = GatheredTables(trainer, pl_module)
+        for key, protocol in self.protocols.items() if stage == "fit" else ():
+            if fault := protocol.fault(self.tables):
+                raise ValueError(f"eval.{key} {fault}, or eval.{key}=null")
+        plan(self.protocols, self.tables)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget what an interrupted round has left."""
@@ -103,125 +160,40 @@ class Evaluation(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Keep the embeddings of a batch."""
-        kept = {name: value.float() for name, value in outputs.items()}
-        kept |= {f"batch.{name}": batch[name] for name in ("index", "text", "label") if name in batch}
+        of_batch = {"index": batch["index"], "tokens": batch.get("text"), "label": batch.get("label")}
+        kept = columns_of(outputs) | {name: values for name, values in of_batch.items() if values is not None}
         self._rows.setdefault(dataloader_idx, []).append(kept)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gather the features and compute all metrics."""
-        data = _data(trainer)
-        tables = {data.eval_names[i]: feature_table(rows, data.attributes) for i, rows in sorted(self._rows.items())}
-        self._rows = {}
+        """Gather the tables and compute all protocols."""
+        rows, self._rows = self._rows, {}
         if trainer.sanity_checking:
             return
-        bank = tables.pop("bank")
-        class_embeddings = {
-            (name, kind): embed_classes(pl_module, classes)
-            for name, several in self.classes.items()
-            for kind, classes in several.items()
-        }
-        asked = {name: data.questions(name) for name in tables} if hasattr(pl_module, "encode_text") else {}
-        captions = {name: embed_texts(pl_module, of.texts) for name, of in asked.items() if of is not None}
-        maps = {} if self.dense is None else self.dense.tables(trainer, pl_module)
-        values: dict[str, float] = {}
+        tables = self.tables
+        tables.begin({tables.data.eval_names[i]: joined(batches) for i, batches in sorted(rows.items())})
+        asked = plan(self.protocols, tables)
+        tables.extract()
+        for protocol in self.protocols.values():
+            protocol.prepare(tables)
+        values: dict[str, tuple[float, float | None]] = {}
         if trainer.is_global_zero:
-            for name, query in tables.items():
-                found = self._compute(bank, query)
-                named: dict[str, NamedClasses] = {}
-                for kind, classes in self.classes.get(name, {}).items():
-                    ids = torch.tensor(classes.ids(data.attributes, name), device=query.image.device)
-                    embeddings = class_embeddings[name, kind]
-                    named[kind] = NamedClasses(classes.attribute, embeddings, ids, list(classes.names.values()))
-                    found |= zero_shot(
-                        bank,
-                        query,
-                        attribute=classes.attribute,
-                        class_embeddings=embeddings,
-                        class_labels=ids,
-                        name=kind,
-                    )
-                if self.exhibits is not None:
-                    self.shown[name] = self.exhibits(bank, query, attributes=data.attributes, classes=named)
-                if name in captions:
-                    of = asked[name]
-                    found |= compositional(
-                        bank,
-                        query,
-                        captions=captions[name],
-                        candidates=of.candidates,
-                        items=of.items,
-                        attribute=of.split,
-                        names=data.attributes[of.split],
-                    )
-                values |= {f"{name}/{key}": value for key, value in found.items()}
-            values |= {} if self.dense is None else self.dense.compute(maps)
-        values = trainer.strategy.broadcast(values)
-        self.results = {k: (v, values.get(k + CHANCE)) for k, v in values.items() if not k.endswith(CHANCE)}
+            numbers, self.shown = compute(asked, tables)
+            values = {name: (number.value, number.chance) for name, number in numbers.items()}
+        tables.begin({})  # gives their memory back
+        self.results = trainer.strategy.broadcast(values)
         self.step = trainer.global_step
         pl_module.log_dict({name: value for name, (value, _) in self.results.items()})
         if shown := [name for name in self.headline if name in self.results]:
             trainer.print(f"step {self.step}: " + "   ".join(f"{name} {_value(*self.results[name])}" for name in shown))
 
-    def _compute(self, bank: Features, query: Features) -> dict[str, float]:
-        values: dict[str, float] = {}
-        pairs = {} if query.text is None else self.pairs
-        for metric in (*pairs.values(), *self.metrics.values()):
-            values |= metric(bank, query)
-        for attribute, labels in query.labels.items():
-            wanted = set(labels.tolist()) - {-1}
-            if len(wanted) > 1 and wanted & set(bank.labels[attribute].tolist()):
-                for probe in self.probes.values():
-                    values |= probe(bank, query, attribute=attribute)
-                    for name in query.poolings:
-                        pooled = (replace(table, trunk=table.poolings[name]) for table in (bank, query))
-                        values |= {f"{name}_{k}": v for k, v in probe(*pooled, attribute=attribute).items()}
-        return values
-
 
 def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Join the batches of all ranks, in the order of the data set, each readable sample once."""
     columns = {name: gather(torch.cat([row[name] for row in rows])) for name in rows[0]}
-    index, order = columns["batch.index"].sort(stable=True)
+    index, order = columns["index"].sort(stable=True)
     first = index >= 0  # negative: could not be read
     first[1:] &= index[1:] != index[:-1]
     return {name: column[order[first]] for name, column in columns.items()}
-
-
-def feature_table(rows: Sequence[Mapping[str, Tensor]], attributes: Mapping[str, Sequence[str]]) -> Features:
-    """The table of a set from the batches of all ranks."""
-    columns = joined(rows)
-    tokens, labels = columns.get("batch.text"), columns.get("batch.label")
-    return Features(
-        index=columns["batch.index"],
-        image=columns["image"],
-        trunk=columns["trunk"],
-        text=columns.get("text"),
-        caption=None if tokens is None else tokens.unique(dim=0, return_inverse=True)[1],
-        labels={} if labels is None else {name: labels[:, i] for i, name in enumerate(attributes)},
-        poolings={k.removeprefix("trunk."): v for k, v in columns.items() if k.startswith("trunk.")},
-        logits={k.removeprefix("logits."): v for k, v in columns.items() if k.startswith("logits.")},
-    )
-
-
-@torch.no_grad()
-def embed_classes(module: Any, classes: Classes) -> Tensor:
-    """One embedding a class, averaged over templates: (C, D)."""
-    embeddings = embed_texts(module, classes.sentences())  # (C * T, D)
-    return average_templates(embeddings.unflatten(0, (len(classes.names), len(classes.templates))))
-
-
-@torch.no_grad()
-def embed_texts(module: Any, texts: Sequence[str]) -> Tensor:
-    """The embeddings of texts, (T, D) float32 on every rank.
-
-    Each rank embeds its share, as many batches as the others, since a sharded text tower needs them all.
-    """
-    share = -(-len(texts) // world_size())
-    own = list(texts[rank() * share : (rank() + 1) * share])
-    own += list(texts[:1]) * (share - len(own))
-    tokenizer = module.trainer.datamodule.tokenizer
-    parts = (tokenizer(own[start : start + 1024]).to(module.device) for start in range(0, share, 1024))
-    return gather(torch.cat([module.encode_text(part).float() for part in parts]))[: len(texts)]
 
 
 def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
@@ -241,11 +213,6 @@ def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
             cells += [shown, "" if chance is None else f"{chance:.4f}"]
         table.add_row(metric, *cells)
     return table
-
-
-def _data(trainer: Any) -> Any:
-    """The DataModule, which Lightning's Trainer has without declaring it."""
-    return trainer.datamodule
 
 
 def _value(value: float, chance: float | None) -> str:

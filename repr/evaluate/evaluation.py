@@ -16,8 +16,8 @@ from repr.files import replacing
 from repr.runs.folder import EVALUATION, EVALUATIONS, holder, load_run, run_folder
 
 if TYPE_CHECKING:
-    from repr.evaluate.foreign import Encoder
-    from repr.evaluate.protocols import Number
+    from repr.evaluate.encoder import Encoder
+    from repr.evaluate.protocol import Number
 FOREIGN = ("open_clip:", "timm:")
 
 
@@ -33,51 +33,54 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         What ``metrics.json`` holds, and on the first process ``folder``; empty on the others.
 
     Raises:
-        ConfigError: there is no such model, or a class file does not fit.
+        ConfigError: there is no such model or protocol, or a class file does not fit.
         ValueError: it cannot take pictures of that size; too many rows of a set cannot be read.
     """
     from hydra.utils import instantiate
 
     from repr.distributed import rank
-    from repr.evaluate.feature_tables import FeatureTables, check_dtype, short_hash
-    from repr.evaluate.plan import make_plan
-    from repr.evaluate.protocols import compute, finetuned
+    from repr.evaluate.protocol import check_protocols, compute, plan, read_protocols
+    from repr.evaluate.stored_tables import StoredTables
+    from repr.evaluate.tables import short_hash
     from repr.report.exhibits import save_exhibits
 
-    check_dtype(cfg.features)
+    if cfg.features not in ("float32", "bfloat16"):
+        raise ConfigError([f"features={cfg.features}; set it to float32 or bfloat16"])
     if not cfg.data.eval:
         raise ConfigError(["data.eval names no set to evaluate on: add one, as in README, 'Your own data'"])
+    check_protocols(cfg.get("eval") or {})
     encoder = read_encoder(cfg.model, cfg.image_size)
     cfg = cfg.copy()
     cfg.image_size = encoder.image_size
+    asked: Any = OmegaConf.to_container(cfg.get("eval") or OmegaConf.create(), resolve=True)
+    protocols = read_protocols(asked)
     data = instantiate(cfg.data)
     folder = evaluation_folder(cfg.model)
     cfg.run_folder = str(folder)
-    tables = FeatureTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), cfg.features)
-    plan = make_plan(cfg.eval, tables, class_files)
+    tables = StoredTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), cfg.features, class_files)
+    planned = plan(protocols, tables)
     tables.extract()
-    learned = finetuned(plan, tables)
+    for protocol in protocols.values():
+        protocol.prepare(tables)
     if rank() or not is_first():
         return {}
-    numbers, shown = compute(plan, tables)
-    numbers |= learned
-    asked: Any = OmegaConf.to_container(cfg.eval, resolve=True)
+    numbers, shown = compute(planned, tables)
     protocol_hash = short_hash([tables.taken, asked, sorted({number.hash for number in numbers.values()})])
     out = Path(cfg.out) if cfg.out else folder / f"{data_name}-{protocol_hash}"
-    found = {
+    written = {
         "format": 1,
         "protocol_hash": protocol_hash,
         "model": {"name": str(cfg.model), "hash": tables.model_hash},
         "data": {"name": data_name, "sets": tables.told()},
         "results": {name: _entry(number) for name, number in numbers.items()},
-        "left_out": plan.left_out,
+        "left_out": tables.left_out,
         "notes": encoder.notes,
         "versions": _versions(),
     }
     with replacing(out / EVALUATION) as file:
-        file.write(json.dumps(found, indent=1).encode())
+        file.write(json.dumps(written, indent=1).encode())
     save_exhibits(out, shown, {name: data.evaluated(name)[0] for name in data.eval_names})
-    return found | {"folder": out}
+    return written | {"folder": out}
 
 
 def read_encoder(name: str, image_size: int | None) -> Encoder:
@@ -91,12 +94,10 @@ def read_encoder(name: str, image_size: int | None) -> Encoder:
         ConfigError: there is none.
         ValueError: it cannot take pictures of that size.
     """
-    from functools import partial
-
     from hydra.utils import instantiate
 
-    from repr.data.views import evaluation_view
-    from repr.evaluate.foreign import HINT, Encoder, check_size, read_foreign, resize
+    from repr.evaluate.encoder import Encoder, check_size, resize
+    from repr.evaluate.foreign import HINT, read_foreign
     from repr.runs.folder import stage_folders
     from repr.runs.trained import Trained
 
@@ -108,32 +109,17 @@ def read_encoder(name: str, image_size: int | None) -> Encoder:
         from repr.runs.joined import load_joined
 
         module: Any = load_joined(name)
-        run, has_text = load_run(next(iter(stages.values()))), module.text is not None
+        run = load_run(next(iter(stages.values())))
     else:
         trained = Trained.read(name)
-        module, run, has_text = trained.objective, trained.cfg, trained.has_text
+        module, run = trained.objective, trained.cfg
     own = run.data.image_size
     size = image_size or own
     if not stages:
         resize(module.backbone, size, own, name)
     check_size(module, size, name)
-    mean, std = tuple(run.data.mean), tuple(run.data.std)
-    return Encoder(
-        module=module,
-        transform=partial(evaluation_view, size=size),
-        image_size=size,
-        mean=mean,
-        std=std,
-        tokenizer=instantiate(run.tokenizer) if has_text and run.get("tokenizer") else None,
-        preprocessing={
-            "resolution": size,
-            "resize": "shorter side to the resolution",
-            "crop": "centre",
-            "interpolation": "bicubic",
-            "mean": list(mean),
-            "std": list(std),
-        },
-    )
+    tokenizer = instantiate(run.tokenizer) if run.get("tokenizer") else None
+    return Encoder.of_objective(module, size, run.data.mean, run.data.std, tokenizer)
 
 
 def evaluation_folder(name: str) -> Path:

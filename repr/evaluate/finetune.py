@@ -5,21 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
+from hydra.utils import instantiate
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from repr.batch import Batch
-from repr.data.datamodule import DataModule
+from repr.batch import Batch, Embeddings
 from repr.distributed import rank
-from repr.evaluate.feature_tables import FeatureTables
-from repr.evaluate.foreign import Encoder
+from repr.evaluate.protocol import Parts, Protocol, Values
+from repr.evaluate.stored_tables import StoredTables
+from repr.evaluate.tables import Tables
 from repr.metrics.tables import accuracy, labelled
 from repr.optim import Optim
 from repr.training.trainer import make_trainer
@@ -42,10 +43,10 @@ class Classifier(pl.LightningModule):
         nn.init.zeros_(self.head.bias)
         self.column, self.optim = column, optim
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Scores (B, C) of an evaluation batch, under the names that tables have."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """Scores (B, C) of an evaluation batch, in the place of embeddings."""
         scores = self.head(self.backbone(batch["image"]))
-        return {"image": scores, "trunk": scores}
+        return Embeddings(image=scores, trunk=scores)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the labelled rows."""
@@ -58,55 +59,92 @@ class Classifier(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fault(encoder: Encoder) -> str | None:
-    """Why an encoder cannot be fine-tuned layer by layer, or None."""
-    if hasattr(getattr(encoder.module, "backbone", None), "group_matcher"):
-        return None
-    return "the image tower is not one of timm's, which tell their layers"
-
-
-def finetune(
-    cfg: DictConfig, encoder: Encoder, data: DataModule, attribute: str, sets: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Train on all rows of the training set, with views as ``cfg.views`` says, and classify sets; every rank calls it.
+@dataclass
+class Finetune(Protocol):
+    """All weights of a copy of the encoder and a linear classifier, trained on the labels of the training set by AdamW.
 
     Args:
-        cfg: a whole config of ``repr.evaluate``, with ``eval.finetune``.
-        encoder: stays as it is.
-        data: the sets.
-        attribute: what is learned.
-        sets: what is classified.
-
-    Returns:
-        Set -> ``finetune_<attribute>`` with the share of the largest class as its chance; empty on other ranks.
+        attributes: which are learned, one after the other; None: all that a set shares with the training set.
+        epochs: passes through the training set.
+        batch_size: of all processes together.
+        lr: at its peak, of the last layer.
+        weight_decay: of AdamW.
+        layer_decay: by which the learning rate falls from each layer to the one below it.
+        warmup_epochs: in which the learning rate rises.
     """
-    from hydra.utils import instantiate
 
-    options, column = cfg.eval.finetune, list(data.attributes).index(attribute)
-    train = instantiate(cfg.data, batch_size=options.batch_size, mean=list(encoder.mean), std=list(encoder.std))
-    steps = len(train.order) // options.batch_size
-    optim = Optim(
-        lr=options.lr,
-        weight_decay=options.weight_decay,
-        layer_decay=options.layer_decay,
-        warmup_steps=int(options.warmup_epochs * steps),
-    )
-    pl.seed_everything(cfg.seed, verbose=False)
-    backbone = deepcopy(encoder.module.backbone)
-    model = Classifier(backbone, len(data.attributes[attribute]), column, optim)
-    told = cfg.copy()
-    told.trainer.update({"max_epochs": options.epochs, "max_steps": -1, "limit_val_batches": 0})
-    progress = [instantiate(node) for node in cfg.callbacks.values() if node]
-    make_trainer(told, progress, []).fit(model, train)
-    values: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        trained = replace(encoder, module=model.eval())
-        tables = FeatureTables(trained, data, cfg, Path(folder), "float32")
-        for name in sets:
-            tables.want_pictures(name)
-        tables.extract()
-        for name in sets if not rank() else ():
-            table = tables.pictures(name)
-            rows, labels = labelled(table, attribute)
-            values[name] = accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
-    return values
+    attributes: Sequence[str] | None
+    epochs: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    layer_decay: float
+    warmup_epochs: float
+    said: ClassVar = {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"}
+    silent = ("attributes",)
+
+    def __post_init__(self) -> None:
+        self._sets: dict[str, list[str]] = {}  # attribute -> sets that are asked for it
+        self._values: dict[str, Values] = {}
+
+    def fault(self, tables: Tables) -> str | None:
+        """During training, and of towers whose layers are not known."""
+        if tables.cfg is None:
+            return "trains a copy of the encoder: leave it to python -m repr.evaluate"
+        if not hasattr(getattr(tables.encoder.module, "backbone", None), "group_matcher"):
+            return "needs the layers of the image tower, which is not one of timm's"
+        return None
+
+    def want(self, tables: Tables, name: str) -> str | None:
+        """No table: pictures are embedded by the copy."""
+        if why := tables.want("labels", name):
+            return why
+        shared = [a for a in tables.shared_attributes(name) if self.attributes is None or a in self.attributes]
+        for attribute in shared:
+            self._sets.setdefault(attribute, []).append(name)
+        if not shared:
+            return f"{name} has no labels of {', '.join(self.attributes or ())} that the training set has"
+        return None
+
+    def prepare(self, tables: Tables) -> None:
+        """Train, and classify the sets."""
+        for attribute, sets in self._sets.items():
+            model = self._trained(tables, attribute)
+            with tempfile.TemporaryDirectory() as folder:
+                assert tables.cfg is not None
+                encoder = replace(tables.encoder, module=model.eval())
+                scores = StoredTables(encoder, tables.data, tables.cfg, Path(folder), "float32")
+                for name in sets:
+                    scores.want_pictures(name)
+                scores.extract()
+                for name in sets if not rank() else ():
+                    table = scores.pictures(name)
+                    rows, labels = labelled(table, attribute)
+                    accuracies = accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
+                    self._values[name] = self._values.get(name, {}) | accuracies
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """The accuracies that were found."""
+        assert tables.cfg is not None
+        views = OmegaConf.to_container(tables.cfg.views, resolve=True)
+        yield self._values[name], {"seed": tables.seed, "views": views}
+
+    def _trained(self, tables: Tables, attribute: str) -> Classifier:
+        """A classifier after training on all rows of the training set, with views as ``cfg.views`` says."""
+        cfg, encoder, data = tables.cfg, tables.encoder, tables.data
+        assert cfg is not None
+        train = instantiate(cfg.data, batch_size=self.batch_size, mean=list(encoder.mean), std=list(encoder.std))
+        optim = Optim(
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            layer_decay=self.layer_decay,
+            warmup_steps=int(self.warmup_epochs * (len(train.order) // self.batch_size)),
+        )
+        pl.seed_everything(tables.seed, verbose=False)
+        backbone = deepcopy(encoder.module.backbone)
+        model = Classifier(backbone, len(data.attributes[attribute]), list(data.attributes).index(attribute), optim)
+        told = cfg.copy()
+        told.trainer.update({"max_epochs": self.epochs, "max_steps": -1, "limit_val_batches": 0})
+        progress = [instantiate(node) for node in cfg.callbacks.values() if node]
+        make_trainer(told, progress, []).fit(model, train)
+        return model

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from repr.batch import Batch
+from repr.batch import Batch, Embeddings
+from repr.evaluate.encoder import Encoder, check_size, resize, size_fault
 
 HINT = "give a run folder, a checkpoint, open_clip:NAME/TAG, open_clip:local-dir:PATH, timm:NAME or timm:local-dir:PATH"
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """Anything that can be evaluated.
-
-    Attributes:
-        module: has ``embed(batch) -> {"image": (B, D), "trunk": (B, T), ...}``, ``backbone`` if it gives feature maps,
-            and ``encode_text(tokens) -> (B, D)`` if there is a tokenizer.
-        transform: RGB picture -> (3, S, S), uint8 or normalised float.
-        image_size: S.
-        mean: of the channels, of pixels in [0, 1].
-        std: likewise.
-        tokenizer: list of texts -> (B, L) int64; None: it encodes images only.
-        preprocessing: what the transform does, in words and numbers, for the protocol.
-        notes: lines for whoever starts the evaluation.
-    """
-
-    module: nn.Module
-    transform: Callable[[Image.Image], Tensor]
-    image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    tokenizer: Callable[[list[str]], Tensor] | None
-    preprocessing: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
 
 
 class Towers(nn.Module):
@@ -54,29 +25,29 @@ class Towers(nn.Module):
         super().__init__()
         self.model, self.backbone = model, backbone
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> Embeddings:
         """``image`` (B, D) as the library gives it, and ``trunk`` (B, T): what is pooled, before any projection."""
         images = batch["image"]
         model: Any = self.model
         if model is None:
             assert self.backbone is not None
             pooled = self.backbone(images)
-            return {"image": pooled, "trunk": pooled}
+            return Embeddings(image=pooled, trunk=pooled)
         if self.backbone is not None:  # open_clip's wrapper around timm: trunk, then perhaps pooling, then projection
-            found = trunk = self.backbone(images)
+            image = trunk = self.backbone(images)
             for name, layer in model.visual.head.named_children():
-                found = layer(found)
-                trunk = found if name == "pool" else trunk
-            return {"image": found, "trunk": trunk}
+                image = layer(image)
+                trunk = image if name == "pool" else trunk
+            return Embeddings(image=image, trunk=trunk)
         if (projection := getattr(model.visual, "proj", None)) is None:
             pooled = model.encode_image(images)  # a ResNet of CLIP projects while it pools
-            return {"image": pooled, "trunk": pooled}
+            return Embeddings(image=pooled, trunk=pooled)
         model.visual.proj = None  # one pass gives both
         try:
             pooled = model.encode_image(images)
         finally:
             model.visual.proj = projection
-        return {"image": pooled @ projection, "trunk": pooled}
+        return Embeddings(image=pooled @ projection, trunk=pooled)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised."""
@@ -127,7 +98,7 @@ def _open_clip(name: str, rest: str, image_size: int | None) -> Encoder:
     except RuntimeError as error:
         if image_size is None:
             raise ValueError(f"model={name} does not load: {str(error).splitlines()[0]}") from error
-        raise ValueError(_fixed(name, image_size, error)) from error
+        raise ValueError(size_fault(name, image_size, error)) from error
     cfg = PreprocessCfg(**model.visual.preprocess_cfg)
     size = cfg.size if isinstance(cfg.size, int) else cfg.size[0]
     module = Towers(model.eval(), getattr(model.visual, "trunk", None))
@@ -198,46 +169,4 @@ def _timm(name: str, rest: str, image_size: int | None) -> Encoder:
             "std": list(cfg["std"]),
         },
         notes=notes,
-    )
-
-
-def resize(backbone: nn.Module, size: int, own: int, name: str) -> None:
-    """Let a timm model take pictures of another size, where its weights depend on it.
-
-    Args:
-        backbone: changed in place.
-        size: side in pixels.
-        own: the size that it was made for.
-        name: what the error calls it.
-
-    Raises:
-        ValueError: it cannot.
-    """
-    change: Any = getattr(backbone, "set_input_size", None)
-    if size == own or change is None:  # without the method it either takes any size or fails in check_size
-        return
-    try:
-        change(img_size=(size, size))
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(_fixed(name, size, error)) from error
-
-
-@torch.no_grad()
-def check_size(module: Any, size: int, name: str) -> None:
-    """Give an encoder one black picture.
-
-    Raises:
-        ValueError: it cannot take pictures of that size.
-    """
-    try:
-        module.embed(Batch(image=torch.zeros(1, 3, size, size)))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(_fixed(name, size, error)) from error
-
-
-def _fixed(name: str, size: int, error: Exception) -> str:
-    why = (str(error).splitlines() or [type(error).__name__])[0]
-    return (
-        f"model={name} cannot take pictures of {size} x {size} pixels, and its image size cannot be changed ({why}): "
-        "set image_size=null for its own"
     )

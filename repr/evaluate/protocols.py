@@ -1,141 +1,167 @@
-"""The numbers that each protocol of `repr.evaluate` gives, with how they came about."""
+"""The protocols that learn nothing: of pictures and captions, classes, questions, feature maps, views and heads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from torch import Tensor
 
-from repr.evaluate.during_training import CHANCE
-from repr.evaluate.feature_tables import FeatureTables, short_hash
-from repr.evaluate.finetune import finetune
-from repr.evaluate.plan import OWN_TABLES, PROBES, Plan, lidar_views, shared_attributes, with_lidar
-from repr.metrics.classes import Classes
-from repr.metrics.exhibits import Exhibits, NamedClasses
-from repr.metrics.features import Features
-from repr.metrics.knn import sweep_name
+from repr.config import ConfigError
+from repr.data.views import View, expand
+from repr.evaluate.protocol import Parts, Protocol, short_hash
+from repr.evaluate.tables import NO_TEXT, Tables
+from repr.metrics.classes import Classes, load_classes
+from repr.metrics.classification import heads
+from repr.metrics.compositional import compositional
+from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
+from repr.metrics.geometry import geometry, lidar
+from repr.metrics.retrieval import retrieval
 from repr.metrics.tables import one_caption
-from repr.metrics.zero_shot import average_templates, zero_shot
-
-SAID: dict[str, dict[str, Any]] = {  # what the options of a protocol do not say
-    "knn": {"features": "trunk", "similarity": "cosine", "vote": "exp(cosine / temperature)"},
-    "linear": {"features": "trunk", "solver": "L-BFGS", "model": "multinomial logistic regression"},
-    "linear_sgd": {"features": "trunk", "solver": "SGD", "schedule": "cosine", "weight_decay": 0.0},
-    "ridge": {"features": "trunk, standardised", "solver": "closed form", "penalty": "best of leave-one-out"},
-    "zero_shot": {"features": "image", "similarity": "cosine", "class": "mean of the templates' unit embeddings"},
-    "retrieval": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
-    "geometry": {"features": "image, text (the first caption)"},
-    "dense": {"features": "maps"},
-    "finetune": {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"},
-    "compositional": {"features": "image, text", "similarity": "cosine", "ties": "count as failures"},
-}
-# Options that no number depends on, or that are told otherwise.
-NO_EFFECT = ("_target_", "_partial_", "memory", "classes", "attributes")
+from repr.metrics.zero_shot import zero_shot
 
 
-@dataclass(frozen=True)
-class Number:
-    """One number of an evaluation, with how it came about."""
+@dataclass
+class Retrieval(Protocol):
+    """Recall at k of pictures and captions that look for each other (:func:`repr.metrics.retrieval.retrieval`)."""
 
-    value: float
-    chance: float | None
-    protocol: dict[str, Any]
+    ks: Sequence[int]
+    memory: float
+    said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    silent = ("memory",)
+    needs = ("captions",)
 
-    @property
-    def hash(self) -> str:
-        """Of the protocol."""
-        return short_hash(self.protocol)
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Both directions, of the pictures that have captions."""
+        query, captioned = tables.pictures(name), tables.captioned(name)
+        assert captioned is not None
+        if missing := len(query.image) - len(captioned.image):
+            tables.left_out[f"{name}/{self.key}"] = f"{missing} of {len(query.image)} pictures have no caption"
+        yield retrieval(query, captioned, **self.options), tables.tokens
 
 
-@torch.no_grad()
-def compute(plan: Plan, tables: FeatureTables) -> tuple[dict[str, Number], dict[str, Exhibits]]:
-    """All numbers of a plan whose tables were extracted, ``<set>/<metric>`` -> number; and set -> exhibits.
+@dataclass
+class Geometry(Protocol):
+    """Where the embeddings of pictures and captions lie on the sphere (:func:`repr.metrics.geometry.geometry`)."""
 
-    Rows that could not be read, and pictures without caption in retrieval, are left out; the plan then says so.
+    chunk_size: int | None = None
+    k: int | None = None
+    num_splits: int | None = None
+    max_pairs: int | None = None
+    said: ClassVar = {"features": "image, text (the first caption)"}
+    needs = ("pictures", "captions_if_any")
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Of the pictures that have captions, or of all pictures where none has."""
+        query, captioned = tables.pictures(name), tables.captioned(name)
+        table = query if captioned is None else one_caption(captioned)
+        yield geometry(query, table, **self.options), {} if captioned is None else tables.tokens
+
+
+@dataclass
+class Heads(Protocol):
+    """Accuracy, F1 and AUC of the heads of a classifier (:func:`repr.metrics.classification.heads`)."""
+
+    attribute: str | None
+    said: ClassVar = {"features": "logits"}
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Of every head that has logits of the set."""
+        query = tables.pictures(name)
+        if not query.logits:
+            tables.left_out[f"{name}/{self.key}"] = "the encoder has no heads that know classes"
+        yield heads(query, query, **self.options), {}
+
+
+@dataclass
+class ZeroShot(Protocol):
+    """Each picture goes to the class with the nearest sentences (:func:`repr.metrics.zero_shot.zero_shot`).
+
+    Args:
+        ks: the k.
+        classes: set -> class file, or several (:func:`repr.metrics.classes.load_classes`). A set that is not named gets
+            those of ``tables.class_files`` that name all its labels.
     """
-    numbers: dict[str, Number] = {}
-    shown: dict[str, Exhibits] = {}
-    probes = [probe for probe in PROBES if probe in plan.options]
-    bank = tables.pictures("bank") if probes or "exhibits" in plan.options else None
-    for name in tables.data.eval_names[1:]:
-        found: list[tuple[dict[str, float], dict[str, Any]]] = []
-        if plan.options.keys() - OWN_TABLES:
-            query = tables.pictures(name)
-            for probe in probes:
-                found += _probed(plan, tables, probe, name, bank, query)
-            captions = _captioned(plan, tables, name, query)
-            found += _text_numbers(plan, tables, name, query, captions)
-            if "exhibits" in plan.options:
-                shown[name] = _exhibits(plan, tables, name, bank, query, captions)
-        if "dense" in plan.options:
-            found += _dense(plan, tables, name)
-        for _ in with_lidar(plan, [name]):
-            found += _lidar(plan, tables, name)
-        for values, protocol in found:
-            for key, value in values.items():
-                if not key.endswith(CHANCE):
-                    numbers[f"{name}/{key}"] = Number(value, values.get(key + CHANCE), protocol)
-    return numbers, shown
+
+    ks: Sequence[int]
+    classes: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None
+    said: ClassVar = {"features": "image", "similarity": "cosine", "class": "mean of the templates' unit embeddings"}
+    silent = ("classes",)
+
+    def __post_init__(self) -> None:
+        self._given = {name: load_classes(files) for name, files in (self.classes or {}).items()}
+
+    def fault(self, tables: Tables) -> str | None:
+        """Classes of a set that there is not, and of an encoder that cannot read them."""
+        if unknown := [name for name in self._given if name not in tables.sets]:
+            known = ", ".join(tables.sets) or "none"
+            return f"names the set '{unknown[0]}', and data.eval has {known}: set eval=default, or name one of these"
+        if self._given and tables.encoder.tokenizer is None:
+            return "needs a text tower and data.tokenizer: set them, or set it to null"
+        return None
+
+    def want(self, tables: Tables, name: str) -> str | None:
+        """Pictures and class sentences.
+
+        Raises:
+            ConfigError: a class file that is given does not name all labels of its set.
+        """
+        if tables.encoder.tokenizer is None:
+            return NO_TEXT
+        chosen = self._given.get(name) or self._fitting(tables, name)
+        if not chosen:
+            return f"no class file names the labels of {name}: set eval.{self.key}.classes.{name} to one"
+        for classes in chosen.values():
+            if fault := classes.fault(_present(tables, name), name):
+                raise ConfigError([f"eval.{self.key}.classes.{name}: {fault}"])
+            tables.want_texts(classes.sentences(), f"sentences of the classes of {classes.attribute}")
+        tables.classes[name] = chosen
+        return super().want(tables, name)
+
+    def _fitting(self, tables: Tables, name: str) -> dict[str, Classes]:
+        present = _present(tables, name)
+        fitting = [str(path) for path in tables.class_files if Classes.load(path).fault(present, name) is None]
+        return load_classes(fitting[0] if len(fitting) == 1 else fitting)
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Of every class file of the set."""
+        query = tables.pictures(name)
+        for kind, classes in tables.classes[name].items():
+            embeddings, ids = tables.class_embeddings(classes)
+            values = zero_shot(
+                query,
+                query,
+                attribute=classes.attribute,
+                class_embeddings=embeddings,
+                class_labels=ids,
+                ks=self.ks,
+                name=kind,
+            )
+            facts = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
+            yield values, facts | {"classes": short_hash(list(classes.names.values())), **tables.tokens}
 
 
-def finetuned(plan: Plan, tables: FeatureTables) -> dict[str, Number]:
-    """The numbers of fine-tuning; every rank must call it, and the first has them."""
-    numbers: dict[str, Number] = {}
-    for attribute, sets in plan.learned.items():
-        views = OmegaConf.to_container(tables.cfg.views, resolve=True)
-        protocol = _protocol(plan, tables, "finetune", seed=tables.cfg.seed, views=views)
-        for name, values in finetune(tables.cfg, tables.encoder, tables.data, attribute, sets).items():
-            key = f"finetune_{attribute}"
-            numbers[f"{name}/{key}"] = Number(values[key], values[key + CHANCE], protocol)
-    return numbers
+def _present(tables: Tables, name: str) -> dict[str, list[str]]:
+    """Attribute -> the labels that rows of a set have."""
+    return {
+        attribute: [tables.data.attributes[attribute][label] for label in sorted(set(labels.tolist()) - {-1})]
+        for attribute, labels in tables.labels(name).items()
+    }
 
 
-Found = Iterator[tuple[dict[str, float], dict[str, Any]]]  # values with their chances, and the protocol of all
+@dataclass
+class Compositional(Protocol):
+    """Which caption is true of a picture, and the reverse (:func:`repr.metrics.compositional.compositional`)."""
 
+    said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    needs = ("questions", "pictures")
 
-def _protocol(plan: Plan, tables: FeatureTables, name: str, **more: Any) -> dict[str, Any]:
-    told: Any = OmegaConf.to_container(plan.options[name], resolve=True)
-    told = {key: value for key, value in told.items() if key not in NO_EFFECT}
-    return {"eval": name, **tables.taken, **SAID[name], **told, **more}
-
-
-def _probed(plan: Plan, tables: FeatureTables, probe: str, name: str, bank: Any, query: Features) -> Found:
-    metric = instantiate(plan.options[probe])
-    seed = {} if probe in ("knn", "ridge") else {"seed": tables.cfg.seed}
-    protocol = _protocol(plan, tables, probe, bank=tables.data.bank_size, **seed)
-    for attribute in shared_attributes(tables.data, name):
-        for pooling in (None, *query.poolings):
-            pair = [t if pooling is None else replace(t, trunk=t.poolings[pooling]) for t in (bank, query)]
-            prefix = "" if pooling is None else f"{pooling}_"
-            told = protocol | ({} if pooling is None else {"features": pooling})
-            values = {prefix + k: v for k, v in metric(*pair, attribute=attribute, **seed).items()}
-            if probe != "knn":
-                yield values, told
-                continue
-            for k in plan.options[probe].ks:
-                for temperature in plan.options[probe].temperatures:
-                    key = prefix + sweep_name(attribute, k, temperature)
-                    own = {n: v for n, v in values.items() if n in (key, key + CHANCE)}
-                    single = {n: v for n, v in told.items() if n not in ("ks", "temperatures")}
-                    yield own, single | {"k": k, "temperature": temperature}
-
-
-def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features, captions: Features | None) -> Found:
-    if "retrieval" in plan.options and captions is not None:
-        values = instantiate(plan.options["retrieval"])(query, captions)
-        yield values, _protocol(plan, tables, "retrieval", **_tokens(tables))
-    if "geometry" in plan.options:
-        table = query if captions is None else one_caption(captions)
-        told = {} if captions is None else _tokens(tables)
-        values = instantiate(plan.options["geometry"])(query, table)
-        yield values, _protocol(plan, tables, "geometry", **told)
-    if asked := plan.questions.get(name):
-        values = instantiate(plan.options["compositional"])(
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """By split."""
+        query, asked = tables.pictures(name), tables.questions(name)
+        assert asked is not None
+        values = compositional(
             query,
             query,
             captions=tables.texts(asked.texts),
@@ -144,89 +170,116 @@ def _text_numbers(plan: Plan, tables: FeatureTables, name: str, query: Features,
             attribute=asked.split,
             names=tables.data.attributes[asked.split],
         )
-        yield values, _protocol(plan, tables, "compositional", **_tokens(tables))
-    for kind, classes in plan.classes.get(name, {}).items():
-        told = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
-        told |= {"classes": short_hash(list(classes.names.values())), **_tokens(tables)}
-        embeddings, ids = _named(tables, classes)
-        values = zero_shot(
-            query,
-            query,
-            attribute=classes.attribute,
-            class_embeddings=embeddings,
-            class_labels=ids,
-            ks=list(plan.options["zero_shot"].ks),
-            name=kind,
-        )
-        yield values, _protocol(plan, tables, "zero_shot", **told)
+        yield values, tables.tokens
 
 
-def _tokens(tables: FeatureTables) -> dict[str, Any]:
-    tokenizer: Any = tables.encoder.tokenizer
-    return {"tokenizer": type(tokenizer).__name__, "context_length": getattr(tokenizer, "context_length", None)}
+@dataclass
+class Dense(Protocol):
+    """What feature maps know of their places: segmentation where there are masks, and correspondence.
 
+    Args:
+        metrics: name -> function ``(bank, query) -> values`` of :class:`repr.metrics.features.DenseFeatures`.
+        views: how two crops of each picture are drawn, as the views of training.
+        num_images: at most so many pictures of each set, evenly spread. The maps and masks of all are held at once:
+            of 500 pictures of 224 pixels, 200 MB a set with the 7 x 7 x 2,048 maps of a ResNet-50 and as much for
+            each crop.
 
-def _captioned(plan: Plan, tables: FeatureTables, name: str, query: Features) -> Features | None:
-    """The rows that have captions, with all of them; None where there are none."""
-    texts, pairs = plan.captions.get(name, ([], torch.empty(0, 2)))
-    if not texts:
+    Raises:
+        ValueError: ``views`` are not two crops, or there is no picture.
+    """
+
+    metrics: Mapping[str, Any]
+    views: Mapping[str, Any]
+    num_images: int
+    said: ClassVar = {"features": "maps"}
+    silent = ("metrics",)
+
+    def __post_init__(self) -> None:
+        self._views: dict[str, View] = instantiate(self.views)
+        num_crops = len(expand(self._views.values()))
+        if num_crops != 2 or self.num_images < 1:
+            raise ValueError(
+                f"eval.dense: views gives {num_crops} crops and num_images is {self.num_images}; set views to two "
+                "crops (count: 2) and num_images to 1 or more"
+            )
+
+    def fault(self, tables: Tables) -> str | None:
+        """An encoder without maps."""
+        if tables.encoder.has_maps:
+            return None
+        return "needs feature maps, and the image tower gives none: set backbone.name to a timm ResNet, ConvNeXt or ViT"
+
+    def want(self, tables: Tables, name: str) -> str | None:
+        """Maps of the set and the bank."""
+        for of in ("bank", name):
+            tables.want_maps(of, self._views, self.num_images)
         return None
-    read = tables.read(name)
-    place = torch.full((len(read),), -1)  # position in the set -> row of the table
-    place[read] = torch.arange(int(read.sum()))
-    pairs = torch.stack([place[pairs[:, 0]], pairs[:, 1]], 1)
-    rows, image_row = pairs[pairs[:, 0] >= 0, 0].unique(return_inverse=True)
-    kept, text_row = pairs[pairs[:, 0] >= 0, 1].unique(return_inverse=True)
-    if missing := len(query.image) - len(rows):
-        plan.left_out[f"{name}/retrieval"] = f"{missing} of {len(query.image)} pictures have no caption"
-    rows, pairs = rows.to(tables.device), torch.stack([image_row, text_row], 1).to(tables.device)
-    text = tables.texts(texts)[kept.to(tables.device)]
-    return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Of every metric."""
+        bank, query = (tables.maps(of, self._views, self.num_images) for of in ("bank", name))
+        # Crops and masks are cut by one code for every encoder, whatever its own transform.
+        cut = {"resize": "shorter side to the resolution", "crop": "centre", "interpolation": "bicubic"}
+        for kind, metric in self.metrics.items():
+            facts = {key: value for key, value in metric.items() if not key.startswith("_")}
+            yield instantiate(metric)(bank, query), cut | {"dense": kind} | facts
 
 
-def _named(tables: FeatureTables, classes: Classes) -> tuple[Tensor, Tensor]:
-    """Class embeddings (C, D) and their labels (C,); classes that the data do not have are candidates all the same."""
-    vocabulary = tables.data.attributes[classes.attribute]
-    position = {label: i for i, label in enumerate(vocabulary)}
-    ids = [position.get(label, len(vocabulary) + i) for i, label in enumerate(classes.names)]
-    embeddings = tables.texts(classes.sentences()).unflatten(0, (len(classes.names), len(classes.templates)))
-    return average_templates(embeddings), torch.tensor(ids, device=embeddings.device)
+@dataclass
+class LiDAR(Protocol):
+    """The rank of what tells pictures apart against what tells their views apart (:func:`repr.metrics.geometry.lidar`).
+
+    Args:
+        num_samples: pictures of each set at most, evenly spread.
+        num_views: of each picture.
+        view: how each is drawn.
+        delta: in the units of the features' variance.
+    """
+
+    num_samples: int
+    num_views: int
+    view: Mapping[str, Any]
+    delta: float
+
+    def _wanted(self) -> dict[str, Any]:
+        return {"view": instantiate(self.view), "num_samples": self.num_samples, "num_views": self.num_views}
+
+    def want(self, tables: Tables, name: str) -> str | None:
+        """Augmented views."""
+        if len(tables.data.eval[name]) < 2:
+            return f"{name} has one picture"
+        tables.want_views(name, **self._wanted())
+        return None
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Of the embeddings and of the trunk."""
+        views = tables.views(name, **self._wanted())
+        # Views are cut by one code for every encoder, whatever its own transform.
+        facts: dict[str, Any] = {"resize": "none", "crop": "drawn", "interpolation": "bicubic", "seed": tables.seed}
+        facts["view"] = {key: value for key, value in self.view.items() if not key.startswith("_")}
+        facts["num_samples"] = len(views["image"])
+        for features, table in views.items():
+            yield {f"lidar_{features}": lidar(table, delta=self.delta)}, facts | {"features": features}
 
 
-def _exhibits(
-    plan: Plan, tables: FeatureTables, name: str, bank: Any, query: Features, captions: Features | None
-) -> Exhibits:
-    known = {
-        kind: NamedClasses(classes.attribute, *_named(tables, classes), names=list(classes.names.values()))
-        for kind, classes in plan.classes.get(name, {}).items()
-    }
-    # Only where every picture has a caption do both tables have the same rows.
-    whole = captions is not None and len(captions.image) == len(query.image)
-    table = replace(query, text=captions.text, pairs=captions.pairs) if captions is not None and whole else query
-    attributes = tables.data.attributes
-    return instantiate(plan.options["exhibits"])(bank, table, attributes=attributes, classes=known)
+@dataclass
+class ForReport(Protocol):
+    """No numbers: map, nearest neighbours, confusions and spectrum (:func:`repr.metrics.exhibits.exhibits`)."""
 
+    num_points: int
+    num_queries: int | None = None
+    num_nearest: int | None = None
+    needs = ("bank", "pictures", "captions_if_any")
 
-def _dense(plan: Plan, tables: FeatureTables, name: str) -> Found:
-    dense = instantiate(plan.options["dense"])
-    options = {"views": dense.views, "num_images": dense.num_images}
-    bank, query = (tables.maps(which, **options) for which in ("bank", name))
-    shared = {key: value for key, value in _protocol(plan, tables, "dense").items() if key != "metrics"}
-    # Crops and masks are cut by one code for every encoder, whatever its own transform.
-    shared |= {"resize": "shorter side to the resolution", "crop": "centre", "interpolation": "bicubic"}
-    for kind, metric in dense.metrics.items():
-        told: Any = OmegaConf.to_container(plan.options["dense"].metrics[kind], resolve=True)
-        told = {key: value for key, value in told.items() if key not in NO_EFFECT}
-        yield metric(bank, query), shared | {"dense": kind} | told
-
-
-def _lidar(plan: Plan, tables: FeatureTables, name: str) -> Found:
-    options: Any = OmegaConf.to_container(plan.options["lidar"], resolve=True)
-    metric, found = instantiate(plan.options["lidar"].metric), tables.views(name, **lidar_views(plan, tables))
-    # Views are cut by one code for every encoder, whatever its own transform.
-    taken = tables.taken | {"resize": "none", "crop": "drawn", "interpolation": "bicubic"}
-    view = {key: value for key, value in options["view"].items() if key not in NO_EFFECT}
-    own = {"view": view, "num_samples": len(found["image"]), "num_views": options["num_views"]}
-    own |= {"delta": options["metric"]["delta"], "seed": tables.cfg.seed}
-    for features, views in found.items():
-        yield {f"lidar_{features}": metric(views)}, {"eval": "lidar", **taken, "features": features, **own}
+    def show(self, tables: Tables, name: str) -> Exhibits:
+        """The exhibits of a set, with the classes that zero-shot classification has chosen."""
+        query, captioned = tables.pictures(name), tables.captioned(name)
+        # Only where every picture has a caption do both tables have the same rows.
+        if captioned is not None and len(captioned.image) == len(query.image):
+            query = replace(query, text=captioned.text, pairs=captioned.pairs)
+        named = {
+            kind: NamedClasses(classes.attribute, *tables.class_embeddings(classes), names=list(classes.names.values()))
+            for kind, classes in tables.classes.get(name, {}).items()
+        }
+        attributes = tables.data.attributes
+        return exhibits(tables.pictures("bank"), query, attributes=attributes, classes=named, **self.options)

@@ -208,19 +208,16 @@ def _evaluated(trained: Trained) -> Iterator[Entry]:
 
 
 def _protocol(cfg: DictConfig) -> Iterator[str]:
-    """The functions of the config's evaluation, each with all its options and its first sentence."""
+    """The protocols of the config's evaluation, each with its options and its first sentence."""
     evaluation = cfg.get("eval") or {}
     yield "\nAt the end of the run, on frozen features of the evaluation transform; what learns from labels learns"
     yield f"from {cfg.data.bank_size or 'all'} rows of the training set:\n"
-    for group in ("pairs", "probes", "metrics"):
-        for node in (evaluation.get(group) or {}).values():
-            function = get_object(node["_target_"])
-            parameters = inspect.signature(function).parameters.values()
-            options = {p.name: node.get(p.name, p.default) for p in parameters if p.default is not p.empty}
-            told = ", ".join(f"{key}={value}" for key, value in options.items())
-            doc = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
-            yield f"- `{function.__name__}({told})`: {doc}"
-    for of_set, given in (evaluation.get("zero_shot") or {}).items():
+    nodes = {key: node for key, node in evaluation.items() if OmegaConf.is_dict(node) and key != "exhibits"}
+    for key, node in nodes.items():
+        told = ", ".join(f"{name}={value}" for name, value in node.items() if name != "_target_" and name != "classes")
+        doc = " ".join((inspect.getdoc(get_object(node["_target_"])) or "").split("\n\n")[0].split())
+        yield f"- `{key}({told})`: {doc}"
+    for of_set, given in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
         files: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
         paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)
         if not all(Path(path).is_file() for path in paths):  # of the machine that trained

@@ -38,7 +38,7 @@ class Classes:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"class file {path} does not exist: set eval.zero_shot.<set> to a YAML file")
+            raise ValueError(f"class file {path} does not exist: set eval.zero_shot.classes.<set> to a YAML file")
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         wanted = {"attribute", "names", "templates"}
         if not isinstance(content, dict) or content.keys() - {"labels"} != wanted:
@@ -56,27 +56,35 @@ class Classes:
         """All templates of the first class, then all of the second, and so on."""
         return [template.replace("{}", name) for name in self.names.values() for template in self.templates]
 
-    def ids(self, vocabulary: Mapping[str, Sequence[str]], where: str) -> list[int]:
-        """Label ids of the names.
+    def ids(self, vocabulary: Sequence[str]) -> list[int]:
+        """Label ids of the names, for the labels of an attribute in the data.
 
         Args:
-            vocabulary: attribute -> labels of the data; an id is a position in it.
-            where: what to name in an error.
+            vocabulary: the labels of the data; an id is a position in it.
 
-        Raises:
-            ValueError: the data has no such attribute, or not these labels.
+        Returns:
+            One id a name. Names of labels that the data do not have are candidates all the same, with ids beyond.
         """
-        if self.attribute not in vocabulary:
-            known = ", ".join(vocabulary) or "none"
-            raise ValueError(f"{where}: the data has no attribute '{self.attribute}'; it has {known}")
-        position = {label: i for i, label in enumerate(vocabulary[self.attribute])}
-        if unknown := [label for label in self.names if label not in position]:
-            near = difflib.get_close_matches(unknown[0], list(position), n=1)
-            raise ValueError(
-                f"{where}: {len(unknown)} labels of the class file are not in the data's attribute "
-                f"'{self.attribute}', such as '{unknown[0]}'" + (f" (nearest: '{near[0]}')" if near else "")
-            )
-        return [position[label] for label in self.names]
+        position = {label: i for i, label in enumerate(vocabulary)}
+        return [position.get(label, len(vocabulary) + i) for i, label in enumerate(self.names)]
+
+    def fault(self, labels: Mapping[str, Sequence[str]], name: str) -> str | None:
+        """Why these are not the classes of a set, or None; they may be more than there are in the set.
+
+        Args:
+            labels: attribute -> the labels that rows of the set have.
+            name: of the set.
+        """
+        if self.attribute not in labels:
+            return f"{name} has no labels of '{self.attribute}'; it has {', '.join(labels) or 'none'}"
+        present = labels[self.attribute]
+        if not (lacking := [label for label in present if label not in self.names]):
+            return None
+        (near,) = difflib.get_close_matches(lacking[0], list(self.names), n=1, cutoff=0)
+        return (
+            f"the class file lacks {len(lacking)} of the {len(present)} labels of {name}, such as '{lacking[0]}' "
+            f"(the nearest that it has: '{near}')"
+        )
 
 
 def load_classes(files: str | Sequence[str] | Mapping[str, str]) -> dict[str, Classes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -63,7 +62,6 @@ def knn_sweep(
     ks: Sequence[int],
     temperatures: Sequence[float],
     memory: float = 1.0,
-    search: str = "exact",
 ) -> dict[str, float]:
     """As :func:`knn`, for every k and temperature from one search of the neighbours.
 
@@ -75,25 +73,19 @@ def knn_sweep(
         temperatures: the T.
         memory: gigabytes that the search may take beside the tables. If the bank at unit length takes more than half
             of it, it is searched in blocks.
-        search: ``exact``, on the features' device; ``faiss``: also exact, by faiss on the CPU, whose memory is its own.
 
     Returns:
         ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance; which is the best is not told,
         since that would be chosen on the query.
 
     Raises:
-        ValueError: as for :func:`knn`; faiss is asked for and not there, with the extra that has it.
+        ValueError: as for :func:`knn`; the budget is not positive.
     """
     options = _pairs(ks, temperatures)
     rows, bank_labels = labelled(bank, attribute)
-    if search == "exact":
-        block, chunk_size = sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
-        found: Search = _Exact(bank.trunk, rows, max(ks), block)
-    elif search == "faiss":
-        found, chunk_size = _Faiss(bank.trunk, rows, max(ks)), 4096
-    else:
-        raise ValueError(f"search={search}; set it to exact or faiss")
-    predicted = _predict(found, bank, query, attribute, options, chunk_size)
+    block, chunk_size = sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
+    search = _Exact(bank.trunk, rows, max(ks), block)
+    predicted = _predict(search, bank, query, attribute, options, chunk_size)
     labels = labelled(query, attribute)[1]
     values: dict[str, float] = {}
     for (k, temperature), classes in zip(options, predicted, strict=True):
@@ -215,20 +207,3 @@ def sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -
     # Of a query: its cosines, two copies of its features, the blocks that `largest` looks into, neighbours, votes.
     query = 4 * block + 2 * width + 32 * BLOCK * min(k, block // BLOCK + 1) + 64 * k + 12 * num_classes
     return block, max(1, int((budget - block * width * copies) / query))
-
-
-class _Faiss:
-    """Exact search by faiss, which has its own threads and blocks."""
-
-    def __init__(self, bank: Tensor, rows: Tensor, k: int) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise ValueError("search=faiss needs faiss: pip install 'repr-pretrain[faiss]'") from error
-        self.k = min(k, len(rows))
-        self.index: Any = faiss.IndexFlatIP(bank.shape[1])
-        self.index.add(_unit(bank, rows).float().cpu().numpy())
-
-    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        cosine, neighbour = self.index.search(queries.float().cpu().numpy(), self.k)
-        return torch.from_numpy(cosine).to(queries.device), torch.from_numpy(neighbour).to(queries.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from repr.metrics.features import Features
 
+CHANCE = ".chance"  # what a metric appends to the name of a number for its level at chance
 TIE = 1e-12  # cosines in float64 that differ by less are equal: only the order of summation tells them apart
 
 
@@ -92,10 +93,10 @@ def accuracy(name: str, predicted: Tensor, labels: Tensor) -> dict[str, float]:
         labels: (M,) true labels.
 
     Returns:
-        ``name`` and ``name + ".chance"``, in [0, 1]. Whoever always names one class gets at most chance.
+        ``name`` and ``name + CHANCE``, in [0, 1]. Whoever always names one class gets at most chance.
     """
     largest = labels.unique(return_counts=True)[1].max()
-    return {name: (predicted == labels).double().mean().item(), f"{name}.chance": largest.item() / len(labels)}
+    return {name: (predicted == labels).double().mean().item(), name + CHANCE: largest.item() / len(labels)}
 
 
 def ranks(queries: Tensor, candidates: Tensor, right: Tensor, *, chunk_size: int) -> Tensor:

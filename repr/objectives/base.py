@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
-from repr.batch import Batch, StepOutput, num_rows
+from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.distributed import local, shard, total_norm, world_size
 from repr.drawing import Show
 from repr.models.batchnorm import share_statistics
@@ -97,10 +97,10 @@ class Objective(pl.LightningModule):
         """What is evaluated and exported: (B, 3, H, W) -> (B, D)."""
         return self.backbone(images)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Embeddings of an evaluation batch, not normalised: ``image``, ``trunk`` and, if there is one, ``text``."""
+    def embed(self, batch: Batch) -> Embeddings:
+        """Embeddings of an evaluation batch, not normalised."""
         image = self.encode_image(batch["image"])
-        return {"image": image, "trunk": image}
+        return Embeddings(image=image, trunk=image)
 
     def chance(self, num_rows: int) -> Mapping[str, float | Tensor | None]:
         """Values of the terms at chance, see :func:`repr.losses.chance.at_chance`; logged as ``train/<term>.chance``.
@@ -156,11 +156,13 @@ class Objective(pl.LightningModule):
             logs["loss.chance"] = sum(self.weights[name] * level for name, level in levels.items())
         return logs
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Embeddings:
         """Embed an evaluation batch; callbacks collect what this returns."""
         return self.embed(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """What a sample may be clustered by: embeddings of an evaluation batch."""
         return self.embed(batch)
 

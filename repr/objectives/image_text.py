@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
@@ -96,13 +96,11 @@ class ImageText(Objective):
         """(B, L) -> (B, D), not normalised."""
         return self.text(tokens)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""
         trunk = self.backbone(batch["image"])
-        embeddings = {"trunk": trunk, "image": self.image_projection(trunk)}
-        if "text" in batch:
-            embeddings["text"] = self.encode_text(batch["text"])
-        return embeddings
+        text = self.encode_text(batch["text"]) if "text" in batch else None
+        return Embeddings(image=self.image_projection(trunk), trunk=trunk, text=text)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
@@ -108,10 +109,10 @@ class JointEmbedding(Objective):
         terms = {name: self._term(name, views) for name in self.weights}
         return StepOutput(terms, {"embedding": views[0]}, {})
 
-    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
         embeddings = self.embed(batch)
-        return embeddings | {"projection": self.head(embeddings["trunk"])}
+        return replace(embeddings, projection=self.head(embeddings.trunk))
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of every loss that :mod:`repr.losses` knows a level of."""

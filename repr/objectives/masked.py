@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from repr.batch import Batch
+from repr.batch import Batch, Embeddings
 from repr.distributed import all_reduce, world_size
 from repr.losses.chance import at_chance
 from repr.losses.reconstruction import masked_mse, patchify
@@ -135,18 +135,18 @@ def reconstruction_at_chance(decoder: Decoder | None, num_rows: int) -> dict[str
     return {"reconstruction": at_chance(masked_mse, num_rows=num_rows, dim=decoder.predict.out_features)}
 
 
-def embed_unmasked(vit: Any, images: Tensor) -> dict[str, Tensor]:
+def embed_unmasked(vit: Any, images: Tensor) -> Embeddings:
     """Embed whole pictures: ``trunk`` and ``image`` (B, D) are what the ViT pools of them.
 
-    The other one of class token and mean of patches is ``trunk.class_token`` or ``trunk.mean_pool``.
+    Of class token and mean of patches the other one is the pooling ``class_token`` or ``mean_pool``.
     """
     tokens = vit.forward_features(images)
     trunk = vit.forward_head(tokens)
-    embeddings = {"trunk": trunk, "image": trunk}
+    embeddings = Embeddings(image=trunk, trunk=trunk)
     if vit.global_pool != "avg":
-        embeddings["trunk.mean_pool"] = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(dim=1))
+        embeddings.poolings["mean_pool"] = vit.fc_norm(tokens[:, vit.num_prefix_tokens :].mean(dim=1))
     elif vit.cls_token is not None:
-        embeddings["trunk.class_token"] = tokens[:, 0]
+        embeddings.poolings["class_token"] = tokens[:, 0]
     return embeddings
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.drawing import Show
 from repr.losses.chance import at_chance
@@ -104,7 +104,7 @@ class MaskedViews(Objective):
             yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
         yield from masking_faults(cfg)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of unmasked pictures, see :func:`repr.objectives.masked.embed_unmasked`."""
         return embed_unmasked(self.backbone, batch["image"])
 
@@ -215,12 +215,12 @@ class MaskedImageText(Objective):
         """(B, L) -> (B, D), not normalised."""
         return self.text(tokens)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> Embeddings:
         """As :func:`repr.objectives.masked.embed_unmasked`, but ``image``, and ``text`` of captions, are projected."""
         embeddings = embed_unmasked(self.backbone, batch["image"])
-        embeddings["image"] = self.image_projection(embeddings["trunk"])
+        embeddings.image = self.image_projection(embeddings.trunk)
         if "text" in batch:
-            embeddings["text"] = self.encode_text(batch["text"])
+            embeddings.text = self.encode_text(batch["text"])
         return embeddings
 
     def step(self, batch: Batch) -> StepOutput:

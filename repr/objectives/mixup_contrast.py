@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from repr.batch import Batch, StepOutput
+from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather, rank
 from repr.losses import mixup
 from repr.losses.chance import at_chance
@@ -202,18 +202,16 @@ class MixupContrast(Objective):
         """(B, L) -> (B, D), not normalised."""
         return cast(nn.Module, self.text)(tokens)
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """Embeddings and logits of an evaluation batch.
+    def embed(self, batch: Batch) -> Embeddings:
+        """Embeddings of an evaluation batch, and the logits of every head whose modalities the set has.
 
         ``image`` and ``trunk`` are the embedding of the picture, or, in a flow without pictures, all embeddings side
-        by side; ``text`` that of the caption. ``logits.<head>`` (B, C) of every head whose modalities the set has.
+        by side; ``text`` is that of the caption.
         """
-        found = {name: encode(x) for name, encode, x in self._inputs(batch, evaluation=True) if x is not None}
-        joint = torch.cat(list(found.values()), dim=1)
-        image = found.get("image", joint)
-        outputs = {"image": image, "trunk": image}
-        outputs |= {"text": found["text"]} if "text" in found else {}
-        return outputs | {f"logits.{name}": value for name, value in self._logits(found).items()}
+        encoded = {name: encode(x) for name, encode, x in self._inputs(batch, evaluation=True) if x is not None}
+        joint = torch.cat(list(encoded.values()), dim=1)
+        image = encoded.get("image", joint)
+        return Embeddings(image=image, trunk=image, text=encoded.get("text"), logits=self._logits(encoded))
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""

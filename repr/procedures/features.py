@@ -13,10 +13,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from repr.batch import Batch
+from repr.batch import Batch, Embeddings
 from repr.distributed import gather, rank
 from repr.fit import Run
 from repr.training.trainer import make_trainer, progress
+
+NAMES = ("image", "text", "trunk", "projection")  # of the embeddings, those that samples may be clustered by
 
 
 class FeatureTable(pl.Callback):
@@ -26,7 +28,7 @@ class FeatureTable(pl.Callback):
     which only fill up the last batch change nothing.
 
     Args:
-        names: which of the outputs.
+        names: which of ``NAMES``.
         num_rows: N, samples of the data set.
 
     Attributes:
@@ -44,7 +46,7 @@ class FeatureTable(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
+        outputs: Embeddings,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -54,13 +56,14 @@ class FeatureTable(pl.Callback):
         Raises:
             ValueError: the flow gives no such output.
         """
-        if missing := [name for name in self.names if name not in outputs]:
+        given = {name: values for name in NAMES if (values := getattr(outputs, name)) is not None}
+        if missing := [name for name in self.names if name not in given]:
             raise ValueError(
                 f"{type(pl_module).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
-                f"{', '.join(outputs)}: set procedure.cluster_by to one of them (text needs captions)"
+                f"{', '.join(given)}: set procedure.cluster_by to one of them (text needs captions)"
             )
         index = gather(batch["index"])
-        kept = {name: gather(F.normalize(outputs[name].float(), dim=1)) for name in self.names}
+        kept = {name: gather(F.normalize(given[name].float(), dim=1)) for name in self.names}
         if rank():
             return
         good = index >= 0  # negative: could not be read

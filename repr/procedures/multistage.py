@@ -263,8 +263,6 @@ class Multistage:
         nodes = [node for node in cfg.callbacks.values() if node]
         wanted = [node for node in nodes if issubclass(get_object(node["_target_"]), Evaluation)]
         evaluations = [instantiate(node) for node in wanted]
-        for evaluation in evaluations:
-            evaluation.dense = None  # encoders side by side may have maps of different sizes
         joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm)
         make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
         results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}

@@ -9,7 +9,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from torch import Tensor
 
-from repr.batch import Batch
+from repr.batch import Batch, Embeddings
 from repr.models.concat import Concat, Encoder, Norm, join
 from repr.runs.folder import STAGE, stage_folder
 from repr.runs.trained import Trained
@@ -43,10 +43,16 @@ class Joined(pl.LightningModule):
     def configure_model(self) -> None:
         """Every process holds all of it, under FSDP2 too, which asks for this hook: nothing is trained."""
 
-    def embed(self, batch: Batch) -> dict[str, Tensor]:
-        """What the stages give for an evaluation batch, joined name by name."""
-        parts = [cast(Any, encoder).module.embed(batch) for encoder in self.image.encoders]
-        return {name: join([part[name] for part in parts], self.norm) for name in parts[0]}
+    def embed(self, batch: Batch) -> Embeddings:
+        """The embeddings of the stages for an evaluation batch, joined field by field; logits are not joined."""
+        parts: list[Embeddings] = [cast(Any, encoder).module.embed(batch) for encoder in self.image.encoders]
+        texts = [part.text for part in parts if part.text is not None]
+        return Embeddings(
+            image=join([part.image for part in parts], self.norm),
+            trunk=join([part.trunk for part in parts], self.norm),
+            text=join(texts, self.norm) if texts else None,
+            poolings={name: join([p.poolings[name] for p in parts], self.norm) for name in parts[0].poolings},
+        )
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, sum of D)."""
@@ -62,7 +68,9 @@ class Joined(pl.LightningModule):
             raise ValueError("these stages encode images only")
         return self.text(tokens)
 
-    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+    def validation_step(  # type: ignore[override]
+        self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
+    ) -> Embeddings:
         """Embed an evaluation batch."""
         return self.embed(batch)
 

@@ -10,9 +10,12 @@ import timm
 import torch
 
 from repr.config import compose
+from repr.data.dense import DenseDataset
 from repr.data.drawn.scenes import Scenes
+from repr.data.views import expand
 from repr.fit import fit, main
 from repr.metrics.dense import correspondence, linear_segmentation
+from repr.metrics.features import DenseFeatures
 from repr.runs.checkpoints import last_checkpoint
 
 # Sizes that neither batches nor processes divide; the weights stay as they are, so that every run has the same.
@@ -36,7 +39,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
 def test_numbers_are_those_of_a_pass_by_hand(one: tuple[Path, dict]) -> None:
     from hydra.utils import instantiate
 
-    from repr.evaluate.dense import _table
     from repr.models.backbone import feature_map
 
     folder, results = one
@@ -44,15 +46,18 @@ def test_numbers_are_those_of_a_pass_by_hand(one: tuple[Path, dict]) -> None:
     data, module = instantiate(cfg.data), instantiate(cfg.objective).eval()
     module.load_state_dict(torch.load(last_checkpoint(folder), weights_only=True)["state_dict"])
     tables = {}
-    loaders = data.dense_dataloaders(13, instantiate(cfg.eval.dense.views))
-    for number, (name, loader) in enumerate(zip(data.eval_names, loaders, strict=True)):
+    crops = expand(instantiate(cfg.eval.dense.views).values())
+    for number, name in enumerate(data.eval_names):
+        source, num = data.evaluated(name)[0], 13
+        rows = torch.arange(num) * len(source) // num
+        loader = data.in_order(DenseDataset(source, rows, data.image_size, crops, data.mask_classes))
         batches = [data.on_after_batch_transfer(batch, number) for batch in loader]
-        columns = {f"batch.{key}": torch.cat([b[key] for b in batches]) for key in ("index", "boxes", "mask")}
-        for key, number in {"maps": None, "first": 0, "second": 1}.items():
-            images = [b["image"] if number is None else b["crops"][number] for b in batches]
-            with torch.no_grad():
-                columns[key] = torch.cat([feature_map(module.backbone, image) for image in images])
-        tables[name] = _table(columns, list(data.mask_classes))
+        index, boxes, mask = (torch.cat([batch[key] for batch in batches]) for key in ("index", "boxes", "mask"))
+        images = [[b["image"] for b in batches], *([b["crops"][i] for b in batches] for i in (0, 1))]
+        with torch.no_grad():
+            maps = [torch.cat([feature_map(module.backbone, image) for image in part]) for part in images]
+        masks = {kind: mask[:, i] for i, kind in enumerate(data.mask_classes)}
+        tables[name] = DenseFeatures(index, maps[0], (maps[1], maps[2]), boxes, masks)
     assert len(tables["bank"].index) == len(tables["val"].index) == 13
     assert tables["val"].maps.shape == (13, 96, 4, 4)
     mask = torch.from_numpy(Scenes("val").masks(1)[1])

@@ -222,7 +222,7 @@ def test_timm_models_see_what_timm_shows_them(pictures: Path, tmp_path: Path) ->
     assert torch.equal(encoder.transform(image), transform(image))
     with torch.inference_mode():
         mine = encoder.module.embed({"image": transform(image)[None]})
-        torch.testing.assert_close(mine["trunk"], library(transform(image)[None]))
+        torch.testing.assert_close(mine.trunk, library(transform(image)[None]))
     assert (encoder.image_size, encoder.preprocessing["resize"]) == (64, "shorter side to 80")
     larger = read_encoder(f"timm:local-dir:{folder}", 96)  # a position table can be resized
     assert larger.transform(image).shape == (3, 96, 96)
@@ -245,11 +245,11 @@ def test_open_clip_models_give_open_clips_embeddings(pictures: Path, tmp_path: P
         assert torch.equal(encoder.tokenizer(["a cat", "two dogs"]), tokens)
         with torch.inference_mode():
             mine, theirs = encoder.module.embed({"image": transform(image)[None]}), library.eval()
-            torch.testing.assert_close(mine["image"], theirs.encode_image(transform(image)[None]))
+            torch.testing.assert_close(mine.image, theirs.encode_image(transform(image)[None]))
             torch.testing.assert_close(encoder.module.encode_text(tokens), theirs.encode_text(tokens))
             if name == "vit":
-                assert mine["trunk"].shape == (1, 32)
-                torch.testing.assert_close(mine["trunk"] @ theirs.visual.proj, mine["image"])
+                assert mine.trunk.shape == (1, 32)
+                torch.testing.assert_close(mine.trunk @ theirs.visual.proj, mine.image)
     with pytest.raises(
         ValueError, match="cannot take pictures of 96 x 96 pixels, and its image size cannot be changed"
     ):

@@ -24,7 +24,8 @@ def test_sentences_and_ids_follow_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
     classes = Classes.load(tmp_path / "c.yaml")
     assert classes.sentences() == ["cat", "a cat!", "{dog}", "a {dog}!"]
-    assert classes.ids({"a": ["2", "w", "x"]}, "here") == [2, 0]
+    assert classes.ids(["2", "w", "x"]) == [2, 0]
+    assert classes.ids(["2"]) == [1, 0]  # the data have no x, which is a candidate all the same
 
 
 @pytest.mark.parametrize(
@@ -44,12 +45,12 @@ def test_a_bad_file_is_refused(content: object, words: str, tmp_path: Path) -> N
         Classes.load(tmp_path / "c.yaml")
 
 
-def test_labels_that_the_data_lacks_are_named_with_the_nearest() -> None:
+def test_labels_that_the_file_lacks_are_named_with_the_nearest() -> None:
     classes = Classes("colour", {"rad": "red", "blue": "blue"}, ["{}"])
-    with pytest.raises(ValueError, match=r"eval: 1 labels .* such as 'rad' \(nearest: 'red'\)"):
-        classes.ids({"colour": ["blue", "red"]}, "eval")
-    with pytest.raises(ValueError, match="no attribute 'colour'; it has shape"):
-        classes.ids({"shape": ["round"]}, "eval")
+    fault = classes.fault({"colour": ["blue", "red"]}, "val")
+    assert fault == "the class file lacks 1 of the 2 labels of val, such as 'red' (the nearest that it has: 'rad')"
+    assert classes.fault({"shape": ["round"]}, "val") == "val has no labels of 'colour'; it has shape"
+    assert classes.fault({"colour": ["blue"]}, "val") is None
 
 
 @pytest.mark.parametrize(("file", "first"), [("imagenet", "n01440764"), ("imagenet_cls", "0")])

@@ -117,16 +117,3 @@ def test_equals_lightly(table, rng):
         )
         assert values[f"knn_kind_k{k}_t{temperature:g}"] == expected
         assert 0.3 < expected < 1
-
-
-def test_faiss_finds_the_same_or_is_named(table, rng):
-    (x, y), (q, z) = clusters(rng, 500), clusters(rng, 60)
-    options = {"attribute": "kind", "ks": (5, 20), "temperatures": (0.07,)}
-    tables = table(x, kind=y), table(q, kind=z)
-    try:
-        import faiss  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(ValueError, match=r"pip install 'repr-pretrain\[faiss\]'"):
-            knn_sweep(*tables, **options, search="faiss")
-    else:
-        assert knn_sweep(*tables, **options, search="faiss") == knn_sweep(*tables, **options)

@@ -198,12 +198,13 @@ def test_unmasked_pictures_are_embedded_with_both_poolings(name: str) -> None:
         found = flow.embed(images)
         tokens = flow.backbone.forward_features(images["image"])
         cls, mean = tokens[:, 0], tokens[:, 1:].mean(1)
-        torch.testing.assert_close(found["trunk"], mean if options else cls)
-        torch.testing.assert_close(found["trunk"], flow.backbone(images["image"]))
-        other = found["trunk.class_token"] if options else found["trunk.mean_pool"]
-        torch.testing.assert_close(other, cls if options else mean)
-        assert ("text" in found) == name.startswith("mae_clip")
-        torch.testing.assert_close(flow.encode_image(images["image"]), found["image"])
+        torch.testing.assert_close(found.trunk, mean if options else cls)
+        torch.testing.assert_close(found.trunk, flow.backbone(images["image"]))
+        (other,) = found.poolings
+        assert other == ("class_token" if options else "mean_pool")
+        torch.testing.assert_close(found.poolings[other], cls if options else mean)
+        assert (found.text is not None) == name.startswith("mae_clip")
+        torch.testing.assert_close(flow.encode_image(images["image"]), found.image)
 
 
 @pytest.mark.parametrize("options", [[], AVERAGE])

@@ -1,0 +1,119 @@
+"""Probes: classifiers of frozen features that learn from labels of the training set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from repr.evaluate.protocol import Parts, Protocol, Values
+from repr.evaluate.tables import Tables
+from repr.metrics.knn import knn, knn_sweep, sweep_name
+from repr.metrics.linear import logistic, sgd
+from repr.metrics.ridge import ridge
+from repr.metrics.tables import CHANCE
+
+
+class Probe(Protocol):
+    """A classifier of the bank's labels, one attribute after the other, of each pooling of the trunk.
+
+    Attributes whose classes the bank and the set share are probed. Numbers of the poolings that a flow gives beside the
+    trunk are called ``<pooling>_<name>``.
+
+    Attributes:
+        metric: function ``(bank, query, attribute=..., **options) -> values``.
+        seeded: whether it takes a ``seed``, that of the evaluation.
+    """
+
+    needs = ("labels", "bank", "pictures")
+    metric: ClassVar[Callable[..., Values]]
+    seeded: ClassVar[bool] = False
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """The accuracy of every attribute and pooling."""
+        bank, query = tables.pictures("bank"), tables.pictures(name)
+        seed = {"seed": tables.seed} if self.seeded else {}
+        learned = {"bank": tables.data.bank_size, **seed}
+        for attribute in tables.shared_attributes(name):
+            for pooling in (None, *query.poolings):
+                pair = [t if pooling is None else replace(t, trunk=t.poolings[pooling]) for t in (bank, query)]
+                prefix, facts = ("", learned) if pooling is None else (f"{pooling}_", learned | {"features": pooling})
+                values = type(self).metric(*pair, attribute=attribute, **self.options, **seed)
+                for part, more in self.parts(attribute, values):
+                    yield {f"{prefix}{key}": value for key, value in part.items()}, facts | more
+
+    def parts(self, attribute: str, values: Values) -> Iterator[tuple[Values, dict[str, Any]]]:
+        """The values of an attribute, apart where their records differ."""
+        yield values, {}
+
+
+@dataclass
+class KNN(Probe):
+    """Weighted vote of the k nearest rows of the training set, by cosine (:func:`repr.metrics.knn.knn`)."""
+
+    k: int
+    temperature: float
+    metric = staticmethod(knn)
+    said: ClassVar = {
+        "features": "trunk",
+        "similarity": "cosine",
+        "vote": "exp(cosine / temperature)",
+        "search": "exact",
+    }
+
+
+@dataclass
+class KNNSweep(Probe):
+    """As :class:`KNN`, for every k and temperature from one search (:func:`repr.metrics.knn.knn_sweep`)."""
+
+    ks: Sequence[int]
+    temperatures: Sequence[float]
+    memory: float
+    metric = staticmethod(knn_sweep)
+    said: ClassVar = KNN.said
+    silent = ("ks", "temperatures", "memory")
+
+    def parts(self, attribute: str, values: Values) -> Iterator[tuple[Values, dict[str, Any]]]:
+        """Each number with its own k and temperature."""
+        for k in self.ks:
+            for temperature in self.temperatures:
+                key = sweep_name(attribute, k, temperature)
+                own = {name: value for name, value in values.items() if name in (key, key + CHANCE)}
+                yield own, {"k": k, "temperature": temperature}
+
+
+@dataclass
+class Ridge(Probe):
+    """Ridge regression in closed form, its penalty by leave-one-out (:func:`repr.metrics.ridge.ridge`)."""
+
+    penalties: Sequence[float] | None = None
+    metric = staticmethod(ridge)
+    said: ClassVar = {"features": "trunk, standardised", "solver": "closed form", "penalty": "best of leave-one-out"}
+
+
+@dataclass
+class Logistic(Probe):
+    """Logistic regression by L-BFGS, regularised as on a held-out part (:func:`repr.metrics.linear.logistic`)."""
+
+    exponents: Sequence[int]
+    steps_per_decade: int
+    held_out: float
+    max_iter: int
+    tolerance: float
+    metric = staticmethod(logistic)
+    seeded = True
+    said: ClassVar = {"features": "trunk", "solver": "L-BFGS", "model": "multinomial logistic regression"}
+
+
+@dataclass
+class SGD(Probe):
+    """Linear classifiers at many rates at once, the best on a held-out part (:func:`repr.metrics.linear.sgd`)."""
+
+    rates: Sequence[float]
+    epochs: int
+    batch_size: int
+    momentum: float
+    held_out: float
+    metric = staticmethod(sgd)
+    seeded = True
+    said: ClassVar = {"features": "trunk", "solver": "SGD", "schedule": "cosine", "weight_decay": 0.0}

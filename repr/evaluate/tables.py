@@ -1,0 +1,299 @@
+"""The feature tables that protocols read, whether they were gathered in memory or lie on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from repr.batch import Batch, Embeddings
+from repr.data.datamodule import DataModule
+from repr.data.datasets import EvalDataset, TextDataset, class_ids
+from repr.data.dense import DenseDataset
+from repr.data.fingerprint import of_texts
+from repr.data.questions.compositional import Questions, has_questions, questions
+from repr.data.repeated_views import RepeatedViews
+from repr.data.views import View, expand
+from repr.evaluate.encoder import Encoder
+from repr.metrics.classes import Classes
+from repr.metrics.features import DenseFeatures, Features
+from repr.metrics.zero_shot import average_templates
+from repr.models.backbone import feature_map
+
+NO_TEXT = "the encoder has no text tower"
+TRUNK, LOGITS = "trunk.", "logits."  # how columns of other poolings, and of heads, begin
+
+
+@dataclass(frozen=True)
+class Request:
+    """A table that is wanted.
+
+    Attributes:
+        dataset: makes what is embedded.
+        rows: (N,) int64, rising; what ``index`` of the batches may be.
+        told: what messages call it.
+        set: the evaluation set that its pictures are of; None for texts.
+    """
+
+    dataset: Callable[[], Any]
+    rows: Tensor
+    told: str
+    set: str | None = None
+
+
+class Tables(ABC):
+    """The tables of one encoder. Ask for them, let them be extracted by all processes, then read them.
+
+    Args:
+        encoder: what is evaluated.
+        data: the sets.
+        precision: of the encoder, as the Trainer calls it.
+        dtype: in which features are kept.
+        seed: of held-out parts and the like.
+        class_files: those that may name the labels of a set for which none is given.
+
+    Attributes:
+        cfg: a whole config of ``repr.evaluate``, for what trains a copy of the encoder; None during training.
+        device: where tables are read to.
+        classes: set -> name of a number -> the classes that zero-shot classification has chosen.
+        left_out: ``<set>/<what>`` -> why it is not computed, or computed on fewer rows.
+    """
+
+    cfg: DictConfig | None = None
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        data: DataModule,
+        *,
+        precision: str,
+        dtype: str = "float32",
+        seed: int = 0,
+        class_files: Sequence[Path] = (),
+    ) -> None:
+        self.encoder, self.data, self.precision, self.dtype = encoder, data, precision, dtype
+        self.seed, self.class_files = seed, class_files
+        self.device = torch.device("cpu")
+        self.classes: dict[str, dict[str, Classes]] = {}
+        self.left_out: dict[str, str] = {}
+        self._wanted: dict[str, Request] = {}
+        self._read: dict[str, Features] = {}
+        self._labels: dict[str, dict[str, Tensor]] = {}
+        self._questions: dict[str, Questions | None] = {}
+
+    @property
+    def sets(self) -> list[str]:
+        """The names of the evaluation sets; the rows of the training set are ``bank``."""
+        return self.data.eval_names[1:]
+
+    @cached_property
+    def taken(self) -> dict[str, Any]:
+        """How the features of pictures are taken."""
+        return {**self.encoder.preprocessing, "precision": self.precision, "stored": self.dtype}
+
+    @property
+    def tokens(self) -> dict[str, Any]:
+        """How texts become tokens."""
+        tokenizer: Any = self.encoder.tokenizer
+        return {"tokenizer": type(tokenizer).__name__, "context_length": getattr(tokenizer, "context_length", None)}
+
+    @abstractmethod
+    def extract(self) -> None:
+        """Make the tables that were asked for and are not there; every process must call it."""
+
+    @abstractmethod
+    def _columns(self, key: str) -> dict[str, Tensor]:
+        """The columns of a table, of the rows that could be read, and ``index``, which these are."""
+
+    @abstractmethod
+    def _data(self, name: str) -> str:
+        """What tells the pictures of a set from those of others."""
+
+    @abstractmethod
+    def want_captions(self, name: str) -> str | None:
+        """Ask for the embeddings of a set's pictures and captions; gives the reason where there are none."""
+
+    @abstractmethod
+    def captioned(self, name: str) -> Features | None:
+        """The rows of a set that have captions, with ``text``; None where there are none."""
+
+    def want(self, need: str, name: str) -> str | None:
+        """Ask for what a protocol ``needs`` of a set; gives the reason where there is no such thing."""
+        if need == "labels":
+            return self._unlabelled(name)
+        if need.startswith("captions"):
+            why = self.want_captions(name)
+            return why if need == "captions" else None
+        if need == "questions":
+            if (asked := self.questions(name)) is None:
+                return NO_TEXT if self.encoder.tokenizer is None else f"{name} asks no questions"
+            self.want_texts(asked.texts, f"candidates of {name}")
+            return None
+        assert need in ("bank", "pictures"), f"a protocol needs {need}, which no table has"
+        self.want_pictures("bank" if need == "bank" else name)
+        return None
+
+    def want_pictures(self, name: str) -> str:
+        """Ask for the embeddings of a set's pictures; like its siblings, it gives the key of the table."""
+        source, rows = self.data.evaluated(name)
+        none, size, transform = torch.zeros(len(source), 0), self.encoder.image_size, self.encoder.transform
+        request = Request(lambda: EvalDataset(source, rows, size, none, None, transform), rows, name, name)
+        return self._want(self._pictures(name), request)
+
+    def want_texts(self, texts: Sequence[str], told: str = "texts") -> str:
+        """Ask for the embeddings of texts, which messages call ``told``."""
+        tokenizer, how = self.encoder.tokenizer, {"precision": self.precision, "stored": self.dtype}
+        assert tokenizer is not None
+        request = Request(lambda: TextDataset(texts, tokenizer), torch.arange(len(texts)), told)
+        return self._want(f"texts-{of_texts(texts)[:12]}-{short_hash(how)}", request)
+
+    def want_maps(self, name: str, views: Mapping[str, View], num_images: int) -> str:
+        """Ask for the feature maps of some pictures of a set and of two crops of each."""
+        source, rows = self._spread(name, num_images)
+        crops, size, masks = expand(views.values()), self.encoder.image_size, self.data.mask_classes
+        request = Request(lambda: DenseDataset(source, rows, size, crops, masks), rows, f"feature maps of {name}", name)
+        how = {"views": [str(view) for view in views.values()], "num_images": num_images, "masks": masks}
+        return self._want(f"maps-{self._data(name)}-{short_hash(self.taken | how)}", request)
+
+    def want_views(self, name: str, view: View, num_samples: int, num_views: int) -> str:
+        """Ask for the embeddings of several augmented views of some pictures of a set, drawn from the seed."""
+        source, rows = self._spread(name, num_samples)
+        places = torch.arange(len(rows) * num_views)
+        request = Request(
+            lambda: RepeatedViews(source, rows, num_views, view, self.seed), places, f"views of {name}", name
+        )
+        how = {"view": str(view), "samples": num_samples, "views": num_views, "seed": self.seed}
+        return self._want(f"views-{self._data(name)}-{short_hash(self.taken | how)}", request)
+
+    def pictures(self, name: str) -> Features:
+        """The table of a set, or of the ``bank``: rows that could be read, with their labels."""
+        if name not in self._read:  # of the sets, only the one at hand is held
+            self._read = {kept: self._read[kept] for kept in ("bank",) if kept in self._read}
+            self._read[name] = self._features(name)
+        return self._read[name]
+
+    def _features(self, name: str) -> Features:
+        columns = self._columns(self._pictures(name))
+        source, _ = self.data.evaluated(name)
+        if (labels := columns.get("label")) is None:
+            labels = class_ids(source, self.data.attributes)[columns["index"].cpu()].to(self.device)
+        tokens = columns.get("tokens")
+        return Features(
+            index=columns["index"],
+            image=columns["image"],
+            trunk=columns["trunk"],
+            text=columns.get("text"),
+            caption=None if tokens is None else tokens.unique(dim=0, return_inverse=True)[1],
+            labels={attribute: labels[:, i] for i, attribute in enumerate(self.data.attributes)},
+            poolings={key.removeprefix(TRUNK): x for key, x in columns.items() if key.startswith(TRUNK)},
+            logits={key.removeprefix(LOGITS): x for key, x in columns.items() if key.startswith(LOGITS)},
+        )
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts: (len, D)."""
+        return self._columns(self.want_texts(texts))["text"]
+
+    def class_embeddings(self, classes: Classes) -> tuple[Tensor, Tensor]:
+        """Class embeddings (C, D), averaged over the templates, and the labels (C,) of the classes."""
+        embeddings = self.texts(classes.sentences()).unflatten(0, (len(classes.names), len(classes.templates)))
+        ids = classes.ids(self.data.attributes[classes.attribute])
+        return average_templates(embeddings), torch.tensor(ids, device=embeddings.device)
+
+    def maps(self, name: str, views: Mapping[str, View], num_images: int) -> DenseFeatures:
+        """The feature maps of a set."""
+        columns = self._columns(self.want_maps(name, views, num_images))
+        planes = columns.get("mask")
+        return DenseFeatures(
+            index=columns["index"],
+            maps=columns["maps"],
+            crops=(columns["first"], columns["second"]),
+            boxes=columns["boxes"],
+            masks={} if planes is None else {mask: planes[:, i] for i, mask in enumerate(self.data.mask_classes)},
+        )
+
+    def views(self, name: str, view: View, num_samples: int, num_views: int) -> dict[str, Tensor]:
+        """``image`` and ``trunk`` of the views of those pictures that could be read: (N, Q, D) each."""
+        key = self.want_views(name, view, num_samples, num_views)
+        columns = self._columns(key)
+        read = torch.zeros(len(self._wanted[key].rows), dtype=torch.bool, device=columns["index"].device)
+        read[columns["index"]] = True
+        whole = read.view(-1, num_views).all(1)[columns["index"] // num_views]
+        return {key: columns[key][whole].unflatten(0, (-1, num_views)) for key in ("image", "trunk")}
+
+    def questions(self, name: str) -> Questions | None:
+        """What a set asks; None where its source has no questions, or the encoder no text tower."""
+        if name not in self._questions:
+            source = self.data.eval[name]
+            asks = self.encoder.tokenizer is not None and has_questions(source)
+            self._questions[name] = questions(source) if asks else None  # type: ignore[arg-type]
+        return self._questions[name]
+
+    def labels(self, name: str) -> dict[str, Tensor]:
+        """The labels of the evaluated rows, of each attribute that some of them have; before extraction, too."""
+        if name not in self._labels:
+            source, rows = self.data.evaluated(name)
+            ids = dict(zip(self.data.attributes, class_ids(source, self.data.attributes)[rows].T, strict=True))
+            self._labels[name] = {attribute: labels for attribute, labels in ids.items() if (labels >= 0).any()}
+        return self._labels[name]
+
+    def shared_attributes(self, name: str) -> list[str]:
+        """Attributes with two classes or more in a set, of which the bank has at least one."""
+        bank, shared = self.labels("bank"), []
+        for attribute, labels in self.labels(name).items():
+            present = set(labels.tolist()) - {-1}
+            if len(present) > 1 and attribute in bank and present & set(bank[attribute].tolist()):
+                shared.append(attribute)
+        return shared
+
+    def _unlabelled(self, name: str) -> str | None:
+        """Why no classifier of the bank's labels can be asked about a set, or None."""
+        if not self.labels(name):
+            return f"{name} has no labels"
+        if not self.labels("bank"):
+            return "the training set has no labels"
+        if not self.shared_attributes(name):
+            return f"no attribute of {name} has two classes of which the training set has one"
+        return None
+
+    def _spread(self, name: str, num_images: int) -> tuple[Any, Tensor]:
+        source, rows = self.data.evaluated(name)
+        num = min(len(rows), num_images)
+        return source, torch.arange(num) * len(source) // num
+
+    def _want(self, key: str, request: Request) -> str:
+        self._wanted.setdefault(key, request)
+        return key
+
+    def _pictures(self, name: str) -> str:
+        return f"pictures-{self._data(name)}-{short_hash(self.taken)}"
+
+
+def short_hash(told: Any) -> str:
+    """Eight hexadecimal digits of what can be written as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def columns_of(embeddings: Embeddings) -> dict[str, Tensor]:
+    """What a flow gives for a batch as columns of a table, in float32."""
+    columns = {"image": embeddings.image, "trunk": embeddings.trunk, "text": embeddings.text}
+    columns |= {f"{TRUNK}{name}": pooled for name, pooled in embeddings.poolings.items()}
+    columns |= {f"{LOGITS}{name}": logits for name, logits in embeddings.logits.items()}
+    return {name: values.float() for name, values in columns.items() if values is not None}
+
+
+def embed(module: Any, batch: Batch) -> dict[str, Tensor]:
+    """The columns of a batch whose pictures are ready: maps of pictures and their crops, or embeddings."""
+    if "crops" not in batch:
+        return columns_of(module.embed(batch))
+    pictures = zip(("maps", "first", "second"), (batch["image"], *batch["crops"]), strict=True)
+    columns = {name: feature_map(module.backbone, picture).float() for name, picture in pictures}
+    return columns | {"boxes": batch["boxes"]} | ({"mask": batch["mask"]} if "mask" in batch else {})
