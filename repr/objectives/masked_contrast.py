@@ -221,7 +221,7 @@ class MaskedContrast(Objective):
         text = None if self.text is None else self.encode_text(_captions(batch)).float()
         mask = self._mask(images, batch, text)[0]
         tokens = encode_kept(self.backbone, images, mask.ids_keep)  # (V * B, P + K, D)
-        output = StepOutput({}, {}, {})
+        output = StepOutput({})
         if self.decoder is not None:
             pred = self.decoder(tokens, mask.ids_restore, mask.ids_remove)  # (V * B, L - K, p * p * 3)
             target = take(patchify(images.float(), patch_size=self.patch_size), mask.ids_remove)
@@ -230,7 +230,7 @@ class MaskedContrast(Objective):
             output.terms["reconstruction"] = all_reduce(loss) / world_size()
         if "contrast" in self.weights:
             output.terms["contrast"], features = self._contrast(cast(Any, self.backbone).forward_head(tokens), text)
-            output.features.update(features)
+            output.embeddings.update(features)
             output.logs["temperature"] = (-self.logit_scale.detach()).exp()
         return output
 
