@@ -70,7 +70,7 @@ def ours(form: str, size: SimpleNamespace, batch: Batch, device: torch.device) -
                 loss = objective.total(objective.step(batch).terms)
             loss.backward()
             optimizer.step()
-            objective.update_targets()
+            objective.finish_step()
 
     return objective, steps
 

@@ -9,7 +9,7 @@ workers, ranks or history, so a batch can be drawn again by hand.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from torch import Tensor
 
@@ -65,9 +65,22 @@ class Embeddings:
     projection: Tensor | None = None
 
 
-class StepOutput(NamedTuple):
-    """What a flow hands to the base: unweighted losses by name, features, and scalars that are not losses."""
+@dataclass
+class StepOutput:
+    """What a flow hands to the base. Only the terms are needed; the rest is watched and logged where there is some.
+
+    Shapes: N rows, of this process or of all; D dimensions; K prototypes.
+
+    Attributes:
+        terms: the unweighted losses, scalars by name.
+        embeddings: name -> (N, D), which are watched for collapse as ``train/std_<name>`` and ``train/rank_<name>``.
+        scores: (N, K), the similarity of every row to every prototype, watched as ``train/prototype_entropy``.
+        assignments: (N, K), the distribution of every row over the prototypes, watched as ``train/assignment_entropy``.
+        logs: scalars that are not losses, logged as ``train/<name>``.
+    """
 
     terms: dict[str, Tensor]
-    features: dict[str, Tensor]
-    logs: dict[str, Tensor | float]
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    scores: Tensor | None = None
+    assignments: Tensor | None = None
+    logs: dict[str, Tensor | float] = field(default_factory=dict)

@@ -141,7 +141,7 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
         if i == 0:
             grads = [whole(p.grad).flatten().clone() for p in objective.parameters() if p.grad is not None]
         optimizer.step()
-        objective.update_targets()
+        objective.finish_step()
     update = [(whole(p.detach()) - before).flatten() for p, before in zip(objective.parameters(), start, strict=True)]
     record = {"loss": torch.stack(losses), "grad": torch.cat(grads), "update": torch.cat(update)}
     record |= {f"buffer.{name}": buffer.clone() for name, buffer in objective.named_buffers()}

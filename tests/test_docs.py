@@ -13,15 +13,17 @@ import pytest
 import yaml
 
 from repr.config import CONF
+from repr.runs.checkpoint_files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(document: str, language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+def blocks(document: str, language: str, section: str = "") -> list[str]:
+    """The fenced blocks of a language in a section, or in all of them, in order."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    if section:
+        text = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(document: str) -> list[str]:
@@ -185,7 +187,7 @@ def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypa
 
 
 def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> None:
-    (code,), (config,) = blocks("CONTRIBUTING.md", "python"), blocks("CONTRIBUTING.md", "yaml")
+    (code,), (config,) = (blocks("CONTRIBUTING.md", kind, "Add an evaluation protocol") for kind in ("python", "yaml"))
     (tmp_path / "lengths.py").write_text(code)
     (tmp_path / "conf" / "evaluate").mkdir(parents=True)
     (tmp_path / "conf" / "evaluate" / "lengths.yaml").write_text(config)
@@ -210,14 +212,30 @@ def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> N
 
 
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
-    (code,), (config,) = blocks("docs/add_an_objective.md", "python"), blocks("docs/add_an_objective.md", "yaml")
-    (tmp_path / "two_views.py").write_text(code)
+    """BYOL as a new user adds it: trained, its test run, stopped and resumed, and its teacher exported."""
+    page = "docs/add_an_objective.md"
+    (flow, test), (config,) = blocks(page, "python"), blocks(page, "yaml")
+    (tmp_path / "byol.py").write_text(flow)
+    (tmp_path / "test_byol.py").write_text(test.replace("repr.objectives.byol", "byol"))
     (tmp_path / "conf" / "objective").mkdir(parents=True)
     module = yaml.safe_load(config)["_target_"]
-    assert module == "repr.objectives.two_views.TwoViews"
-    (tmp_path / "conf" / "objective" / "two_views.yaml").write_text(config.replace(module, "two_views.TwoViews"))
-    (command,) = commands("docs/add_an_objective.md")
-    words = [sys.executable, *shlex.split(command)[1:], "--config-dir", "conf", f"run_folder={tmp_path}/run"]
-    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "knn_category" in done.stdout
+    assert module == "repr.objectives.byol.BYOL"
+    (tmp_path / "conf" / "objective" / "byol.yaml").write_text(config.replace(module, "byol.BYOL"))
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    run("pytest", "-q", "test_byol.py")
+    (command,) = commands(page)
+    small = ["objective.hidden_dim=32", "objective.dim=16", "backbone.name=test_resnet", "trainer.max_epochs=2"]
+    out = run(*shlex.split(command)[2:], *small, "--config-dir", "conf", "run_folder=run")
+    assert "knn_category" in out
+    first = read_checkpoint(tmp_path / "run" / "checkpoints" / "step=4.ckpt")["state_dict"]
+    student, teacher = (first[f"{prefix}backbone.conv1.weight"] for prefix in ("", "teacher."))
+    assert 0 < (student - teacher).abs().max() < 0.1  # it follows slowly
+    run("repr.fit", "resume=run", "trainer.max_epochs=3")
+    assert (tmp_path / "run" / "checkpoints" / "step=6.ckpt").is_file()
+    assert "verified" in run("repr.export", "run=run", "to=timm", "out=export", "weights=teacher")

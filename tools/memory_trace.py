@@ -25,6 +25,7 @@ from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.utilities.memory import recursive_detach
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -256,7 +257,7 @@ def trace_optimizer(
             if "foreach" in options and options["foreach"] is None:
                 options["foreach"] = foreach
         optimizer.step()
-        objective.update_targets()
+        objective.finish_step()
         alive = dict(memory.alive)
     return {name: peaks["optimizer"] for name, peaks in memory.peaks.items()} | {"state": Peak("optimizer", alive)}
 
@@ -291,7 +292,7 @@ def trace(
     """
     with traced(objective, shares, num_processes) as (memory, group):
         objective.train()
-        objective.on_load_checkpoint({"global_step": LATE})
+        objective.step_number = LATE
         calls = [Counter[str]() for _ in watch]
         for module, counts in zip(watch, calls, strict=True):
             module.register_forward_pre_hook(partial(_count, memory, counts))
@@ -304,9 +305,10 @@ def trace(
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
             output = objective.step(inputs)
             loss = objective.total(output.terms)
-        features = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in output.features.values()}
+        watched = [*output.embeddings.values(), output.scores, output.assignments]
+        features = {x.untyped_storage()._cdata: x.untyped_storage().nbytes() for x in watched if x is not None}
         before = memory.made(sum(features.values()), "embeddings")  # the features of the last step
-        objective.features = {name: x.detach() for name, x in output.features.items()}
+        objective.output = recursive_detach(output)
         del before, output
         if not accumulate:
             objective.zero_grad()

@@ -70,22 +70,17 @@ class LightlySwaV(Objective):
         self.head = SwaVProjectionHead(int(backbone.num_features), hidden_dim, dim)
         self.prototypes = SwaVPrototypes(dim, num_prototypes, n_steps_frozen_prototypes=freeze_steps)
         self.loss, self.num_large = SwaVLoss(), len(assign_views)
-        self.num_steps = 0
 
     def step(self, batch: Batch) -> StepOutput:
         """Every view by itself, as in lightly's example."""
         self.prototypes.normalize()
         scores = [self._scores(view) for view in batch["views"]]
         loss = self.loss(scores[: self.num_large], scores[self.num_large :])
-        return StepOutput({"swapped_prediction": loss.squeeze()}, {}, {})
+        return StepOutput({"swapped_prediction": loss.squeeze()})
 
     def _scores(self, view: Tensor) -> Tensor:
         embedding = F.normalize(self.head(self.backbone(view).flatten(start_dim=1)), dim=1, p=2)
-        return self.prototypes(embedding, step=self.num_steps)
-
-    def update_targets(self) -> None:
-        """Count the step."""
-        self.num_steps += 1
+        return self.prototypes(embedding, step=self.step_number)
 
 
 def train(method: str, seed: int, epochs: int) -> Values:

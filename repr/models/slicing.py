@@ -106,7 +106,7 @@ def compiler_fault() -> str | None:
 
 
 def encoders(objective: nn.Module, option: str, off: str) -> list[tuple[str, nn.Module]]:
-    """The encoders that a flow names and has.
+    """The encoders that a flow names and has, and their copies in its teacher.
 
     Args:
         objective: a flow.
@@ -117,7 +117,8 @@ def encoders(objective: nn.Module, option: str, off: str) -> list[tuple[str, nn.
         ValueError: there are none.
     """
     known = dict(objective.named_modules())
-    named = [(name, known[name]) for name in getattr(objective, "ENCODERS", ()) if name in known]
+    names = (path for name in getattr(objective, "ENCODERS", ()) for path in (name, f"teacher.{name}"))
+    named = [(name, known[name]) for name in names if name in known]
     if not named:
         raise ValueError(f"{option}: {type(objective).__name__} names no ENCODERS; set it to {off}")
     return named

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,24 +17,59 @@ class Teacher(nn.Module):
 
     Only parameters follow. Buffers are the copy's own: in training mode its BatchNorm normalises by the batch and keeps
     running statistics of what it has seen itself. No parameter has a gradient, so optimizers and DDP pass them over.
-    A flow calls the copies by the names they were given, as in ``self.teacher.backbone``, under ``torch.no_grad``.
+    A flow assigns it to ``self.teacher`` in its constructor, and :class:`repr.objectives.base.Objective` does the rest.
+    In its step the flow calls the copies by their names, as in ``self.teacher.backbone``, under ``torch.no_grad``.
 
-    Nothing is counted here. A flow says when to :meth:`update` and with which momentum; as a function of the optimizer
-    step (:func:`cosine_momentum`) it goes on after a resume where it was. Updating in ``update_targets`` (once an
-    optimizer step that was made, whatever the accumulation; not after one that the guard has skipped) and updating at
-    the next step before the teacher's forward give the same targets.
-
+    The momentum is a function of the optimizer step, so nothing is counted here and a resumed run goes on where it was.
     The copies are made of plain modules, before anything is sharded, so that they can be sharded as the originals are;
     the update then works on local shards.
 
     Args:
+        momentum: at the first step; 1 keeps the teacher as it is.
+        final_momentum: at the end of the run, reached along half a cosine; None: ``momentum`` throughout.
+        before_step: which momentum is whose. True: the teacher follows before the forward of step k with the momentum
+            of step k, as in MoCo v3 and PixPro; False: after the optimizer has made step k, as in BYOL and DINO. An
+            update that belongs before a step is made at the end of the one before it, which gives the same targets.
         students: what is copied, under the names that the modules have in their owner.
+
+    Raises:
+        ValueError: a momentum that is not between 0 and 1.
     """
 
-    def __init__(self, **students: nn.Module) -> None:
+    def __init__(
+        self,
+        *,
+        momentum: float,
+        final_momentum: float | None = None,
+        before_step: bool = False,
+        **students: nn.Module,
+    ) -> None:
         super().__init__()
+        self.momentum, self.before_step = momentum, before_step
+        self.final_momentum = momentum if final_momentum is None else final_momentum
+        for value in (self.momentum, self.final_momentum):
+            if not 0 <= value <= 1:
+                raise ValueError(f"objective.momentum={value}; set it from 0 to 1")
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student).requires_grad_(False))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def momentum_at(self, step: int, total: int | None) -> float:
+        """The momentum of a step, see :func:`cosine_momentum`."""
+        return cosine_momentum(step, start=self.momentum, end=self.final_momentum, total=total)
+
+    def follow(self, owner: nn.Module, step: int, total: int | None) -> None:
+        """Make the update that is due once the optimizer has made a step.
+
+        Args:
+            owner: what holds the originals, under the names of the copies.
+            step: optimizer steps made before that one.
+            total: optimizer steps of the whole run, or None.
+        """
+        self.update(owner, self.momentum_at(step + self.before_step, total))
 
     @torch.no_grad()
     def update(self, owner: nn.Module, momentum: float) -> None:
@@ -58,14 +94,15 @@ class Teacher(nn.Module):
         return nn.ModuleList(owner.get_submodule(name) for name, _ in self.named_children())
 
 
-def cosine_momentum(step: int, *, start: float, total: int | None) -> float:
-    """Momentum of the update before the forward of a step: from ``start`` to 1 along half a cosine.
+def cosine_momentum(step: int, *, start: float, end: float = 1.0, total: int | None) -> float:
+    """The momentum of a step: from ``start`` to ``end`` along half a cosine.
 
-    ``1 - (1 - start) * (cos(pi * step / total) + 1) / 2``, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
+    ``end - (end - start) * (cos(pi * step / total) + 1) / 2``, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
 
     Args:
         step: optimizer steps made before.
         start: momentum at step 0.
+        end: momentum at step ``total``.
         total: optimizer steps of the whole run; None: ``start`` throughout.
     """
-    return start if total is None else 1 - (1 - start) * (math.cos(math.pi * min(step / total, 1)) + 1) / 2
+    return start if total is None else end - (end - start) * (math.cos(math.pi * min(step / total, 1)) + 1) / 2

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.memory import recursive_detach
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -18,6 +19,7 @@ from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.distributed import local, shard, total_norm, world_size
 from repr.drawing import Show
 from repr.models.batchnorm import share_statistics
+from repr.models.teacher import Teacher
 from repr.optim import Optim
 
 
@@ -25,7 +27,17 @@ class Objective(pl.LightningModule):
     """A flow: how views and pairs move through encoders and heads to unweighted loss terms.
 
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
-    has defaults. A hybrid is nothing special: more terms, more weights.
+    has defaults. A hybrid is nothing special: more terms, more weights. A flow that overrides a hook of Lightning
+    calls the one of this class too.
+
+    Steps: ``step_number`` counts steps of the optimizer, not micro-batches. It is 0 during the first step and advances
+    after each one. A step that the guard skips is counted, but it has no gradients, so nothing follows it. When a run
+    starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without Trainer
+    calls :meth:`finish_step` after each ``optimizer.step()``, or sets the number.
+
+    Teacher: a flow has one if its constructor assigns a :class:`repr.models.teacher.Teacher` to ``self.teacher``. It is
+    the student again when a new run starts, after ``init_from``; it follows the weights once a step that was made; and
+    checkpoints, sharding, slices, the log (``train/momentum``) and the export (``weights=teacher``) find it by itself.
 
     Args:
         backbone: image encoder, (B, 3, H, W) -> (B, num_features); None in a flow that reads no pictures.
@@ -34,8 +46,10 @@ class Objective(pl.LightningModule):
         options: of the subclass, as far as the names of its terms depend on them.
 
     Attributes:
-        terms: the unweighted terms of the last step by name, detached; for callbacks.
-        features: the features of the last step by name, detached; likewise.
+        output: what the last step gave, detached; for callbacks.
+        step_number: optimizer steps that were made before the present one.
+        total_steps: optimizer steps of the whole run; None until training starts, and without a Trainer.
+        teacher: None in a flow that assigns none.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
@@ -63,8 +77,10 @@ class Objective(pl.LightningModule):
         if not self.weights:
             raise ValueError(f"objective.weights are all zero; give one of {', '.join(terms)} a weight")
         self.optim = optim or Optim()
-        self.terms: dict[str, Tensor] = {}
-        self.features: dict[str, Tensor] = {}
+        self.output = StepOutput({})
+        self.step_number = 0
+        self.total_steps: int | None = None
+        self.teacher: Teacher | None = None
 
     @classmethod
     def term_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
@@ -128,7 +144,25 @@ class Objective(pl.LightningModule):
         return {}
 
     def update_targets(self) -> None:
-        """Change what follows the weights (teachers, clamps); called once after each optimizer step."""
+        """Change what follows the weights, such as a clamped temperature; called after each optimizer step made."""
+
+    def finish_step(self, *, skipped: bool = False) -> None:
+        """Let clamps and teacher follow a step of the optimizer, and count it.
+
+        Args:
+            skipped: the step has changed no weights.
+        """
+        if not skipped:
+            self.update_targets()
+            if self.teacher is not None:
+                self.teacher.follow(self, self.step_number, self.total_steps)
+        self.step_number += 1
+
+    def on_train_start(self) -> None:
+        """Learn at which step of how many the run is; a new one starts with the teacher as the student is."""
+        self.step_number, self.total_steps = self.global_step, int(self.trainer.estimated_stepping_batches)
+        if self.teacher is not None and self.step_number == 0:  # init_from may have changed the student
+            self.teacher.restart(self)
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""
@@ -139,11 +173,12 @@ class Objective(pl.LightningModule):
         """Sum the terms of :meth:`step` and log ``train/loss``, every term with its chance and every other scalar."""
         output = self.step(batch)
         loss = self.total(output.terms)
-        self.terms = {name: term.detach() for name, term in output.terms.items()}
-        self.features = {name: value.detach() for name, value in output.features.items()}
+        self.output = recursive_detach(output)
         self.log("train/loss", loss, prog_bar=True)
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         logs = {**output.terms, **self._chance(num_rows(batch) * world_size()), **output.logs, "lr": rate}
+        if self.teacher is not None:
+            logs["momentum"] = self.teacher.momentum_at(self.step_number, self.total_steps)
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
         return loss
 
@@ -203,8 +238,7 @@ class Objective(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, then whatever follows the weights; a skipped step has no gradients left."""
         super().optimizer_step(*args, **kwargs)
-        if any(parameter.grad is not None for parameter in self.parameters()):
-            self.update_targets()
+        self.finish_step(skipped=all(parameter.grad is None for parameter in self.parameters()))
         if self._is_sharded():  # DDP does it by itself
             share_statistics(self)
 

@@ -110,7 +110,7 @@ class ImageText(Objective):
         text = gather(self.encode_text(batch["text"]).float())  # (N, D)
         scale = self.logit_scale.exp()
         terms = {name: self._term(name, image, text, scale) for name in self.weights}
-        return StepOutput(terms, {"image": image, "text": text}, {"temperature": 1 / scale.detach()})
+        return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": 1 / scale.detach()})
 
     def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
         loss = self.losses[name]

@@ -107,7 +107,7 @@ class JointEmbedding(Objective):
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
         views = [gather(view) for view in embedding.chunk(len(batch["views"]))]  # V x (N, D), N over all ranks
         terms = {name: self._term(name, views) for name in self.weights}
-        return StepOutput(terms, {"embedding": views[0]}, {})
+        return StepOutput(terms, {"embedding": views[0]})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""

@@ -111,7 +111,7 @@ class MaskedViews(Objective):
     def step(self, batch: Batch) -> StepOutput:
         """The terms, those of two views on the global batch."""
         masked = encode_visible(self.backbone, self.masking, batch, num_views=self.num_views)
-        output = StepOutput({}, {}, {})
+        output = StepOutput({})
         if self.decoder is not None:
             output.terms["reconstruction"] = reconstruction(self.decoder, masked)
         if self.head is not None:
@@ -119,7 +119,7 @@ class MaskedViews(Objective):
             a, b = (gather(view) for view in self.head(vit.forward_head(masked.tokens)).float().chunk(2))  # (N, dim)
             temperature = 1 / self.logit_scale.exp()
             output.terms["contrast"] = nt_xent(a, b, temperature=temperature, chunk_size=self.chunk_size)
-            output.features["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
+            output.embeddings["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
         return output
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
@@ -234,7 +234,9 @@ class MaskedImageText(Objective):
         image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
         scale = self.logit_scale.exp()
         terms["contrast"] = clip(image, text, logit_scale=scale, chunk_size=self.chunk_size)
-        return StepOutput(terms, {"image": image, "text": text}, {"temperature": (-self.logit_scale.detach()).exp()})
+        return StepOutput(
+            terms, {"image": image, "text": text}, logs={"temperature": (-self.logit_scale.detach()).exp()}
+        )
 
     def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
         def score(images: Tensor) -> tuple[Tensor, Tensor]:

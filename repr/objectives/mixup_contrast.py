@@ -246,7 +246,7 @@ class MixupContrast(Objective):
             terms["contrast"] = self._contrast(whole, mixed, draws)
         right = {f"{name}_accuracy": (value.argmax(1) == label).float().mean() for name, value in logits.items()}
         logs = dict(right) | {"mixed": float(mixed_now)}
-        return StepOutput({name: terms[name] for name in self.weights}, whole, logs)
+        return StepOutput({name: terms[name] for name in self.weights}, whole, logs=logs)
 
     def _contrast(self, whole: dict[str, Tensor], mixed: dict[str, Tensor], draws: dict[str, Any]) -> Tensor:
         """Each modality with the next one."""
@@ -274,11 +274,11 @@ class MixupContrast(Objective):
 
     def _before_switch(self) -> bool:
         """Whether samples are mixed now; a function of the epoch, or step, alone."""
-        if self._trainer is None:
+        if self.total_steps is None:
             return self.switch > 0
         if (epochs := self.trainer.max_epochs or -1) > 0:
             return self.current_epoch < int(self.switch * epochs)
-        return self.trainer.global_step < int(self.switch * self.trainer.max_steps)
+        return self.step_number < int(self.switch * self.total_steps)
 
     def _inputs(self, batch: Batch, *, evaluation: bool = False) -> Iterator[tuple[str, nn.Module, Tensor | None]]:
         """Name, encoder and rows of every modality; None where the batch lacks it."""

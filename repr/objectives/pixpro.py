@@ -19,7 +19,7 @@ from repr.models.backbone import feature_map, map_shape, pools_class_token, widt
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
-from repr.models.teacher import Teacher, cosine_momentum
+from repr.models.teacher import Teacher
 from repr.objectives.base import Objective
 from repr.objectives.match_picture import draw_matches
 from repr.objectives.views import view_sizes
@@ -46,7 +46,7 @@ class PixPro(Objective):
     half a cosine; a new run starts with the teacher equal to the student, ``init_from`` included.
 
     Terms: ``pixel``, ``instance``. Logs: ``no_overlap``, the share of pairs of crops without matching cells, which
-    count as zero; ``matches``, matching pairs of cells an image; ``momentum`` of the last update.
+    count as zero; ``matches``, matching pairs of cells an image.
 
     Evaluated and exported is what the backbone makes of an image. A ViT's class token is not trained here: let it pool
     its patches, with ``global_pool=avg fc_norm=false``; the check of the config warns.
@@ -66,7 +66,7 @@ class PixPro(Objective):
     """
 
     TERMS = ("pixel", "instance")
-    ENCODERS = ("backbone", "teacher.backbone")
+    teacher: Teacher
 
     def __init__(
         self,
@@ -87,11 +87,8 @@ class PixPro(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         if unknown := sorted(set(losses or {}) - set(self.TERMS)):
             raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"objective.momentum={momentum}; set it from 0 to 1")
         self.losses = {**dict.fromkeys(self.TERMS, pixel_consistency), **(losses or {})}
-        self.threshold, self.momentum = threshold, momentum
-        self.total_steps: int | None = None  # optimizer steps of the run, once it is known
+        self.threshold = threshold
         widths = [width, hidden_dim, dim]
         if "pixel" in self.weights:
             self.projector = mlp(widths)
@@ -100,7 +97,7 @@ class PixPro(Objective):
             self.instance_projector = mlp(widths)
             self.instance_predictor = mlp([dim, hidden_dim, dim])
         heads = {name: head for name, head in self.named_children() if name.endswith("projector")}
-        self.teacher = Teacher(backbone=self.backbone, **heads)
+        self.teacher = Teacher(momentum=momentum, final_momentum=1, before_step=True, backbone=self.backbone, **heads)
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
@@ -133,25 +130,24 @@ class PixPro(Objective):
         views = self._views(batch)
         maps = [self._map(self.backbone, view) for view in views]
         with torch.no_grad():
-            targets = [self._map(self.teacher.get_submodule("backbone"), view) for view in views]
+            targets = [self._map(self.teacher.backbone, view) for view in views]
         mask = self._mask(batch, maps)
-        terms, features, levels = {}, {}, {}
+        terms, embeddings, levels = {}, {}, {}
         if "pixel" in self.weights:
             cells, queries, keys = self._pixels(maps, targets)
             terms["pixel"] = self._both_ways("pixel", queries, keys, mask)
             if getattr(self.losses["pixel"], "func", self.losses["pixel"]) is pixel_contrast:
                 levels["pixel.chance"] = contrast_at_chance(mask) + contrast_at_chance(mask.mT)
-            features["cells"] = cells[0].mT.flatten(0, 1)  # (N * HW, C)
+            embeddings["cells"] = cells[0].mT.flatten(0, 1)  # (N * HW, C)
         if "instance" in self.weights:
             queries, keys = self._instances(maps, targets)
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
-            features["instance"] = queries[0].squeeze(2)
+            embeddings["instance"] = queries[0].squeeze(2)
         matches = mask.sum((1, 2), dtype=torch.float32)  # (N,); as integers they would take twice the memory
         counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean(), **levels}
         means = mean_over_ranks(terms | counts)
         logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
-        logs["momentum"] = self._momentum()
-        return StepOutput({name: means[name] for name in terms}, features, logs)
+        return StepOutput({name: means[name] for name in terms}, embeddings, logs=logs)
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """0 of PixPro's terms; what PixContrast has depends on the overlap of the crops, and :meth:`step` logs it."""
@@ -167,20 +163,6 @@ class PixPro(Objective):
         views = show(batch["views"][0][shown]), show(batch["views"][1][shown])
         grids = tuple(maps[0].shape[2:]), tuple(maps[1].shape[2:])
         return {"matches": draw_matches(views, mask[shown], found, grids=grids)}
-
-    def on_train_start(self) -> None:
-        """Learn how long the run is; a new one starts with the teacher as the student is."""
-        self.total_steps = int(self.trainer.estimated_stepping_batches)
-        if self.global_step == 0:  # init_from may have changed the student
-            self.teacher.restart(self)
-
-    def update_targets(self) -> None:
-        """Let the teacher follow, with the momentum that belongs to the next step."""
-        self.teacher.update(self, self._momentum(ahead=1))
-
-    def _momentum(self, ahead: int = 0) -> float:
-        # Lightning counts a step once the hook that has called update_targets returns.
-        return cosine_momentum(self.global_step + ahead, start=self.momentum, total=self.total_steps)
 
     def _views(self, batch: Batch) -> list[Tensor]:
         views = batch["views"][:2]
@@ -217,7 +199,7 @@ class PixPro(Objective):
         """Projected cells, queries and keys of both views, (N, C, HW) each."""
         cells = [project(self.projector, features) for features in maps]
         with torch.no_grad():
-            keys = [project(self.teacher.get_submodule("projector"), features) for features in targets]
+            keys = [project(self.teacher.projector, features) for features in targets]
         return cells, [self.propagation(x) for x in cells], keys
 
     def _instances(self, maps: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -225,8 +207,9 @@ class PixPro(Objective):
         predict = nn.Sequential(self.instance_projector, self.instance_predictor)
         queries = [project(predict, features).float().mean(2, keepdim=True) for features in maps]
         with torch.no_grad():
-            head = self.teacher.get_submodule("instance_projector")
-            keys = [project(head, features).float().mean(2, keepdim=True) for features in targets]
+            keys = [
+                project(self.teacher.instance_projector, features).float().mean(2, keepdim=True) for features in targets
+            ]
         return queries, keys
 
     def _both_ways(self, name: str, queries: list[Tensor], keys: list[Tensor], mask: Tensor) -> Tensor:

@@ -83,7 +83,6 @@ class SwAV(Objective):
         self.epsilon, self.num_iters = epsilon, num_iters
         self.freeze_steps, self.queue_start_step = freeze_steps, queue_start_step
         self.queue = Queue(len(self.assign_views), queue_length, dim) if queue_length else None
-        self.num_steps = 0  # optimizer steps so far
 
     @classmethod
     def config_faults(cls, cfg: Any) -> Iterator[str]:
@@ -120,12 +119,16 @@ class SwAV(Objective):
         scores = list(self._scores(embedding).chunk(len(views)))  # V x (B, K)
         kept = torch.stack([embedding.chunk(len(views))[a] for a in self.assign_views], dim=1).detach()  # (B, A, D)
         assignments = self._assign(scores)
-        if self.queue is not None and self.num_steps >= self.queue_start_step:
+        if self.queue is not None and self.step_number >= self.queue_start_step:
             self.queue.push(kept)
         loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
         loss = all_reduce(loss) / world_size()
-        features = {"embedding": kept[:, 0], "scores": scores[self.assign_views[0]], "assignments": assignments[0]}
-        return StepOutput({"swapped_prediction": loss}, features, {})
+        return StepOutput(
+            {"swapped_prediction": loss},
+            {"embedding": kept[:, 0]},
+            scores=scores[self.assign_views[0]],
+            assignments=assignments[0],
+        )
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """The logarithm of the number of prototypes."""
@@ -152,13 +155,5 @@ class SwAV(Objective):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave frozen prototypes out of the step: no gradient, hence no momentum and no decay either."""
-        if self.num_steps < self.freeze_steps:
+        if self.step_number < self.freeze_steps:
             self.prototypes.weight.grad = None
-
-    def update_targets(self) -> None:
-        """Count the step."""
-        self.num_steps += 1
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting where the run stopped."""
-        self.num_steps = int(checkpoint["global_step"])

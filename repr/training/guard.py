@@ -86,7 +86,7 @@ class NonFiniteGuard(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         """Note whether the loss is finite, without waiting for the device."""
         if not self._found:
-            self._terms = pl_module.terms
+            self._terms = pl_module.output.terms
         bad = ~torch.isfinite(loss.detach())
         self._loss_is_bad.append(bad)
         if trainer.accumulate_grad_batches > 1:  # the batch would be gone when the step comes to be checked

@@ -16,7 +16,7 @@ class Owner(nn.Module):
         self.trunk = nn.Sequential(nn.Conv2d(3, 4, 1), SyncBatchNorm(4))
         self.head = nn.Linear(4, 2)
         self.predictor = nn.Linear(2, 2)
-        self.teacher = Teacher(trunk=self.trunk, head=self.head)
+        self.teacher = Teacher(momentum=0.9, trunk=self.trunk, head=self.head)
 
 
 def test_parameters_follow_and_buffers_do_not() -> None:

@@ -39,7 +39,7 @@ def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-        objective.update_targets()
+        objective.finish_step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.5
 

@@ -199,7 +199,7 @@ def test_backbones_and_what_is_evaluated(name: str) -> None:
     views = [torch.randn(3, 3, 64, 64) for _ in range(2)]
     output = flow.step(Batch(views=views, boxes=torch.tensor([0.0, 0, 1, 1]).expand(3, 2, 4)))
     cells = {"test_resnet": 4, "convnext_atto": 4}.get(name, 16)
-    assert output.features["cells"].shape == (3 * cells, 4)
+    assert output.embeddings["cells"].shape == (3 * cells, 4)
     assert output.logs["matches"] == cells  # equal square crops match cell by cell
     flow.eval()
     image = flow.encode_image(views[0])
@@ -218,10 +218,14 @@ def test_a_run_follows_the_schedule_whatever_the_accumulation(precision: str, tm
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
             before = self.teacher.projector[0].weight.clone()
             if batch_idx and batch_idx % 3 == 0:  # the first after an optimizer step
-                expected = torch.lerp(self.last, self.projector[0].weight, 1 - self._momentum())
+                expected = torch.lerp(
+                    self.last,
+                    self.projector[0].weight,
+                    1 - self.teacher.momentum_at(self.step_number, self.total_steps),
+                )
                 torch.testing.assert_close(before, expected)
             self.last = before
-            self.seen.append(self._momentum())
+            self.seen.append(self.teacher.momentum_at(self.step_number, self.total_steps))
             return super().training_step(batch, batch_idx)
 
     torch.manual_seed(0)
@@ -236,7 +240,7 @@ def test_a_run_follows_the_schedule_whatever_the_accumulation(precision: str, tm
     steps = [0.5, 0.5 + 0.5 * (1 - math.cos(math.pi / 3)) / 2, 0.5 + 0.5 * (1 - math.cos(2 * math.pi / 3)) / 2]
     assert Watched.seen[-9:] == pytest.approx([m for m in steps for _ in range(3)])
     assert flow.teacher.backbone.b1.num_batches_tracked == 18
-    assert flow._momentum() == 1.0
+    assert flow.teacher.momentum_at(flow.step_number, flow.total_steps) == 1.0
 
 
 def test_a_new_run_starts_with_the_teacher_as_the_student_is(tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def test_a_new_run_starts_with_the_teacher_as_the_student_is(tmp_path: Path) -> 
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
     start = {name: tensor.clone() for name, tensor in flow.backbone.named_parameters()}
-    flow.momentum = 1.0
+    flow.teacher.momentum = 1.0
     trainer.fit(flow, DataLoader([crops()], batch_size=None))
     for name, tensor in flow.teacher.backbone.named_parameters():
         assert torch.equal(tensor, start[name])

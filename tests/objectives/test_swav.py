@@ -75,7 +75,7 @@ def test_the_flow_equals_the_authors_loop(case: str) -> None:
         else:
             torch.testing.assert_close(flow.prototypes.weight.grad, data["grad_prototypes"][step], **close)
         optimizer.step()
-        flow.update_targets()
+        flow.finish_step()
         torch.testing.assert_close(flow.prototypes.weight.data, data["prototypes_after"][step], **close)
     if flow.queue is not None:
         torch.testing.assert_close(flow.queue.rows, data["queue_final"], **close)
@@ -88,7 +88,7 @@ def test_the_queue_acts_only_once_it_is_full_and_starts_when_told() -> None:
         batch = make_batch(8, seed=step)
         a, b = (flow.step(batch).terms["swapped_prediction"].item() for flow in (with_queue, without))
         assert (a == b) == (step < 3), step
-        with_queue.update_targets()
+        with_queue.finish_step()
     assert with_queue.queue is not None
     assert with_queue.queue.is_full
 
@@ -112,17 +112,17 @@ def test_prototypes_and_queue_of_another_shape_start_afresh(tmp_path: Path) -> N
     assert report.missing == ["prototypes.weight"]
     assert report.unused == ["queue.num_filled", "queue.rows"]
     assert torch.equal(new.head[0].weight, old.head[0].weight)
-    assert new.num_steps == 0
+    assert new.step_number == 0
 
 
 def test_steps_are_counted_on_after_a_resume() -> None:
     flow = build("swav", "objective.freeze_steps=5")
-    flow.on_load_checkpoint({"global_step": 4})
+    flow.step_number = 4
     for frozen in (True, False):
         flow.step(make_batch(8)).terms["swapped_prediction"].backward()
         flow.on_before_optimizer_step(torch.optim.SGD(flow.parameters()))
         assert (flow.prototypes.weight.grad is None) == frozen
-        flow.update_targets()
+        flow.finish_step()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +134,7 @@ def test_identical_inputs_stay_finite_at_the_chance_value(dtype: torch.dtype) ->
     assert contrast.item() == pytest.approx(math.log(15), rel=1e-6)
     contrast.backward()
     far = swav.step(batch)
-    torch.testing.assert_close(far.features["assignments"], torch.full((8, 12), 1 / 12))
+    torch.testing.assert_close(far.assignments, torch.full((8, 12), 1 / 12))
     far.terms["swapped_prediction"].backward()
     with torch.no_grad():
         swav.prototypes.weight.copy_(swav.prototypes.weight[:1].expand(12, -1))

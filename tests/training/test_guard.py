@@ -74,7 +74,7 @@ class Roots(Objective):
         features = self.backbone(batch["views"][0])
         features = gather(features) if self.gathers else features
         terms = {"spread": features.pow(2).mean(), "mean": (self.scale * batch["views"][0].mean() - 1) ** 2}
-        return StepOutput(terms, {}, {})
+        return StepOutput(terms)
 
     def update_targets(self) -> None:
         self.updates += 1
