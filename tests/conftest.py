@@ -16,6 +16,10 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew", action="store_true", help="write tests/curves anew, see tests/test_experiments.py")
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """Random inputs are the same whatever ran before, in this process or in another."""
