@@ -91,6 +91,8 @@ class MaskedViews(Objective):
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" in self.weights:
+            if temperature <= 0:
+                raise ValueError(f"objective.temperature={temperature}; set it above 0")
             self.num_views, self.head = 2, mlp([width_of(backbone), hidden_dim, hidden_dim, dim])
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=False)
 

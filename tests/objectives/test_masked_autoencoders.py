@@ -360,6 +360,8 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             MaskedViews(vit, **options)
+    with pytest.raises(ValueError, match="set it above 0"):
+        MaskedViews(flow.backbone, temperature=0.0, weights={"contrast": 1.0})
     with pytest.raises(ValueError, match="temperature_range"):
         MaskedImageText(flow.backbone, flow.text, temperature=2.0)
 
