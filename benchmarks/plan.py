@@ -36,18 +36,17 @@ from tools.forecast import Planner, fake_batch
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plan.md"
 SMALL = ["image_size=64", "small_size=32", "embed_dim=64", "text.layers=2", "text.width=64", "optim.warmup_steps=0"]
-VIT = ["backbone.name=vit_tiny_patch16_224", "+backbone.depth=4", "+backbone.patch_size=8"]
-IMAGES = ["eval=images", "tokenizer=null"]
+VIT = ["backbone=vit_b16", "backbone.name=vit_tiny_patch16_224", "+backbone.depth=4", "+backbone.patch_size=8"]
 CASES = {
     "clip, ViT": ["objective=clip", *VIT],
     "clip, ViT, in slices and chunks": ["objective=clip", *VIT, "micro_batch=16", "chunk_size=32"],
     "clip, ViT, checkpointed": ["objective=clip", *VIT, "grad_checkpointing=true"],
     "cuaxu, ResNet": ["objective=cuaxu"],
-    "simclr, ResNet": ["objective=simclr", "views=simclr", *IMAGES],
-    "vicreg, ViT": ["objective=vicreg", "views=simclr", *IMAGES, *VIT, "objective.dim=1024"],
-    "swav, ResNet, multi-crop": ["objective=swav", "views=multicrop", *IMAGES, "objective.num_prototypes=300"],
-    "pixpro, ResNet": ["objective=pixpro", "views=byol", *IMAGES],
-    "mae, ViT": ["objective=mae", "views=mae", *IMAGES, *VIT, "+backbone.fc_norm=false", "+objective.decoder.depth=2"],
+    "simclr, ResNet": ["objective=simclr"],
+    "vicreg, ViT": ["objective=vicreg", *VIT, "objective.dim=1024"],
+    "swav, ResNet, multi-crop": ["objective=swav", "objective.num_prototypes=300"],
+    "pixpro, ResNet": ["objective=pixpro", "backbone=resnet"],
+    "mae, ViT": ["objective=mae", *VIT, "+backbone.fc_norm=false", "+objective.decoder.depth=2"],
     "mae_clip, ViT": ["objective=mae_clip", *VIT, "+objective.decoder.depth=2"],
 }
 ROWS = (16, 64, 256)

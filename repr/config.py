@@ -62,13 +62,15 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         roots.append(Path(config_dir))
         search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     groups = _groups(roots)
+    none = {f"{group}=null": f"{group}=none" for group in groups}  # Hydra takes no null for a group
+    overrides = [none.get(override, override) for override in overrides]
     parsed = _parse(overrides)
     try:
         if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
             raise ConfigError(faults)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            chosen = [str(o.input_line) for o in parsed if o.key_or_group in groups]
-            base = hydra_compose(root, overrides=search + chosen)
+            of_groups = [str(o.input_line) for o in parsed if o.key_or_group in groups]
+            base = hydra_compose(root, overrides=search + of_groups)
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
             cfg = hydra_compose(root, overrides=[*search, *overrides])
@@ -81,6 +83,9 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         for override in parsed:  # what the user says counts more
             if override.key_or_group not in groups and _is_value(override):
                 OmegaConf.update(cfg, override.key_or_group, override.value())
+    chosen = {override.key_or_group: override.value() for override in parsed}
+    if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
+        cfg.name = chosen["objective"]  # and not that of the default experiment
     return cfg
 
 

@@ -19,8 +19,8 @@ CURVES = Path(__file__).parent / "curves"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # A few blocks of a tower are as good as twelve here; of mcl_clip_vit_b16_openai five are trained.
 SHORT = {name: 5 if name == "mcl_clip_vit_b16_openai" else 2 for name in EXPERIMENTS if "_vit_" in name}
-# Relative. Other CPUs and versions of torch round otherwise, by less than 1e-4 here; another seed, weight, learning rate
-# or view moves the numbers of two steps by 1e-2 and more.
+# Relative. Other CPUs and versions of torch round otherwise, by less than 1e-4 here; another seed, weight, learning
+# rate or view moves the numbers of two steps by 1e-2 and more.
 TOLERANCE = 1e-3
 
 

@@ -23,17 +23,15 @@ PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- from python -m tools.scaling -->", "<!-- to here -->"
 GPUS, SMALL, LARGE, BANDWIDTH = 256, 32768, 163840, 50.0
 # ViT-B/16 at 224 pixels, CLIP's text tower, AdamW and bf16-mixed for all.
-COMMON = ["experiment=clip_vit_b32", "backbone=vit_b16", f"data.batch_size={LARGE}"]
-IMAGES = ["eval=images", "tokenizer=null"]
+COMMON = [
+    "image_size=224", "small_size=96", "embed_dim=512", "backbone=vit_b16", "text=clip_base",
+    "trainer.precision=bf16-mixed", f"data.batch_size={LARGE}",
+]  # fmt: skip
 PATCHES = ["+backbone.global_pool=avg", "+backbone.fc_norm=false"]  # pooled, so that patches are trained
 OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
-    **{name: ["views=simclr", *IMAGES] for name in ("simclr", "vicreg", "barlow_twins", "align_uniform")},
-    "swav": ["views=multicrop", "+backbone.dynamic_img_size=true", *IMAGES],
-    **{name: ["views=byol", "~views.main", *IMAGES, *PATCHES] for name in ("pixpro", "pixcontrast")},
-    "mae": ["views=mae", *IMAGES, *PATCHES],
-    "cmae": ["views=simclr", *IMAGES, *PATCHES],
-    **dict.fromkeys(("mae_clip", "mae_clip_tgm"), PATCHES),
+    "swav": ["+backbone.dynamic_img_size=true"],
+    **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
 }
 
 

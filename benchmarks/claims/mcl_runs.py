@@ -91,7 +91,7 @@ COMMON = [
 ]  # fmt: skip
 BASES = {
     "SimCLR": [
-        "objective=simclr", "tokenizer=null", "eval=images", "views=simclr", "views.main.scale=[0.5, 1.0]",
+        "objective=simclr", "views.main.scale=[0.5, 1.0]",
         *(f"views.main.{name}=0.0" for name in ("gray_prob", "blur_prob", "flip", "jitter_prob")),
         "objective.hidden_dim=96", "objective.dim=64", "objective.losses.contrast.temperature=0.2",
     ],

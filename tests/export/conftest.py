@@ -27,9 +27,8 @@ def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet")
     """An objective of conf/objective whose every weight, mean and variance is its own."""
     # Without projections, as in M3CoL, both towers have the width of the backbone.
     width = timm.create_model(backbone, num_classes=0).num_features if objective_name.startswith("m3col") else 16
-    cfg = compose(
-        [f"objective={objective_name}", *SMALL, f"embed_dim={width}", f"backbone.name={backbone}", *overrides]
-    )
+    small = [*SMALL, f"embed_dim={width}", "backbone=resnet", f"backbone.name={backbone}"]
+    cfg = compose([f"objective={objective_name}", *small, *overrides])
     for key, value in SMALL_HEAD.items():
         if key in cfg.objective:
             cfg.objective[key] = value

@@ -14,16 +14,12 @@ from repr.objectives.base import Objective
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))
 SMALL = [
-    "image_size=32", "small_size=16", "views=multicrop", "eval=images", "embed_dim=16", "optim.warmup_steps=0",
-    "text.width=32", "text.layers=1", "text.context_length=12",
+    "image_size=32", "small_size=16", "embed_dim=16", "optim.warmup_steps=0", "text.width=32", "text.layers=1",
+    "text.context_length=12",
 ]  # fmt: skip
-VIT = [
-    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2",
-    "+backbone.dynamic_img_size=true",
-]  # fmt: skip
-# What an objective needs in place of SMALL; contrast of cells needs more than four of them.
-OWN = {"pixpro": ["views=byol"], "pixcontrast": ["views=byol", "+backbone.patch_size=8"]}
-OWN |= {name: ["embed_dim=32"] for name in OBJECTIVES if name.startswith("m3col")}  # no projection: widths are equal
+VIT = ["backbone=vit_s16", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2"]
+OWN = {name: ["embed_dim=32"] for name in OBJECTIVES if name.startswith("m3col")}  # no projection: widths are equal
+OWN["pixcontrast"] = ["+backbone.patch_size=8"]  # contrast of cells needs more than four of them
 SMALL_HEAD = {
     "hidden_dim": 32,
     "dim": 16,
@@ -37,9 +33,7 @@ def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int =
     head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in options(name)]
     if "decoder" in options(name):
         head += [f"+objective.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
-    given = {override.partition("=")[0] for override in OWN.get(name, [])}
-    small = [override for override in SMALL if override.partition("=")[0] not in given]
-    cfg = compose([f"objective={name}", *small, *OWN.get(name, []), *backbone, *head, *overrides])
+    cfg = compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
     check(cfg)
     torch.manual_seed(seed)
     return instantiate(cfg.objective)

@@ -331,8 +331,7 @@ def test_bad_options(options: dict, words: str) -> None:
 
 
 def test_a_class_token_that_would_be_evaluated_is_warned_of() -> None:
-    vit = ["objective=pixpro", "views=byol", "eval=images", "tokenizer=null", "run_folder=x"]
-    vit += ["backbone.name=vit_tiny_patch16_224"]
+    vit = ["objective=pixpro", "run_folder=x", "backbone=vit_b16", "backbone.name=vit_tiny_patch16_224"]
     with pytest.warns(UserWarning, match=r"not its class token.*set \+backbone\.global_pool=avg"):
         check(compose(vit))
     with warnings.catch_warnings():
@@ -353,7 +352,7 @@ def test_a_class_token_that_would_be_evaluated_is_warned_of() -> None:
     ],
 )
 def test_what_can_be_known_is_refused_by_the_check(overrides: list[str], words: str) -> None:
-    base = ["objective=pixpro", "views=byol", "eval=images", "tokenizer=null", "image_size=64", "run_folder=x"]
+    base = ["objective=pixpro", "backbone=resnet", "image_size=64", "run_folder=x"]
     given = {override.split("=")[0] for override in overrides}
     cfg = compose([*(override for override in base if override.split("=")[0] not in given), *overrides])
     with pytest.raises(ConfigError) as refused:
