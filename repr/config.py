@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,12 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
-from hydra.utils import get_object
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.errors import HydraException, InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+
+from repr.signatures import NOT_LITERAL, arguments
 
 _HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
@@ -71,13 +72,18 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         with initialize_config_dir(str(CONF), version_base="1.3"):
             of_groups = [str(o.input_line) for o in parsed if o.key_or_group in groups]
             base = hydra_compose(root, overrides=search + of_groups)
+            added = set(fill(base))
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
-            cfg = hydra_compose(root, overrides=[*search, *overrides])
+            # What no file spells out is an addition to Hydra.
+            plus = ["+" if _is_value(o) and o.key_or_group in added else "" for o in parsed]
+            lines = [f"{sign}{o.input_line}" for sign, o in zip(plus, parsed, strict=True)]
+            cfg = hydra_compose(root, overrides=[*search, *lines])
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
+    fill(cfg)
     if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
         for override in parsed:  # what the user says counts more
@@ -87,6 +93,51 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
         cfg.name = chosen["objective"]  # and not that of the default experiment
     return cfg
+
+
+def fill(cfg: DictConfig) -> list[str]:
+    """Add what the constructors of our own classes say where no file does, in place.
+
+    So a default stands in one place, and a config that is shown or kept still has all values. Functions that are called
+    with further arguments (``_partial_``) stay as they are.
+
+    Returns:
+        Dotted names of the options that were added.
+    """
+    added = []
+    with open_dict(cfg):
+        for path, node in list(_targets(cfg)):
+            for name, default in (arguments(node["_target_"]) or {}).items() if not node.get("_partial_") else ():
+                if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
+                    node[name] = default
+                    added.append(f"{path}.{name}")
+    return added
+
+
+def show(cfg: DictConfig) -> str:
+    """A composed config as YAML; a comment tells which values are defaults of a constructor."""
+    paths = {f"{path}.{name}": node["_target_"] for path, node in _targets(cfg) for name in _at_default(node)}
+    lines, parents = [], list[tuple[int, str]]()
+    for line in OmegaConf.to_yaml(cfg).splitlines():
+        key = re.match(r"( *)([\w.@/-]+):", line)
+        if key is not None:
+            indent = len(key[1])
+            parents = [parent for parent in parents if parent[0] < indent]
+            parents.append((indent, key[2]))
+            if target := paths.get(".".join(name for _, name in parents)):
+                line = f"{line}  # default of {target.rpartition('.')[2]}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _at_default(node: DictConfig) -> Iterator[str]:
+    """The arguments of a node that have their constructor's value."""
+    for name, default in (arguments(node["_target_"]) or {}).items():
+        own = node._get_node(name)
+        if default is not NOT_LITERAL and name in node.keys() and not own._is_interpolation():  # type: ignore[union-attr]  # noqa: SIM118
+            value = OmegaConf.to_container(own) if OmegaConf.is_config(own) else node[name]
+            if value == default or (isinstance(default, tuple) and value == list(default)):
+                yield name
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
@@ -210,9 +261,9 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
     parent, _, leaf = key.rpartition(".")
     node = _select(cfg, parent) if parent else cfg
     if override.is_add() and OmegaConf.is_dict(node) and "_target_" in node:
-        arguments = _own_arguments(node["_target_"])
-        if arguments is not None and leaf not in arguments:
-            yield f"{key}: {node['_target_']} takes no such argument; {nearest(leaf, arguments)}"
+        own = arguments(node["_target_"])
+        if own is not None and leaf not in own:
+            yield f"{key}: {node['_target_']} takes no such argument; {nearest(leaf, own)}"
     if key in groups or not _is_value(override) or key.startswith("hydra."):
         return
     known = set(node.keys()) if OmegaConf.is_dict(node) else set()  # `leaf in node` is false where ??? stands
@@ -223,26 +274,6 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
         yield f"there is no option '{key}'; {hint}{plus}"
     elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
         yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
-
-
-def _own_arguments(target: str) -> set[str] | None:
-    """Arguments of a class or function of ours, read from its source, since an import takes seconds; None: any."""
-    module, _, name = target.rpartition(".")
-    spec = find_spec(module) if module.startswith("repr.") else None
-    if spec is None or spec.origin is None:
-        return None
-    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
-            if not inits:  # a dataclass
-                return {
-                    n.target.id for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-                }
-            node = inits[0]
-        if isinstance(node, ast.FunctionDef) and node.name in (name, "__init__"):
-            return None if node.args.kwarg else {a.arg for a in (*node.args.args, *node.args.kwonlyargs)} - {"self"}
-    return None
 
 
 def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
@@ -313,15 +344,53 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
 
 
 def _flow_faults(cfg: DictConfig) -> Iterator[str]:
-    """What the flow itself knows of the options around it."""
+    """What constructors refuse, and what the flow and the procedure know of the options around them."""
     flow = get_object(cfg.objective["_target_"])
     if (cfg.get("eval") or {}).get("zero_shot") and not hasattr(flow, "encode_text"):
         yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
-    # Whatever the objective and the procedure are built of may know some; few do.
-    for _, node in (*_targets(cfg.objective), *_targets(cfg.get("procedure"))):
-        target = get_object(node["_target_"])
-        if find := getattr(getattr(target, "__self__", target), "config_faults", None):
-            yield from find(cfg)
+    try:
+        objective = on_meta(cfg)
+    except ValueError as error:
+        yield str(error)
+        return
+    # A LightningModule of one's own need not have it, and a procedure may be a function.
+    if find := getattr(objective, "config_faults", None):
+        yield from find(cfg)
+    if find := getattr(instantiate(cfg.get("procedure")), "config_faults", None):
+        yield from find(cfg, objective)
+
+
+def on_meta(cfg: DictConfig) -> Any:
+    """The objective of a config on torch's meta device: its modules have shapes and no memory, and load no weights.
+
+    Returns:
+        None where a module, such as one of a user's own, cannot be made so.
+
+    Raises:
+        ValueError: a constructor refuses its arguments.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return instantiate(untrained(cfg).objective)
+    except InstantiationException as error:
+        cause: BaseException = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, ValueError):
+            raise cause from error
+        return None
+
+
+def untrained(cfg: DictConfig) -> DictConfig:
+    """A copy of a config whose backbone loads no weights of its library."""
+    cfg = cfg.copy()
+    for node in (cfg.get("backbone"), cfg.objective.get("backbone")):
+        if OmegaConf.is_dict(node) and node.get("pretrained"):
+            node.pretrained = False
+    return cfg
 
 
 def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from repr.cli import is_first, one_line_errors
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, check, compose, show
 from repr.runs.folder import REPORT, Results, load_run, save_config, save_results
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         cfg = _config(options.overrides, options.config_dir)
         if options.show:
-            print(OmegaConf.to_yaml(cfg))
+            print(show(cfg))
             return
         check(cfg)
         from hydra.utils import instantiate

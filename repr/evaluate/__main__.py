@@ -26,10 +26,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from repr.cli import one_line_errors
 from repr.config import check
+from repr.config import show as show_config
 from repr.evaluate.evaluation import config, evaluate
 from repr.runs.folder import EVALUATION
 
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         cfg, data_name, class_files = config(options.overrides, options.config_dir)
         if options.show:
-            print(OmegaConf.to_yaml(cfg))
+            print(show_config(cfg))
             return
         check(cfg)
         found = evaluate(cfg, data_name=data_name, class_files=class_files)

@@ -110,59 +110,49 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     return intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
-def refused_sizes(sizes: Sequence[int], name: str, **options: Any) -> dict[int, str]:
+def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
     """Which square inputs a backbone cannot take, found by giving it one of each.
 
     Args:
+        backbone: on any device; on torch's meta device nothing is computed.
         sizes: sides in pixels.
-        name: as for :func:`backbone`.
-        options: likewise.
 
     Returns:
         Side -> the first line of what the model says.
     """
-    model = backbone(name, **options).eval()
-    refused = {}
+    device, refused = next(backbone.parameters()).device, {}
     for size in sizes:
         try:
             with torch.no_grad():
-                model(torch.zeros(1, 3, size, size))
+                backbone.eval()(torch.zeros(1, 3, size, size, device=device))
         except (AssertionError, RuntimeError, ValueError) as error:
             refused[size] = str(error).split("\n")[0]
     return refused
 
 
-def map_shape(size: int, name: str, **options: Any) -> tuple[int, int, int]:
-    """The shape of a backbone's feature map for square input, without computing anything.
+def map_shape(backbone: nn.Module, size: int) -> tuple[int, int, int]:
+    """The shape of a backbone's feature map for square input of ``size`` pixels: channels, height, width.
 
     Args:
+        backbone: on any device; on torch's meta device nothing is computed.
         size: side in pixels.
-        name: as for :func:`backbone`.
-        options: likewise.
-
-    Returns:
-        Channels, height and width of the map.
 
     Raises:
         ValueError: it has no map, takes no such input, or its map has other channels than ``num_features``.
     """
+    device = next(backbone.parameters()).device
     try:
-        with torch.device("meta"), torch.no_grad():
-            model = backbone(name, **options).eval()
-            _, channels, height, width = feature_map(model, torch.empty(1, 3, size, size)).shape
+        with torch.no_grad():
+            _, channels, height, width = feature_map(
+                backbone.eval(), torch.zeros(1, 3, size, size, device=device)
+            ).shape
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"no feature map of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
-    if channels != model.num_features:
+    if channels != width_of(backbone):
         raise ValueError(
-            f"its map has {channels} channels, and what it pools {model.num_features}: choose a ResNet or ViT"
+            f"its map has {channels} channels, and what it pools {width_of(backbone)}: choose a ResNet or ViT"
         )
     return channels, height, width
-
-
-def pools_class_token(name: str, **options: Any) -> bool:
-    """Whether a backbone's output is its class token, and not a mean of its map; arguments as for :func:`backbone`."""
-    with torch.device("meta"):
-        return getattr(backbone(name, **options), "global_pool", None) == "token"
 
 
 def takes_image_size(name: str) -> bool:

@@ -87,22 +87,23 @@ class Objective(pl.LightningModule):
         """The terms of a flow that is built with these options: ``TERMS``, unless some have the names of its parts."""
         return cls.TERMS
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
-        """What this flow finds wrong in a whole config before anything is built; one message each."""
+    def config_faults(self, cfg: Any) -> Iterator[str]:
+        """What this flow finds wrong in the config around it: one message for each fault.
+
+        It is asked of a flow whose modules lie on torch's meta device, so their shapes are known and nothing is
+        computed. What the constructor can know by itself, it refuses with a ValueError.
+        """
         return iter(())
 
-    @classmethod
-    def negatives_fault(cls, cfg: Any) -> str | None:
+    def negatives_fault(self) -> str | None:
         """Why batches of one cluster would change nothing that this flow learns from, or None.
 
         They are of use where the negatives of a sample are the other samples of its batch (``PAIRWISE``).
         """
-        weights = cfg.objective.get("weights") or dict.fromkeys(cls.TERMS, 1.0)
-        if any(weights.get(term) for term in cls.PAIRWISE):
+        if self.weights.keys() & set(self.PAIRWISE):
             return None
-        terms = ", ".join(term for term, weight in weights.items() if weight)
-        pairwise = f"; give one of {', '.join(cls.PAIRWISE)} a weight" if cls.PAIRWISE else ""
+        terms = ", ".join(self.weights)
+        pairwise = f"; give one of {', '.join(self.PAIRWISE)} a weight" if self.PAIRWISE else ""
         return f"none of its terms ({terms}) takes the other samples of a batch for negatives{pairwise}"
 
     def step(self, batch: Batch) -> StepOutput:

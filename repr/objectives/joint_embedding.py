@@ -92,13 +92,12 @@ class JointEmbedding(Objective):
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """Too few views, and views that the backbone cannot take."""
         sizes = view_sizes(cfg)
         if len(sizes) < 2:
-            yield f"{cls.__name__} compares views of a sample, and views has {len(sizes)}: set views=simclr"
-        yield from backbone_faults(cfg, sizes)
+            yield f"{type(self).__name__} compares views of a sample, and views has {len(sizes)}: set views=simclr"
+        yield from backbone_faults(self.backbone, cfg)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""

@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from repr.batch import Batch, Embeddings
@@ -150,20 +147,12 @@ def embed_unmasked(vit: Any, images: Tensor) -> Embeddings:
     return embeddings
 
 
-def masking_faults(cfg: Any) -> Iterator[str]:
-    """What a masked flow finds wrong in the views and the backbone of a config."""
-    if cfg.backbone["_target_"] != "repr.models.backbone.backbone":
-        return  # the flow itself looks at it
-    if cfg.backbone.get("pretrained") and cfg.objective.get("positions", "sincos") == "sincos":
+def masking_faults(flow: Any, cfg: Any) -> Iterator[str]:
+    """What a masked flow finds wrong in the views, the backbone and the scorer of a config."""
+    if cfg.backbone.get("pretrained") and flow.positions == "sincos":
         yield "objective.positions=sincos would replace those of backbone.pretrained=true: set it to learned"
-    cfg = cfg.copy()
-    OmegaConf.update(cfg, "backbone.pretrained", False, force_add=True)
-    try:
-        with torch.device("meta"):
-            vit = instantiate(cfg.objective).backbone
-    except InstantiationException as error:
-        yield str(error.__cause__)
-        return
-    side, view = vit.patch_embed.img_size[0], view_sizes(cfg)[0]
+    side, view = flow.backbone.patch_embed.img_size[0], view_sizes(cfg)[0]
     if side != view:
         yield f"the views have {view} pixels and the backbone was made for {side}: set both to image_size"
+    if find := getattr(flow.masking.scorer, "config_faults", None):
+        yield from find(cfg)

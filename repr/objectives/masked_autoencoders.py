@@ -87,7 +87,7 @@ class MaskedViews(Objective):
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights={"reconstruction": 1.0} if weights is None else weights, optim=optim)
-        self.masking, self.chunk_size = masking, chunk_size
+        self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" in self.weights:
@@ -96,15 +96,14 @@ class MaskedViews(Objective):
             self.num_views, self.head = 2, mlp([width_of(backbone), hidden_dim, hidden_dim, dim])
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=False)
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """Views that cannot be compared, missing captions, and what every masked flow finds."""
         sizes = view_sizes(cfg)
-        if (cfg.objective.get("weights") or {}).get("contrast") and (len(sizes) < 2 or sizes[0] != sizes[1]):
+        if self.head is not None and (len(sizes) < 2 or sizes[0] != sizes[1]):
             yield f"contrast is between two views of one size, and views has {sizes}: set views=simclr"
-        if (cfg.objective.get("masking") or {}).get("kind") == "text" and cfg.data.get("tokenizer") is None:
-            yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
-        yield from masking_faults(cfg)
+        if self.masking.kind == "text" and cfg.data.get("tokenizer") is None:
+            yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
+        yield from masking_faults(self, cfg)
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of unmasked pictures, see :func:`repr.objectives.masked.embed_unmasked`."""
@@ -192,7 +191,7 @@ class MaskedImageText(Objective):
             raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
         if "contrast" not in self.weights:
             raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
-        self.masking, self.chunk_size = masking, chunk_size
+        self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.text = text
@@ -202,12 +201,11 @@ class MaskedImageText(Objective):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
         self.log_scale_range = (-math.log(high), -math.log(low))
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and what every masked flow finds."""
         if cfg.data.get("tokenizer") is None:
-            yield f"{cls.__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
-        yield from masking_faults(cfg)
+            yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
+        yield from masking_faults(self, cfg)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """All patches, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""

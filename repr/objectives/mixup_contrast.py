@@ -125,18 +125,15 @@ class MixupContrast(Objective):
         """``TERMS``, and a head for each table."""
         return (*cls.TERMS, *(f"{name}_head" for name in options.get("tables") or {}))
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """A batch of one, and pictures or texts that are not read or not used."""
-        objective, weights = cfg.objective, cfg.objective.get("weights")
-        if (weights is None or weights.get("contrast")) and cfg.data.batch_size < 2:
-            yield f"{cls.__name__} contrasts the samples of a batch: set data.batch_size to 2 or more"
+        if "contrast" in self.weights and cfg.data.batch_size < 2:
+            yield f"{type(self).__name__} contrasts the samples of a batch: set data.batch_size to 2 or more"
         for part, needed in (("backbone", "views"), ("text", "tokenizer")):
-            if objective.get(part) is not None and not cfg.get(needed):
+            if getattr(self, part) is not None and not cfg.get(needed):
                 yield f"objective.{part} has nothing to encode: set {needed}, or objective.{part}=null"
 
-    @classmethod
-    def negatives_fault(cls, cfg: Any) -> str | None:
+    def negatives_fault(self) -> str | None:
         """Batches of one cluster would have few of the classes that are learnt."""
         return "it learns classes, of which a batch of one cluster has few"
 

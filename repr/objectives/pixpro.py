@@ -15,7 +15,7 @@ from repr.distributed import all_reduce, world_size
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
-from repr.models.backbone import feature_map, map_shape, pools_class_token, width_of
+from repr.models.backbone import feature_map, map_shape, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
@@ -99,31 +99,28 @@ class PixPro(Objective):
         heads = {name: head for name, head in self.named_children() if name.endswith("projector")}
         self.teacher = Teacher(momentum=momentum, final_momentum=1, before_step=True, backbone=self.backbone, **heads)
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
-        sizes = view_sizes(cfg)
+        sizes, name, flow = view_sizes(cfg), cfg.backbone.get("name"), type(self).__name__
         if len(sizes) != 2:
-            yield f"{cls.__name__} compares two views of a sample, and views has {len(sizes)}: set views=byol"
-        if cfg.backbone["_target_"] == "repr.models.backbone.backbone":
-            options = {str(k): v for k, v in cfg.backbone.items() if k not in ("_target_", "pretrained")}
-            for size in sorted(set(sizes)):
-                try:
-                    _, height, width = map_shape(size, **options)
-                except ValueError as error:
-                    yield f"backbone.name={cfg.backbone.name}: {error}"
-                    return
-                if height * width == 1 and not cfg.smoke:
-                    yield (
-                        f"backbone.name={cfg.backbone.name} makes one cell of a view of {size} x {size} pixels, and "
-                        f"{cls.__name__} compares cells: raise image_size, or set +backbone.output_stride=8"
-                    )
-            if pools_class_token(**options) and not cfg.smoke:
-                warnings.warn(
-                    f"{cls.__name__} trains the patches of {cfg.backbone.name}, not its class token, which is what is "
-                    "evaluated and exported: set +backbone.global_pool=avg +backbone.fc_norm=false",
-                    stacklevel=2,
+            yield f"{flow} compares two views of a sample, and views has {len(sizes)}: set views=byol"
+        for size in sorted(set(sizes)):
+            try:
+                _, height, width = map_shape(self.backbone, size)
+            except ValueError as error:
+                yield f"backbone.name={name}: {error}"
+                return
+            if height * width == 1 and not cfg.smoke:
+                yield (
+                    f"backbone.name={name} makes one cell of a view of {size} x {size} pixels, and {flow} compares "
+                    "cells: raise image_size, or set +backbone.output_stride=8"
                 )
+        if getattr(self.backbone, "global_pool", None) == "token" and not cfg.smoke:
+            warnings.warn(
+                f"{flow} trains the patches of {name}, not its class token, which is what is evaluated and exported: "
+                "set +backbone.global_pool=avg +backbone.fc_norm=false",
+                stacklevel=2,
+            )
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms and logs of this rank's images, averaged over ranks."""

@@ -82,32 +82,29 @@ class SwAV(Objective):
         self.assign_views, self.temperature = tuple(assign_views), temperature
         self.epsilon, self.num_iters = epsilon, num_iters
         self.freeze_steps, self.queue_start_step = freeze_steps, queue_start_step
+        self.queue_length = queue_length
         self.queue = Queue(len(self.assign_views), queue_length, dim) if queue_length else None
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any) -> Iterator[str]:
         """Views that do not fit, and a queue that does not; warns of prototypes that nothing can fill."""
-        options, sizes, batch_size = cfg.objective, view_sizes(cfg), cfg.data.batch_size
-        if fault := views_fault(len(sizes), options.get("assign_views", (0, 1))):
+        batch_size, length = cfg.data.batch_size, self.queue_length
+        if fault := views_fault(len(view_sizes(cfg)), self.assign_views):
             yield f"objective: {fault} (views=multicrop has two large and six small ones)"
-        length = options.get("queue_length") or 0
         if length % batch_size:
             yield f"objective.{length_fault(length, batch_size)}"
-        num_prototypes = options.get("num_prototypes", 3000)
-        if num_prototypes > length + batch_size and not cfg.smoke:
+        if self.prototypes.out_features > length + batch_size and not cfg.smoke:
             warnings.warn(
-                f"objective.num_prototypes={num_prototypes} are more than the {length + batch_size} samples of queue "
-                "and batch can fill: lower it, or raise objective.queue_length or data.batch_size",
+                f"objective.num_prototypes={self.prototypes.out_features} are more than the {length + batch_size} "
+                "samples of queue and batch can fill: lower it, or raise objective.queue_length or data.batch_size",
                 stacklevel=2,
             )
-        yield from backbone_faults(cfg, sizes)
+        yield from backbone_faults(self.backbone, cfg)
 
-    @classmethod
-    def negatives_fault(cls, cfg: Any) -> str | None:
+    def negatives_fault(self) -> str | None:
         """SwAV has no negatives, and a queue keeps rows of other clusters besides."""
-        length = cfg.objective.get("queue_length") or 0
+        length = self.queue_length
         queue = f", and its queue keeps {length} rows of earlier batches, hence of other clusters" if length else ""
-        return f"{super().negatives_fault(cfg)}{queue}"
+        return f"{super().negatives_fault()}{queue}"
 
     def step(self, batch: Batch) -> StepOutput:
         """The loss of the global batch; its gradient is that of this rank's rows, which DDP averages."""

@@ -88,26 +88,24 @@ class Multistage:
     first: Mapping[str, Any] = field(default_factory=dict)
     later: Mapping[str, Any] = field(default_factory=dict)
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
+    def config_faults(self, cfg: Any, objective: Any) -> Iterator[str]:
         """An objective whose negatives are not those of the batch, and options that do not fit."""
-        flow = get_object(cfg.objective["_target_"])
-        negatives_fault = getattr(flow, "negatives_fault", lambda cfg: "nothing is known: it is no Objective")
-        if fault := negatives_fault(cfg):
+        flow = type(objective)
+        negatives_fault = getattr(objective, "negatives_fault", lambda: "nothing is known: it is no Objective")
+        if fault := negatives_fault():
             yield f"procedure=multistage needs negatives from the batch, and of {flow.__name__} {fault}"
-        options = cfg.procedure
-        if options.num_stages < 1:
-            yield f"procedure.num_stages={options.num_stages}; set it to 1 or more"
-        if not options.cluster_by or isinstance(options.cluster_by, str):
-            yield f"procedure.cluster_by={options.cluster_by}; set a list such as [image]"
-        elif unknown := [name for name in options.cluster_by if name not in getattr(flow, "EMBEDDINGS", (name,))]:
+        if self.num_stages < 1:
+            yield f"procedure.num_stages={self.num_stages}; set it to 1 or more"
+        if not self.cluster_by or isinstance(self.cluster_by, str):
+            yield f"procedure.cluster_by={self.cluster_by}; set a list such as [image]"
+        elif unknown := [name for name in self.cluster_by if name not in getattr(flow, "EMBEDDINGS", (name,))]:
             yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(flow.EMBEDDINGS)}"
-        if options.get("norm", "joined") not in ("joined", "each"):
-            yield f"procedure.norm={options.norm}; set it to joined or each"
-        if options.get("export") not in (None, *STAGED):
-            yield f"procedure.export={options.export}; set it to {', '.join(STAGED)} or null"
+        if self.norm not in ("joined", "each"):
+            yield f"procedure.norm={self.norm}; set it to joined or each"
+        if self.export not in (None, *STAGED):
+            yield f"procedure.export={self.export}; set it to {', '.join(STAGED)} or null"
         try:
-            Clusters(torch.zeros(0), options.mode, options.leftovers)
+            Clusters(torch.zeros(0), self.mode, self.leftovers)
         except ValueError as error:
             yield f"procedure: {error}"
         if OmegaConf.is_dict(cfg.get("data")) and cfg.data.get("clusters"):

@@ -50,26 +50,18 @@ class PatchScorer:
         """The scorer of a source, or None of None: what the option ``scorer`` of a config means."""
         return None if source is None else cls(source)
 
-    @classmethod
-    def config_faults(cls, cfg: Any) -> Iterator[str]:
-        """A scorer that does not exist, or that cannot be given the views of the config."""
-        source, mean, std = cfg.scorer, cfg.data.mean, cfg.data.std
-        if source is None:
-            return
-        try:
-            facts = scorer_facts(source)
-        except ValueError as error:
-            yield str(error)
-            return
-        size = next((view.size for view in (cfg.get("views") or {}).values()), cfg.image_size)
+    def config_faults(self, cfg: Any) -> Iterator[str]:
+        """Views of another size or normalisation than the scorer's."""
+        facts, size = self.facts, next((view.size for view in (cfg.get("views") or {}).values()), cfg.image_size)
         if facts.image_size != size:
             yield (
-                f"scorer={source} takes pictures of {facts.image_size} pixels, and the views have {size}: set "
+                f"scorer={self.source} takes pictures of {facts.image_size} pixels, and the views have {size}: set "
                 f"image_size={facts.image_size}, or name another scorer"
             )
-        for name, ours, theirs in (("mean", mean, facts.mean), ("std", std, facts.std)):
-            if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), atol=1e-3):
-                yield f"scorer={source} was trained with data.{name}={list(theirs)}: set that, or name another scorer"
+        for name, ours, theirs in (("mean", cfg.data.mean, facts.mean), ("std", cfg.data.std, facts.std)):
+            if any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=True)):
+                told = f"scorer={self.source} was trained with data.{name}={list(theirs)}"
+                yield f"{told}: set that, or name another scorer"
 
     @cached_property
     def _towers(self) -> Towers:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from repr.config import ConfigError
+from repr.config import ConfigError, untrained
 from repr.distributed import whole
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoints, damage, last_checkpoint
@@ -117,12 +117,8 @@ def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:
     Raises:
         ConfigError: names or shapes differ.
     """
-    cfg = cfg.copy()
-    for node in (cfg.get("backbone"), cfg.objective.get("backbone")):
-        if OmegaConf.is_dict(node) and node.get("pretrained"):
-            node.pretrained = False  # the weights are at hand, the network may not be
     with torch.random.fork_rng(devices=[]):
-        objective = instantiate(cfg.objective)
+        objective = instantiate(untrained(cfg).objective)  # the weights are at hand, the network may not be
     if getattr(objective, "backbone", None) is None:
         raise ConfigError(
             [f"{name}: {type(objective).__name__} was trained without pictures and has no encoder of them"]

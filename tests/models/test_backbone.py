@@ -28,9 +28,9 @@ def test_a_vit_takes_views_of_several_sizes_and_its_positions_are_interpolated()
 
 
 def test_what_a_backbone_cannot_take_is_found() -> None:
-    assert list(refused_sizes([32, 64], **VIT)) == [32]
-    assert list(refused_sizes([24, 32, 64], **VIT, dynamic_img_size=True)) == [24]
-    assert refused_sizes([16, 33], "test_resnet") == {}
+    assert list(refused_sizes(backbone(**VIT), [32, 64])) == [32]
+    assert list(refused_sizes(backbone(**VIT, dynamic_img_size=True), [24, 32, 64])) == [24]
+    assert refused_sizes(backbone("test_resnet"), [16, 33]) == {}
 
 
 @pytest.mark.parametrize(
