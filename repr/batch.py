@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple, TypedDict, cast
 
+import torch
 from torch import Tensor
 
 NO_CLASS = 255  # in a mask: a pixel without a class
@@ -40,6 +41,12 @@ def num_rows(batch: Batch) -> int:
     """How many samples a batch has."""
     first = next(iter(batch.values()))
     return len(cast(Any, first[0] if isinstance(first, list) else first))
+
+
+def evenly_spread(num_rows: int, num: int, device: torch.device | None = None) -> Tensor:
+    """At most ``num`` of the rows 0 to ``num_rows - 1``, evenly spread: (min(num, num_rows),) int64, rising."""
+    num = min(num, num_rows)
+    return torch.arange(num, device=device) * num_rows // num
 
 
 class StepOutput(NamedTuple):

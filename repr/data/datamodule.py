@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,16 +13,25 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from repr.batch import Batch
+from repr.batch import Batch, evenly_spread
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
-from repr.data.dense import DenseDataset, mask_vocabulary
-from repr.data.questions.compositional import Questions, has_questions, questions
-from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.datasets import Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.epoch_order import EpochOrder, Order
+from repr.data.eval_datasets import DenseDataset, EvalDataset
+from repr.data.questions.compositional import Questions, questions
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.numeric_tables import gather_tables
-from repr.data.sources.source import Source
+from repr.data.sources.source import (
+    Source,
+    has_captions,
+    has_pictures,
+    has_questions,
+    mask_vocabulary,
+    parts_of,
+    tables_of,
+)
 from repr.data.views import View, expand
 from repr.distributed import gather_objects
 
@@ -93,9 +102,9 @@ class DataModule(LightningDataModule):
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction = max_bad_fraction
         self.bad: dict[str, dict[int, str]] = {}
-        self.order: EpochOrder | ClusterOrder
+        self.order: Order
         if clusters is None:
-            self.order = EpochOrder(getattr(train, "parts", [(len(train), 1.0)]), seed)
+            self.order = EpochOrder(parts_of(train), seed)
         else:
             clusters.check(train)
             self.order = ClusterOrder(clusters, batch_size, seed)
@@ -108,7 +117,7 @@ class DataModule(LightningDataModule):
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
-        self._sampler()
+        EpochBatchSampler(self.order, self.batch_size)
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if taken := {"bank", "train"} & self.eval.keys():
             raise ValueError(f"data.eval: '{min(taken)}' is the name of the training set's rows; rename the set")
@@ -117,12 +126,12 @@ class DataModule(LightningDataModule):
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
         for name, source in ({"train": self.train, **self.eval} if self.views else {}).items():
-            if not hasattr(source, "image"):
+            if not has_pictures(source):
                 what = f"data.{name if name == 'train' else f'eval.{name}'} ({type(source).__name__})"
                 raise ValueError(f"{what} has no pictures: set views=none, or choose other data")
-        if not self.views and not getattr(self.train, "tables", {}):
+        if not self.views and not tables_of(self.train):
             raise ValueError("views is empty, and data.train has no tables: give at least one view (views=clip)")
-        if self.tokenizer is not None and not _has_captions(self.train):
+        if self.tokenizer is not None and not has_captions(self.train):
             raise ValueError(
                 "data.tokenizer is set but data.train offers no captions; "
                 "set its `captions`, or data.tokenizer=null for images only"
@@ -131,26 +140,19 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank; starts where a loaded state says."""
         rank, world_size = self._rank()
-        sampler = self._sampler(
-            rank=rank, world_size=world_size, epoch=self._position["epoch"], start=self._position["batch"]
-        )
-        labels = class_ids(self.train, self.attributes)
+        at = {"epoch": self._position["epoch"], "start": self._position["batch"]}
+        sampler = EpochBatchSampler(self.order, self.batch_size, rank=rank, world_size=world_size, **at)
         dataset = TrainDataset(
             self.train,
             self.views,
-            labels,
+            class_ids(self.train, self.attributes),
             self.tokenizer,
             self.seed,
-            replacement=sampler.replacement,
+            replacement=partial(self.order.replacement, batch_size=self.batch_size),
             max_bad=self._max_bad(len(self.train)),
             tables=list(self.tables["train"].values()),
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
-
-    def _sampler(self, **options: int) -> EpochBatchSampler:
-        if isinstance(self.order, ClusterOrder):
-            return ClusterBatchSampler(self.order, **options)
-        return EpochBatchSampler(self.order, self.batch_size, **options)
 
     def predict_dataloader(self) -> DataLoader:
         """The whole training set with the evaluation transform, in order; this rank's share of each batch."""
@@ -160,11 +162,16 @@ class DataModule(LightningDataModule):
         """One loader a name of ``eval_names``; Lightning runs them one after the other."""
         return [self._eval_loader(*self.evaluated(name), name) for name in self.eval_names]
 
-    def evaluated(self, name: str) -> tuple[Source, Tensor]:
-        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising."""
+    def evaluated(self, name: str, at_most: int | None = None) -> tuple[Source, Tensor]:
+        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising.
+
+        Args:
+            name: of the set.
+            at_most: so many of its rows, evenly spread; None: all.
+        """
         source = self._source(name)
-        num_rows = self.bank_size if name == "bank" else len(source)
-        return source, torch.arange(num_rows) * len(source) // num_rows
+        num = self.bank_size if name == "bank" else len(source)
+        return source, evenly_spread(len(source), num if at_most is None else min(num, at_most))
 
     def _source(self, name: str) -> Source:
         return self.train if name in ("train", "bank") else self.eval[name]
@@ -185,13 +192,8 @@ class DataModule(LightningDataModule):
                 f"eval.dense: views gives {len(crops)} crops and num_images is {num_images}; set views to two crops "
                 "(count: 2) and num_images to 1 or more"
             )
-        loaders = []
-        for name in self.eval_names:
-            source, num = (self.train, self.bank_size) if name == "bank" else (self.eval[name], len(self.eval[name]))
-            num_rows = min(num, num_images)
-            rows = torch.arange(num_rows) * len(source) // num_rows
-            loaders.append(self.in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
-        return loaders
+        sets = [self.evaluated(name, num_images) for name in self.eval_names]
+        return [self.in_order(DenseDataset(*rows, self.image_size, crops, self.mask_classes)) for rows in sets]
 
     def questions(self, name: str) -> Questions | None:
         """What an evaluation set asks for; None if its source has no questions, or there is no tokenizer.
@@ -204,11 +206,11 @@ class DataModule(LightningDataModule):
 
     def _eval_loader(self, source: Source, rows: Tensor, name: str) -> DataLoader:
         size, tables = self.image_size if self.views else None, self.tables["train" if name == "bank" else name]
-        tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
+        tokenizer = self.tokenizer if has_captions(source) else None  # a labelled set need not have captions
         labels = class_ids(source, self.attributes)
         return self.in_order(EvalDataset(source, rows, size, labels, tokenizer, tables=list(tables.values())))
 
-    def in_order(self, dataset: EvalDataset | DenseDataset | TextDataset) -> DataLoader:
+    def in_order(self, dataset: Any) -> DataLoader:
         """Batches of a data set in its order; this rank's share of each."""
         rank, world_size = self._rank()
         sampler = EvalBatchSampler(len(dataset), self.eval_batch_size, rank=rank, world_size=world_size)
@@ -331,17 +333,8 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            "data.clusters": self.order.made_with() if isinstance(self.order, ClusterOrder) else None,
+            "data.clusters": self.order.made_with,
         }
-
-
-def _has_captions(source: Source) -> bool:
-    """Whether a source offers captions, told by its first rows, some of which may be damaged."""
-    for row in range(min(len(source), 100)):
-        with suppress(OSError):
-            if source.captions(row):
-                return True
-    return False
 
 
 def _as_it_is(batch: Any) -> Any:

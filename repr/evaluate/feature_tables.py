@@ -20,10 +20,9 @@ from repr.batch import Batch
 from repr.config import ConfigError
 from repr.data.colour import colour_views, normalise
 from repr.data.datamodule import DataModule
-from repr.data.datasets import EvalDataset, TextDataset, class_ids, too_many_bad
-from repr.data.dense import DenseDataset
+from repr.data.datasets import class_ids, too_many_bad
+from repr.data.eval_datasets import DenseDataset, EvalDataset, RepeatedViews, TextDataset
 from repr.data.fingerprint import of_rows, of_texts
-from repr.data.repeated_views import RepeatedViews
 from repr.data.views import View, expand
 from repr.distributed import gather_objects, on_first, rank
 from repr.evaluate.foreign import Encoder
@@ -137,7 +136,7 @@ class FeatureTables:
 
     def want_maps(self, name: str, views: Mapping[str, View], num_images: int) -> None:
         """Ask for the feature maps of some pictures of a set and of two crops of each."""
-        source, rows = self._spread(name, num_images)
+        source, rows = self.data.evaluated(name, num_images)
         crops, masks = expand(views.values()), self.data.mask_classes
         self._want(
             self._maps(name, views, num_images),
@@ -148,7 +147,7 @@ class FeatureTables:
 
     def want_views(self, name: str, view: View, num_samples: int, num_views: int, seed: int) -> None:
         """Ask for the embeddings of several augmented views of some pictures of a set."""
-        source, rows = self._spread(name, num_samples)
+        source, rows = self.data.evaluated(name, num_samples)
         self._want(
             self._views(name, view, num_samples, num_views, seed),
             lambda: RepeatedViews(source, rows, num_views, view, seed),
@@ -223,7 +222,7 @@ class FeatureTables:
     def maps(self, name: str, views: Mapping[str, View], num_images: int) -> DenseFeatures:
         """The feature maps of a set."""
         columns = read_columns(self._maps(name, views, num_images))
-        _, rows = self._spread(name, num_images)
+        _, rows = self.data.evaluated(name, num_images)
         good = columns.pop(READ).bool()
         found = {key: self._ready(values, good) for key, values in columns.items()}
         planes = {} if "mask" not in found else {m: found["mask"][:, i] for i, m in enumerate(self.data.mask_classes)}
@@ -241,11 +240,6 @@ class FeatureTables:
             values = values[good]
         values = values.to(self.device)
         return values.float() if values.is_floating_point() else values
-
-    def _spread(self, name: str, num_images: int) -> tuple[Any, Tensor]:
-        source, rows = self.data.evaluated(name)
-        num = min(len(rows), num_images)
-        return source, torch.arange(num) * len(source) // num
 
     def _want(self, folder: Path, dataset: Callable[[], Any], rows: Tensor, name: str) -> None:
         self._wanted.setdefault(folder, Request(folder, dataset, rows, name))

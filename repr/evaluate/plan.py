@@ -15,7 +15,8 @@ from repr.config import ConfigError
 from repr.data.datamodule import DataModule
 from repr.data.datasets import class_ids
 from repr.data.fingerprint import captions_of
-from repr.data.questions.compositional import Questions, has_questions, questions
+from repr.data.questions.compositional import Questions, questions
+from repr.data.sources.source import has_questions
 from repr.evaluate.feature_tables import FeatureTables, maps_fault
 from repr.evaluate.finetune import fault as finetune_fault
 from repr.metrics.classes import Classes, load_classes

@@ -10,7 +10,7 @@ from repr.config import check, compose
 from repr.data.colour import colour_views
 from repr.data.drawn.composition import DrawnComposition
 from repr.data.drawn.pairs import SCENES
-from repr.data.repeated_views import RepeatedViews
+from repr.data.eval_datasets import RepeatedViews
 from repr.data.views import View, crop_views, draw
 from repr.evaluate.evaluation import config, evaluate, read_encoder
 from repr.fit import fit

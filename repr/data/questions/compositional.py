@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,30 +23,7 @@ from torch import Tensor
 from repr.data.datasets import MAX_CAPTION_CHARS
 from repr.data.sources.columns import Labels
 from repr.data.sources.pictures import decode, open_zip, read_picture
-from repr.data.sources.source import Source
-
-
-@runtime_checkable
-class CompositionalSource(Protocol):
-    """What a source has besides, if its rows are questions."""
-
-    @property
-    def items(self) -> np.ndarray:
-        """(I, G) int64: the rows of each item, -1 where it has fewer than G."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """The attribute that names the part of the benchmark that an item belongs to."""
-        ...
-
-    def distractors(self, index: int) -> Sequence[str]:
-        """Captions that are wrong for the row's picture; the right one is the first of ``captions``."""
-        ...
-
-
-class QuestionSource(Source, CompositionalSource, Protocol):
-    """A source of questions."""
+from repr.data.sources.source import QuestionSource
 
 
 @dataclass(frozen=True)
@@ -61,11 +38,6 @@ class Questions:
     candidates: Tensor
     items: Tensor
     split: str
-
-
-def has_questions(source: Source) -> TypeGuard[QuestionSource]:
-    """Whether the rows of a source are questions."""
-    return isinstance(source, CompositionalSource)
 
 
 def questions(source: QuestionSource) -> Questions:

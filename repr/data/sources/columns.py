@@ -100,7 +100,9 @@ class Labels(Sequence[str]):
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Labels:
-        """Number the names of any iterable in the order in which they come."""
+        """Number the names of any iterable in the order in which they come; labels are returned as they are."""
+        if isinstance(values, Labels):
+            return values
         labeler = Labeler()
         for value in values:
             labeler.append(value)
@@ -116,10 +118,9 @@ class Labels(Sequence[str]):
         """One column after the other."""
         numbers: dict[str, int] = {}
         codes = [np.empty(0, np.int32)]
-        for part in parts:
-            labels = part if isinstance(part, Labels) else Labels.of(part)
-            table = np.array([numbers.setdefault(name, len(numbers)) for name in labels.names], np.int32)
-            codes.append(table[labels.codes] if len(table) else labels.codes)
+        for labels in map(Labels.of, parts):
+            renumbered = np.array([numbers.setdefault(name, len(numbers)) for name in labels.names], np.int32)
+            codes.append(renumbered[labels.codes] if len(renumbered) else labels.codes)
         return cls(np.concatenate(codes), list(numbers))
 
     def __len__(self) -> int:
