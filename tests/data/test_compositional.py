@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from repr.data.drawn.composition import KINDS, DrawnComposition, tags
-from repr.data.drawn.pairs import DrawnPairs
 from repr.data.questions.compositional import questions
 from repr.data.questions.compositional_files import (
     SUGAR_CREPE,
@@ -24,6 +23,7 @@ from repr.data.questions.compositional_files import (
 from repr.data.questions.word_order import shuffled
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.source import has_questions
+from tests.drawn_pairs import DrawnPairs
 
 DRAWN = DrawnComposition(size=32, num_items=2, kinds=["attribute", "relation"])  # rows 0 to 3 and 4 to 7
 
