@@ -1,10 +1,4 @@
-"""The records that cross layers, and the randomness that belongs to a sample.
-
-Every random choice of a sample (crop, colour, caption, mask, mixing weight) is a pure function of
-(seed, epoch, index): :func:`sample_seed` hashes the three into one number a sample, and
-:func:`uniform` turns that number into as many uniform draws as are asked for. Nothing depends on
-workers, ranks or history, so a batch can be drawn again by hand.
-"""
+"""The records that cross layers."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def save_clusters(
         ValueError: two rows have the same key.
     """
     keys = _packed_keys(source)
-    dense, table = accumulate(ids)
+    dense, stages_of = accumulate(ids)
     digest = _digest(keys)
     named: Any = {f"centroids_{s}_{name}": value for s, stage in enumerate(centroids) for name, value in stage.items()}
     with replacing(path) as file:
@@ -119,7 +119,7 @@ def save_clusters(
             file,
             ids=ids.astype(np.int32),
             accumulated=dense.astype(np.int32),
-            table=table.astype(np.int32),
+            table=stages_of.astype(np.int32),
             keys=np.array(digest),
             key_bytes=keys.buffer,
             key_ends=keys.ends,

@@ -122,11 +122,7 @@ class Cases:
         return self.cases[index].key
 
     def encoded(self, index: int) -> bytes:
-        """The file, unchanged; the whole picture also where a box is shown.
-
-        Raises:
-            OSError: it cannot be read; the message names it.
-        """
+        """The file, unchanged; the whole picture also where a box is shown."""
         file = self.cases[index].file
         if not self._zipped:
             return read_picture(self._path(file))
@@ -136,11 +132,7 @@ class Cases:
             raise OSError(f"{self._path(file)}: not readable ({error})") from error
 
     def image(self, index: int) -> Image.Image:
-        """What is shown of the picture, RGB, upright.
-
-        Raises:
-            OSError: it is damaged; the message names it.
-        """
+        """What is shown of the picture, RGB, upright."""
         case = self.cases[index]
         image = decode(self.encoded(index), self._path(case.file))
         return image if case.box is None else image.crop(case.box)
