@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from repr.batch import Batch, evenly_spread
+from repr.data.bad_rows import BadRows
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
+from repr.data.datasets import Tokenizer, TrainDataset, class_ids, vocabulary
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import DenseDataset, EvalDataset
 from repr.data.questions.compositional import Questions, questions
@@ -33,9 +33,6 @@ from repr.data.sources.source import (
     tables_of,
 )
 from repr.data.views import View, expand
-from repr.distributed import gather_objects
-
-_log = logging.getLogger(__name__)
 
 
 class DataModule(LightningDataModule):
@@ -101,7 +98,7 @@ class DataModule(LightningDataModule):
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction = max_bad_fraction
-        self.bad: dict[str, dict[int, str]] = {}
+        self.bad = BadRows({name: len(source) for name, source in {"train": train, **eval}.items()}, max_bad_fraction)
         self.order: Order
         if clusters is None:
             self.order = EpochOrder(parts_of(train), seed)
@@ -149,7 +146,7 @@ class DataModule(LightningDataModule):
             self.tokenizer,
             self.seed,
             replacement=partial(self.order.replacement, batch_size=self.batch_size),
-            max_bad=self._max_bad(len(self.train)),
+            max_bad=self.bad.limit("train"),
             tables=list(self.tables["train"].values()),
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
@@ -192,8 +189,13 @@ class DataModule(LightningDataModule):
                 f"eval.dense: views gives {len(crops)} crops and num_images is {num_images}; set views to two crops "
                 "(count: 2) and num_images to 1 or more"
             )
-        sets = [self.evaluated(name, num_images) for name in self.eval_names]
-        return [self.in_order(DenseDataset(*rows, self.image_size, crops, self.mask_classes)) for rows in sets]
+        loaders = []
+        for name in self.eval_names:
+            source, num = (self.train, self.bank_size) if name == "bank" else (self.eval[name], len(self.eval[name]))
+            num_rows = min(num, num_images)
+            rows = torch.arange(num_rows) * len(source) // num_rows
+            loaders.append(self.in_order(DenseDataset(source, rows, self.image_size, crops, self.mask_classes)))
+        return loaders
 
     def questions(self, name: str) -> Questions | None:
         """What an evaluation set asks for; None if its source has no questions, or there is no tokenizer.
@@ -242,7 +244,7 @@ class DataModule(LightningDataModule):
         if "bad" in batch:
             of_train = "seed" in batch or (self.trainer is not None and self.trainer.predicting)
             name = "train" if of_train else self.eval_names[dataloader_idx]
-            self._note("train" if name == "bank" else name, dict(batch["bad"]))
+            self.bad.note("train" if name == "bank" else name, dict(batch["bad"]))
         others = {key: value for key, value in batch.items() if key not in ("colour", "bad")}
         moved = super().transfer_batch_to_device(others, device, dataloader_idx)
         return moved | {"colour": batch["colour"]} if "colour" in batch else moved
@@ -264,33 +266,14 @@ class DataModule(LightningDataModule):
             batch["crops"] = [normalise(crop, self.mean, self.std) for crop in batch["crops"]]
         return batch
 
-    def _max_bad(self, num_rows: int) -> int:
-        return int(self.max_bad_fraction * num_rows)
-
-    def _note(self, name: str, rows: Mapping[int, str]) -> None:
-        """Count bad rows of a set, and tell of those that are new."""
-        source = self._source(name)
-        known = self.bad.setdefault(name, {})
-        for row, fault in rows.items():
-            if row not in known:
-                known[row] = fault
-                done = "replaced" if name == "train" else "left out"
-                _log.warning("%s: sample %d %s (%d of %d so far): %s", name, row, done, len(known), len(source), fault)
-        if len(known) > self._max_bad(len(source)):
-            raise ValueError(too_many_bad(name, known, len(source)))
-
     def gather_bad(self) -> dict[str, dict[int, str]]:
-        """Make ``bad`` that of all ranks, in the order of rows; every rank must call it.
+        """``bad`` of all ranks, which this makes the same; every rank must call it.
 
         Raises:
             ValueError: too many rows of a set are bad.
         """
-        parts = gather_objects(self.bad)
-        for name in dict.fromkeys(name for part in parts for name in part):
-            rows = {row: fault for part in parts for row, fault in part.get(name, {}).items()}
-            self.bad[name] = dict(sorted(rows.items()))
-            self._note(name, {})
-        return self.bad
+        self.bad.gather()
+        return dict(self.bad)
 
     def state_dict(self) -> dict[str, Any]:
         """The next batch, ``{"epoch": e, "batch": b}``, the options it depends on, and the rows found to be bad.
@@ -299,7 +282,7 @@ class DataModule(LightningDataModule):
         of a step that was not finished are run again.
         """
         if self.trainer is None:
-            return {**self._position, "bad": self.bad}
+            return {**self._position, "bad": dict(self.bad)}
         num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
         accumulate = self.trainer.accumulate_grad_batches
         epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
@@ -320,7 +303,8 @@ class DataModule(LightningDataModule):
                 "a new run with init_from"
             )
         self._position = {"epoch": int(state_dict["epoch"]), "batch": int(state_dict["batch"])}
-        self.bad = {name: dict(rows) for name, rows in state_dict.get("bad", {}).items()}
+        self.bad.clear()
+        self.bad.update({name: dict(rows) for name, rows in state_dict.get("bad", {}).items()})
         # Lightning cannot see that the sampler starts at the right batch.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
