@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,15 +18,16 @@ from repr.config import CONF
 ROOT = Path(__file__).parent.parent
 
 
-def blocks(document: str, language: str) -> list[str]:
-    """The fenced blocks of a language, in order."""
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", (ROOT / document).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
+def blocks(document: str, language: str, section: str = "") -> list[str]:
+    """The fenced blocks of a language, in order; of one section, or of the whole document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    if section:
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands(document: str) -> list[str]:
-    joined = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
+def commands(document: str, section: str = "") -> list[str]:
+    joined = "\n".join(blocks(document, "bash", section)).replace("\\\n", " ")
     return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -182,6 +184,21 @@ def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypa
     cfg = compose([*small, f"run_folder={tmp_path}/run"], config_dir=tmp_path)
     assert fit(cfg) == {}
     assert load_run(tmp_path / "run").data.train.weights == [1, 3]
+
+
+def test_the_source_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
+    section = "Add a source"
+    (code,), (command,) = blocks("CONTRIBUTING.md", "python", section), commands("CONTRIBUTING.md", section)
+    (tmp_path / "arrays.py").write_text(code)
+    pictures = np.random.default_rng(0).integers(0, 256, (300, 40, 32, 3), dtype=np.uint8)
+    for name in ("PICTURES", "HELD_OUT"):
+        np.savez(tmp_path / f"{name}.npz", pictures=pictures, labels=np.resize(["cat", "dog", "cat"], 300))
+    small = ["smoke=true", "run_folder=run", "backbone.name=test_resnet", "text.layers=1", "trainer.accelerator=cpu"]
+    words = [sys.executable, *shlex.split(command)[1:], *small]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"held_out/i2t_R@5", "held_out/ridge_label"} <= results.keys()
 
 
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
