@@ -1,16 +1,11 @@
-"""The records that cross layers, and the randomness that belongs to a sample.
-
-Every random choice of a sample (crop, colour, caption, mask, mixing weight) is a pure function of
-(seed, epoch, index): :func:`sample_seed` hashes the three into one number a sample, and
-:func:`uniform` turns that number into as many uniform draws as are asked for. Nothing depends on
-workers, ranks or history, so a batch can be drawn again by hand.
-"""
+"""The records that cross layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, TypedDict, cast
 
+import torch
 from torch import Tensor
 
 NO_CLASS = 255  # in a mask: a pixel without a class
@@ -41,6 +36,12 @@ def num_rows(batch: Batch) -> int:
     """How many samples a batch has."""
     first = next(iter(batch.values()))
     return len(cast(Any, first[0] if isinstance(first, list) else first))
+
+
+def evenly_spread(num_rows: int, num: int, device: torch.device | None = None) -> Tensor:
+    """At most ``num`` of the rows 0 to ``num_rows - 1``, evenly spread: (min(num, num_rows),) int64, rising."""
+    num = min(num, num_rows)
+    return torch.arange(num, device=device) * num_rows // num
 
 
 @dataclass

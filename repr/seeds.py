@@ -1,4 +1,8 @@
-"""The randomness that belongs to a sample: every draw is a pure function of (seed, epoch, index)."""
+"""The randomness that belongs to a sample: every draw is a pure function of (seed, epoch, index).
+
+:func:`sample_seed` hashes the three into one number a sample, and :func:`uniform` turns that number into as many draws
+as are asked for. Nothing depends on workers, ranks or history, so a batch can be drawn again by hand.
+"""
 
 from __future__ import annotations
 

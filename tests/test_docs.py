@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -19,15 +20,15 @@ ROOT = Path(__file__).parent.parent
 
 
 def blocks(document: str, language: str, section: str = "") -> list[str]:
-    """The fenced blocks of a language in a section, or in all of them, in order."""
+    """The fenced blocks of a language, in order; of one section, or of the whole document."""
     text = (ROOT / document).read_text(encoding="utf-8")
     if section:
-        text = text.split(f"## {section}\n")[1].split("\n## ")[0]
+        text = text.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def commands(document: str) -> list[str]:
-    joined = "\n".join(blocks(document, "bash")).replace("\\\n", " ")
+def commands(document: str, section: str = "") -> list[str]:
+    joined = "\n".join(blocks(document, "bash", section)).replace("\\\n", " ")
     return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
@@ -191,7 +192,12 @@ def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> N
     (tmp_path / "lengths.py").write_text(code)
     (tmp_path / "conf" / "evaluate").mkdir(parents=True)
     (tmp_path / "conf" / "evaluate" / "lengths.yaml").write_text(config)
-    fit, evaluate = (command for command in commands("CONTRIBUTING.md") if command.startswith("python -m repr."))
+    words = commands("CONTRIBUTING.md", "Add an evaluation protocol")
+    fit, evaluate = (command for command in words if command.startswith("python -m repr."))
+        command
+        for command in commands("CONTRIBUTING.md", "Add an evaluation protocol")
+        if command.startswith("python -m repr.")
+    )
     small = [
         "smoke=true",
         "run_folder=RUN",
@@ -209,6 +215,21 @@ def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> N
         value, chance = during[name]["value"], during[name]["chance"]
         assert (after[name]["value"], after[name]["chance"]) == pytest.approx((value, chance), rel=1e-5)
         assert after[name]["protocol"].items() >= {"eval": "lengths", "features": "image", "resolution": 32}.items()
+
+
+def test_the_source_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
+    section = "Add a source"
+    (code,), (command,) = blocks("CONTRIBUTING.md", "python", section), commands("CONTRIBUTING.md", section)
+    (tmp_path / "arrays.py").write_text(code)
+    pictures = np.random.default_rng(0).integers(0, 256, (300, 40, 32, 3), dtype=np.uint8)
+    for name in ("PICTURES", "HELD_OUT"):
+        np.savez(tmp_path / f"{name}.npz", pictures=pictures, labels=np.resize(["cat", "dog", "cat"], 300))
+    small = ["smoke=true", "run_folder=run", "backbone.name=test_resnet", "text.layers=1", "trainer.accelerator=cpu"]
+    words = [sys.executable, *shlex.split(command)[1:], *small]
+    done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert {"held_out/i2t_R@5", "held_out/ridge_label"} <= results.keys()
 
 
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from repr.batch import Batch
+from repr.batch import Batch, evenly_spread
 from repr.check.facts import row_facts
 from repr.data.datamodule import DataModule
 from repr.data.datasets import TrainDataset, draw_caption
@@ -113,8 +113,7 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
 def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: int) -> list[Cell]:
     """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
     cells = []
-    num = min(num, len(source))
-    for row in (position * len(source) // num for position in range(num)):
+    for row in evenly_spread(len(source), num).tolist():
         if not row_facts(source, row, None).fault:
             image = evaluation_view(source.image(row), datamodule.image_size)[None]
             batch = datamodule.on_after_batch_transfer(Batch(index=torch.tensor([row]), image=image), 0)

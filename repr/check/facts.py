@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
+from repr.batch import evenly_spread
 from repr.data.datamodule import DataModule
 from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer, one_line
 from repr.data.sources.source import Source
@@ -175,9 +176,8 @@ def check_data(
     """
     scans = {}
     for name, source in {"train": datamodule.train, **datamodule.eval}.items():
-        num = len(source) if num_rows is None else min(num_rows, len(source))
-        rows = np.arange(num) * len(source) // num
-        options = {} if progress is None else {"advance": progress(name, num)}
+        rows = evenly_spread(len(source), num_rows or len(source)).numpy()
+        options = {} if progress is None else {"advance": progress(name, len(rows))}
         scans[name] = Scan(source, rows, datamodule.tokenizer, num_workers=datamodule.num_workers, **options)
     duplicates, leakage = equal_pictures(scans)
     context = None if datamodule.tokenizer is None else datamodule.tokenizer([""]).shape[1]

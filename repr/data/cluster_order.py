@@ -9,24 +9,25 @@ import torch
 from torch import Tensor
 
 from repr.data.clusters import Clusters
-from repr.data.samplers import Place
+from repr.data.epoch_order import Order, Place
 from repr.seeds import epoch_order, permutation
 
 _TURN, _SCHEDULE = -(2**40), -(2**40) - 1  # streams of random numbers that no row, order or part of a set uses
 
 
-class ClusterOrder:
-    """Which rows an epoch shows, in batches of one cluster: a function of (seed, epoch) alone.
+class ClusterOrder(Order):
+    """The order of an epoch in batches that each hold rows of one cluster, from which all negatives then come.
 
-    Every epoch has the same number of batches.
+    Every rank takes its slice of the same batch, hence of the same cluster, and no row is in a batch twice. Every epoch
+    has the same number of batches. For a row that cannot be read stands one of the same cluster.
+
+    Method: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
+    between ranks, so that rows repeat within a batch; here the order is a function of (seed, epoch).
 
     Args:
         clusters: of all rows.
         batch_size: of all ranks together.
         seed: the run's.
-
-    Attributes:
-        parts: (number of rows, visits an epoch).
 
     Raises:
         ValueError: no cluster fills a batch.
@@ -45,14 +46,11 @@ class ClusterOrder:
         self._without = int((self.group < 0).sum())
         self._first = self.sizes.cumsum(0) - self.sizes
         self._cached: tuple[int, Tensor] | None = None
+        self.parts = [(len(self.group), int(self.num_batches.sum()) * batch_size)]
         if not len(self):
             raise ValueError(self._no_batch())
-        self.parts = [(len(self.group), len(self))]
-        self._ids_hash = hashlib.sha256(clusters.ids.numpy().tobytes()).hexdigest()[:16]
-
-    def __len__(self) -> int:
-        """Visits an epoch."""
-        return int(self.num_batches.sum()) * self.batch_size
+        ids_hash = hashlib.sha256(clusters.ids.numpy().tobytes()).hexdigest()[:16]
+        self.made_with = f"{self.mode}, {self.leftovers}, ids {ids_hash}"
 
     def rows(self, epoch: int) -> Tensor:
         """Visit and row of every place of an epoch, one batch after the other: (len, 2) int64."""
@@ -66,14 +64,11 @@ class ClusterOrder:
         rows = self._by_group(epoch)[(first[:, None] + torch.arange(self.batch_size)).flatten()]
         return torch.stack([torch.full_like(rows, epoch), rows], dim=1)
 
-    def members(self, place: Place) -> Tensor:
-        """All rows of a place's cluster in the order of the epoch, those that the epoch leaves out last."""
+    def ring(self, place: Place) -> Tensor:
+        """All rows of the place's cluster in the order of the epoch, those that the epoch leaves out last."""
         group = int(self.group[place.row])
-        return self._by_group(place.epoch)[self._first[group] :][: self.sizes[group]]
-
-    def made_with(self) -> str:
-        """What the order depends on beside batch size and seed."""
-        return f"{self.mode}, {self.leftovers}, ids {self._ids_hash}"
+        rows = self._by_group(place.epoch)[self._first[group] :][: self.sizes[group]]
+        return torch.stack([torch.full_like(rows, place.epoch), rows], dim=1)
 
     def coverage(self) -> dict[str, int]:
         """What an epoch shows: counts of rows, clusters and batches."""
@@ -134,11 +129,11 @@ def _merged(sizes: Tensor, batch_size: int) -> Tensor:
             last, filled, num = num, 0, num + 1
         groups.append(last)
         filled += size
-    found = torch.tensor(groups, dtype=torch.int64)
+    merged = torch.tensor(groups, dtype=torch.int64)
     if filled < batch_size and num > 1:  # the last of them go to the group before
-        found[found == last] = last - 1 if last else 1
-        found[found > last] -= 1
-    return found
+        merged[merged == last] = last - 1 if last else 1
+        merged[merged > last] -= 1
+    return merged
 
 
 def describe(coverage: Mapping[str, int]) -> str:

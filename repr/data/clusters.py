@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repr.data.sources.columns import Packed
-from repr.data.sources.source import Source
+from repr.data.sources.source import Source, parts_of
 from repr.files import replacing
 
 Mode = Literal["round_robin", "proportional"]
@@ -58,7 +58,7 @@ class Clusters:
                 f"data.train has {len(source)} samples and the clusters were made of {len(self.ids)}, or their keys or "
                 "order differ: use the data set that was clustered, or cluster anew with a new run"
             )
-        if any(weight != 1 for _, weight in getattr(source, "parts", ())):
+        if any(weight != 1 for _, weight in parts_of(source)):
             raise ValueError("batches of one cluster show every row once an epoch: set data.train.weights=null")
 
 
@@ -111,15 +111,15 @@ def save_clusters(
         ValueError: two rows have the same key.
     """
     keys = _packed_keys(source)
-    dense, table = accumulate(ids)
+    dense, stages_of = accumulate(ids)
     digest = _digest(keys)
-    named: Any = {f"centroids_{s}_{name}": value for s, found in enumerate(centroids) for name, value in found.items()}
+    named: Any = {f"centroids_{s}_{name}": value for s, stage in enumerate(centroids) for name, value in stage.items()}
     with replacing(path) as file:
         np.savez(
             file,
             ids=ids.astype(np.int32),
             accumulated=dense.astype(np.int32),
-            table=table.astype(np.int32),
+            table=stages_of.astype(np.int32),
             keys=np.array(digest),
             key_bytes=keys.buffer,
             key_ends=keys.ends,

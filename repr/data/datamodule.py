@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,19 +12,25 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from repr.batch import Batch
+from repr.batch import Batch, evenly_spread
+from repr.data.bad_rows import BadRows
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import EvalDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
-from repr.data.dense import mask_vocabulary
-from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.datasets import Tokenizer, TrainDataset, class_ids, vocabulary
+from repr.data.epoch_order import EpochOrder, Order
+from repr.data.eval_datasets import EvalDataset
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.numeric_tables import gather_tables
-from repr.data.sources.source import Source
+from repr.data.sources.source import (
+    Source,
+    has_captions,
+    has_pictures,
+    mask_vocabulary,
+    parts_of,
+    tables_of,
+)
 from repr.data.views import View, expand
-from repr.distributed import gather_objects
-
-_log = logging.getLogger(__name__)
 
 
 class DataModule(LightningDataModule):
@@ -91,10 +96,10 @@ class DataModule(LightningDataModule):
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction = max_bad_fraction
-        self.bad: dict[str, dict[int, str]] = {}
-        self.order: EpochOrder | ClusterOrder
+        self.bad = BadRows({name: len(source) for name, source in {"train": train, **eval}.items()}, max_bad_fraction)
+        self.order: Order
         if clusters is None:
-            self.order = EpochOrder(getattr(train, "parts", [(len(train), 1.0)]), seed)
+            self.order = EpochOrder(parts_of(train), seed)
         else:
             clusters.check(train)
             self.order = ClusterOrder(clusters, batch_size, seed)
@@ -107,7 +112,7 @@ class DataModule(LightningDataModule):
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
-        self._sampler()
+        EpochBatchSampler(self.order, self.batch_size)
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if taken := {"bank", "train"} & self.eval.keys():
             raise ValueError(f"data.eval: '{min(taken)}' is the name of the training set's rows; rename the set")
@@ -116,12 +121,12 @@ class DataModule(LightningDataModule):
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
         for name, source in ({"train": self.train, **self.eval} if self.views else {}).items():
-            if not hasattr(source, "image"):
+            if not has_pictures(source):
                 what = f"data.{name if name == 'train' else f'eval.{name}'} ({type(source).__name__})"
                 raise ValueError(f"{what} has no pictures: set views=none, or choose other data")
-        if not self.views and not getattr(self.train, "tables", {}):
+        if not self.views and not tables_of(self.train):
             raise ValueError("views is empty, and data.train has no tables: give at least one view (views=clip)")
-        if self.tokenizer is not None and not _has_captions(self.train):
+        if self.tokenizer is not None and not has_captions(self.train):
             raise ValueError(
                 "data.tokenizer is set but data.train offers no captions; "
                 "set its `captions`, or data.tokenizer=null for images only"
@@ -130,26 +135,19 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank; starts where a loaded state says."""
         rank, world_size = self._rank()
-        sampler = self._sampler(
-            rank=rank, world_size=world_size, epoch=self._position["epoch"], start=self._position["batch"]
-        )
-        labels = class_ids(self.train, self.attributes)
+        at = {"epoch": self._position["epoch"], "start": self._position["batch"]}
+        sampler = EpochBatchSampler(self.order, self.batch_size, rank=rank, world_size=world_size, **at)
         dataset = TrainDataset(
             self.train,
             self.views,
-            labels,
+            class_ids(self.train, self.attributes),
             self.tokenizer,
             self.seed,
-            replacement=sampler.replacement,
-            max_bad=self._max_bad(len(self.train)),
+            replacement=partial(self.order.replacement, batch_size=self.batch_size),
+            max_bad=self.bad.limit("train"),
             tables=list(self.tables["train"].values()),
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
-
-    def _sampler(self, **options: int) -> EpochBatchSampler:
-        if isinstance(self.order, ClusterOrder):
-            return ClusterBatchSampler(self.order, **options)
-        return EpochBatchSampler(self.order, self.batch_size, **options)
 
     def predict_dataloader(self) -> DataLoader:
         """The whole training set with the evaluation transform, in order; this rank's share of each batch."""
@@ -159,18 +157,23 @@ class DataModule(LightningDataModule):
         """One loader a name of ``eval_names``; Lightning runs them one after the other."""
         return [self._eval_loader(*self.evaluated(name), name) for name in self.eval_names]
 
-    def evaluated(self, name: str) -> tuple[Source, Tensor]:
-        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising."""
+    def evaluated(self, name: str, at_most: int | None = None) -> tuple[Source, Tensor]:
+        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising.
+
+        Args:
+            name: of the set.
+            at_most: so many of its rows, evenly spread; None: all.
+        """
         source = self._source(name)
-        num_rows = self.bank_size if name == "bank" else len(source)
-        return source, torch.arange(num_rows) * len(source) // num_rows
+        num = self.bank_size if name == "bank" else len(source)
+        return source, evenly_spread(len(source), num if at_most is None else min(num, at_most))
 
     def _source(self, name: str) -> Source:
         return self.train if name in ("train", "bank") else self.eval[name]
 
     def _eval_loader(self, source: Source, rows: Tensor, name: str) -> DataLoader:
         size, tables = self.image_size if self.views else None, self.tables["train" if name == "bank" else name]
-        tokenizer = self.tokenizer if _has_captions(source) else None  # a labelled set need not have captions
+        tokenizer = self.tokenizer if has_captions(source) else None  # a labelled set need not have captions
         labels = class_ids(source, self.attributes)
         return self.in_order(EvalDataset(source, rows, size, labels, tokenizer, tables=list(tables.values())))
 
@@ -206,7 +209,7 @@ class DataModule(LightningDataModule):
         if "bad" in batch:
             of_train = "seed" in batch or (self.trainer is not None and self.trainer.predicting)
             name = "train" if of_train else self.eval_names[dataloader_idx]
-            self._note("train" if name == "bank" else name, dict(batch["bad"]))
+            self.bad.note("train" if name == "bank" else name, dict(batch["bad"]))
         others = {key: value for key, value in batch.items() if key not in ("colour", "bad")}
         moved = super().transfer_batch_to_device(others, device, dataloader_idx)
         return moved | {"colour": batch["colour"]} if "colour" in batch else moved
@@ -228,33 +231,14 @@ class DataModule(LightningDataModule):
             batch["crops"] = [normalise(crop, self.mean, self.std) for crop in batch["crops"]]
         return batch
 
-    def _max_bad(self, num_rows: int) -> int:
-        return int(self.max_bad_fraction * num_rows)
-
-    def _note(self, name: str, rows: Mapping[int, str]) -> None:
-        """Count bad rows of a set, and tell of those that are new."""
-        source = self._source(name)
-        known = self.bad.setdefault(name, {})
-        for row, fault in rows.items():
-            if row not in known:
-                known[row] = fault
-                done = "replaced" if name == "train" else "left out"
-                _log.warning("%s: sample %d %s (%d of %d so far): %s", name, row, done, len(known), len(source), fault)
-        if len(known) > self._max_bad(len(source)):
-            raise ValueError(too_many_bad(name, known, len(source)))
-
     def gather_bad(self) -> dict[str, dict[int, str]]:
-        """Make ``bad`` that of all ranks, in the order of rows; every rank must call it.
+        """``bad`` of all ranks, which this makes the same; every rank must call it.
 
         Raises:
             ValueError: too many rows of a set are bad.
         """
-        parts = gather_objects(self.bad)
-        for name in dict.fromkeys(name for part in parts for name in part):
-            rows = {row: fault for part in parts for row, fault in part.get(name, {}).items()}
-            self.bad[name] = dict(sorted(rows.items()))
-            self._note(name, {})
-        return self.bad
+        self.bad.gather()
+        return dict(self.bad)
 
     def state_dict(self) -> dict[str, Any]:
         """The next batch, ``{"epoch": e, "batch": b}``, the options it depends on, and the rows found to be bad.
@@ -263,7 +247,7 @@ class DataModule(LightningDataModule):
         of a step that was not finished are run again.
         """
         if self.trainer is None:
-            return {**self._position, "bad": self.bad}
+            return {**self._position, "bad": dict(self.bad)}
         num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
         accumulate = self.trainer.accumulate_grad_batches
         epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
@@ -284,7 +268,8 @@ class DataModule(LightningDataModule):
                 "a new run with init_from"
             )
         self._position = {"epoch": int(state_dict["epoch"]), "batch": int(state_dict["batch"])}
-        self.bad = {name: dict(rows) for name, rows in state_dict.get("bad", {}).items()}
+        self.bad.clear()
+        self.bad.update({name: dict(rows) for name, rows in state_dict.get("bad", {}).items()})
         # Lightning cannot see that the sampler starts at the right batch.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
@@ -297,17 +282,8 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            "data.clusters": self.order.made_with() if isinstance(self.order, ClusterOrder) else None,
+            "data.clusters": self.order.made_with,
         }
-
-
-def _has_captions(source: Source) -> bool:
-    """Whether a source offers captions, told by its first rows, some of which may be damaged."""
-    for row in range(min(len(source), 100)):
-        with suppress(OSError):
-            if source.captions(row):
-                return True
-    return False
 
 
 def _as_it_is(batch: Any) -> Any:

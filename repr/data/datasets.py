@@ -1,7 +1,7 @@
-"""Rows of a source -> whole batches; torch's fetcher hands ``__getitems__`` the list a batch sampler gives.
+"""Rows of a source -> whole training batches; torch's fetcher hands ``__getitems__`` the list a batch sampler gives.
 
 A row that cannot be read (``OSError``) does not end training: another stands in for it, and the batch says so under
-``bad``. In evaluation it is left out.
+``bad``. Evaluation (:mod:`repr.data.eval_datasets`) leaves it out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from itertools import accumulate
 from typing import cast
 
@@ -19,18 +18,17 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repr.batch import Batch
-from repr.data.samplers import Place
+from repr.data.epoch_order import Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.numeric_tables import rows_of
-from repr.data.sources.source import Source
-from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
+from repr.data.sources.source import Source, caption_weights
+from repr.data.views import Purpose, View, crop_views, draw, stream
 from repr.seeds import sample_seed, uniform
 
 Tokenizer = Callable[[list[str]], Tensor]  # B texts -> (B, L) int64
 
 # Some tokenizers need a minute for 100,000 letters without a space; no text tower reads as many as these.
 MAX_CAPTION_CHARS = 2048
-_BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture until another stands in for it
+BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture that cannot be read
 
 
 class TrainDataset(Dataset[Batch]):
@@ -102,7 +100,7 @@ class TrainDataset(Dataset[Batch]):
         elif self.tokenizer is not None:
             deque(images, maxlen=0)  # the captions alone
         if self.tables:
-            batch["tables"] = rows_of(self.tables, index)
+            batch["tables"] = [table[index] for table in self.tables]
         if self.tokenizer is not None:
             batch["text"] = self.tokenizer(captions)
         if self.labels.shape[1]:
@@ -117,9 +115,9 @@ class TrainDataset(Dataset[Batch]):
         for position, (row, number) in enumerate(zip(index.tolist(), draws, strict=True)):
             try:
                 caption = "" if self.tokenizer is None else draw_caption(self.source, row, number)
-                image = self.source.image(row) if self.views else _BLANK
+                image = self.source.image(row) if self.views else BLANK
             except OSError as error:
-                caption, image = "", _BLANK
+                caption, image = "", BLANK
                 faults[position] = one_line(error)
             captions.append(caption)
             yield image
@@ -147,88 +145,6 @@ def too_many_bad(name: str, bad: Mapping[int, str], num_rows: int) -> str:
     )
 
 
-class EvalDataset(Dataset[Batch]):
-    """Evaluation batches: ``index``, ``image`` (uint8), first caption, label; nothing random.
-
-    A row that cannot be read has the index ``-1 - row`` and a black image, so that every rank has as many rows
-    and whoever collects them can leave it out.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        image_size: side in pixels; None: no pictures are read.
-        labels: (N, A) int64 of the whole source.
-        tokenizer: None leaves ``text`` out.
-        transform: RGB picture -> (3, S, S) uint8 or normalised float; None: :func:`repr.data.views.evaluation_view`.
-        tables: T blocks of numbers of the whole source, (N, F) each.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        rows: Tensor,
-        image_size: int | None,
-        labels: Tensor,
-        tokenizer: Tokenizer | None,
-        transform: Callable[[Image.Image], Tensor] | None = None,
-        tables: Sequence[Tensor] = (),
-    ) -> None:
-        self.source, self.rows, self.image_size = source, rows, image_size
-        self.labels, self.tokenizer, self.tables = labels, tokenizer, tables
-        self.transform = transform or partial(evaluation_view, size=cast(int, image_size))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """The batch of these positions in ``rows``."""
-        index = self.rows[positions]
-        images, captions, bad = [], [], {}
-        for row in index.tolist():
-            try:
-                texts = [] if self.tokenizer is None else self.source.captions(row)
-                image = _BLANK if self.image_size is None else self.source.image(row)
-            except OSError as error:
-                texts, image = [], _BLANK
-                bad[row] = one_line(error)
-            captions.append(texts[0][:MAX_CAPTION_CHARS] if texts else "")
-            if self.image_size is not None:
-                images.append(self.transform(image))
-        batch = Batch(index=index)
-        if images:
-            batch["image"] = torch.stack(images).contiguous()
-        if self.tables:
-            batch["tables"] = rows_of(self.tables, index)
-        if self.tokenizer is not None:
-            batch["text"] = self.tokenizer(captions)
-        if self.labels.shape[1]:
-            batch["label"] = self.labels[index]
-        if bad:
-            batch["index"] = torch.tensor([-1 - row if row in bad else row for row in index.tolist()])
-            batch["bad"] = list(bad.items())
-        return batch
-
-
-class TextDataset(Dataset[Batch]):
-    """Batches of texts: ``index``, their positions, and ``text``, their tokens.
-
-    Args:
-        texts: of any length.
-        tokenizer: what makes tokens of them.
-    """
-
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.texts, self.tokenizer = texts, tokenizer
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitems__(self, positions: list[int]) -> Batch:
-        """The batch of these positions."""
-        texts = [self.texts[position][:MAX_CAPTION_CHARS] for position in positions]
-        return Batch(index=torch.tensor(positions), text=self.tokenizer(texts))
-
-
 def draw_caption(source: Source, row: int, number: float) -> str:
     """One of a row's captions: uniformly, or with the weights that the source gives.
 
@@ -243,8 +159,7 @@ def draw_caption(source: Source, row: int, number: float) -> str:
     captions = source.captions(row)
     if not captions:
         raise OSError(f"{source.key(row)}: no caption; add one, or set data.tokenizer=null for images only")
-    weigh = getattr(source, "caption_weights", None)
-    weights = weigh(row) if weigh is not None and len(captions) > 1 else None
+    weights = caption_weights(source, row) if len(captions) > 1 else None
     totals = list(accumulate(weights or [1.0] * len(captions)))
     return captions[min(bisect_right(totals, number * totals[-1]), len(captions) - 1)][:MAX_CAPTION_CHARS]
 
@@ -254,18 +169,16 @@ def vocabulary(sources: Sequence[Source]) -> dict[str, list[str]]:
     names: dict[str, set[str]] = {}
     for source in sources:
         for attribute, labels in source.attributes.items():
-            found = labels.present() if isinstance(labels, Labels) else set(labels) - {""}
-            names.setdefault(attribute, set()).update(found)
-    return {attribute: sorted(found) for attribute, found in names.items()}
+            names.setdefault(attribute, set()).update(Labels.of(labels).present())
+    return {attribute: sorted(present) for attribute, present in names.items()}
 
 
 def class_ids(source: Source, attributes: Mapping[str, Sequence[str]]) -> Tensor:
     """Labels of a source: (N, A) int64, the position of the class name, -1 for '' or a missing attribute."""
     ids = torch.full((len(source), len(attributes)), -1)
     for column, (attribute, names) in enumerate(attributes.items()):
-        if (labels := source.attributes.get(attribute)) is not None:
-            positions = {name: position for position, name in enumerate(names)}
-            labels = labels if isinstance(labels, Labels) else Labels.of(labels)
-            table = torch.tensor([positions.get(name, -1) for name in labels.names])
-            ids[:, column] = table[torch.from_numpy(labels.codes).long()]
+        if (own := source.attributes.get(attribute)) is not None:
+            positions, labels = {name: position for position, name in enumerate(names)}, Labels.of(own)
+            known = torch.tensor([positions.get(name, -1) for name in labels.names])
+            ids[:, column] = known[torch.from_numpy(labels.codes).long()]
     return ids

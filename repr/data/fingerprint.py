@@ -11,14 +11,14 @@ from torch import Tensor
 
 from repr.data.sources.source import Source
 
-SAMPLE = 1000  # rows whose files are read
+SAMPLE = 1000  # rows whose files are read at least, where there are as many
 
 
 def of_rows(source: Source, rows: Tensor) -> str:
     """A hash of the pictures of some rows.
 
-    It takes the keys of all rows and the files of at most 1,000 of them, evenly spread: a file that is replaced by
-    another under the same key is noticed if it is one of those.
+    It takes the keys of all rows and the files of every n-th of them, 1,000 to 1,999 where there are as many: a file
+    that is replaced by another under the same key is noticed if it is one of those.
 
     Args:
         source: the pictures.
@@ -27,23 +27,23 @@ def of_rows(source: Source, rows: Tensor) -> str:
     Returns:
         64 hexadecimal digits.
     """
-    found, step = hashlib.sha256(type(source).__qualname__.encode()), max(1, len(rows) // SAMPLE)
+    digest, step = hashlib.sha256(type(source).__qualname__.encode()), max(1, len(rows) // SAMPLE)
     for row in rows.tolist():
-        found.update(source.key(row).encode(errors="surrogateescape") + b"\0")
+        digest.update(source.key(row).encode(errors="surrogateescape") + b"\0")
     for row in rows[::step].tolist():
         try:
-            found.update(hashlib.sha256(source.encoded(row)).digest())
+            digest.update(hashlib.sha256(source.encoded(row)).digest())
         except OSError:  # such a row is left out, as long as it cannot be read
-            found.update(b"-")
-    return found.hexdigest()
+            digest.update(b"-")
+    return digest.hexdigest()
 
 
 def of_texts(texts: Iterable[str]) -> str:
     """A hash of texts in their order, 64 hexadecimal digits."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for text in texts:
-        found.update(text.encode(errors="surrogatepass") + b"\0")
-    return found.hexdigest()
+        digest.update(text.encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def captions_of(source: Source, rows: Tensor) -> tuple[list[str], Tensor]:

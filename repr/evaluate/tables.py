@@ -17,11 +17,11 @@ from torch import Tensor
 
 from repr.batch import Batch, Embeddings
 from repr.data.datamodule import DataModule
-from repr.data.datasets import EvalDataset, TextDataset, class_ids
-from repr.data.dense import DenseDataset
+from repr.data.datasets import class_ids
+from repr.data.eval_datasets import DenseDataset, EvalDataset, RepeatedViews, TextDataset
 from repr.data.fingerprint import of_texts
-from repr.data.questions.compositional import Questions, has_questions, questions
-from repr.data.repeated_views import RepeatedViews
+from repr.data.questions.compositional import Questions, questions
+from repr.data.sources.source import has_questions
 from repr.data.views import View, expand
 from repr.evaluate.encoder import Encoder
 from repr.metrics.classes import Classes
@@ -158,7 +158,7 @@ class Tables(ABC):
 
     def want_maps(self, name: str, views: Mapping[str, View], num_images: int) -> str:
         """Ask for the feature maps of some pictures of a set and of two crops of each."""
-        source, rows = self._spread(name, num_images)
+        source, rows = self.data.evaluated(name, num_images)
         crops, size, masks = expand(views.values()), self.encoder.image_size, self.data.mask_classes
         request = Request(lambda: DenseDataset(source, rows, size, crops, masks), rows, f"feature maps of {name}", name)
         how = {"views": [str(view) for view in views.values()], "num_images": num_images, "masks": masks}
@@ -166,7 +166,7 @@ class Tables(ABC):
 
     def want_views(self, name: str, view: View, num_samples: int, num_views: int) -> str:
         """Ask for the embeddings of several augmented views of some pictures of a set, drawn from the seed."""
-        source, rows = self._spread(name, num_samples)
+        source, rows = self.data.evaluated(name, num_samples)
         places = torch.arange(len(rows) * num_views)
         request = Request(
             lambda: RepeatedViews(source, rows, num_views, view, self.seed), places, f"views of {name}", name
@@ -263,11 +263,6 @@ class Tables(ABC):
         if not self.shared_attributes(name):
             return f"no attribute of {name} has two classes of which the training set has one"
         return None
-
-    def _spread(self, name: str, num_images: int) -> tuple[Any, Tensor]:
-        source, rows = self.data.evaluated(name)
-        num = min(len(rows), num_images)
-        return source, torch.arange(num) * len(source) // num
 
     def _want(self, key: str, request: Request) -> str:
         self._wanted.setdefault(key, request)

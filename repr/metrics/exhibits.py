@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from repr.batch import evenly_spread
 from repr.metrics.features import Features
 from repr.metrics.geometry import spectrum
 from repr.metrics.tables import one_caption
@@ -85,14 +86,14 @@ def exhibits(
     tables = [query.image, query.trunk, *([] if query.text is None else [query.text]), bank.trunk]
     if not all(table.isfinite().all() for table in tables):
         return {"left_out/all": np.array("the features hold NaN or infinity")}
-    points = _spread(len(query.image), num_points, query.image.device)
+    points = evenly_spread(len(query.image), num_points, query.image.device)
     shown = {name: labels[points] for name, labels in query.labels.items() if name in attributes}
     shown = {name: labels for name, labels in shown.items() if len(set(labels.tolist()) - {-1}) > 1}
     arrays: dict[str, Tensor | np.ndarray] = {"rows": query.index[points]}
     arrays |= {f"labels/{name}": labels for name, labels in shown.items()}
     arrays |= {f"names/{name}": np.array(list(names), dtype=np.str_) for name, names in attributes.items()}
     arrays |= _maps(query, points) | _spectra(query)
-    queries = points[_spread(len(points), num_queries, points.device)]
+    queries = points[evenly_spread(len(points), num_queries, points.device)]
     arrays |= _neighbours(bank, query, points, shown, num_queries, num_nearest)
     arrays |= _captions(query, queries, num_nearest)
     for kind, known in (classes or {}).items():
@@ -107,14 +108,8 @@ def exhibits(
     return {name: value.cpu().numpy() if isinstance(value, Tensor) else value for name, value in arrays.items()}
 
 
-def _spread(num_rows: int, num: int, device: torch.device) -> Tensor:
-    """At most ``num`` positions, evenly spread."""
-    num = min(num, num_rows)
-    return torch.arange(num, device=device) * num_rows // num
-
-
 def _maps(query: Features, points: Tensor) -> dict[str, Tensor]:
-    sample = _spread(len(query.image), SAMPLE, query.image.device)
+    sample = evenly_spread(len(query.image), SAMPLE, query.image.device)
     image = F.normalize(query.image, dim=1)
     maps = {"map/pca": _project(image[points], image[sample], PCA_DIM)}
     if query.text is not None:
@@ -136,7 +131,7 @@ def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
 
 
 def _spectra(query: Features) -> dict[str, Tensor]:
-    sample = _spread(len(query.image), SAMPLE, query.image.device)
+    sample = evenly_spread(len(query.image), SAMPLE, query.image.device)
     spectra = {"spectrum/image": spectrum(query.image[sample])}
     if query.trunk.shape != query.image.shape or not torch.equal(query.trunk, query.image):
         spectra["spectrum/trunk"] = spectrum(query.trunk[sample])
@@ -149,14 +144,14 @@ def _neighbours(
     bank: Features, query: Features, points: Tensor, shown: Mapping[str, Tensor], num_queries: int, num_nearest: int
 ) -> dict[str, Tensor]:
     """The nearest pictures of the bank, and whose label they would give."""
-    rows = _spread(len(bank.trunk), MAX_BANK, bank.trunk.device)
+    rows = evenly_spread(len(bank.trunk), MAX_BANK, bank.trunk.device)
     keys = F.normalize(bank.trunk[rows], dim=1)
     nearest = [
         (F.normalize(part, dim=1) @ keys.T).topk(min(num_nearest, len(keys)))[1]
         for part in query.trunk[points].split(256)
     ]
     neighbour = rows[torch.cat(nearest)]  # (M, k) positions in the bank
-    queries = _spread(len(points), num_queries, points.device)
+    queries = evenly_spread(len(points), num_queries, points.device)
     name = "gallery/image_to_image"
     arrays = {f"{name}/query": query.index[points[queries]], f"{name}/nearest": bank.index[neighbour[queries]]}
     for attribute, labels in shown.items():

@@ -1,3 +1,3 @@
-"""The data module of the tests of data."""
+from tests.data.conftest import make_datamodule
 
-from tests.data.conftest import make_datamodule  # noqa: F401
+__all__ = ["make_datamodule"]  # a fixture

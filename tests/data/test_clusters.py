@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters, accumulate, keys_hash, load_clusters, save_clusters
-from repr.data.samplers import ClusterBatchSampler, Place
+from repr.data.epoch_order import Place
+from repr.data.samplers import EpochBatchSampler
 from repr.data.sources.mixture import Mixture
 from repr.losses.contrastive import clip
 from tests.golden import golden
@@ -22,7 +23,7 @@ def order_of(ids, batch_size, *, seed=0, **options):
 
 
 def batches(order, epoch=0, **options):
-    sampler = ClusterBatchSampler(order, **options)
+    sampler = EpochBatchSampler(order, order.batch_size, **options)
     sampler.sampler.set_epoch(epoch)  # as Lightning does
     return [[place.row for place in batch] for batch in sampler]
 
@@ -47,7 +48,7 @@ def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
     assume(max(np.bincount(np.array(ids) + 1)[1:], default=0) >= size)
     order = order_of(ids, size, seed=seed, mode=mode, leftovers=leftovers)
     whole = batches(order, epoch)
-    assert len(whole) == len(ClusterBatchSampler(order)) == len(order) // size
+    assert len(whole) == len(EpochBatchSampler(order, order.batch_size)) == len(order) // size
     rows = [row for batch in whole for row in batch]
     assert len(set(rows)) == len(rows) == len(order)
     for batch in whole:
@@ -60,7 +61,7 @@ def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
     assert [[row for part in parts for row in part] for parts in zip(*ranks, strict=True)] == whole
     again = order_of(ids, size, seed=seed, mode=mode, leftovers=leftovers)  # nothing but (seed, epoch) counts
     for start in {0, len(whole) // 2, len(whole) - 1}:
-        sampler = ClusterBatchSampler(again, epoch=epoch, start=start)
+        sampler = EpochBatchSampler(again, again.batch_size, epoch=epoch, start=start)
         assert [[place.row for place in batch] for batch in sampler] == whole[start:]
         assert len(sampler) == len(whole)
 
@@ -70,16 +71,16 @@ def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
 def test_a_bad_row_is_replaced_from_its_own_cluster(ids, size, leftovers, epoch):
     assume(max(np.bincount(np.array(ids) + 1)[1:], default=0) >= size)
     order = order_of(ids, size, leftovers=leftovers)
-    sampler = ClusterBatchSampler(order, epoch=epoch)
+    sampler = EpochBatchSampler(order, order.batch_size, epoch=epoch)
     for batch in sampler:
         group = int(order.group[batch[0].row])
         members = (order.group == group).nonzero()[:, 0].tolist()
         for place in batch:
-            stands = [sampler.replacement(place, attempt) for attempt in range(1, len(members))]
+            stands = [order.replacement(place, attempt, size) for attempt in range(1, len(members))]
             assert {stand.epoch for stand in stands} | {stand.visit for stand in stands} <= {epoch}
             assert sorted([place.row, *(stand.row for stand in stands)]) == members  # all of them, each once
         if len(members) > 1:
-            first = [sampler.replacement(place, 1).row for place in batch]
+            first = [order.replacement(place, 1, size).row for place in batch]
             assert len(set(first)) == len(batch)
             if len(members) >= 2 * size:
                 assert not set(first) & {place.row for place in batch}
@@ -286,11 +287,11 @@ def test_the_order_leaves_the_global_generator_alone():
 def test_a_place_keeps_its_epoch_in_a_worker():
     """A worker knows the epoch from the place alone."""
     order = order_of([0] * 9 + [1] * 9, 3)
-    places = next(iter(ClusterBatchSampler(order, epoch=5)))
-    elsewhere = ClusterBatchSampler(order_of([0] * 9 + [1] * 9, 3))
+    places = next(iter(EpochBatchSampler(order, order.batch_size, epoch=5)))
+    elsewhere = order_of([0] * 9 + [1] * 9, 3)
     assert all(place.epoch == 5 for place in places)
-    expected = ClusterBatchSampler(order, epoch=5).replacement(places[0], 1)
-    assert elsewhere.replacement(places[0], 1) == expected == Place(5, 5, expected.row)
+    expected = order.replacement(places[0], 1, 3)
+    assert elsewhere.replacement(places[0], 1, 3) == expected == Place(5, 5, expected.row)
 
 
 class WithBadRows:

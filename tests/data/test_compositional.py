@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from repr.data.drawn.composition import KINDS, DrawnComposition, tags
-from repr.data.drawn.pairs import DrawnPairs
-from repr.data.questions.compositional import has_questions, questions
+from repr.data.questions.compositional import questions
 from repr.data.questions.compositional_files import (
     SUGAR_CREPE,
     AROAttribution,
@@ -23,6 +22,8 @@ from repr.data.questions.compositional_files import (
 )
 from repr.data.questions.word_order import shuffled
 from repr.data.sources.emoji import Emoji
+from repr.data.sources.source import has_questions
+from tests.drawn_pairs import DrawnPairs
 
 DRAWN = DrawnComposition(size=32, num_items=2, kinds=["attribute", "relation"])  # rows 0 to 3 and 4 to 7
 

@@ -17,7 +17,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from repr.data.datamodule import DataModule
-from repr.data.samplers import EpochBatchSampler, EpochOrder
+from repr.data.epoch_order import EpochOrder
+from repr.data.samplers import EpochBatchSampler
 from repr.data.sources.folder import Folder
 from repr.data.sources.mixture import Mixture
 from repr.data.sources.shards import Shards

@@ -6,7 +6,8 @@ from torch.utils.data import DataLoader
 
 from repr.data.datamodule import DataModule
 from repr.data.datasets import draw_caption
-from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.epoch_order import EpochOrder
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.emoji import Emoji
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
 from repr.seeds import epoch_order, sample_seed, uniform

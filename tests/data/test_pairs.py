@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repr.data.drawn.pairs import SCENES, DrawnPairs
 from repr.data.questions.mmvp import IMAGES, MMVP, PATTERNS, QUESTIONS
+from tests.drawn_pairs import SCENES, DrawnPairs
 
 TYPES = {pattern: name for name, pattern in PATTERNS.items()}
 

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from repr.data.samplers import EpochBatchSampler, EpochOrder, EvalBatchSampler, Place
+from repr.data.epoch_order import EpochOrder, Place
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.seeds import epoch_order
 
 
@@ -141,7 +142,7 @@ def test_a_bad_row_is_replaced_by_the_one_in_the_same_place_of_the_next_batch():
     order = epoch_order(23, 3, 2).tolist()
     for batch, places in enumerate(sampler):
         for slot, place in enumerate(places):
-            replacement = sampler.replacement(place, 1)
+            replacement = sampler.order.replacement(place, 1, sampler.global_batch_size)
             assert replacement == Place(2, 2, order[(4 * (batch + 1) + slot) % 23])
             assert replacement.row not in [other.row for other in places]
 
@@ -152,5 +153,5 @@ def test_replacements_go_through_the_whole_epoch(num, size, place):
     size, place = min(size, num), place % num
     sampler = make(num, size, seed=0)
     first = Place(0, 0, int(epoch_order(num, 0, 0)[place]))
-    rows = [sampler.replacement(first, attempt).row for attempt in range(1, num)]
+    rows = [sampler.order.replacement(first, attempt, sampler.global_batch_size).row for attempt in range(1, num)]
     assert sorted([first.row, *rows]) == list(range(num))

@@ -8,8 +8,8 @@ from PIL import Image
 
 from repr.batch import NO_CLASS
 from repr.data.datamodule import DataModule
-from repr.data.dense import DenseDataset
 from repr.data.drawn.scenes import COLOURS, SHAPES, Scenes, Thing, paint
+from repr.data.eval_datasets import DenseDataset
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.mixture import Mixture

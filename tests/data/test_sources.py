@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from repr.data.datasets import EvalDataset
+from repr.data.eval_datasets import EvalDataset
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.pictures import decode

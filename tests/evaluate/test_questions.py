@@ -9,13 +9,13 @@ import torch
 from repr.config import check, compose
 from repr.data.colour import colour_views
 from repr.data.drawn.composition import DrawnComposition
-from repr.data.drawn.pairs import SCENES
-from repr.data.repeated_views import RepeatedViews
+from repr.data.eval_datasets import RepeatedViews
 from repr.data.views import View, crop_views, draw
 from repr.evaluate.evaluation import config, evaluate, read_encoder
 from repr.fit import fit
 from repr.metrics.geometry import lidar
 from repr.seeds import sample_seed
+from tests.drawn_pairs import SCENES
 
 OF_LIDAR = ["eval.lidar.num_samples=5", "eval.lidar.num_views=3"]
 
@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     options = ["experiment=clip_composition", "smoke=true", f"run_folder={folder}", "trainer.limit_val_batches=1.0"]
     options += ["backbone.name=test_resnet", "data.train.num_items=8", "data.eval.composition.num_items=4"]
     options += ["callbacks.progress=null", "trainer.accelerator=cpu"]
-    options += ["+data.eval.mmvp={_target_: repr.data.drawn.pairs.DrawnPairs, size: 32, pairs: 2}"]
+    options += ["+data.eval.mmvp={_target_: tests.drawn_pairs.DrawnPairs, size: 32, pairs: 2}"]
     return folder, fit(
         compose([*options, "+data.eval.none={_target_: repr.data.drawn.scenes.Scenes, split: val, num_images: 9}"])
     )

@@ -7,24 +7,71 @@ words, so that a text encoder which adds up words knows nothing of them.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from repr.data.drawn.pairs import Pick
-from repr.data.drawn.pen import Pen
+from repr.data.drawn.pictures import DrawnPictures
 from repr.data.drawn.trifeature import COLOURS
+from repr.data.drawn.trifeature import SHAPES as OUTLINES
 from repr.data.questions.word_order import Tag, shuffled
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
 
+T = TypeVar("T")
+
+PAPER = (240, 238, 230)  # RGB of the ground
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = {"above": (0, -1), "below": (0, 1), "left of": (-1, 0), "right of": (1, 0)}  # where the first thing is
 _NUM_DRAWS = 24  # numbers that an item may draw
+
+
+class Pick:
+    """Draws from an item's own numbers in [0, 1)."""
+
+    def __init__(self, numbers: Sequence[float]) -> None:
+        self._numbers: Iterator[float] = iter(numbers)
+
+    def one(self, options: Sequence[T]) -> T:
+        """One of the options."""
+        return options[int(next(self._numbers) * len(options))]
+
+    def two(self, options: Sequence[T]) -> tuple[T, T]:
+        """Two different ones, in random order."""
+        first = self.one(options)
+        return first, self.one([option for option in options if option != first])
+
+
+class Pen:
+    """Paints in a square from -1 to 1, x to the right and y down, with smooth edges.
+
+    Args:
+        size: side of the picture in pixels.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.fine = max(3, -(-160 // size))  # painted so many times as large, for smooth edges
+        self.image = Image.new("RGB", (size * self.fine,) * 2, PAPER)
+        self.draw, self.unit = ImageDraw.Draw(self.image), size * self.fine / 2
+
+    def polygon(self, points: np.ndarray, rgb: tuple[int, int, int]) -> None:
+        """Fill a polygon with these corners (N, 2)."""
+        self.draw.polygon(((points + 1) * self.unit).ravel().tolist(), fill=rgb)
+
+    def shape(self, name: str, x: float, y: float, radius: float, colour: str, turn: float = 0.0) -> None:
+        """Fill one of trifeature's shapes around (x, y), ``turn`` whole turns clockwise, with one of its colours."""
+        cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
+        self.polygon(radius * OUTLINES[name] @ np.array([[cos, sin], [-sin, cos]]) + [x, y], COLOURS[colour])
+
+    def done(self) -> Image.Image:
+        """The picture at its size."""
+        return self.image.reduce(self.fine)
+
 
 Scene = tuple[str, Callable[[Pen], None]]  # a caption, and what paints the picture of which it is true
 
@@ -105,7 +152,7 @@ KINDS: dict[str, Callable[[Pick, Sequence[str], Sequence[str]], list[Scene]]] = 
 }
 
 
-class DrawnComposition:
+class DrawnComposition(DrawnPictures):
     """Drawn questions of four kinds; attribute and split: ``kind``.
 
     Items of ``attribute``, ``relation`` and ``count`` are two pictures and two captions, as in Winoground; those of
@@ -146,8 +193,8 @@ class DrawnComposition:
                 f"DrawnComposition: colours={colours}, shapes={shapes}; set colours from 2 to {len(COLOURS)} and "
                 f"shapes from 2 to {len(SHAPES)}"
             )
+        super().__init__(keep)
         self.size, self.split = size, "kind"
-        self._kept: dict[int, Image.Image] | None = {} if keep else None
         self._keys, self._scenes, self._distractors = list[str](), list[Scene](), list[list[str]]()
         names, items = list[str](), list[tuple[int, int]]()
         for kind in kinds:
@@ -174,21 +221,8 @@ class DrawnComposition:
         """The kind, the number of the item and which of its pictures."""
         return self._keys[index]
 
-    def encoded(self, index: int) -> bytes:
-        """The picture as PNG."""
-        file = io.BytesIO()
-        self.image(index).save(file, "PNG")
-        return file.getvalue()
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, ``size`` x ``size``."""
-        if self._kept is None:
-            return self._drawn(index)
-        if index not in self._kept:
-            self._kept[index] = self._drawn(index)
-        return self._kept[index]
-
-    def _drawn(self, index: int) -> Image.Image:
+    def draw(self, index: int) -> Image.Image:
+        """Draw the scene of a row."""
         pen = Pen(self.size)
         self._scenes[index][1](pen)
         return pen.done()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from repr.data.drawn.pictures import DrawnPictures
 from repr.data.drawn.shapes import PERIOD, SHAPES, TEXTURES
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
@@ -44,7 +44,7 @@ class Thing:
     draws: np.ndarray
 
 
-class Scenes:
+class Scenes(DrawnPictures):
     """Drawn scenes of several objects, with masks.
 
     The attributes of a row (``shape``, ``colour``, ``texture``) are those of its largest object, which lies in front
@@ -83,10 +83,10 @@ class Scenes:
             raise ValueError(f"Scenes: num_objects={list(num_objects)}; set [low, high] within 1 to {MAX_OBJECTS}")
         if not 0 < radius[0] <= radius[1] <= 0.5:
             raise ValueError(f"Scenes: radius={list(radius)}; set [low, high] with 0 < low <= high <= 0.5")
+        super().__init__(keep)
         self.split, self.size, self.radius, self.num_images = split, size, tuple(radius), num_images
         self._num_objects, self._seed = tuple(num_objects), seed
         self._last: tuple[int, Image.Image, np.ndarray] | None = None
-        self._kept: dict[int, Image.Image] | None = {} if keep else None
         self.attributes: dict[str, Sequence[str]] = self._attributes()
 
     @property
@@ -101,19 +101,9 @@ class Scenes:
         """Split and position."""
         return f"{self.split}-{index:06d}"
 
-    def encoded(self, index: int) -> bytes:
-        """The picture as PNG."""
-        file = BytesIO()
-        self.image(index).save(file, "PNG")
-        return file.getvalue()
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, ``size`` x ``size``."""
-        if self._kept is None:
-            return self._row(index)[0]
-        if index not in self._kept:
-            self._kept[index] = self._row(index)[0]
-        return self._kept[index]
+    def draw(self, index: int) -> Image.Image:
+        """Draw the scene of a row."""
+        return self._row(index)[0]
 
     def masks(self, index: int) -> np.ndarray:
         """The class of every pixel: (4, size, size) uint8, in the order of ``mask_classes``."""

@@ -6,7 +6,6 @@ rotation on a grey canvas, its texture rotated independently. Shapes, textures a
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from repr.data.drawn.pictures import DrawnPictures
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
 
@@ -155,7 +155,7 @@ def _canvas_colour(hue: float, hues: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-class Trifeature:
+class Trifeature(DrawnPictures):
     """Drawn objects: each of 1,000 combinations of colour, shape and texture, several times.
 
     A picture is a function of (``seed``, combination, number of the render); which combinations are held out, of the
@@ -193,6 +193,7 @@ class Trifeature:
                 f"Trifeature: size={size}, renders={renders}, hues={hues}; "
                 "set size from 32 to 224, renders to 1 or more, and hues to 0 or more"
             )
+        super().__init__()
         self.templates = _checked(TEMPLATES if templates is None else templates)
         order = uniform(sample_seed(seed, 0, torch.arange(NUM_TRAIN + NUM_HELD_OUT)), 1)[:, 0].argsort(stable=True)
         chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
@@ -218,14 +219,8 @@ class Trifeature:
         """Colour, shape, texture and the number of the render."""
         return f"{'-'.join(self._names(index).values())}/{index % self.renders}"
 
-    def encoded(self, index: int) -> bytes:
-        """The picture as PNG."""
-        file = io.BytesIO()
-        self.image(index).save(file, "PNG")
-        return file.getvalue()
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, drawn anew at each call."""
+    def draw(self, index: int) -> Image.Image:
+        """Draw the object of a row."""
         return draw_object(**self._names(index), draws=self._draws[index].tolist(), size=self.size, hues=self.hues)
 
     def captions(self, index: int) -> list[str]:

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,30 +23,7 @@ from torch import Tensor
 from repr.data.datasets import MAX_CAPTION_CHARS
 from repr.data.sources.columns import Labels
 from repr.data.sources.pictures import decode, open_zip, read_picture
-from repr.data.sources.source import Source
-
-
-@runtime_checkable
-class CompositionalSource(Protocol):
-    """What a source has besides, if its rows are questions."""
-
-    @property
-    def items(self) -> np.ndarray:
-        """(I, G) int64: the rows of each item, -1 where it has fewer than G."""
-        ...
-
-    @property
-    def split(self) -> str:
-        """The attribute that names the part of the benchmark that an item belongs to."""
-        ...
-
-    def distractors(self, index: int) -> Sequence[str]:
-        """Captions that are wrong for the row's picture; the right one is the first of ``captions``."""
-        ...
-
-
-class QuestionSource(Source, CompositionalSource, Protocol):
-    """A source of questions."""
+from repr.data.sources.source import QuestionSource
 
 
 @dataclass(frozen=True)
@@ -61,11 +38,6 @@ class Questions:
     candidates: Tensor
     items: Tensor
     split: str
-
-
-def has_questions(source: Source) -> TypeGuard[QuestionSource]:
-    """Whether the rows of a source are questions."""
-    return isinstance(source, CompositionalSource)
 
 
 def questions(source: QuestionSource) -> Questions:
@@ -150,11 +122,7 @@ class Cases:
         return self.cases[index].key
 
     def encoded(self, index: int) -> bytes:
-        """The file, unchanged; the whole picture also where a box is shown.
-
-        Raises:
-            OSError: it cannot be read; the message names it.
-        """
+        """The file, unchanged; the whole picture also where a box is shown."""
         file = self.cases[index].file
         if not self._zipped:
             return read_picture(self._path(file))
@@ -164,11 +132,7 @@ class Cases:
             raise OSError(f"{self._path(file)}: not readable ({error})") from error
 
     def image(self, index: int) -> Image.Image:
-        """What is shown of the picture, RGB, upright.
-
-        Raises:
-            OSError: it is damaged; the message names it.
-        """
+        """What is shown of the picture, RGB, upright."""
         case = self.cases[index]
         image = decode(self.encoded(index), self._path(case.file))
         return image if case.box is None else image.crop(case.box)

@@ -94,11 +94,11 @@ class Winoground(Cases):
         cases = []
         text = _text(path, "Winoground: set root to the folder that holds examples.jsonl")
         for line, row in enumerate(filter(None, map(str.strip, text.split("\n"))), 1):
-            found = _texts(_parsed(row, f"{path}, line {line}"), names, f"{path}, line {line}")
-            images, captions, tag = found[:2], found[2:4], found[4].lower()
-            for image, right, wrong in zip(images, captions, captions[::-1], strict=True):
+            where = f"{path}, line {line}"
+            *images, caption, other, tag = _texts(_parsed(row, where), names, where)
+            for image, right, wrong in zip(images, (caption, other), (other, caption), strict=True):
                 file = f"{image}.png"
-                cases.append(Case(image, in_zip.get(file, file), right, (wrong,), tag))
+                cases.append(Case(image, in_zip.get(file, file), right, (wrong,), tag.lower()))
         super().__init__(pictures, cases, split="tag", rows=2)
 
 
@@ -213,10 +213,10 @@ def _json(path: str, kind: type, hint: str) -> Any:
     Raises:
         ValueError: no such file, no JSON, or nothing of this kind.
     """
-    found = _parsed(_text(path, hint), path)
-    if not isinstance(found, kind) or not found:
+    content = _parsed(_text(path, hint), path)
+    if not isinstance(content, kind) or not content:
         raise ValueError(f"{path}: holds no cases; a {kind.__name__} of objects is expected")
-    return found
+    return content
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -1,7 +1,6 @@
 """Pairs of pictures that differ in one visual pattern, each with a statement that is true of it alone.
 
-:class:`MMVP` reads the MMVP-VLM benchmark from local files; :class:`repr.data.drawn.pairs.DrawnPairs` draws a set in
-the same form. Rows 2i and 2i + 1 are an item. Scored by :func:`repr.metrics.compositional.compositional`.
+Rows 2i and 2i + 1 are an item. :func:`repr.metrics.compositional.compositional` scores them.
 """
 
 from __future__ import annotations

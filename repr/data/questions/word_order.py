@@ -79,12 +79,12 @@ def shuffled(caption: str, rng: np.random.Generator, tagger: Tagger | None) -> l
     """
     tags = [(word, "") for word in caption.split()] if tagger is None else tagger(caption)
     taken = {" ".join(word for word, _ in tags)}
-    found = []
+    texts = []
     for way in BY_PLACE if tagger is None else (*BY_TAG, *BY_PLACE):
         for _ in range(TRIES):
             text = " ".join(way(tags, rng))
             if text not in taken:
                 taken.add(text)
-                found.append(text)
+                texts.append(text)
                 break
-    return found
+    return texts

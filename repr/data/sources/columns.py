@@ -100,7 +100,9 @@ class Labels(Sequence[str]):
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Labels:
-        """Number the names of any iterable in the order in which they come."""
+        """Number the names of any iterable in the order in which they come; labels are returned as they are."""
+        if isinstance(values, Labels):
+            return values
         labeler = Labeler()
         for value in values:
             labeler.append(value)
@@ -116,10 +118,9 @@ class Labels(Sequence[str]):
         """One column after the other."""
         numbers: dict[str, int] = {}
         codes = [np.empty(0, np.int32)]
-        for part in parts:
-            labels = part if isinstance(part, Labels) else Labels.of(part)
-            table = np.array([numbers.setdefault(name, len(numbers)) for name in labels.names], np.int32)
-            codes.append(table[labels.codes] if len(table) else labels.codes)
+        for labels in map(Labels.of, parts):
+            renumbered = np.array([numbers.setdefault(name, len(numbers)) for name in labels.names], np.int32)
+            codes.append(renumbered[labels.codes] if len(renumbered) else labels.codes)
         return cls(np.concatenate(codes), list(numbers))
 
     def __len__(self) -> int:
@@ -203,22 +204,37 @@ def split_texts(data: bytes, name: str, separator: bytes) -> list[str]:
     return [text for text in texts if text]
 
 
-def weighted_columns(captions: Sequence[str], weights: Sequence[float] | None, owner: str) -> dict[str, float]:
-    """Column -> weight with which training draws it; None: all alike.
+class CaptionColumns:
+    """A base of sources whose captions come from columns, each with a weight.
 
     Args:
-        captions: the columns.
-        weights: one each.
-        owner: what the error calls the source.
+        captions: the columns, the main one first.
+        weights: how often training draws each of them; None: all alike. The texts of one cell share its weight.
 
     Raises:
-        ValueError: not a list, or weights that do not fit.
+        ValueError: no list of columns, or weights that do not fit.
     """
-    if isinstance(captions, str):
-        raise ValueError(f"{owner}: captions={captions!r}; set a list such as [{captions}]")
-    weights = [1.0] * len(captions) if weights is None else weights
-    if len(weights) != len(captions) or not all(0 < weight < float("inf") for weight in weights):
-        raise ValueError(
-            f"{owner}: caption_weights={list(weights)} for captions={list(captions)}; set one positive weight each"
-        )
-    return dict(zip(captions, map(float, weights), strict=True))
+
+    def __init__(self, captions: Sequence[str], weights: Sequence[float] | None) -> None:
+        owner = type(self).__name__
+        if isinstance(captions, str):
+            raise ValueError(f"{owner}: captions={captions!r}; set a list such as [{captions}]")
+        weights = [1.0] * len(captions) if weights is None else weights
+        if len(weights) != len(captions) or not all(0 < weight < float("inf") for weight in weights):
+            raise ValueError(
+                f"{owner}: caption_weights={list(weights)} for captions={list(captions)}; set one positive weight each"
+            )
+        self.weights = dict(zip(captions, map(float, weights), strict=True))
+
+    def read_texts(self, index: int, column: str) -> list[str]:
+        """The texts of one cell, without empty ones."""
+        raise NotImplementedError
+
+    def captions(self, index: int) -> list[str]:
+        """The texts of all columns in their order, without empty ones."""
+        return [text for column in self.weights for text in self.read_texts(index, column)]
+
+    def caption_weights(self, index: int) -> list[float]:
+        """One weight a text of :meth:`captions`."""
+        cells = [(weight, len(self.read_texts(index, column))) for column, weight in self.weights.items()]
+        return [weight / num for weight, num in cells for _ in range(num)]

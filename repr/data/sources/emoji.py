@@ -17,13 +17,8 @@ from repr.data.sources.pictures import decode, open_zip
 
 WHITE = 230  # from this value on in all channels, a pixel of an emoji is ground; WebP blurs white down to some 235
 
-
 EMOJI_ZIP = Path(__file__).with_name("emoji64.zip")
-
-
 EMOJI_ATTRIBUTES = ("category", "subcategory", "style", "concept")
-
-
 EMOJI_TEXTS = ("caption", "keywords")
 
 

@@ -70,27 +70,15 @@ class Folder:
         return os.fsdecode(self._files[index])
 
     def encoded(self, index: int) -> bytes:
-        """The file, unchanged.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """The file, unchanged."""
         return read_picture(os.path.join(self.root, self.key(index)))
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright.
-
-        Raises:
-            OSError: the file is no image or damaged; the message names its path.
-        """
+        """The picture, RGB, upright."""
         return decode(self.encoded(index), os.path.join(self.root, self.key(index)))
 
     def captions(self, index: int) -> list[str]:
-        """The lines of the text file beside the image that are not empty.
-
-        Raises:
-            OSError: the text file cannot be read, or is not UTF-8.
-        """
+        """The lines of the text file beside the image that are not empty."""
         if not self._has_captions:
             return []
         path = os.path.join(self.root, _text_file(self.key(index)))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from repr.data.dense import mask_vocabulary, named_masks
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source
+from repr.data.sources.source import Source, caption_weights, mask_vocabulary, named_masks
 
 
 class Mixture:
@@ -45,41 +44,42 @@ class Mixture:
         }
         self.mask_classes = mask_vocabulary(self.sources)
 
-    def _find(self, index: int) -> tuple[int, int]:
+    def _number(self, index: int) -> int:
+        """The number of a row's source."""
+        return int(np.searchsorted(self._ends, index, side="right"))
+
+    def _find(self, index: int) -> tuple[Source, int]:
         """The source of a row, and the row's position in it."""
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - int(self._ends[number - 1] if number else 0)
+        number = self._number(index)
+        return self.sources[number], index - int(self._ends[number - 1] if number else 0)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def key(self, index: int) -> str:
         """The number of the source, and the row's key in it."""
-        number, row = self._find(index)
-        return f"{number}:{self.sources[number].key(row)}"
+        source, row = self._find(index)
+        return f"{self._number(index)}:{source.key(row)}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""
-        number, row = self._find(index)
-        return self.sources[number].encoded(row)
+        source, row = self._find(index)
+        return source.encoded(row)
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
-        number, row = self._find(index)
-        return self.sources[number].image(row)
+        source, row = self._find(index)
+        return source.image(row)
 
     def captions(self, index: int) -> list[str]:
         """The texts that the row's source offers."""
-        number, row = self._find(index)
-        return self.sources[number].captions(row)
+        source, row = self._find(index)
+        return source.captions(row)
 
-    def caption_weights(self, index: int) -> list[float] | None:
+    def caption_weights(self, index: int) -> Sequence[float] | None:
         """The weights that the row's source gives to its texts, if it does."""
-        number, row = self._find(index)
-        weights = getattr(self.sources[number], "caption_weights", None)
-        return weights(row) if weights else None
+        return caption_weights(*self._find(index))
 
     def masks(self, index: int) -> np.ndarray:
         """The masks of all names, 255 where the row's source lacks one."""
-        number, row = self._find(index)
-        return named_masks(self.sources[number], row, self.mask_classes)
+        return named_masks(*self._find(index), self.mask_classes)

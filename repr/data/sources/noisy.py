@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from repr.data.sources.source import Source
+from repr.data.sources.source import Source, caption_weights
 from repr.seeds import sample_seed
 
 
@@ -82,7 +82,6 @@ class Noisy:
                 words[place] = str(rng.choice(others[0].split()))
         return " ".join(words)
 
-    def caption_weights(self, index: int) -> list[float] | None:
+    def caption_weights(self, index: int) -> Sequence[float] | None:
         """Those of the source, if it has any."""
-        weights = getattr(self.source, "caption_weights", None)
-        return weights(index) if weights else None
+        return caption_weights(self.source, index)

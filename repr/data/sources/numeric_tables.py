@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from repr.data.sources.columns import Labels, rows_of_part
+from repr.data.sources.source import Source, columns_of, tables_of
 from repr.data.sources.table import DELIMITERS
 
 Blocks = dict[str, np.ndarray]  # block -> (N, F) float32
@@ -180,22 +181,22 @@ def _places(wanted: Sequence[str], keys: Sequence[str], first: str, path: str) -
     return np.array([places[name] for name in wanted], np.int64)
 
 
-def gather_tables(sources: Mapping[str, Any], *, min_max: bool) -> dict[str, dict[str, Tensor]]:
+def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, dict[str, Tensor]]:
     """The blocks of all sets: set -> block -> (N, F) float32; empty ones where no set has any.
 
     Args:
-        sources: ``train`` and the evaluation sets; a set may have ``tables``.
+        sources: ``train`` and the evaluation sets.
         min_max: bring each column to [0, 1] by its least and greatest value in ``train``; one that is constant there
             becomes 0.
 
     Raises:
         ValueError: a set has other blocks, or other columns, than ``train``.
     """
-    found = {
-        name: {block: torch.as_tensor(table) for block, table in getattr(source, "tables", {}).items()}
+    sets = {
+        name: {block: torch.as_tensor(table) for block, table in tables_of(source).items()}
         for name, source in sources.items()
     }
-    shapes = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in found.items()}
+    shapes = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in sets.items()}
     for name, widths in shapes.items():
         if list(widths.items()) != list(shapes["train"].items()):
             raise ValueError(
@@ -203,7 +204,7 @@ def gather_tables(sources: Mapping[str, Any], *, min_max: bool) -> dict[str, dic
                 "give all sets the same ones, in the same order"
             )
         for block in widths if name != "train" else ():
-            theirs, ours = (getattr(sources[s], "columns", {}).get(block) for s in (name, "train"))
+            theirs, ours = (columns_of(sources[s]).get(block) for s in (name, "train"))
             if theirs != ours:
                 other = next((a, b) for a, b in zip(theirs or [], ours or [], strict=True) if a != b)
                 raise ValueError(
@@ -212,17 +213,12 @@ def gather_tables(sources: Mapping[str, Any], *, min_max: bool) -> dict[str, dic
                 )
     if min_max:
         for block in shapes["train"]:
-            low, high = found["train"][block].aminmax(dim=0)
+            low, high = sets["train"][block].aminmax(dim=0)
             span = (high - low).masked_fill(high == low, torch.inf)
-            for blocks in found.values():
+            for blocks in sets.values():
                 blocks[block] = (blocks[block] - low) / span
-    return found
+    return sets
 
 
 def _told(widths: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({width} columns)" for name, width in widths.items()) or "of no kind"
-
-
-def rows_of(tables: Iterable[Tensor], index: Tensor) -> list[Tensor]:
-    """These rows of every block: T x (B, F)."""
-    return [table[index] for table in tables]

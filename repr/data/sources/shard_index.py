@@ -56,11 +56,11 @@ class ShardIndex:
 
     def spans(self, endings: Sequence[str]) -> np.ndarray:
         """Offset and size of each sample's first member with one of ``endings``: (N, 2), size -1 where none is."""
-        found = np.full((len(self), 2), -1, np.int64)
+        spans = np.full((len(self), 2), -1, np.int64)
         members = np.flatnonzero([self.endings[number] in endings for number in range(len(self.endings))])
         mine = np.flatnonzero(np.isin(self.ending, members))[::-1]  # backwards, so that the first one stays
-        found[self.row[mine]] = self.span[mine]
-        return found
+        spans[self.row[mine]] = self.span[mine]
+        return spans
 
     @classmethod
     def load_all(cls, paths: Sequence[str], *, labels: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
@@ -117,15 +117,15 @@ class ShardIndex:
                 else:
                     seen.add((row, ending))
                     members.append((row, ending, member.offset_data, member.size))
-            table = np.array(members, np.int64).reshape(-1, 4)
+            sample, kind, *span = np.array(members, np.int64).reshape(-1, 4).T
             index = cls(
                 size=stat.st_size,
                 time=stat.st_mtime_ns,
                 keys=Packed.of(os.fsencode(key) for key in keys),
                 endings=list(endings),
-                row=table[:, 0].astype(np.int32),
-                ending=table[:, 1].astype(np.int32),
-                span=table[:, 2:].copy(),
+                row=sample.astype(np.int32),
+                ending=kind.astype(np.int32),
+                span=np.stack(span, axis=1),
                 labels={},
                 faults=faults,
             )

@@ -12,20 +12,20 @@ import glob
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import Labels, Packed, rows_of_part, split_texts, weighted_columns
+from repr.data.sources.columns import CaptionColumns, Labels, Packed, rows_of_part, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
 from repr.data.sources.shard_index import ShardIndex, json_object
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 
 
-class Shards:
+class Shards(CaptionColumns):
     """The samples of local tar shards, in the order of shards and members.
 
     A field is the ending of a member (``txt``, ``jpg``, ``seg.png``), or an entry of a JSON member
@@ -58,7 +58,7 @@ class Shards:
         cache_dir: str | None = None,
     ) -> None:
         self.files = expand_files([files] if isinstance(files, str) else files)
-        self.weights = weighted_columns(captions, caption_weights, "Shards")
+        super().__init__(captions, caption_weights)
         if isinstance(labels, str):
             raise ValueError(f"Shards: labels={labels!r}; set a list such as [{labels}]")
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
@@ -153,41 +153,20 @@ class Shards:
         return self._open[shard]
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, unchanged.
-
-        Raises:
-            OSError: the sample is damaged or has no picture.
-        """
+        """The picture's file, unchanged."""
         return self._read(index, self._images[index], "picture")
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright.
-
-        Raises:
-            OSError: the sample is damaged; the message names shard and key.
-        """
+        """The picture, RGB, upright."""
         return decode(self.encoded(index), self._name(index))
 
-    def captions(self, index: int) -> list[str]:
-        """The texts of the caption fields in their order, without empty ones.
-
-        Raises:
-            OSError: the sample is damaged, or a text is not UTF-8.
-        """
-        return [text for text, _ in self._weighted_texts(index)]
-
-    def caption_weights(self, index: int) -> list[float]:
-        """One weight a text of :meth:`captions`; those of a field share its weight."""
-        return [weight for _, weight in self._weighted_texts(index)]
-
-    def _weighted_texts(self, index: int) -> Iterator[tuple[str, float]]:
-        for name, weight in self.weights.items():
-            span = self._texts[name][index]
-            if span[1] < 0 and index not in self._faults:
-                continue
-            data = self._read(index, span, name)
-            texts = self._json_texts(index, data, name) if ":" in name else split_texts(data, self._name(index), b"\0")
-            yield from ((text, weight / len(texts)) for text in texts)
+    def read_texts(self, index: int, column: str) -> list[str]:
+        """The texts of one field, without empty ones; a sample may lack the field."""
+        span = self._texts[column][index]
+        if span[1] < 0 and index not in self._faults:
+            return []
+        data = self._read(index, span, column)
+        return self._json_texts(index, data, column) if ":" in column else split_texts(data, self._name(index), b"\0")
 
     def _json_texts(self, index: int, data: bytes, field: str) -> list[str]:
         """The text or texts under an entry of a JSON member."""
@@ -206,10 +185,10 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     files = []
     for pattern in patterns:
         for path in _expand_range(os.path.expanduser(pattern)):
-            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-            if not found or not os.path.isfile(found[0]):
+            matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            if not matches or not os.path.isfile(matches[0]):
                 raise ValueError(f"Shards: files={pattern!r}: {path} does not exist; set files to .tar shards")
-            files += found
+            files += matches
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")
     return files

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import Labeler, Labels, Packer, rows_of_part, split_texts, weighted_columns
+from repr.data.sources.columns import CaptionColumns, Labeler, Labels, Packer, rows_of_part, split_texts
 from repr.data.sources.pictures import decode, read_picture
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _TEXT_END = "\0"  # between the texts of one cell that holds several
 
 
-class Table:
+class Table(CaptionColumns):
     """Rows of a file, one picture each.
 
     A row that says nothing usable (no path, more cells than the header, no JSON) is kept and cannot be read, so
@@ -56,7 +56,7 @@ class Table:
     ) -> None:
         self.path = os.path.expanduser(path)
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
-        self.weights = weighted_columns(captions, caption_weights, "Table")
+        super().__init__(captions, caption_weights)
         if isinstance(labels, str):
             raise ValueError(f"Table: labels={labels!r}; set a list such as [{labels}]")
         wanted = {
@@ -120,40 +120,19 @@ class Table:
         return os.path.join(self.root, os.fsdecode(self._paths[index]))
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, unchanged.
-
-        Raises:
-            OSError: the row is damaged, or the file cannot be read.
-        """
+        """The picture's file, unchanged."""
         return read_picture(self._file(index))
 
     def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright.
-
-        Raises:
-            OSError: the row or the file is damaged; the message names it.
-        """
+        """The picture, RGB, upright."""
         path = self._file(index)
         return decode(read_picture(path), path)
 
-    def captions(self, index: int) -> list[str]:
-        """The texts of the caption columns in their order, without empty ones.
-
-        Raises:
-            OSError: the row is damaged, or a text is not UTF-8.
-        """
-        return [text for text, _ in self._weighted_texts(index)]
-
-    def caption_weights(self, index: int) -> list[float]:
-        """One weight a text of :meth:`captions`; those of a cell share its column's."""
-        return [weight for _, weight in self._weighted_texts(index)]
-
-    def _weighted_texts(self, index: int) -> Iterator[tuple[str, float]]:
+    def read_texts(self, index: int, column: str) -> list[str]:
+        """The texts of one cell, without empty ones."""
         if index in self._faults:
             raise OSError(f"{self._name(index)}: {self._faults[index]}")
-        for name, weight in self.weights.items():
-            texts = split_texts(self._texts[name][index], self._name(index), _TEXT_END.encode())
-            yield from ((text, weight / len(texts)) for text in texts)
+        return split_texts(self._texts[column][index], self._name(index), _TEXT_END.encode())
 
 
 def read_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:

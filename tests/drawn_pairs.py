@@ -6,47 +6,71 @@ our own.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
-from repr.data.drawn.pen import INK, PAPER, Pen, darker, outline
-from repr.data.drawn.trifeature import COLOURS
+from repr.data.drawn import composition
+from repr.data.drawn.composition import PAPER, Pick
+from repr.data.drawn.pictures import DrawnPictures
+from repr.data.drawn.trifeature import COLOURS, SHAPES
 from repr.data.questions.mmvp import PREFIX
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
 
-T = TypeVar("T")
+Points = Sequence[tuple[float, float]] | np.ndarray  # (N, 2)
+Paint = str | tuple[int, int, int]  # a name of trifeature's colours, or RGB
 
+INK = (40, 40, 40)
 _OBJECTS = ("circle", "square", "triangle", "star", "heart", "cross")
 _NUMBERS = ("one", "two", "three", "four", "five", "six")
 _WORDS = ("YES", "NO", "STOP", "GO", "OPEN", "SHUT", "IN", "OUT", "HOT", "COLD")
 _TURNS = {"up": 0.0, "right": 0.25, "down": 0.5, "left": 0.75}
 _NUM_DRAWS = 12  # numbers that a scene may draw
 
+
+class Pen(composition.Pen):
+    """Paints lines, discs, boxes and words, too."""
+
+    def polygon(self, points: Points, colour: Paint) -> None:
+        """Fill a polygon."""
+        super().polygon(np.asarray(points), _rgb(colour))
+
+    def line(self, points: Points, colour: Paint, width: float = 0.05) -> None:
+        """Draw a line through points, with round joints."""
+        flat = ((np.asarray(points) + 1) * self.unit).ravel().tolist()
+        self.draw.line(flat, fill=_rgb(colour), width=max(1, round(width * self.unit)), joint="curve")
+
+    def disc(self, x: float, y: float, radius: float, colour: Paint, height: float = 1.0) -> None:
+        """Fill a circle, or an ellipse whose ``height`` is a share of its width."""
+        angle = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+        self.polygon(np.stack([x + radius * np.cos(angle), y + radius * height * np.sin(angle)], axis=1), colour)
+
+    def box(self, left: float, top: float, right: float, bottom: float, colour: Paint) -> None:
+        """Fill a rectangle."""
+        self.polygon([(left, top), (right, top), (right, bottom), (left, bottom)], colour)
+
+    def text(self, word: str, colour: Paint) -> None:
+        """Write a word across the middle."""
+        font = ImageFont.load_default(round(0.62 * self.unit))
+        self.draw.text((self.unit, self.unit), word, fill=_rgb(colour), font=font, anchor="mm")
+
+
+def darker(colour: str) -> tuple[int, int, int]:
+    """A shade of one of trifeature's colours."""
+    red, green, blue = COLOURS[colour]
+    return 3 * red // 5, 3 * green // 5, 3 * blue // 5
+
+
+def _rgb(colour: Paint) -> tuple[int, int, int]:
+    return COLOURS[colour] if isinstance(colour, str) else colour
+
+
 Scene = tuple[str, Callable[[Pen], None]]  # a statement, and what paints the picture of which it is true
 Pair = tuple[Scene, Scene]
-
-
-class Pick:
-    """Draws from a pair's own numbers."""
-
-    def __init__(self, numbers: Sequence[float]) -> None:
-        self._numbers: Iterator[float] = iter(numbers)
-
-    def one(self, options: Sequence[T]) -> T:
-        """One of the options."""
-        return options[int(next(self._numbers) * len(options))]
-
-    def two(self, options: Sequence[T]) -> tuple[T, T]:
-        """Two different ones, in random order."""
-        first = self.one(options)
-        return first, self.one([option for option in options if option != first])
 
 
 def _a(words: str) -> str:
@@ -175,7 +199,7 @@ def _structure(pick: Pick) -> Pair:
 
     def scene(style: str) -> Scene:
         def paint(pen: Pen) -> None:
-            corners = outline(shape, 0, 0, 0.72)
+            corners = 0.72 * SHAPES[shape]
             if style == "filled with":
                 pen.polygon(corners, colour)
             elif style == "outlined in":
@@ -245,7 +269,7 @@ SCENES: dict[str, Callable[[Pick], Pair]] = {
 }
 
 
-class DrawnPairs:
+class DrawnPairs(DrawnPictures):
     """Drawn scenes of the nine patterns in the form of MMVP-VLM: rows 2i and 2i + 1 differ in the pattern alone.
 
     A pair is a function of (``seed``, pattern, its number). Attribute: ``pattern``.
@@ -263,6 +287,7 @@ class DrawnPairs:
     def __init__(self, *, size: int = 64, pairs: int = 15, seed: int = 0, prefix: str = PREFIX) -> None:
         if size < 32 or pairs < 1:
             raise ValueError(f"DrawnPairs: size={size}, pairs={pairs}; set size to 32 or more and pairs to 1 or more")
+        super().__init__()
         pattern, number = torch.arange(len(SCENES)).repeat_interleave(pairs), torch.arange(pairs).repeat(len(SCENES))
         draws = uniform(sample_seed(seed, pattern, number), _NUM_DRAWS).tolist()
         patterns = [name for name in SCENES for _ in range(pairs)]
@@ -279,14 +304,8 @@ class DrawnPairs:
         """The pattern, the number of the pair and which half of it."""
         return f"{self.attributes['pattern'][index]}/{index // 2 % self.pairs}{'ab'[index % 2]}"
 
-    def encoded(self, index: int) -> bytes:
-        """The picture as PNG."""
-        file = io.BytesIO()
-        self.image(index).save(file, "PNG")
-        return file.getvalue()
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, drawn anew at each call."""
+    def draw(self, index: int) -> Image.Image:
+        """Draw the scene of a row."""
         pen = Pen(self.size)
         self._scenes[index][1](pen)
         return pen.done()
