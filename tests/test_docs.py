@@ -194,10 +194,6 @@ def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> N
     (tmp_path / "conf" / "evaluate" / "lengths.yaml").write_text(config)
     words = commands("CONTRIBUTING.md", "Add an evaluation protocol")
     fit, evaluate = (command for command in words if command.startswith("python -m repr."))
-        command
-        for command in commands("CONTRIBUTING.md", "Add an evaluation protocol")
-        if command.startswith("python -m repr.")
-    )
     small = [
         "smoke=true",
         "run_folder=RUN",
