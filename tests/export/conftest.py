@@ -58,7 +58,7 @@ def run_and_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path
         for module, words in (
             ("fit", [*RUN, f"run_folder={folder}/run"]),
             ("export.__main__", [f"run={folder}/run", "to=open_clip", f"out={folder}/export"]),
-            ("evaluate", evaluation),
+            ("evaluate.__main__", evaluation),
         )
     )
     command = [sys.executable, "-c", program]
