@@ -82,9 +82,7 @@ class GatheredTables(Tables):
         number = self.data.eval_names.index(cast(str, request.set))
         for batch in islice(self.data.in_order(request.dataset()), int(trainer.num_val_batches[number])):
             batch = trainer.strategy.batch_to_device(batch, dataloader_idx=number)
-            if "views" in batch:
-                (batch["image"],) = batch.pop("views")
-            for key in ("image", "crops"):
+            for key in ("image", "crops", "views"):
                 if key in batch:
                     batch[key] = trainer.precision_plugin.convert_input(batch[key])
             with trainer.precision_plugin.val_step_context():

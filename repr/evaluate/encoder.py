@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from repr.data.views import evaluation_view
 class Encoder:
     """Anything that can be evaluated.
 
-    Attributes:
+    Args:
         module: has ``embed(batch) -> Embeddings``, ``backbone`` if it gives feature maps, and
             ``encode_text(tokens) -> (B, D)`` if there is a tokenizer.
         transform: RGB picture -> (3, S, S), uint8 or normalised float.
@@ -27,49 +27,37 @@ class Encoder:
         mean: of the channels, of pixels in [0, 1].
         std: likewise.
         tokenizer: list of texts -> (B, L) int64; None: it encodes images only.
-        preprocessing: what the transform does, in words and numbers, for the protocol.
+        resize: what the transform does, in words, for the protocol.
+        crop: likewise.
+        interpolation: likewise.
         notes: lines for whoever starts the evaluation.
     """
 
     module: nn.Module
     transform: Callable[[Image.Image], Tensor]
     image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     tokenizer: Callable[[list[str]], Tensor] | None
-    preprocessing: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
+    resize: str = "shorter side to the resolution"
+    crop: str = "centre"
+    interpolation: str = "bicubic"
+    notes: Sequence[str] = ()
 
     @classmethod
     def of_objective(
         cls, module: nn.Module, image_size: int, mean: Sequence[float], std: Sequence[float], tokenizer: Any
     ) -> Encoder:
-        """An objective, with the evaluation transform of this project.
-
-        Args:
-            module: the objective, or the stages of several joined.
-            image_size: side in pixels.
-            mean: of the channels, of pixels in [0, 1].
-            std: likewise.
-            tokenizer: of its captions; it is left out where the objective has no text tower.
-        """
+        """An objective with the evaluation transform of this project; without text tower it needs no tokenizer."""
         has_text = hasattr(module, "encode_text") and getattr(module, "text", module) is not None
-        return cls(
-            module=module,
-            transform=partial(evaluation_view, size=image_size),
-            image_size=image_size,
-            mean=tuple(mean),
-            std=tuple(std),
-            tokenizer=tokenizer if has_text else None,
-            preprocessing={
-                "resolution": image_size,
-                "resize": "shorter side to the resolution",
-                "crop": "centre",
-                "interpolation": "bicubic",
-                "mean": list(mean),
-                "std": list(std),
-            },
-        )
+        transform = partial(evaluation_view, size=image_size)
+        return cls(module, transform, image_size, mean, std, tokenizer if has_text else None)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What the transform does, in words and numbers."""
+        words = {"resize": self.resize, "crop": self.crop, "interpolation": self.interpolation}
+        return {"resolution": self.image_size, **words, "mean": list(self.mean), "std": list(self.std)}
 
     @property
     def has_maps(self) -> bool:

@@ -17,7 +17,6 @@ from repr.runs.folder import EVALUATION, EVALUATIONS, holder, load_run, run_fold
 
 if TYPE_CHECKING:
     from repr.evaluate.encoder import Encoder
-    from repr.evaluate.protocol import Number
 FOREIGN = ("open_clip:", "timm:")
 
 
@@ -52,12 +51,13 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     encoder = read_encoder(cfg.model, cfg.image_size)
     cfg = cfg.copy()
     cfg.image_size = encoder.image_size
+    cfg.data.update({"mean": list(encoder.mean), "std": list(encoder.std)})
     asked: Any = OmegaConf.to_container(cfg.get("eval") or OmegaConf.create(), resolve=True)
     protocols = read_protocols(asked)
     data = instantiate(cfg.data)
     folder = evaluation_folder(cfg.model)
     cfg.run_folder = str(folder)
-    tables = StoredTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), cfg.features, class_files)
+    tables = StoredTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), class_files)
     planned = plan(protocols, tables)
     tables.extract()
     for protocol in protocols.values():
@@ -72,9 +72,9 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         "protocol_hash": protocol_hash,
         "model": {"name": str(cfg.model), "hash": tables.model_hash},
         "data": {"name": data_name, "sets": tables.told()},
-        "results": {name: _entry(number) for name, number in numbers.items()},
+        "results": {name: {**vars(number), "protocol_hash": number.hash} for name, number in numbers.items()},
         "left_out": tables.left_out,
-        "notes": encoder.notes,
+        "notes": list(encoder.notes),
         "versions": _versions(),
     }
     with replacing(out / EVALUATION) as file:
@@ -158,15 +158,6 @@ def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Dic
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]
     files = [path for root in roots for path in sorted((root / "eval" / "classes").glob("*.yaml"))]
     return cfg, "own" if of_run else given.get("data", "emoji"), files
-
-
-def _entry(number: Number) -> dict[str, Any]:
-    return {
-        "value": number.value,
-        "chance": number.chance,
-        "protocol": number.protocol,
-        "protocol_hash": number.hash,
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -112,8 +112,9 @@ class Finetune(Protocol):
             model = self._trained(tables, attribute)
             with tempfile.TemporaryDirectory() as folder:
                 assert tables.cfg is not None
-                encoder = replace(tables.encoder, module=model.eval())
-                scores = StoredTables(encoder, tables.data, tables.cfg, Path(folder), "float32")
+                encoder, cfg = replace(tables.encoder, module=model.eval()), tables.cfg.copy()
+                cfg.features = "float32"
+                scores = StoredTables(encoder, tables.data, cfg, Path(folder))
                 for name in sets:
                     scores.want_pictures(name)
                 scores.extract()
@@ -133,7 +134,7 @@ class Finetune(Protocol):
         """A classifier after training on all rows of the training set, with views as ``cfg.views`` says."""
         cfg, encoder, data = tables.cfg, tables.encoder, tables.data
         assert cfg is not None
-        train = instantiate(cfg.data, batch_size=self.batch_size, mean=list(encoder.mean), std=list(encoder.std))
+        train = instantiate(cfg.data, batch_size=self.batch_size)
         optim = Optim(
             lr=self.lr,
             weight_decay=self.weight_decay,

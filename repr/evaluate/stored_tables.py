@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.data.colour import colour_views, normalise
 from repr.data.datamodule import DataModule
 from repr.data.datasets import too_many_bad
 from repr.data.fingerprint import captions_of, of_rows
@@ -34,15 +33,13 @@ class Extractor(pl.LightningModule):
     """An encoder behind the Trainer: embeds batches of pictures, of texts, of views, and of pictures with crops.
 
     Args:
-        encoder: what is evaluated.
-        data: whose loader options are used.
+        module: of the encoder.
+        data: whose loader options and device half are used.
     """
 
-    def __init__(self, encoder: Encoder, data: DataModule) -> None:
+    def __init__(self, module: Any, data: DataModule) -> None:
         super().__init__()
-        self.module: Any = encoder.module
-        self.mean, self.std = encoder.mean, encoder.std
-        self.data = data
+        self.module, self.data = module, data
         self.dataset: Any = None
         self.bad: dict[int, str] = {}
 
@@ -58,22 +55,13 @@ class Extractor(pl.LightningModule):
             _log.warning("sample %d left out: %s", row, fault)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pixels are coloured and normalised, unless the encoder's own transform has done it."""
+        return self.data.on_after_batch_transfer(batch, dataloader_idx)
+
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """The columns of a table."""
-        if "text" in batch:
-            return {"text": self.module.encode_text(batch["text"]).float()}
-        if "views" in batch:
-            (batch["image"],) = colour_views(batch.pop("views"), batch["colour"], self.mean, self.std)
-        for key in ("image", "crops"):
-            if key in batch:
-                batch[key] = _normalised(batch[key], self.mean, self.std)
         return embed(self.module, batch)
-
-
-def _normalised(pixels: Any, mean: Sequence[float], std: Sequence[float]) -> Any:
-    if isinstance(pixels, list):
-        return [_normalised(part, mean, std) for part in pixels]
-    return pixels if pixels.is_floating_point() else normalise(pixels, mean, std)
 
 
 class StoredTables(Tables):
@@ -81,26 +69,19 @@ class StoredTables(Tables):
 
     Args:
         encoder: what is evaluated.
-        data: the sets.
-        cfg: a whole config of ``repr.evaluate``, for the trainer.
+        data: the sets, normalised for the encoder.
+        cfg: a whole config of ``repr.evaluate``.
         folder: where tables are kept.
-        dtype: ``float32`` or ``bfloat16``, on disk.
         class_files: see :class:`repr.evaluate.tables.Tables`.
     """
 
     cfg: DictConfig
 
     def __init__(
-        self,
-        encoder: Encoder,
-        data: DataModule,
-        cfg: DictConfig,
-        folder: Path,
-        dtype: str,
-        class_files: Sequence[Path] = (),
+        self, encoder: Encoder, data: DataModule, cfg: DictConfig, folder: Path, class_files: Sequence[Path] = ()
     ) -> None:
-        precision = str(cfg.trainer.precision)
-        super().__init__(encoder, data, precision=precision, dtype=dtype, seed=cfg.seed, class_files=class_files)
+        options: Any = {"precision": str(cfg.trainer.precision), "dtype": cfg.features, "seed": cfg.seed}
+        super().__init__(encoder, data, class_files=class_files, **options)
         self.cfg, self.folder = cfg, folder
         self.model_hash = hash_module(encoder.module)
         self.data_hash = {name: of_rows(*data.evaluated(name)) for name in data.eval_names}
@@ -157,7 +138,7 @@ class StoredTables(Tables):
                 continue
             if fault and not rank():
                 print(f"extracted anew: {fault}")
-            extractor = extractor or Extractor(self.encoder, self.data)
+            extractor = extractor or Extractor(self.encoder.module, self.data)
             self._extract(folder, request, extractor)
 
     def _extract(self, folder: Path, request: Request, extractor: Extractor) -> None:

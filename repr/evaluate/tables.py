@@ -6,10 +6,9 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -33,21 +32,13 @@ NO_TEXT = "the encoder has no text tower"
 TRUNK, LOGITS = "trunk.", "logits."  # how columns of other poolings, and of heads, begin
 
 
-@dataclass(frozen=True)
-class Request:
-    """A table that is wanted.
+class Request(NamedTuple):
+    """A table that is wanted."""
 
-    Attributes:
-        dataset: makes what is embedded.
-        rows: (N,) int64, rising; what ``index`` of the batches may be.
-        told: what messages call it.
-        set: the evaluation set that its pictures are of; None for texts.
-    """
-
-    dataset: Callable[[], Any]
-    rows: Tensor
-    told: str
-    set: str | None = None
+    dataset: Callable[[], Any]  # what is embedded
+    rows: Tensor  # (N,) int64, rising; what `index` of the batches may be
+    told: str  # what messages call it
+    set: str | None = None  # the evaluation set that its pictures are of; None for texts
 
 
 class Tables(ABC):
@@ -286,9 +277,12 @@ def columns_of(embeddings: Embeddings) -> dict[str, Tensor]:
 
 
 def embed(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The columns of a batch whose pictures are ready: maps of pictures and their crops, or embeddings."""
-    if "crops" not in batch:
-        return columns_of(module.embed(batch))
-    pictures = zip(("maps", "first", "second"), (batch["image"], *batch["crops"]), strict=True)
-    columns = {name: feature_map(module.backbone, picture).float() for name, picture in pictures}
-    return columns | {"boxes": batch["boxes"]} | ({"mask": batch["mask"]} if "mask" in batch else {})
+    """The columns of a batch on the device: of texts, of pictures or a view of each, or maps where there are crops."""
+    if "crops" in batch:
+        pictures = zip(("maps", "first", "second"), (batch["image"], *batch["crops"]), strict=True)
+        columns = {name: feature_map(module.backbone, picture).float() for name, picture in pictures}
+        return columns | {"boxes": batch["boxes"]} | ({"mask": batch["mask"]} if "mask" in batch else {})
+    if "image" not in batch and "views" not in batch:
+        return {"text": module.encode_text(batch["text"]).float()}
+    image = batch["image"] if "image" in batch else batch["views"][0]
+    return columns_of(module.embed(Batch(image=image)))

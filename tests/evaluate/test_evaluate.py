@@ -223,7 +223,7 @@ def test_timm_models_see_what_timm_shows_them(pictures: Path, tmp_path: Path) ->
     with torch.inference_mode():
         mine = encoder.module.embed({"image": transform(image)[None]})
         torch.testing.assert_close(mine.trunk, library(transform(image)[None]))
-    assert (encoder.image_size, encoder.preprocessing["resize"]) == (64, "shorter side to 80")
+    assert (encoder.image_size, encoder.resize) == (64, "shorter side to 80")
     larger = read_encoder(f"timm:local-dir:{folder}", 96)  # a position table can be resized
     assert larger.transform(image).shape == (3, 96, 96)
     where = [f"out={tmp_path}/out", f"cache={tmp_path}/cache", "eval=[knn,dense]", "eval.dense.num_images=8"]
