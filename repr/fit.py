@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repr.cli import is_first, one_line_errors
 from repr.config import ConfigError, check, compose
-from repr.runs.folder import CHECKPOINTS, REPORT, Results, load_run, save_config, save_results
+from repr.runs.folder import CHECKPOINTS, REPORT, Results, can_resume, load_run, save_config, save_results
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -141,10 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         procedure = instantiate(cfg.procedure) if cfg.get("procedure") else single  # runs of old have none
         try:
             procedure(cfg)
-        except SystemExit as stop:
-            if type(stop).__name__ == "Stopped" and is_first():
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning makes a SystemExit(1) of Ctrl-C at a moment that nothing has been saved for.
+            at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
+            if (at_once or type(stop).__name__ == "Stopped") and is_first() and can_resume(cfg.run_folder):
                 print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
-            raise SystemExit(stop.code) from None
+            raise SystemExit(128 + signal.SIGINT if at_once else stop.code) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
 

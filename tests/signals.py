@@ -55,6 +55,13 @@ class Record(pl.Callback):
             file.write(json.dumps(line) + "\n")
 
 
+class Tell(pl.Callback):
+    """Prints ``at step <n>`` when the batch after n optimizer steps has come, so that others can send a signal."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        trainer.print(f"at step {trainer.global_step}", flush=True)
+
+
 class KillWhileSaving(pl.Callback):
     """SIGKILL once ``step=<step>.ckpt.part`` is there and has begun to fill; 64 MB in the checkpoint make it last."""
 
@@ -116,3 +123,19 @@ class KilledKMeans(MiniBatchKMeans):
         if self.random_state == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit_predict(features)
+
+
+class WaitForSignals(pl.Callback):
+    """Holds the first step up until it is interrupted, and prints when the first signal has come."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+
+        def tell(number: int, frame: object) -> None:
+            handler(number, frame)
+            print("one", flush=True)
+
+        signal.signal(signal.SIGINT, tell)
+        print("waits", flush=True)
+        while True:
+            signal.pause()

@@ -35,6 +35,7 @@ from repr.cli import user_message
 from repr.config import ConfigError, check, compose
 from repr.data.sources.pictures import IMAGE_SUFFIXES
 from repr.data.sources.source import Source
+from repr.data.workers import start_worker
 from repr.files import PART, replacing
 
 MANIFEST, SUMS, UNREADABLE = "make_shards.json", "SHA256SUMS", "unreadable.tsv"
@@ -232,7 +233,8 @@ def make_shards(
         tell(f"{len(names) - len(todo)} of {len(names)} shards are there already")
     _save(out, plan, done)
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    records = DataLoader(shards, batch_size=None, sampler=todo, num_workers=workers, collate_fn=_as_it_is)
+    loading = {"num_workers": workers, "collate_fn": _as_it_is, "worker_init_fn": start_worker}
+    records = DataLoader(shards, batch_size=None, sampler=todo, **loading)
     for number, record in zip(todo, records, strict=True):
         done[names[number]] = record
         _save(out, plan, done)

@@ -20,10 +20,11 @@ from repr.data.colour import colour_views, normalise
 from repr.data.datasets import EvalDataset, TextDataset, Tokenizer, TrainDataset, class_ids, too_many_bad, vocabulary
 from repr.data.dense import DenseDataset, mask_vocabulary
 from repr.data.questions.compositional import Questions, has_questions, questions
-from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler
+from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrder, EvalBatchSampler, position
 from repr.data.sources.numeric_tables import gather_tables
 from repr.data.sources.source import Source
 from repr.data.views import View, expand
+from repr.data.workers import start_worker
 from repr.distributed import gather_objects
 
 _log = logging.getLogger(__name__)
@@ -222,6 +223,7 @@ class DataModule(LightningDataModule):
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=start_worker,
             persistent_workers=persistent_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # else each `iter` would draw from the generator that dropout uses
@@ -299,10 +301,8 @@ class DataModule(LightningDataModule):
         if self.trainer is None:
             return {**self._position, "bad": self.bad}
         num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
-        accumulate = self.trainer.accumulate_grad_batches
-        epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
-        position = {"epoch": epoch, "batch": step * accumulate}
-        return {**position, "made_with": self._made_with(), "bad": self.gather_bad()}
+        epoch, batch = position(self.trainer.global_step, num_batches, self.trainer.accumulate_grad_batches)
+        return {"epoch": epoch, "batch": batch, "made_with": self._made_with(), "bad": self.gather_bad()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders.

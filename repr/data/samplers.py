@@ -28,6 +28,18 @@ class Place(NamedTuple):
     row: int
 
 
+def position(step: int, num_batches: int, accumulate: int) -> tuple[int, int]:
+    """The epoch and the first batch in it of an optimizer step, counted from 0.
+
+    Args:
+        step: of the optimizer.
+        num_batches: batches an epoch.
+        accumulate: batches a step; the last step of an epoch takes those that are left.
+    """
+    epoch, step_of_epoch = divmod(step, -(-num_batches // accumulate))
+    return epoch, step_of_epoch * accumulate
+
+
 class EpochOrder:
     """Which rows an epoch visits, and in which order: a function of (seed, epoch) alone.
 

@@ -145,7 +145,15 @@ class Objective(pl.LightningModule):
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         logs = {**output.terms, **self._chance(num_rows(batch) * world_size()), **output.logs, "lr": rate}
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
-        return loss
+        return loss * self._share_of_step(batch_idx)
+
+    def _share_of_step(self, batch_idx: int) -> float:
+        """What makes the loss count as much as any other: Lightning divides it by ``accumulate_grad_batches`` also
+        in the last step of an epoch, which may have fewer batches.
+        """
+        accumulate = self.trainer.accumulate_grad_batches
+        left = self.trainer.num_training_batches - batch_idx // accumulate * accumulate
+        return accumulate / min(accumulate, left)
 
     def _chance(self, num_rows: int) -> dict[str, float | Tensor]:
         """The levels that there are, and that of the sum if each weighted term has one."""

@@ -31,6 +31,11 @@ def is_run(folder: str | Path) -> bool:
     return Path(folder, CONFIG).is_file()
 
 
+def can_resume(folder: str | Path | None) -> bool:
+    """Whether a run in a folder, or a stage of it, has saved anything to go on from."""
+    return folder is not None and any(Path(folder).rglob(f"{CHECKPOINTS}/*.ckpt"))
+
+
 def run_folder(path: str | Path, option: str) -> Path:
     """The run folder that a path means: itself, or that of a checkpoint inside it.
 
