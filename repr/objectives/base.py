@@ -148,8 +148,9 @@ class Objective(pl.LightningModule):
         return loss * self._share_of_step(batch_idx)
 
     def _share_of_step(self, batch_idx: int) -> float:
-        """What makes the loss count as much as any other: Lightning divides it by ``accumulate_grad_batches`` also
-        in the last step of an epoch, which may have fewer batches.
+        """What gives every sample of a step the same weight, also in the last step of an epoch.
+
+        Lightning divides each loss by ``accumulate_grad_batches``, even where that step has fewer batches.
         """
         accumulate = self.trainer.accumulate_grad_batches
         left = self.trainer.num_training_batches - batch_idx // accumulate * accumulate
