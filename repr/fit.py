@@ -147,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
             if (at_once or type(stop).__name__ == "Stopped") and is_first() and can_resume(cfg.run_folder):
                 print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT if at_once else stop.code) from None
+            raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
 

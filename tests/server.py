@@ -21,7 +21,7 @@ import lightning.pytorch  # noqa: E402 - what a run imports, ready before the fo
 import lightning.pytorch.loggers.tensorboard  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
 import plotly.graph_objects  # noqa: F401, E402
-import sklearn.linear_model  # noqa: F401, E402
+import sklearn.linear_model  # noqa: E402
 import sklearn.metrics  # noqa: F401, E402
 import timm  # noqa: F401, E402
 import torch.utils.tensorboard  # noqa: E402

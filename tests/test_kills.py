@@ -20,7 +20,8 @@ RunGroup = Callable[..., list[tuple[int, str]]]
 SETUP = [
     "trainer.max_epochs=5", "trainer.limit_train_batches=5", "trainer.accumulate_grad_batches=2",
     "trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=1.0", "trainer.limit_val_batches=1",
-    "callbacks.checkpoints.every_n_steps=2", "callbacks.collapse.every=1", "callbacks.pictures=null", "optim.lr=1e-3", "data.bank_size=32",
+    "callbacks.checkpoints.every_n_steps=2", "callbacks.collapse.every=1", "callbacks.pictures=null",
+    "optim.lr=1e-3", "data.bank_size=32",
 ]  # fmt: skip
 KILL = ["+callbacks.kill._target_=tests.signals.KillAt", "+callbacks.kill.folder=${run_folder}/checkpoints"]
 SMALL_VIT = ["+backbone.drop_path_rate=0.2"]
@@ -47,7 +48,7 @@ FLOWS = {
     "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder_depth=1"],
     "mcl": [
         *TINY, *SMALL_VIT, "objective=clip", "procedure=multistage", "procedure.num_stages=2",
-        "procedure.clustering.n_clusters=3", "eval.zero_shot=null", "eval.headline=[]",
+        "procedure.clustering.n_clusters=3", "data.num_workers=1", "eval.zero_shot=null", "eval.headline=[]",
     ],
 }  # fmt: skip
 
@@ -61,7 +62,13 @@ def command(flow: str, folder: Path, place: str = "nowhere", number: int = 1) ->
 
 
 def chain(
-    seed: str, num_kills: int, flow: str, folder: Path, run_group: RunGroup, world: int = 1, options: tuple[str, ...] = ()
+    seed: str,
+    num_kills: int,
+    flow: str,
+    folder: Path,
+    run_group: RunGroup,
+    world: int = 1,
+    options: tuple[str, ...] = (),
 ) -> int:
     """Kill a run again and again, then let it end; gives how often it was killed, since it may end before."""
     draw = random.Random(seed)

@@ -24,7 +24,7 @@ from repr.data.samplers import ClusterBatchSampler, EpochBatchSampler, EpochOrde
 from repr.data.sources.numeric_tables import gather_tables
 from repr.data.sources.source import Source
 from repr.data.views import View, expand
-from repr.data.workers import start_worker
+from repr.data.workers import Loader
 from repr.distributed import gather_objects
 
 _log = logging.getLogger(__name__)
@@ -218,12 +218,11 @@ class DataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Batch], sampler: Sampler, *, persistent_workers: bool) -> DataLoader:
         """A loader of ready batches. torch itself gives each worker one thread."""
-        return DataLoader(
+        return Loader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=start_worker,
             persistent_workers=persistent_workers,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # else each `iter` would draw from the generator that dropout uses

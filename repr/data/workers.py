@@ -1,4 +1,4 @@
-"""The worker processes of loaders: what stops a run reaches its main process alone."""
+"""Loaders whose worker processes leave it to the main process to stop a run."""
 
 from __future__ import annotations
 
@@ -7,27 +7,40 @@ import multiprocessing.util
 import os
 import signal
 import threading
+from typing import Any
+
+from torch.utils.data import DataLoader
 
 
-def start_worker(worker: int) -> None:
-    """Ignore Ctrl-C and SIGTERM, which reach all processes of a terminal or a job, and end with the main process.
+class Loader(DataLoader):
+    """A DataLoader whose workers never see Ctrl-C and SIGTERM, and end with the main process.
 
-    A worker that died of a signal would take the run with it before its step is saved. torch's own watch over the main
-    process looks every five seconds, not while a batch is read, and not if that process died before the worker began.
-
-    Args:
-        worker: its number; this is a ``worker_init_fn``.
+    The two reach all processes of a terminal or a job, and a worker that died of them would take the run with it before
+    its step is saved. They are blocked while workers are started, which inherit that: a handler of their own would come
+    too late for some. torch's own watch over the main process looks every five seconds, not while a batch is read, and
+    not at all if that process had died before the worker began.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def __iter__(self) -> Any:
+        self.worker_init_fn = _end_with_parent
+        if not hasattr(signal, "pthread_sigmask"):  # on Windows
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(worker: int) -> None:
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @atexit.register  # after multiprocessing's own, hence called before it: that one sends SIGTERM, and waits
