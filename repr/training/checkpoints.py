@@ -148,12 +148,15 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Let Lightning's loops go on from the optimizer's steps, not from what they have counted themselves."""
-        if trainer.state.fn != TrainerFn.FITTING or not checkpoint["global_step"]:
+        step = checkpoint["global_step"]
+        if trainer.state.fn != TrainerFn.FITTING or not step:
             return
         trainer.fit_loop.setup_data()  # else the number of batches is not known yet; Lightning does it only once
         num_batches = trainer.num_training_batches
         if isinstance(num_batches, int):  # infinite for a data set without length
-            state = loop_state(checkpoint["global_step"], num_batches, trainer.accumulate_grad_batches)
+            due = checkpoint["callbacks"].get(self.state_key, {}).get("evaluate") is not None
+            ended = step == trainer.max_steps and not due  # then the loops do not start
+            state = loop_state(step, num_batches, trainer.accumulate_grad_batches, ended=ended)
             loops = checkpoint["loops"]
             loops["fit_loop"] = {"state_dict": loops["fit_loop"]["state_dict"], **state}
 

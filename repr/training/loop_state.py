@@ -7,7 +7,7 @@ from typing import Any
 from repr.data.samplers import position
 
 
-def loop_state(step: int, num_batches: int, accumulate: int) -> dict[str, Any]:
+def loop_state(step: int, num_batches: int, accumulate: int, *, ended: bool = False) -> dict[str, Any]:
     """What Lightning's fit loop counts at the end of an optimizer step in a run that nothing has interrupted.
 
     Lightning saves some thirty counters and counts on from them. After a resume a few lag behind the others (an epoch
@@ -18,22 +18,24 @@ def loop_state(step: int, num_batches: int, accumulate: int) -> dict[str, Any]:
         step: optimizer steps so far, 1 or more; ``on_train_batch_end`` of the last one is running.
         num_batches: batches an epoch.
         accumulate: batches a step; the last step of an epoch takes those that are left.
+        ended: whether the loop has come to its end after that step, so that it will not start again.
     """
     epoch, first = position(step - 1, num_batches, accumulate)
     batch = min(first + accumulate, num_batches)  # batches of this epoch so far
     step_of_epoch = first // accumulate + 1
     steps = {"total": _counts(step), "current": _counts(step_of_epoch)}
+    open_events = {} if ended else {"completed": -1}
     batches = {
-        "total": _counts(epoch * num_batches + batch, completed=-1),
-        "current": _counts(batch, completed=-1),
+        "total": _counts(epoch * num_batches + batch, **open_events),
+        "current": _counts(batch, **open_events),
     }
-    epochs = _counts(epoch + 1, processed=-1, completed=-1)
+    epochs = _counts(epoch + 1) if ended else _counts(epoch + 1, processed=-1, completed=-1)
     return {
         "epoch_progress": {"total": epochs, "current": epochs},
         "epoch_loop.batch_progress": {**batches, "is_last_batch": batch == num_batches},
         "epoch_loop.scheduler_progress": steps,
         "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": steps, "zero_grad": steps}},
-        "epoch_loop.state_dict": {"_batches_that_stepped": step - 1},  # raised only after the evaluation
+        "epoch_loop.state_dict": {"_batches_that_stepped": step if ended else step - 1},  # after the evaluation
     }
 
 
