@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -145,10 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         try:
             procedure(cfg)
-        except Stopped as stop:
-            if is_first():
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning makes a SystemExit(1) of Ctrl-C at a moment that nothing has been saved for.
+            at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
+            if (at_once or isinstance(stop, Stopped)) and is_first() and can_resume(cfg.run_folder):
                 print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
-            raise SystemExit(stop.code) from None
+            raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
 

@@ -44,16 +44,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[tuple[int, str]]]]:
-    """Runs a command line of ``repr.fit`` in one or several processes; gives exit status and output of each."""
+    """Runs a command line of ``repr.fit`` in one or several processes; gives exit status and output of each.
+
+    ``kill_after`` seconds all of them are killed.
+    """
     folder = tmp_path_factory.mktemp("log")
     command = [sys.executable, "-m", "tests.server"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run_group(world: int, *arguments: str) -> list[tuple[int, str]]:
+        def run_group(world: int, *arguments: str, kill_after: float | None = None) -> list[tuple[int, str]]:
             logs = [folder / f"out.{rank}" for rank in range(world)]
-            server.stdin.write(json.dumps([[str(log) for log in logs], *arguments]) + "\n")
+            server.stdin.write(json.dumps([[str(log) for log in logs], kill_after, *arguments]) + "\n")
             server.stdin.flush()
             statuses = json.loads(server.stdout.readline())
             return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]

@@ -1,14 +1,17 @@
 """Forks a real process for each command line it reads, so that a test pays for the imports once.
 
-A line on stdin is a list in JSON: the files for what the processes print, one each, then the arguments of ``repr.fit``.
+A line on stdin is a list in JSON: the files for what the processes print, one each, the seconds after which they are
+killed, or null, then the arguments of ``repr.fit``.
 Several processes find one another as those of torchrun do. The answer is a line with their exit statuses, negative for
 the number of the signal that has killed one.
 """
 
 import json
 import os
+import signal
 import socket
 import sys
+import time
 
 import torch
 
@@ -17,14 +20,21 @@ torch.set_num_threads(1)
 import lightning.pytorch  # noqa: E402 - what a run imports, ready before the fork
 import lightning.pytorch.loggers.tensorboard  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
+import plotly.graph_objects  # noqa: F401, E402
+import sklearn.linear_model  # noqa: E402
+import sklearn.metrics  # noqa: F401, E402
 import timm  # noqa: F401, E402
 import torch.utils.tensorboard  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from repr.data import datamodule  # noqa: F401, E402
 from repr.evaluate import during_training as evaluation  # noqa: F401, E402
 from repr.fit import main  # noqa: E402
 from repr.objectives import image_text  # noqa: F401, E402
 from repr.procedures.multistage import Multistage  # noqa: F401, E402
+from repr.report import page  # noqa: F401, E402
+
+Image.init()
 
 
 def child(log: str, arguments: list[str]) -> int:
@@ -67,10 +77,24 @@ def environments(world: int) -> list[dict[str, str]]:
     return [same | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)]
 
 
+def kill(processes: list[int], seconds: float) -> int:
+    """A process that kills others after some time."""
+    if (killer := os.fork()) == 0:
+        time.sleep(seconds)
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        os._exit(0)
+    return killer
+
+
 if __name__ == "__main__":
     for line in sys.stdin:
-        logs, *arguments = json.loads(line)
+        logs, seconds, *arguments = json.loads(line)
         pairs = zip(logs, environments(len(logs)), strict=True)
         processes = [fork(log, arguments, environment) for log, environment in pairs]
+        killer = None if seconds is None else kill(processes, seconds)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        if killer is not None:
+            os.kill(killer, signal.SIGKILL)
+            os.waitpid(killer, 0)
         print(json.dumps(statuses), flush=True)

@@ -55,6 +55,13 @@ class Record(pl.Callback):
             file.write(json.dumps(line) + "\n")
 
 
+class Tell(pl.Callback):
+    """Prints ``at step <n>`` when the batch after n optimizer steps has come, so that others can send a signal."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        trainer.print(f"at step {trainer.global_step}", flush=True)
+
+
 class KillWhileSaving(pl.Callback):
     """SIGKILL once ``step=<step>.ckpt.part`` is there and has begun to fill; 64 MB in the checkpoint make it last."""
 
@@ -71,6 +78,55 @@ class KillWhileSaving(pl.Callback):
 
     def state_dict(self) -> dict:
         return {"ballast": torch.ones(2**24)}
+
+
+class KillAt(pl.Callback):
+    """SIGKILL at one of three places of a process.
+
+    Args:
+        folder: of the checkpoints.
+        place: ``batch``: when the ``number``-th batch of training, evaluation or clustering has come; ``saving``: while
+            a checkpoint is being written; ``saved``: as soon as it is there; any other: nowhere.
+        number: of the batch.
+    """
+
+    def __init__(self, folder: str, place: str = "nowhere", number: int = 1) -> None:
+        self.folder, self.place, self.number = Path(folder), place, number
+
+    def on_train_start(self, *args: object) -> None:
+        if self.place in ("saving", "saved"):
+            there = set(self.folder.glob("*.ckpt"))
+            threading.Thread(target=self.watch, args=(there,), daemon=True).start()
+
+    def watch(self, there: set[Path]) -> None:
+        ending = "*.part" if self.place == "saving" else "*.ckpt"
+        while not any(map(is_not_empty, set(self.folder.glob(ending)) - there)):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def count(self, *args: object) -> None:
+        self.number -= 1
+        if self.place == "batch" and self.number <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_batch_start(self, *args: object) -> None:
+        self.count()
+
+    def on_validation_batch_start(self, *args: object) -> None:
+        self.count()
+
+    def on_predict_batch_start(self, *args: object) -> None:
+        self.count()
+
+    def state_dict(self) -> dict:
+        return {"ballast": torch.ones(2**24)} if self.place == "saving" else {}
+
+
+def is_not_empty(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 class FillDisk(pl.Callback):
@@ -116,3 +172,19 @@ class KilledKMeans(MiniBatchKMeans):
         if self.random_state == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().fit_predict(features)
+
+
+class WaitForSignals(pl.Callback):
+    """Holds the first step up until it is interrupted, and prints when the first signal has come."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+
+        def tell(number: int, frame: object) -> None:
+            handler(number, frame)
+            print("one", flush=True)
+
+        signal.signal(signal.SIGINT, tell)
+        print("waits", flush=True)
+        while True:
+            signal.pause()

@@ -23,18 +23,18 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from repr.cli import one_line_errors, user_message
 from repr.config import ConfigError, check, compose
 from repr.data.sources.pictures import IMAGE_SUFFIXES
 from repr.data.sources.source import Source
+from repr.data.workers import Loader
 from repr.files import PART, replacing
 
 MANIFEST, SUMS, UNREADABLE = "make_shards.json", "SHA256SUMS", "unreadable.tsv"
@@ -133,8 +133,6 @@ class Shards(Dataset[Record]):
             owner = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
             with TarWriter(file, encoder=False, format="PAX_FORMAT", **owner) as tar:
                 for row in rows:
-                    if (parent := parent_process()) is not None and not parent.is_alive():
-                        sys.exit(1)  # killed; whoever starts anew may want other options
                     try:
                         sample = self.sample(row)
                     except OSError as error:
@@ -232,7 +230,7 @@ def make_shards(
         tell(f"{len(names) - len(todo)} of {len(names)} shards are there already")
     _save(out, plan, done)
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    records = DataLoader(shards, batch_size=None, sampler=todo, num_workers=workers, collate_fn=_as_it_is)
+    records = Loader(shards, batch_size=None, sampler=todo, num_workers=workers, collate_fn=_as_it_is)
     for number, record in zip(todo, records, strict=True):
         done[names[number]] = record
         _save(out, plan, done)

@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from repr.batch import evenly_spread
 from repr.data.datamodule import DataModule
 from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer, one_line
 from repr.data.sources.source import Source
+from repr.data.workers import Loader
 
 BLOCK = 32  # rows that a worker reads at a time
 NUM_FREQUENT = 10  # captions that are told with their counts
@@ -123,9 +124,7 @@ class Scan:
         self._rows, self._digests = array("q"), bytearray()  # of readable rows
         self._sizes, self._caption_rows, self._captions = array("i"), array("q"), array("Q")
         blocks: list[Any] = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-        loader = DataLoader(
-            _Blocks(source, tokenizer), batch_sampler=blocks, num_workers=num_workers, collate_fn=_as_it_is
-        )
+        loader = Loader(_Blocks(source, tokenizer), batch_sampler=blocks, num_workers=num_workers, collate_fn=_as_it_is)
         for block, facts in zip(blocks, loader, strict=True):
             for row, fact in zip(block.tolist(), facts, strict=True):
                 self._keep(row, fact)

@@ -20,7 +20,7 @@ from repr.data.colour import colour_views, normalise
 from repr.data.datasets import Tokenizer, TrainDataset, class_ids, vocabulary
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
-from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
+from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, position
 from repr.data.sources.numeric_tables import gather_tables
 from repr.data.sources.source import (
     Source,
@@ -31,6 +31,7 @@ from repr.data.sources.source import (
     tables_of,
 )
 from repr.data.views import View, expand
+from repr.data.workers import Loader
 
 
 class DataModule(LightningDataModule):
@@ -186,7 +187,7 @@ class DataModule(LightningDataModule):
 
     def _loader(self, dataset: Dataset[Batch], sampler: Sampler, *, persistent_workers: bool) -> DataLoader:
         """A loader of ready batches. torch itself gives each worker one thread."""
-        return DataLoader(
+        return Loader(
             dataset,
             batch_sampler=sampler,
             num_workers=self.num_workers,
@@ -249,10 +250,8 @@ class DataModule(LightningDataModule):
         if self.trainer is None:
             return {**self._position, "bad": dict(self.bad)}
         num_batches = max(1, int(min(len(self.order) // self.batch_size, self.trainer.num_training_batches)))
-        accumulate = self.trainer.accumulate_grad_batches
-        epoch, step = divmod(self.trainer.global_step, -(-num_batches // accumulate))
-        position = {"epoch": epoch, "batch": step * accumulate}
-        return {**position, "made_with": self._made_with(), "bad": self.gather_bad()}
+        epoch, batch = position(self.trainer.global_step, num_batches, self.trainer.accumulate_grad_batches)
+        return {"epoch": epoch, "batch": batch, "made_with": self._made_with(), "bad": self.gather_bad()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the position for ``train_dataloader``; Lightning calls this before it builds loaders.

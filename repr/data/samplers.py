@@ -13,6 +13,18 @@ from torch.utils.data import Sampler
 from repr.data.epoch_order import Order, Place
 
 
+def position(step: int, num_batches: int, accumulate: int) -> tuple[int, int]:
+    """The epoch and the first batch in it of an optimizer step, counted from 0.
+
+    Args:
+        step: of the optimizer.
+        num_batches: batches an epoch.
+        accumulate: batches a step; the last step of an epoch takes those that are left.
+    """
+    epoch, step_of_epoch = divmod(step, -(-num_batches // accumulate))
+    return epoch, step_of_epoch * accumulate
+
+
 class EpochBatchSampler(Sampler[list[Place]]):
     """Batches of rows in the order of each epoch.
 

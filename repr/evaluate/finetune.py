@@ -22,6 +22,7 @@ from repr.evaluate.protocol import Parts, Protocol, Values
 from repr.evaluate.stored_tables import StoredTables
 from repr.evaluate.tables import Tables
 from repr.metrics.tables import accuracy, labelled
+from repr.objectives.base import share_of_step
 from repr.optim import Optim
 from repr.training.trainer import make_trainer
 
@@ -51,7 +52,8 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross-entropy of the labelled rows."""
         scores, label = self.head(self.backbone(batch["views"][0])).float(), batch["label"][:, self.column]
-        return F.cross_entropy(scores, label, ignore_index=-1, reduction="sum") / max(int((label >= 0).sum()), 1)
+        loss = F.cross_entropy(scores, label, ignore_index=-1, reduction="sum") / max(int((label >= 0).sum()), 1)
+        return loss * share_of_step(self.trainer, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer and its schedule, stepped once per optimizer step."""

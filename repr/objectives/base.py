@@ -181,7 +181,7 @@ class Objective(pl.LightningModule):
         if self.teacher is not None:
             logs["momentum"] = self.teacher.momentum_at(self.step_number, self.total_steps)
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
-        return loss
+        return loss * share_of_step(self.trainer, batch_idx)
 
     def _chance(self, num_rows: int) -> dict[str, float | Tensor]:
         """The levels that there are, and that of the sum if each weighted term has one."""
@@ -247,6 +247,20 @@ class Objective(pl.LightningModule):
         """Build the optimizer and its schedule, stepped once per optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
+    """What to multiply a loss by, so that a step is the mean over its batches: 1, but for a short last one of an epoch.
+
+    Lightning divides each loss by ``accumulate_grad_batches``, also where that step has fewer batches.
+
+    Args:
+        trainer: of the run.
+        batch_idx: of the batch in its epoch.
+    """
+    accumulate = trainer.accumulate_grad_batches
+    left = trainer.num_training_batches - batch_idx // accumulate * accumulate
+    return accumulate / min(accumulate, left)
 
 
 def in_chunks(

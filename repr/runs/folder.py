@@ -41,6 +41,11 @@ def holder(path: str | Path) -> Path:
     return path.parent.parent if path.is_file() or path.suffix == ".ckpt" else path
 
 
+def can_resume(folder: str | Path | None) -> bool:
+    """Whether a run in a folder, or a stage of it, has saved anything to go on from."""
+    return folder is not None and any(Path(folder).rglob(f"{CHECKPOINTS}/*.ckpt"))
+
+
 def run_folder(path: str | Path, option: str) -> Path:
     """As :func:`holder`, of a run that must be there.
 

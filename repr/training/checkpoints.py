@@ -13,12 +13,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from repr.distributed import gather, rank
 from repr.files import PART, remove, replacing
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoint_path, checkpoints
+from repr.training.loop_state import loop_state
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -77,6 +79,7 @@ class Checkpoints(Checkpoint):
         self._saved: Path | None = None
         self._step = 0
         self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
+        self._row: dict[str, float] | None = None  # of metrics.csv, which Lightning logs only after the checkpoint
         self._generators: dict[str, Tensor] = {}
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
@@ -96,6 +99,8 @@ class Checkpoints(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._on_signal)
+            if trainer.received_sigterm:  # while Lightning was starting; it would leave in the middle of a step
+                self._signal, trainer._signal_connector.received_sigterm = signal.SIGTERM, False
         self._restore_generators(trainer.strategy.root_device)
         if self._evaluate is not None:
             self._run_evaluation(trainer, self._evaluate)
@@ -130,12 +135,28 @@ class Checkpoints(Checkpoint):
                     torch.cuda.set_rng_state(state, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators, and the epoch, if an evaluation is due after this step."""
-        return {"evaluate": self._evaluate, "generators": self._generators}
+        """The generators, the row that the step logs, and the epoch, if an evaluation is due after this step."""
+        return {"evaluate": self._evaluate, "row": self._row, "generators": self._generators}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What the run begins with."""
         self._evaluate, self._generators = state_dict["evaluate"], state_dict["generators"]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let Lightning's loops go on from the optimizer's steps, not from what they have counted themselves."""
+        step = checkpoint["global_step"]
+        if trainer.state.fn != TrainerFn.FITTING or not step:
+            return
+        trainer.fit_loop.setup_data()  # else the number of batches is not known yet; Lightning does it only once
+        num_batches = trainer.num_training_batches
+        if isinstance(num_batches, int):  # infinite for a data set without length
+            due = checkpoint["callbacks"].get(self.state_key, {}).get("evaluate") is not None
+            ended = step == trainer.max_steps and not due  # then the loops do not start
+            state = loop_state(step, num_batches, trainer.accumulate_grad_batches, ended=ended)
+            loops = checkpoint["loops"]
+            loops["fit_loop"] = {"state_dict": loops["fit_loop"]["state_dict"], **state}
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None and number == signal.SIGINT:
@@ -173,6 +194,7 @@ class Checkpoints(Checkpoint):
         assert loop._data_fetcher is not None
         due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._evaluate = trainer.current_epoch if due else None
+        self._row = _row(trainer)
         self._save_generators(trainer.strategy.root_device)
         path = checkpoint_path(self.folder, trainer.global_step)
         trainer.save_checkpoint(path)
@@ -191,3 +213,12 @@ class Checkpoints(Checkpoint):
         if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
             # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
             raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
+
+
+def _row(trainer: pl.Trainer) -> dict[str, float] | None:
+    """What Lightning is about to log of this step; None if it logs other steps only."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return None
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return {**values, "epoch": trainer.current_epoch}

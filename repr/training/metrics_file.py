@@ -54,8 +54,7 @@ class MetricsFile(Logger):
         Raises:
             OSError: the disk is full; the rows before stay whole.
         """
-        row = {name: str(value if isinstance(value, int) else float(value)) for name, value in metrics.items()}
-        row["step"] = str(step)
+        row = _row(metrics, step)
         if not row.keys() <= set(self._columns):
             self._write([*read_rows(self.path), row])
             return
@@ -63,9 +62,17 @@ class MetricsFile(Logger):
             file.write(_lines(self._columns, [row]))
 
     @rank_zero_only
-    def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Go on with the wanted ones of the rows that are there, and remove what a kill has left."""
-        if rows := [row for row in read_rows(self.path) if wanted(row)]:
+    def keep(self, wanted: Callable[[Row], bool], last: Row | None = None) -> None:
+        """Go on with the wanted ones of the rows that are there, and remove what a kill has left.
+
+        Args:
+            wanted: whether a row stays.
+            last: the row of training that comes after all others; it is added if it is not there.
+        """
+        rows = [row for row in read_rows(self.path) if wanted(row)]
+        if last and not any(_is_of_training(row) and row["step"] == last["step"] for row in rows):
+            rows.append(last)
+        if rows:
             self._write(rows)
         else:
             self.path.unlink(missing_ok=True)
@@ -85,15 +92,16 @@ def keep_rows(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
         saved: what the checkpoint holds beside weights and optimizer; empty: the run begins, and no row is kept.
     """
     steps = saved.get("global_step", 0)
-    again = saved.get("callbacks", {}).get("Checkpoints", {}).get("evaluate") is not None
+    beside = saved.get("callbacks", {}).get("Checkpoints", {})
+    again = beside.get("evaluate") is not None
+    last = _row(beside["row"], steps - 1) if beside.get("row") else None  # a kill may have come before it was written
 
     def wanted(row: Row) -> bool:  # a row of training has the number of the step, from 0; one of evaluation likewise
-        trained = any(name.startswith("train/") for name in row)
-        return int(row["step"]) < (steps if trained or not again else steps - 1)
+        return int(row["step"]) < (steps if _is_of_training(row) or not again else steps - 1)
 
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile):
-            logger.keep(wanted)
+            logger.keep(wanted, last)
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -103,6 +111,15 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(encoding="utf-8", newline="") as file:
         lines = [line for line in file if line.endswith("\n")]  # a full disk may have cut the last one short
     return [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+
+
+def _row(metrics: Mapping[str, float], step: int | None) -> Row:
+    row = {name: str(value if isinstance(value, int) else float(value)) for name, value in metrics.items()}
+    return {**row, "step": str(step)}
+
+
+def _is_of_training(row: Row) -> bool:
+    return any(name.startswith("train/") for name in row)
 
 
 def _lines(columns: Sequence[str], rows: Sequence[Row]) -> str:

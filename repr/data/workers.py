@@ -1,0 +1,52 @@
+"""Loaders whose worker processes leave it to the main process to stop a run."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing.util
+import os
+import signal
+import threading
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+class Loader(DataLoader):
+    """A DataLoader whose workers never see Ctrl-C and SIGTERM, and end with the main process.
+
+    The two reach all processes of a terminal or a job, and a worker that died of them would take the run with it before
+    its step is saved. They are blocked while workers are started, which inherit that: a handler of their own would come
+    too late for some. torch's own watch over the main process looks every five seconds, not while a batch is read, and
+    not at all if that process had died before the worker began.
+    """
+
+    def __iter__(self) -> Any:
+        self.worker_init_fn = _end_with_parent
+        if not hasattr(signal, "pthread_sigmask"):  # on Windows
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(worker: int) -> None:
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@atexit.register  # after multiprocessing's own, hence called before it: that one sends SIGTERM, and waits
+def _kill_workers() -> None:
+    workers = [process for process in multiprocessing.active_children() if process.daemon]
+    if workers:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error
+    for worker in workers:
+        worker.kill()
