@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from repr.cli import is_first, one_line_errors
 from repr.config import ConfigError, check, compose, show
-from repr.runs.folder import REPORT, Results, load_run, save_config, save_results
+from repr.runs.folder import REPORT, Results, can_resume, load_run, save_config, save_results
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
