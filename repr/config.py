@@ -99,14 +99,15 @@ def fill(cfg: DictConfig) -> list[str]:
     """Add what the constructors of our own classes say where no file does, in place.
 
     So a default stands in one place, and a config that is shown or kept still has all values. Functions that are called
-    with further arguments (``_partial_``) stay as they are.
+    with further arguments (``_partial_``) stay as they are, and so does ``eval``: a protocol is known by the options
+    that its files spell out.
 
     Returns:
         Dotted names of the options that were added.
     """
     added = []
     with open_dict(cfg):
-        for path, node in list(_targets(cfg)):
+        for path, node in [pair for pair in _targets(cfg) if pair[0].split(".")[0] != "eval"]:
             for name, default in (arguments(node["_target_"]) or {}).items() if not node.get("_partial_") else ():
                 if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
                     node[name] = default
@@ -413,5 +414,5 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         value = cfg.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
-    if cfg.get("chunk_size") and "chunk_size" not in cfg.objective:
+    if cfg.get("chunk_size") and cfg.objective.get("chunk_size") is None:
         warnings.warn(f"chunk_size={cfg.chunk_size} changes nothing: this objective compares no pairs", stacklevel=2)

@@ -1,14 +1,19 @@
 """Composing and checking configs: what is refused, and with what words."""
 
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose
+from repr.config import CONF, ConfigError, check, compose, show
 from repr.runs.folder import load_run
+from repr.signatures import NOT_LITERAL, arguments
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
@@ -157,3 +162,48 @@ def test_a_mistyped_option_is_refused_before_torch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith("error: there is no option 'optim.lrr'; did you mean 'optim.lr'?")
     assert done.stdout.splitlines()[-1] == "False False"
+
+
+def test_a_default_stands_in_its_constructor_alone() -> None:
+    """No file of conf/ repeats the value that the class or function of ours has which it names; recipes may."""
+
+    def nodes(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for key, value in (node or {}).items() if isinstance(node, dict) else ():
+            yield from nodes(value, f"{path}.{key}")
+        if isinstance(node, dict) and "_target_" in node:
+            yield path, node
+
+    files = [path for path in CONF.rglob("*.yaml") if "experiment" not in path.parts]
+    referred = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in files)))
+    twice = []
+    for file in files:
+        for path, node in nodes(yaml.safe_load(file.read_text()), file.parent.name):
+            own = {} if node.get("_partial_") else arguments(node["_target_"]) or {}
+            same = [
+                key for key in own.keys() & node.keys() if own[key] is not NOT_LITERAL and listed(own[key]) == node[key]
+            ]
+            twice += [f"{file.name}: {path}.{key}" for key in same if f"{path}.{key}" not in referred]
+    assert twice == []
+
+
+def listed(value: Any) -> Any:
+    """As YAML has it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_options_that_no_file_spells_out_are_options_and_are_shown_as_defaults() -> None:
+    cfg = compose(["objective=swav", "objective.temperature=0.2", "optim.warmup_steps=3"])
+    assert (cfg.objective.temperature, cfg.objective.epsilon, cfg.optim.warmup_steps) == (0.2, 0.05, 3)
+    text = show(cfg)
+    assert yaml.safe_load(text) == yaml.safe_load(OmegaConf.to_yaml(cfg))
+    assert "  epsilon: 0.05  # default of SwAV" in text
+    assert "  temperature: 0.2\n" in text
+    with pytest.raises(ConfigError, match=r"objective.epsilon takes a number \(it is 0.05\), but got 'small'"):
+        compose(["objective=swav", "objective.epsilon=small"])
+    with pytest.raises(ConfigError, match=r"there is no option 'objective.epsilom'; did you mean 'objective.epsilon'"):
+        compose(["objective=swav", "objective.epsilom=0.1"])
+
+
+def test_check_refuses_what_constructors_refuse() -> None:
+    with pytest.raises(ConfigError, match=r"of equal widths, and there are: image 128, text 64\. Set embed_dim"):
+        check(compose(["objective=m3col", "text.output_dim=64"]))
