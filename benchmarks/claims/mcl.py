@@ -26,7 +26,7 @@ TITLE = "Multistage contrastive learning"
 LIBRARIES = ("torch", "scikit-learn", "lightning")
 SEEDS, LENGTH = (3, 1), (250, 30)  # steps
 STAGES = 3  # stage 0 included
-JOINED, SEEDS, RANDOM = "stages joined", "control: seeds joined", "control: random ids, joined"
+JOINED, SEEDS_JOINED, RANDOM = "stages joined", "control: seeds joined", "control: random ids, joined"
 
 
 def rarely(share: float) -> dict[str, float]:
@@ -89,7 +89,7 @@ def claim(runner: Runner, number: int, steps: int, seeds: int) -> dict[str, list
     return {
         **{f"stage {stage}": [columns[f"stage-{stage}"] for columns in found] for stage in range(STAGES)},
         JOINED: [columns["joined"] for columns in found],
-        SEEDS: runner.join([(jobs[seed], seeds_of(jobs, seed, STAGES)) for seed in range(seeds)]),
+        SEEDS_JOINED: runner.join([(jobs[seed], seeds_of(jobs, seed, STAGES)) for seed in range(seeds)]),
         RANDOM: [runner.found[job.name]["joined"] for job in random],
         "chance": [chance(setting)],
     }
@@ -162,7 +162,7 @@ def verdict(setting: Setting, rows: Mapping[str, Sequence[Values]]) -> list[str]
     ]
     told = f"no: {', '.join(below)}" if below else "yes"
     lines.append(f"- Joined, at least as good as every stage on every attribute: {told}.")
-    for other in ("stage 0", SEEDS, RANDOM):
+    for other in ("stage 0", SEEDS_JOINED, RANDOM):
         told = [compare(rows[JOINED], rows[other], name) for name in setting.suppressed]
         lines.append(f"- Joined against {other}: {'; '.join(told)}.")
     return lines
