@@ -35,7 +35,7 @@ MICRO_BATCH = 3  # of 12, 6 or 4 rows of a process
 SGD = Optim(name="sgd", lr=3e-3, weight_decay=0.1, options={"momentum": 0.9})  # Adam would hide a scaled gradient
 
 QUEUE = [f"objective.queue_length={NUM_ROWS}", f"data.batch_size={NUM_ROWS}"]  # acts from the second step
-STRIDE_8 = ["backbone=resnet_cells", "backbone.name=test_resnet"]  # a map of 4 x 4
+STRIDE_8 = ["backbone.name=test_resnet", "+backbone.output_stride=8"]  # a map of 4 x 4
 PATCHES = ["+backbone.patch_size=8"]
 TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
 TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
