@@ -111,8 +111,15 @@ def _random(key: str, value: Any) -> Any:
     return torch.randint(1, 1000, value.shape, dtype=value.dtype)
 
 
-def measured(cfg: DictConfig, strategy: str = "") -> float:
-    """The most bytes that torch's CPU allocator had handed out at a time, from the second step on."""
+def measured(cfg: DictConfig, strategy: str = "", *, kernels: bool = True) -> float:
+    """The most bytes that torch's CPU allocator had handed out at a time, from the second step on.
+
+    Args:
+        cfg: as :func:`case` gives it.
+        strategy: ``""``, ``ddp`` or ``fsdp2``.
+        kernels: whether what an operation takes and gives back within itself counts. How much that is depends on the
+            CPU: for convolutions, a tenth of the whole on some.
+    """
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
@@ -124,10 +131,11 @@ def measured(cfg: DictConfig, strategy: str = "") -> float:
     held: dict[int, int] = {}  # by address, so that what an earlier measurement left, freed in this one, does not count
     total = most = 0
     marked = False
-    events = _tree(profiler.profiler.kineto_results.experimental_event_tree())
-    for event in sorted(events, key=lambda event: event.start_time_ns):
+    events = sorted(_tree(profiler.profiler.kineto_results.experimental_event_tree()), key=lambda e: e.start_time_ns)
+    passing = set() if kernels else _passing([event for event in events if event.tag == _EventType.Allocation])
+    for event in events:
         marked = marked or event.name == MARK
-        if event.tag == _EventType.Allocation:
+        if event.tag == _EventType.Allocation and event.id not in passing:
             address, size = event.extra_fields.ptr, event.extra_fields.alloc_size
             if size > 0:  # where something is held already, a thread that is not observed has given it back
                 total += size - held.get(address, 0)
@@ -136,6 +144,21 @@ def measured(cfg: DictConfig, strategy: str = "") -> float:
                 total -= held.pop(address, 0)
             most = max(most, total if marked else 0)
     return float(most)
+
+
+def _passing(allocations: Sequence[Any]) -> set[int]:
+    """Those that an operation makes and undoes within itself, both events of each."""
+    taken: dict[int, Any] = {}
+    passing: set[int] = set()
+    for event in allocations:
+        address = event.extra_fields.ptr
+        if event.extra_fields.alloc_size > 0:
+            taken[address] = event
+        elif (begin := taken.pop(address, None)) is not None:
+            owners = [each.parent for each in (begin, event)]
+            if all(owners) and owners[0].id == owners[1].id and owners[0].name.startswith("aten::"):
+                passing |= {begin.id, event.id}
+    return passing
 
 
 def _tree(events: Sequence[Any]) -> Iterator[Any]:

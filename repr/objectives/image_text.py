@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,11 @@ class ImageText(Objective):
         self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learned and learn_temperature)
         self.log_scale_range = (-math.log(high), -math.log(low))
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
+
+    def config_faults(self, cfg: Any) -> Iterator[str]:
+        """Missing captions."""
+        if cfg.data.get("tokenizer") is None:
+            yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D), not normalised."""
