@@ -184,7 +184,9 @@ class Checkpoints(Checkpoint):
         self._leave_if_saved(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Remove what a kill right after the last checkpoint has left, and give the signals back."""
+        if stage == TrainerFn.FITTING and (path := self._path(trainer.global_step)).exists():
+            self._remove_others(trainer, path)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
@@ -199,9 +201,13 @@ class Checkpoints(Checkpoint):
         path = checkpoint_path(self.folder, trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
+        self._remove_others(trainer, path)
+
+    def _remove_others(self, trainer: pl.Trainer, path: Path) -> None:
+        """Keep a checkpoint and those just before it; of higher steps are damaged ones, before which a run resumed."""
         present = checkpoints(self.folder)  # none on a rank that does not see the disk
         place = present.index(path) if path in present else 0
-        for other in present:  # those of higher steps are damaged, and the run was resumed before them
+        for other in present:
             if other not in present[place : place + self.keep]:
                 trainer.strategy.remove_checkpoint(other)
 

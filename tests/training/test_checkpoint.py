@@ -78,6 +78,20 @@ def test_older_checkpoints_are_removed_and_so_are_damaged_ones_and_remains(
         Checkpoints(tmp_path, keep=0)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("end", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 5}])
+def test_older_ones_that_a_kill_after_the_last_save_has_left_are_removed(end: dict, tmp_path: Path) -> None:
+    last = None
+    for keep in (9, 1):
+        trainer = Trainer(
+            accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, **end,
+            callbacks=[Checkpoints(tmp_path, every_n_steps=1, keep=keep)], plugins=[AtomicCheckpointIO()],
+        )  # fmt: skip
+        trainer.fit(Step(), DataLoader(torch.zeros(3, 1)), ckpt_path=last)
+        last = checkpoints(tmp_path)[0]
+        assert len(checkpoints(tmp_path)) == min(keep, trainer.global_step)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_whichever_error_hides_it(code: int, tmp_path: Path) -> None:
     path = tmp_path / "file"
