@@ -1,5 +1,6 @@
 import pickle
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.mixture import Mixture
 from repr.data.views import View, evaluation_masks, evaluation_view
+from repr.evaluate.during_training import GatheredTables
+from repr.evaluate.protocols import Dense
 
 CROPS = [View(size=16, scale=(0.3, 0.8), flip=0.5)] * 2
 
@@ -158,18 +161,23 @@ def test_batches_of_dense_evaluation(tmp_path):
     assert "mask" not in plain
 
 
-def test_the_datamodule_spreads_them_over_a_set_and_ranks(make_datamodule):
+def test_dense_evaluation_spreads_them_over_a_set(make_datamodule):
     options = {"train": Scenes("train", num_images=30), "eval": {"val": Scenes("val", num_images=9)}, "bank_size": 20}
     datamodule: DataModule = make_datamodule(**options)
-    bank, val = datamodule.dense_dataloaders(5, {"main": View(size=16, scale=(0.3, 0.8), count=2)})
+    tables = GatheredTables(SimpleNamespace(datamodule=datamodule, precision="32-true"), torch.nn.Identity())
+    views = {"main": View(size=16, scale=(0.3, 0.8), count=2)}
+    requests = [tables._wanted[tables.want_maps(name, views, 5)] for name in ("bank", "val")]
+    bank, val = (datamodule.in_order(request.dataset()) for request in requests)
     assert torch.cat([batch["index"] for batch in bank]).tolist() == [0, 6, 12, 18, 24]
     assert torch.cat([batch["index"] for batch in val]).tolist() == [0, 1, 3, 5, 7]
+    assert [request.rows.tolist() for request in requests] == [[0, 6, 12, 18, 24], [0, 1, 3, 5, 7]]
     batch = next(iter(val))
     boxes, crops = batch["boxes"], batch["crops"]
     sent = datamodule.on_after_batch_transfer(batch, 1)
     assert all(crop.is_floating_point() for crop in sent["crops"])
     assert torch.equal(sent["boxes"], boxes)
     assert crops[0].dtype == torch.uint8
-    for views in ({}, {"main": View(size=16, scale=(0.3, 0.8))}):
-        with pytest.raises(ValueError, match="two crops" if views else "at least one view"):
-            datamodule.dense_dataloaders(5, views)
+    one = {"main": {"_target_": "repr.data.views.View", "size": 16, "scale": [0.3, 0.8]}}
+    for given, num_images in (({}, 5), (one, 5), ({"main": one["main"] | {"count": 2}}, 0)):
+        with pytest.raises(ValueError, match="two crops" if given else "at least one view"):
+            Dense(metrics={}, views=given, num_images=num_images)
