@@ -8,6 +8,7 @@ from torch import nn
 
 from repr.models.batchnorm import SyncBatchNorm
 from repr.models.teacher import Teacher, cosine_momentum
+from repr.objectives.base import Objective
 
 
 class Owner(nn.Module):
@@ -63,6 +64,30 @@ def test_a_teacher_shares_nothing_and_trains_nothing() -> None:
     assert len(set(places)) == len(places)
     names = {name for name in owner.state_dict() if name.startswith("teacher.")}
     assert names == {f"teacher.{name}" for name in owner.state_dict() if name.startswith(("trunk.", "head."))}
+
+
+@pytest.mark.parametrize(
+    ("before_step", "final_momentum", "step"), [(False, 1.0, 3), (True, 1.0, 4), (True, None, 0), (False, 0.2, 3)]
+)
+def test_it_follows_a_step_that_was_made(before_step: bool, final_momentum: float | None, step: int) -> None:
+    """After the fourth of ten steps; one that is skipped is counted and no more."""
+
+    class Flow(Objective):
+        TERMS = ("some",)
+
+    flow = Flow(nn.Linear(2, 2), weights={"some": 1})
+    options = {"momentum": 0.6, "final_momentum": final_momentum, "before_step": before_step}
+    flow.teacher = Teacher(**options, backbone=flow.backbone)
+    before = flow.teacher.backbone.weight.clone()
+    flow.step_number, flow.total_steps = 2, 10
+    with torch.no_grad():
+        flow.backbone.weight.add_(1)
+    flow.finish_step(skipped=True)
+    assert torch.equal(flow.teacher.backbone.weight, before)
+    flow.finish_step()
+    assert flow.step_number == 4
+    momentum = cosine_momentum(step, start=0.6, end=0.6 if final_momentum is None else final_momentum, total=10)
+    torch.testing.assert_close(flow.teacher.backbone.weight, torch.lerp(flow.backbone.weight, before, momentum))
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def test_a_skipped_step_leaves_the_teacher_alone(tmp_path: Path) -> None:
     trainer.fit(flow, DataLoader([crops(), bad, crops(), crops()], batch_size=None))
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[1]["teacher.projector.0.weight"], states[2]["teacher.projector.0.weight"])
+    assert flow.step_number == trainer.global_step == 4  # the skipped one counts
 
 
 def test_the_picture_shows_matches_and_what_was_found() -> None:
