@@ -76,7 +76,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
             # What no file spells out is an addition to Hydra.
-            plus = ["+" if _is_value(o) and o.key_or_group in added else "" for o in parsed]
+            plus = ["++" if _is_value(o) and o.key_or_group in added else "" for o in parsed]
             lines = [f"{sign}{o.input_line}" for sign, o in zip(plus, parsed, strict=True)]
             cfg = hydra_compose(root, overrides=[*search, *lines])
     except (HydraException, OmegaConfBaseException) as error:

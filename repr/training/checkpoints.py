@@ -185,7 +185,7 @@ class Checkpoints(Checkpoint):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove what a kill right after the last checkpoint has left, and give the signals back."""
-        if stage == TrainerFn.FITTING and (path := self._path(trainer.global_step)).exists():
+        if stage == TrainerFn.FITTING and (path := checkpoint_path(self.folder, trainer.global_step)).exists():
             self._remove_others(trainer, path)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
