@@ -46,8 +46,8 @@ CASES = {
     "vicreg, ViT": ["objective=vicreg", *VIT, "objective.dim=1024"],
     "swav, ResNet, multi-crop": ["objective=swav", "objective.num_prototypes=300"],
     "pixpro, ResNet": ["objective=pixpro"],
-    "mae, ViT": ["objective=mae", *VIT, "+backbone.fc_norm=false", "+objective.decoder.depth=2"],
-    "mae_clip, ViT": ["objective=mae_clip", *VIT, "+objective.decoder.depth=2"],
+    "mae, ViT": ["objective=mae", *VIT, "+backbone.fc_norm=false", "objective.decoder.depth=2"],
+    "mae_clip, ViT": ["objective=mae_clip", *VIT, "objective.decoder.depth=2"],
 }
 ROWS = (16, 64, 256)
 PRECISIONS = ("32-true", "bf16-mixed")

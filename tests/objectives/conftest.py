@@ -32,7 +32,7 @@ def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int =
     """An objective of conf/objective with small towers and a small head."""
     head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in options(name)]
     if "decoder" in options(name):
-        head += [f"+objective.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
+        head += [f"objective.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
     cfg = compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
     check(cfg)
     torch.manual_seed(seed)

@@ -101,7 +101,7 @@ def test_masks_come_from_the_seed_alone() -> None:
 
 
 def test_blocks_are_an_option() -> None:
-    flow, batch = build("mae", SMALL_PATCHES, "+objective.masking.kind=block"), make_batch(8)
+    flow, batch = build("mae", SMALL_PATCHES, "objective.masking.kind=block"), make_batch(8)
     mask = encode_visible(flow.backbone, flow.masking, batch).mask
     assert torch.equal(mask.ids_keep, mask_from_scores(block_scores(batch["seed"], (4, 4)), 4).ids_keep)
 
@@ -262,7 +262,7 @@ def test_autocast_stays_finite_and_close(name: str) -> None:
 
 
 def test_contrast_alone_has_no_decoder_and_may_see_everything() -> None:
-    flow = build("mae_clip", SMALL_PATCHES, "objective.weights.reconstruction=0", "+objective.masking.ratio=0")
+    flow = build("mae_clip", SMALL_PATCHES, "objective.weights.reconstruction=0", "objective.masking.ratio=0")
     assert flow.decoder is None
     assert seen_by(flow, make_batch(8)) == [(8, 17)]
     assert flow.step(make_batch(8)).terms.keys() == {"contrast"}
@@ -293,11 +293,11 @@ SMALL = ["run_folder=x", "image_size=32", *VIT]
         (["objective=mae", "backbone.image_size=64"], "the views have 32 pixels and the backbone was made for 64"),
         (["objective=mae", "+backbone.global_pool=avg"], "normalises after pooling"),
         (["objective=mae", "+backbone.pretrained=true"], "objective.positions=sincos would replace"),
-        (["objective=mae", "+objective.masking.ratio=1.0"], "masking.ratio=1.0 would keep nothing"),
-        (["objective=mae", "+objective.masking.ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
+        (["objective=mae", "objective.masking.ratio=1.0"], "masking.ratio=1.0 would keep nothing"),
+        (["objective=mae", "objective.masking.ratio=0.0"], "keeps all 4 patches, so nothing is left to reconstruct"),
         (["objective=mae", "image_size=16"], "keeps all 1 patches"),
-        (["objective=mae", "+objective.masking.kind=tube"], "set it to random, block or text"),
-        (["objective=mae", "+objective.masking.kind=text"], "has nothing that knows captions"),
+        (["objective=mae", "objective.masking.kind=tube"], "set it to random, block or text"),
+        (["objective=mae", "objective.masking.kind=text"], "has nothing that knows captions"),
         (["objective=mae_clip", "tokenizer=null"], "reads captions here, and tokenizer is null"),
         (["objective=mae_clip_tgm", "tokenizer=null"], "reads captions here, and tokenizer is null"),
         (["objective=mae_clip_tgm", "objective.weights.contrast=0"], "has nothing that knows captions"),
@@ -306,7 +306,7 @@ SMALL = ["run_folder=x", "image_size=32", *VIT]
             "set one of the two",
         ),
         (
-            ["objective=mae", "+objective.masking.kind=text", "tokenizer=null"],
+            ["objective=mae", "objective.masking.kind=text", "tokenizer=null"],
             "reads captions here, and tokenizer is null",
         ),
         (["objective=cmae", "views=mae"], "between two views of one size, and views has [32]"),
@@ -369,8 +369,8 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_masks(tmp_path: Path) -> None:
     small = [
-        "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "+objective.decoder.dim=32", "text.width=32",
-        "+objective.decoder.depth=1", "+objective.decoder.num_heads=2", "text.layers=1", "optim.lr=1e-3",
+        "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "objective.decoder.dim=32", "text.width=32",
+        "objective.decoder.depth=1", "objective.decoder.num_heads=2", "text.layers=1", "optim.lr=1e-3",
         "data.eval={}", "trainer.limit_train_batches=6", "eval=images",
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
