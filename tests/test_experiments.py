@@ -52,7 +52,8 @@ def test_every_experiment_runs_in_smoke_size_and_begins_as_it_did(
     values, path = curves(tmp_path), CURVES / f"{experiment}.json"
     shutil.rmtree(tmp_path)  # gigabytes of checkpoints, which pytest would keep
     if request.config.getoption("--renew"):
-        path.write_text(json.dumps(values, indent=1) + "\n")
+        lines = (f" {json.dumps(name)}: {json.dumps(values[name])}" for name in sorted(values))
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     stored = json.loads(path.read_text())
     assert values.keys() == stored.keys()
     for name, expected in stored.items():
