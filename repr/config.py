@@ -133,12 +133,11 @@ def show(cfg: DictConfig) -> str:
 
 def _at_default(node: DictConfig) -> Iterator[str]:
     """The arguments of a node that have their constructor's value."""
+    written: Any = OmegaConf.to_container(node)
     for name, default in (arguments(node["_target_"]) or {}).items():
-        own = node._get_node(name)
-        if default is not NOT_LITERAL and name in node.keys() and not own._is_interpolation():  # type: ignore[union-attr]  # noqa: SIM118
-            value = OmegaConf.to_container(own) if OmegaConf.is_config(own) else node[name]
-            if value == default or (isinstance(default, tuple) and value == list(default)):
-                yield name
+        default = list(default) if isinstance(default, tuple) else default
+        if name in written and default is not NOT_LITERAL and written[name] == default:
+            yield name
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
