@@ -76,7 +76,8 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
             # What no file spells out is an addition to Hydra.
-            plus = ["++" if _is_value(o) and o.key_or_group in added else "" for o in parsed]
+            adds = [o.key_or_group in added or _is_argument(base, o.key_or_group) for o in parsed]
+            plus = ["++" if adds_one and _is_value(o) else "" for adds_one, o in zip(adds, parsed, strict=True)]
             lines = [f"{sign}{o.input_line}" for sign, o in zip(plus, parsed, strict=True)]
             cfg = hydra_compose(root, overrides=[*search, *lines])
     except (HydraException, OmegaConfBaseException) as error:
@@ -267,6 +268,8 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
     if key in groups or not _is_value(override) or key.startswith("hydra."):
         return
     known = set(node.keys()) if OmegaConf.is_dict(node) else set()  # `leaf in node` is false where ??? stands
+    if _is_argument(cfg, key):
+        return
     if leaf not in known and not (OmegaConf.is_list(node) and leaf.isdigit()):
         hint = nearest(key, [*_keys(cfg), *groups])
         takes_more = OmegaConf.is_dict(node) and "_target_" in node
@@ -274,6 +277,14 @@ def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[st
         yield f"there is no option '{key}'; {hint}{plus}"
     elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
         yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
+
+
+def _is_argument(cfg: DictConfig, key: str) -> bool:
+    """Whether a key that a config does not have names an argument of the target of its node."""
+    parent, _, leaf = key.rpartition(".")
+    node: Any = _select(cfg, parent) if parent else None
+    known = (arguments(node.get("_target_", "")) or {}) if OmegaConf.is_dict(node) else {}
+    return leaf in known and leaf not in node.keys()  # noqa: SIM118
 
 
 def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
