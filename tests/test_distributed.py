@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from repr.batch import Batch
+from repr.batch import Batch, Embeddings
 from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
@@ -72,8 +72,8 @@ def collected(index: int) -> dict[str, Tensor]:
     table = FeatureTable(["image"], 5)
     for rows in ([[0, 1], [2, -1 - 3]], [[4], [4]]):
         mine = torch.tensor(rows[index])
-        outputs = {"image": torch.stack([mine.abs() + 1.0, torch.ones(len(mine))], dim=1)}
-        table.on_predict_batch_end(None, None, outputs, Batch(index=mine), 0)
+        image = torch.stack([mine.abs() + 1.0, torch.ones(len(mine))], dim=1)
+        table.on_predict_batch_end(None, None, Embeddings(image=image, trunk=image), Batch(index=mine), 0)
     return {"read": table.read, **table.features}
 
 

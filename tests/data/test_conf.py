@@ -76,4 +76,4 @@ def test_trifeature_config_builds_and_its_class_files_are_its_attributes(config,
     for attribute, names in ATTRIBUTES.items():
         classes = Classes.load(root / "conf" / "eval" / "classes" / f"trifeature_{attribute}.yaml")
         assert (classes.attribute, list(classes.names.values())) == (attribute, names)
-        assert sorted(classes.ids(datamodule.attributes, "here")) == list(range(10))
+        assert sorted(classes.ids(datamodule.attributes[attribute])) == list(range(10))

@@ -10,8 +10,8 @@ import timm
 import torch
 
 from repr.config import compose
-from repr.data.dense import DenseDataset
 from repr.data.drawn.scenes import Scenes
+from repr.data.eval_datasets import DenseDataset
 from repr.data.views import expand
 from repr.fit import fit, main
 from repr.metrics.dense import correspondence, linear_segmentation

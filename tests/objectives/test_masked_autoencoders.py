@@ -306,7 +306,7 @@ SMALL = ["run_folder=x", "image_size=32", *VIT]
             "set one of the two",
         ),
         (
-            ["objective=mae", "objective.masking.kind=text", "tokenizer=null"],
+            ["objective=mae", "objective.masking.kind=text", "tokenizer=null", "scorer=open_clip:ViT-B-32/openai"],
             "reads captions here, and tokenizer is null",
         ),
         (["objective=cmae", "views=mae"], "between two views of one size, and views has [32]"),
