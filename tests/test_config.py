@@ -175,7 +175,7 @@ def test_a_default_stands_in_its_constructor_alone() -> None:
 
     # A protocol is known by the options that its file spells out.
     files = [path for path in CONF.rglob("*.yaml") if not {"experiment", "eval", "evaluate"} & set(path.parts)]
-    referred = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in files)))
+    referred = set(re.findall(r"\$\{([\w.]+)\}", "".join(path.read_text() for path in CONF.rglob("*.yaml"))))
     twice = []
     for file in files:
         for path, node in nodes(yaml.safe_load(file.read_text()), file.parent.name):
