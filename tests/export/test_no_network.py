@@ -34,9 +34,9 @@ def test_nothing_asks_for_the_network_with_processes_and_stages(tmp_path: Path) 
     commands = [
         ("fit", [*SMALL, *staged, f"run_folder={tmp_path}/staged"]),
         *(("export.__main__", [f"run={run}", f"to={to}", f"out={tmp_path}/{to}"]) for to in ("timm", "hf", "onnx")),
-        ("data.__main__", ["check", "data=emoji"]),
+        ("check.__main__", ["data=emoji"]),
         ("report.__main__", [str(run)]),
-        ("evaluate", [f"model={run}", "data.num_workers=0"]),
+        ("evaluate.__main__", [f"model={run}", "data.num_workers=0"]),
     ]
     program = "\n".join(f"from repr.{module} import main\nmain({words!r})" for module, words in commands)
     for words in (["-m", "repr.fit", *by_two], ["-c", program]):
