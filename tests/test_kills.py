@@ -94,7 +94,7 @@ def runs(folder: Path) -> list[Path]:
 def assert_same(folder: Path, whole: Path) -> None:
     assert [run.relative_to(folder) for run in runs(folder)] == [run.relative_to(whole) for run in runs(whole)]
     for one, other in zip(runs(folder), runs(whole), strict=True):
-        ends = [last_checkpoint(run / "checkpoints") for run in (one, other)]
+        ends = [last_checkpoint(run) for run in (one, other)]
         assert ends[0].name == ends[1].name
         assert [path.name for path in (one / "checkpoints").iterdir()] == [ends[0].name]
         a, b = (content(path) for path in ends)
