@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -31,6 +32,8 @@ def user_message(error: BaseException) -> str | None:
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename:
+        return f"{error.filename}: {error.strerror}; make it readable and writable, or name another place"
     if not isinstance(error, ValueError | OSError):
         return None
     lines = str(error).splitlines()

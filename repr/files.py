@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import yaml
+
 PART = ".part"  # what a file is called until it is complete
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last is a limit of the process or the file system
 
@@ -93,6 +95,36 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def yaml_text(path: Path) -> str:
+    """The text of a YAML file that is safe to load: of plain values, of which aliases make no more than 100,000.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    if path.stat().st_size > 10_000_000:
+        raise ValueError("it is larger than 10 MB")
+    try:
+        text = path.read_text(encoding="utf-8")
+        size = _num_nodes(yaml.compose(text, Loader=yaml.SafeLoader), {})  # what has an alias is one node here
+    except yaml.YAMLError as error:
+        raise ValueError(f"no YAML: {error}") from error
+    except RecursionError:
+        raise ValueError("its values are nested too deeply, or hold themselves") from None
+    if size > 100_000:
+        raise ValueError("its aliases make more than 100,000 values")
+    return text
+
+
+def _num_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node of YAML holds once aliases are written out."""
+    if node is None or not isinstance(node.value, list):
+        return 1
+    if id(node) not in known:
+        children = [part for child in node.value for part in (child if isinstance(child, tuple) else (child,))]
+        known[id(node)] = 1 + sum(_num_nodes(child, known) for child in children)
+    return known[id(node)]
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

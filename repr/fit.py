@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig
 
 from repr.cli import is_first, one_line_errors
-from repr.config import ConfigError, check, compose, show
-from repr.runs.folder import REPORT, Results, can_resume, load_run, save_config, save_results
+from repr.config import check, compose, show
+from repr.runs.claim import claimed
+from repr.runs.folder import (
+    REPORT,
+    RESULTS,
+    Results,
+    can_resume,
+    load_run,
+    save_config,
+    save_results,
+    stage_folders,
+)
+from repr.runs.trust import check_folders, resuming
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -45,7 +55,8 @@ def fit(cfg: DictConfig) -> Results:
         ConfigError: the config has faults; all of them are told.
     """
     check(cfg)
-    return train(cfg).results
+    with claimed(cfg):
+        return train(cfg).results
 
 
 def single(cfg: DictConfig) -> None:
@@ -54,6 +65,13 @@ def single(cfg: DictConfig) -> None:
     Args:
         cfg: a config that was checked.
     """
+    if cfg.resume and (num_steps := _ended(cfg)):
+        if is_first():
+            print(
+                f"{cfg.resume} has ended after {num_steps} steps, so there is nothing to do; a larger "
+                f"trainer.max_epochs= trains on, python -m repr.evaluate model={cfg.resume} evaluates it again"
+            )
+        return
     results = train(cfg).results
     if is_first():
         from rich.console import Console
@@ -66,15 +84,24 @@ def single(cfg: DictConfig) -> None:
             print("nothing was evaluated: data.eval names no set")
 
 
-def name_folder(cfg: DictConfig) -> None:
-    """Give a run that has no folder one."""
-    if cfg.run_folder is None:
-        cfg.run_folder = f"runs/{cfg.name}/{time.strftime('%Y-%m-%d_%H-%M-%S')}"
+def _ended(cfg: DictConfig) -> int | None:
+    """The steps of a run that was trained and evaluated to the end that its config names; None for any other."""
+    from repr.runs.checkpoint_files import read_beside
+    from repr.runs.checkpoints import last_checkpoint
+
+    checkpoint = last_checkpoint(cfg.run_folder)
+    if checkpoint is None or not Path(cfg.run_folder, RESULTS).is_file():
+        return None
+    saved = read_beside(checkpoint)
+    steps, epochs = cfg.trainer.get("max_steps", -1), cfg.trainer.get("max_epochs")
+    has_steps = steps in (None, -1) or saved["global_step"] < steps
+    has_epochs = epochs in (None, -1) or saved["epoch"] + 1 < epochs
+    ended = saved["callbacks"].get("Checkpoints", {}).get("ended")
+    return saved["global_step"] if ended and not (has_steps and has_epochs) else None
 
 
 def train(cfg: DictConfig) -> Run:
-    """As :func:`fit`, for a config that was checked; gives all that was built, too."""
-    name_folder(cfg)
+    """As :func:`fit`, for a config that was checked and has a run folder; gives all that was built, too."""
     # Imported here, so that a mistyped option is refused before the seconds that these take.
     import lightning.pytorch as pl
     from hydra.utils import instantiate
@@ -90,8 +117,8 @@ def train(cfg: DictConfig) -> Run:
 
     folder = Path(cfg.run_folder)
     checkpoint = last_checkpoint(folder) if cfg.resume else None
-    if cfg.resume and checkpoint is None:
-        raise ConfigError([f"{folder} has no checkpoint to resume from: start the experiment anew"])
+    if cfg.resume and checkpoint is None and is_first():
+        print(f"{folder} has saved nothing yet: the run starts from its beginning", flush=True)
     # No tensors here, only what stands beside them; Lightning reads the rest.
     saved = read_beside(checkpoint) if checkpoint else {}
     pl.seed_everything(cfg.seed, verbose=False)
@@ -106,6 +133,7 @@ def train(cfg: DictConfig) -> Run:
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
     if trainer.is_global_zero:
+        Path(folder, RESULTS).unlink(missing_ok=True)  # of what was the end of the run before
         save_config(cfg, folder)
         keep_rows(trainer, saved)
     with telling_how_to_go_on(trainer, folder):
@@ -145,24 +173,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from repr.training.checkpoints import Stopped
 
         try:
-            procedure(cfg)
+            with claimed(cfg):
+                procedure(cfg)
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning makes a SystemExit(1) of Ctrl-C at a moment that nothing has been saved for.
             at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
             if (at_once or isinstance(stop, Stopped)) and is_first() and can_resume(cfg.run_folder):
-                print(f"stopped; to go on: python -m repr.fit resume={cfg.run_folder}", file=sys.stderr)
+                print(f"stopped; to go on: python -m repr.fit {resuming(cfg)}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
 
 
 def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
-    resume = [override for override in overrides if override.startswith("resume=")]
-    if not resume:
+    given = {key: value for key, equals, value in (override.partition("=") for override in overrides) if equals}
+    if "resume" not in given:
         return compose(overrides, config_dir=config_dir)
-    folder = resume[-1].removeprefix("resume=")
-    cfg = load_run(folder, [override for override in overrides if override not in resume])
-    cfg.resume = cfg.run_folder = folder
+    folder, trust = given["resume"], given.get("trust", "false").lower() == "true"
+    changed = [override for override in overrides if override.partition("=")[0] not in ("resume", "trust")]
+    for stage in stage_folders(folder).values():  # the procedure goes on with them
+        load_run(stage, trust=trust)
+    cfg = load_run(folder, changed, trust=trust)
+    cfg.resume, cfg.run_folder, cfg.trust = folder, folder, trust
+    if not trust:
+        check_folders(cfg)
     return cfg
 
 

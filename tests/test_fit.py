@@ -130,7 +130,7 @@ def test_a_stopped_run_goes_on_where_it_was(
     assert stopped.returncode == 128 + number, stopped.stderr
     assert f"python -m repr.fit resume={tmp_path}" in stopped.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step={step + 1}.ckpt"]
-    main([f"resume={tmp_path}", "callbacks.kill.step=-1"])
+    main([f"resume={tmp_path}", "trust=true", "callbacks.kill.step=-1"])
     assert same(weights(tmp_path), weights(whole[0]))
     assert "Evaluation" in capsys.readouterr().out
     trained = [(row["step"], row["train/loss"]) for row in rows(tmp_path) if "train/loss" in row]
@@ -148,7 +148,7 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(whole: tuple[Path, 
     stopped = run(tmp_path, *LONGER, *ddp, *kill)
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=3.ckpt"]
-    main([f"resume={tmp_path}", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
+    main([f"resume={tmp_path}", "trust=true", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
     losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (whole[0], tmp_path)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
@@ -260,4 +260,4 @@ def test_a_run_over_damaged_shards_goes_on_and_tells_at_the_end(
     assert sorted(line.partition(" (")[0] for line in told) == ["train: sample 5 replaced", "val: sample 6 left out"]
     assert f"{tmp_path}/train.tar: 5: not readable as an image (of no known format)" in caplog.text
     with pytest.raises(SystemExit, match=r"1 of 64 samples of train .* data\.max_bad_fraction .*: 5: not readable"):
-        main(run)
+        main([*run, f"run_folder={tmp_path}/other"])

@@ -57,7 +57,7 @@ def command(flow: str, folder: Path, place: str = "nowhere", number: int = 1) ->
     """Starts a run, or lets it go on."""
     kill = [f"callbacks.kill.place={place}", f"callbacks.kill.number={number}"]
     if can_resume(folder):
-        return [f"resume={folder}", *kill]
+        return [f"resume={folder}", "trust=true", *kill]
     return [f"run_folder={folder}", *SETUP, *FLOWS[flow], *KILL, *(f"+{option}" for option in kill)]
 
 

@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_where_it_was(
         assert status == 128 + signal.SIGTERM, out
         killed_after = saved = step if last_saved(step) == step else step + 1
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step={saved}.ckpt"]
-    status, out = run(f"resume={folder}", "callbacks.kill.step=-1", f"data.num_workers={resumed_workers}")
+    status, out = run(f"resume={folder}", "trust=true", "callbacks.kill.step=-1", f"data.num_workers={resumed_workers}")
     assert status == 0, out
     assert_as_whole(folder, whole, killed_after, saved)
 
@@ -107,7 +107,7 @@ def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(
     for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
         ended, out = run(f"run_folder={folder}", *PIXPRO, f"+callbacks.record.file={folder}.jsonl", *extra)
         assert ended == status, out
-    ended, out = run(f"resume={folders[1]}", "callbacks.kill.step=-1")
+    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
     assert ended == 0, out
     assert_as_whole(folders[1], folders[0], 5, 4)
     assert any(name.startswith("teacher.instance_projector") for name in weights(folders[1]))
@@ -129,7 +129,7 @@ def test_a_killed_run_switches_from_mixed_to_plain_contrast_where_it_would_have(
     for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
         ended, out = run(f"run_folder={folder}", *M3COL, f"+callbacks.record.file={folder}.jsonl", *extra)
         assert ended == status, out
-    ended, out = run(f"resume={folders[1]}", "callbacks.kill.step=-1")
+    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
     assert ended == 0, out
     assert_as_whole(folders[1], folders[0], 5, 4)
     mixed = [float(row["train/mixed"]) for row in rows(folders[1]) if "train/mixed" in row]
@@ -142,7 +142,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whol
     status, out = run(*start(folder, *kill, "+callbacks.kill.step=6"))
     assert status == -signal.SIGKILL, out
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step=4.ckpt", "step=6.ckpt.part"]
-    status, out = run(f"resume={folder}", "callbacks.kill.step=-1")
+    status, out = run(f"resume={folder}", "trust=true", "callbacks.kill.step=-1")
     assert status == 0, out
     assert_as_whole(folder, whole, 6, 4)
 
@@ -162,7 +162,7 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(
     assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step={step}.ckpt"]
     assert [row["step"] for row in rows(folder) if "train/loss" in row][:step] == [str(s) for s in range(step)]
     (small_disk / "filler").unlink()
-    status, out = run(f"resume={folder}", "callbacks.fill.step=-1")
+    status, out = run(f"resume={folder}", "trust=true", "callbacks.fill.step=-1")
     assert status == 0, out
     assert same(weights(folder), weights(whole))
     loss = [[row["train/loss"] for row in rows(f) if "train/loss" in row] for f in (folder, whole)]
@@ -177,13 +177,17 @@ def test_a_damaged_checkpoint_is_skipped_and_another_batch_size_refused(run: Run
     damaged = folder / "checkpoints" / f"step={STEPS + 1}.ckpt"
     damaged.write_bytes(data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :])
     before = {path: path.read_bytes() for path in (folder / "config.yaml", folder / "metrics.csv")}
-    status, out = run(f"resume={folder}", f"run_folder={folder}", "data.batch_size=4", "trainer.max_epochs=4")
+    status, out = run(
+        f"resume={folder}", "trust=true", f"run_folder={folder}", "data.batch_size=4", "trainer.max_epochs=4"
+    )
     assert status == 1, out
     assert "Traceback" not in out
     assert f"skipped: {damaged} is damaged" in out
     assert "cannot resume: data.batch_size was 8 and is 4" in out
     assert {path: path.read_bytes() for path in before} == before
-    status, out = run(f"resume={folder}", "trainer.max_epochs=4", f"callbacks.record.file={tmp_path}/run.jsonl")
+    status, out = run(
+        f"resume={folder}", "trust=true", "trainer.max_epochs=4", f"callbacks.record.file={tmp_path}/run.jsonl"
+    )
     assert status == 0, out
     assert [step for step, *_ in trained(folder)] == [10, 11, 12]
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step=12.ckpt"]

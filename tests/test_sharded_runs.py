@@ -115,7 +115,11 @@ def test_a_run_with_a_killed_process_goes_on_on_other_processes(
         step = 2 * number + 2 if number < len(chain) - 1 else -1
         killed = 0 if number else world - 1
         kill = [f"callbacks.kill.step={step}", f"callbacks.kill.rank={killed}"]
-        command = [f"resume={folder}", *kill] if number else start(folder, *FLOWS[flow], *(f"+{k}" for k in kill))
+        command = (
+            [f"resume={folder}", "trust=true", *kill]
+            if number
+            else start(folder, *FLOWS[flow], *(f"+{k}" for k in kill))
+        )
         for rank, (status, out) in enumerate(run_group(world, *command, *on(world, strategy))):
             if step == -1:
                 assert status == 0, out

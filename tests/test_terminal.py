@@ -92,7 +92,7 @@ def test_a_run_that_a_terminal_stops_goes_on(
     terminal.read_until(b"at step %d" % step)
     stop(terminal, number)
     assert_stopped(terminal, number, folder)
-    status, out = run(f"resume={folder}")
+    status, out = run(f"resume={folder}", "trust=true")
     assert status == 0, out
     assert_as_whole(folder, whole)
 
@@ -112,7 +112,7 @@ def test_two_processes_that_a_terminal_stops_go_on(
     terminal.read_until(b"at step %d" % step)
     stop(terminal, number)
     assert_stopped(terminal, number, folder)
-    for status, out in run_group(2, f"resume={folder}"):
+    for status, out in run_group(2, f"resume={folder}", "trust=true"):
         assert status == 0, out
     assert_as_whole(folder, whole_of_two)
 

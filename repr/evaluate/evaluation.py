@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from repr.cli import is_first
 from repr.config import CONF, ConfigError, compose
 from repr.files import replacing
-from repr.runs.folder import EVALUATION, EVALUATIONS, holder, load_run, run_folder
+from repr.runs.folder import ENCODER, EVALUATION, EVALUATIONS, holder, load_run, run_folder
 
 if TYPE_CHECKING:
     from repr.evaluate.encoder import Encoder
@@ -48,7 +48,7 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     if not cfg.data.eval:
         raise ConfigError(["data.eval names no set to evaluate on: add one, as in README, 'Your own data'"])
     check_protocols(cfg.get("eval") or {})
-    encoder = read_encoder(cfg.model, cfg.image_size)
+    encoder = read_encoder(cfg.model, cfg.image_size, trust=cfg.trust)
     cfg = cfg.copy()
     cfg.image_size = encoder.image_size
     cfg.data.update({"mean": list(encoder.mean), "std": list(encoder.std)})
@@ -83,12 +83,13 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     return written | {"folder": out}
 
 
-def read_encoder(name: str, image_size: int | None) -> Encoder:
+def read_encoder(name: str, image_size: int | None, *, trust: bool = False) -> Encoder:
     """Any encoder.
 
     Args:
         name: a run folder, a checkpoint inside one, or what :func:`repr.evaluate.foreign.read_foreign` takes.
         image_size: side in pixels; None: its own.
+        trust: see :func:`repr.runs.folder.load_run`.
 
     Raises:
         ConfigError: there is none.
@@ -108,10 +109,10 @@ def read_encoder(name: str, image_size: int | None) -> Encoder:
     if stages := stage_folders(name):
         from repr.runs.joined import load_joined
 
-        module: Any = load_joined(name)
-        run = load_run(next(iter(stages.values())))
+        module: Any = load_joined(name, trust=trust)
+        run = load_run(next(iter(stages.values())), trust=trust, built=ENCODER)
     else:
-        trained = Trained.read(name)
+        trained = Trained.read(name, trust=trust)
         module, run = trained.objective, trained.cfg
     own = run.data.image_size
     size = image_size or own
@@ -152,7 +153,7 @@ def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Dic
     except ConfigError as error:
         raise ConfigError([fault.replace("evaluate has no", "eval has no") for fault in error.faults]) from error
     if of_run:
-        run = load_run(run_folder(model, "model"), of_data)
+        run = load_run(run_folder(model, "model"), of_data, trust=cfg.trust, built=ENCODER)
         own: Any = OmegaConf.to_container(run.data, resolve=False)
         cfg.data = own | {"batch_size": 1, "clusters": None}
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]

@@ -16,6 +16,7 @@ DEFAULTS: dict[str, Any] = {
     "weights": "model",
     "force": False,
     "untrained_text": False,
+    "trust": False,
 }
 
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "images the image tower (with untrained_text=true a whole model); to=timm: the backbone; to=hf: one of the two "
         "with a model card, for Hugging Face's hub; to=onnx: a file for each tower. weights=teacher: those of the "
         "moving average that a flow keeps; weights=unaveraged: those that are trained, where an average of "
-        "Lightning's WeightAveraging is exported otherwise. out=DIR: a new folder; force=true replaces an export.",
+        "Lightning's WeightAveraging is exported otherwise. out=DIR: a new folder; force=true replaces an export. "
+        "trust=true: build whatever the config of the run names; else only what repr/runs/trust.py lists.",
     )
     parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
     words = parser.parse_args(arguments).options

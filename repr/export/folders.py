@@ -41,6 +41,7 @@ def export(
     weights: str = "model",
     untrained_text: bool = False,
     force: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Export one objective, or all stages of a multistage run folder; of several processes one calls this.
 
@@ -55,6 +56,7 @@ def export(
             moving average that the flow keeps.
         untrained_text: of an objective on images, a whole open_clip model with a random text tower.
         force: replace an export that is there.
+        trust: see :func:`repr.runs.folder.load_run`.
 
     Returns:
         ``out``.
@@ -67,12 +69,13 @@ def export(
     if not isinstance(source, Trained) and (stages := stage_folders(source)):
         if untrained_text:
             raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
-        procedure = load_run(source).get("procedure") or {}
+        procedure = load_run(source, built=()).get("procedure") or {}
         if len(stages) < (num_stages := procedure.get("num_stages", 0)):
             raise ConfigError([f"run={source} has {len(stages)} of its {num_stages} stages: resume it first"])
-        return export_stages(stages, out, to=to, norm=procedure.get("norm", "joined"), weights=weights, force=force)
+        norm = procedure.get("norm", "joined")
+        return export_stages(stages, out, to=to, norm=norm, weights=weights, force=force, trust=trust)
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
-        samples, trained = Samples(Path(work)), _trained(source, weights)
+        samples, trained = Samples(Path(work)), _trained(source, weights, trust)
         verify([write(trained, folder, samples, to=to, untrained_text=untrained_text)], samples)
     return Path(out)
 
@@ -85,6 +88,7 @@ def export_stages(
     norm: Literal["joined", "each"] = "joined",
     weights: str = "model",
     force: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Export every stage of multistage learning as a model of its own, ``stages.json``, and ``join.py``.
 
@@ -98,6 +102,7 @@ def export_stages(
         norm: ``joined``: one norm over the raw outputs, as the authors; ``each``: each stage at unit length first.
         weights: as for :func:`export`.
         force: replace an export that is there.
+        trust: see :func:`repr.runs.folder.load_run`.
 
     Returns:
         ``out``.
@@ -113,7 +118,7 @@ def export_stages(
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
         samples = Samples(Path(work))
-        trained = [_trained(source, weights) for source in stages.values()]
+        trained = [_trained(source, weights, trust) for source in stages.values()]
         library = _library(to, trained[-1])
         exports = []
         for name, stage in zip(stages, trained, strict=True):
@@ -174,14 +179,14 @@ def _join(answers: Sequence[Answers], norm: str) -> dict[str, Tensor]:
     return joined
 
 
-def _trained(source: Source, weights: str) -> Trained:
+def _trained(source: Source, weights: str, trust: bool) -> Trained:
     unaveraged = weights == "unaveraged"
     if isinstance(source, Trained):
         if unaveraged:
             raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
         trained = source
     else:
-        trained = Trained.read(source, unaveraged=unaveraged)
+        trained = Trained.read(source, unaveraged=unaveraged, trust=trust)
     return trained.of_teacher() if weights == "teacher" else trained
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from repr.files import yaml_text
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -39,7 +41,10 @@ class Classes:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"class file {path} does not exist: set eval.zero_shot.classes.<set> to a YAML file")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(yaml_text(path))
+        except ValueError as error:
+            raise ValueError(f"class file {path} cannot be read: {error}") from error
         wanted = {"attribute", "names", "templates"}
         if not isinstance(content, dict) or content.keys() - {"labels"} != wanted:
             raise ValueError(f"class file {path} must have exactly the keys {', '.join(sorted(wanted))}")

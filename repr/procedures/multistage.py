@@ -27,7 +27,7 @@ from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, read_arrays
 from repr.distributed import gather_objects, on_first
 from repr.evaluate.during_training import Evaluation
 from repr.export.folders import STAGED, export
-from repr.fit import Run, name_folder, train
+from repr.fit import Run, train
 from repr.models.concat import Norm
 from repr.procedures.features import FeatureTable, cluster, extract
 from repr.procedures.stage_table import stage_table, write_table
@@ -39,9 +39,11 @@ from repr.runs.folder import (
     EXPORT,
     JOINED,
     REPORT,
+    RESULTS,
     STAGE,
     STAGES,
     Results,
+    load_results,
     save_config,
     save_results,
     stage_folder,
@@ -124,12 +126,18 @@ class Multistage:
             ConfigError: what the stages change makes a config with faults.
             ValueError: the data set cannot be clustered, or is not that of the run to resume.
         """
-        name_folder(cfg)
         for stage in range(min(self.num_stages, 2)):
             check(self.stage_config(cfg, stage))
         keys = keys_hash(instantiate(cfg.data.train, _convert_="all"))
         records = self._finished(cfg, keys) if cfg.resume else []
+        joined_folder = Path(cfg.run_folder, JOINED)
+        if len(records) == self.num_stages and self._is_reported(cfg):
+            if is_first():
+                print(f"{cfg.resume} has ended after {self.num_stages} stages, so there is nothing to do")
+            joined = {name: (one["value"], one["chance"]) for name, one in load_results(joined_folder).items()}
+            return {stage_folder("", record.stage).name: record.results for record in records} | {JOINED: joined}
         if is_first():
+            Path(joined_folder, RESULTS).unlink(missing_ok=True)  # of fewer stages
             save_config(cfg, cfg.run_folder)
         for stage in range(len(records), self.num_stages):
             records.append(self._run_stage(cfg, stage, keys))
@@ -163,6 +171,13 @@ class Multistage:
                 print(f"{folder} is finished and keeps its clusters; the new options of the procedure act after it")
             records.append(record)
         return records
+
+    def _is_reported(self, cfg: DictConfig) -> bool:
+        """Whether nothing is missing of what comes after the last stage."""
+        results, report = Path(cfg.run_folder, JOINED, RESULTS), Path(cfg.run_folder, REPORT)
+        if not results.is_file() or not report.is_file() or report.stat().st_mtime < results.stat().st_mtime:
+            return False
+        return not self.export or Path(cfg.run_folder, EXPORT).is_dir()
 
     def _how(self) -> dict[str, Any]:
         """What decides the clusters of a stage."""
@@ -261,7 +276,7 @@ class Multistage:
         nodes = [node for node in cfg.callbacks.values() if node]
         wanted = [node for node in nodes if issubclass(get_object(node["_target_"]), Evaluation)]
         evaluations = [instantiate(node) for node in wanted]
-        joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm)
+        joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm, trust=True)  # of this run
         make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
         results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
         if is_first():

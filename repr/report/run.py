@@ -50,7 +50,7 @@ class Run:
         """The composed config; that of a model of others, which was only evaluated, has a name."""
         if self.evaluations and not self.is_trained:
             return OmegaConf.create({"name": next(iter(self.evaluations.values()))["model"]["name"]})
-        return load_run(self.folder)
+        return load_run(self.folder, built=())
 
     def option(self, key: str) -> Any:
         """A value of the config; None where it is not set."""

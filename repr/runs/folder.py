@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from repr.config import ConfigError, change
-from repr.files import replacing
+from repr.config import CONF, ConfigError, change
+from repr.files import replacing, yaml_text
+from repr.runs.trust import check_trusted
 
 CONFIG = "config.yaml"  # the composed config, from which the run can be rebuilt
 CHECKPOINTS = "checkpoints"  # step=<n>.ckpt, see repr.runs.checkpoints
@@ -25,8 +29,10 @@ NON_FINITE = "non_finite_rank{}"  # .json and .pt: the step whose loss or gradie
 JOINED = "joined"  # the results of all stages of a multistage run as one encoder
 STAGE, CLUSTERS = "stage.json", "clusters.npz"  # of a finished stage, stage-<n>
 STAGES = "stages.csv"  # the results of all stages side by side
+LOCK = ".lock"  # held by the process that trains
 EXPORT = "export"  # all stages, for another library
 
+ENCODER = ("objective", "data", "tokenizer")  # sections of the config that are built of a trained encoder
 Results = dict[str, tuple[float, float | None]]  # name -> (value, level at chance)
 
 
@@ -66,17 +72,52 @@ def run_folder(path: str | Path, option: str) -> Path:
     return folder
 
 
-def load_run(folder: str | Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config of a run, with values changed by ``overrides`` (:func:`repr.config.change`).
+def load_run(
+    folder: str | Path, overrides: Sequence[str] = (), *, trust: bool = False, built: Sequence[str] | None = None
+) -> DictConfig:
+    """The config of a run.
+
+    Args:
+        folder: of the run.
+        overrides: values to change, see :func:`repr.config.change`.
+        trust: whether the config may name any class; else only those of :mod:`repr.runs.trust`, since a run folder may
+            come from a stranger and what it names is built.
+        built: the sections of the config that will be built; None: all.
 
     Raises:
-        ConfigError: no run lies there, or an override is not the value of an existing option.
+        ConfigError: no run lies there, its config is damaged or names what may not be built, or an override is not the
+            value of an existing option.
     """
+    path = Path(folder, CONFIG)
     if not is_run(folder):
         raise ConfigError([f"{folder} is not a run folder: it has no {CONFIG}; name a folder below runs/"])
-    cfg = OmegaConf.load(Path(folder, CONFIG))
-    assert isinstance(cfg, DictConfig)
+    try:
+        cfg = OmegaConf.create(yaml_text(path))
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError([f"{path} is damaged ({' '.join(str(error).split())}); put a copy of it back"]) from error
+    if not isinstance(cfg, DictConfig) or not cfg:
+        raise ConfigError([f"{path} is damaged ({'it is empty' if not cfg else 'a list'}); put a copy of it back"])
+    if not trust:
+        check_trusted(cfg, str(path), built)
+    _complete(cfg, path)
     return change(cfg, overrides)
+
+
+def _complete(cfg: DictConfig, path: Path) -> None:
+    """Give a config that was edited, or written by an older version, the plain options that it lacks.
+
+    Raises:
+        ConfigError: it lacks what has no default.
+    """
+    root: Any = OmegaConf.load(CONF / "fit.yaml")
+    groups = [group for entry in root.pop("defaults") if isinstance(entry, DictConfig) for group in entry]
+    required = ["name", *(group for group in groups if group != "experiment")]
+    if lacking := [key for key in required if key not in cfg]:
+        told = f"{path} has no {', '.join(lacking)}: put it back, as another run of this experiment has it"
+        raise ConfigError([told])
+    if missing := [key for key in root if key not in cfg]:
+        warnings.warn(f"{path} has no {', '.join(missing)}; the default is taken", stacklevel=3)
+        cfg.update({key: root[key] for key in missing})
 
 
 def save_config(cfg: DictConfig, folder: str | Path) -> None:

@@ -75,13 +75,16 @@ class Joined(pl.LightningModule):
         return self.embed(batch)
 
 
-def load_joined(run_folder: str | Path, *, num_stages: int | None = None, norm: Norm = "joined") -> Joined:
+def load_joined(
+    run_folder: str | Path, *, num_stages: int | None = None, norm: Norm = "joined", trust: bool = False
+) -> Joined:
     """The joined encoder of a multistage run, in evaluation mode, on the CPU.
 
     Args:
         run_folder: of the whole run.
         num_stages: how many stages, from the first; None: all that are finished.
         norm: see :func:`repr.models.concat.join`.
+        trust: see :func:`repr.runs.folder.load_run`.
 
     Raises:
         ValueError: there is no such stage.
@@ -89,4 +92,5 @@ def load_joined(run_folder: str | Path, *, num_stages: int | None = None, norm: 
     num_stages = len(list(Path(run_folder).glob(f"stage-*/{STAGE}"))) if num_stages is None else num_stages
     if not num_stages:
         raise ValueError(f"{run_folder} has no finished stage: give the folder of a multistage run")
-    return Joined([Trained.read(stage_folder(run_folder, s)).objective for s in range(num_stages)], norm=norm).eval()
+    stages = [Trained.read(stage_folder(run_folder, stage), trust=trust).objective for stage in range(num_stages)]
+    return Joined(stages, norm=norm).eval()

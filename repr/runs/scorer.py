@@ -157,7 +157,7 @@ def _of_run(folder: str) -> Towers:
 def _run_config(folder: str) -> Any:
     if not is_run(folder):
         raise ValueError(f"scorer={folder} is neither open_clip:NAME/TAG nor a run folder: it has no {CONFIG}")
-    cfg: Any = load_run(folder)
+    cfg: Any = load_run(folder, built=("objective", "tokenizer"))
     if "text" not in cfg.objective or cfg.objective.text is None:
         raise ValueError(f"scorer={folder} encodes images only: name a run of an image-text objective")
     cfg.scorer = None  # its own was needed for training alone

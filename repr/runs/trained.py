@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
+from repr.cli import user_message
 from repr.config import ConfigError, untrained
 from repr.distributed import whole
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoints, damage, last_checkpoint
-from repr.runs.folder import load_run, run_folder
+from repr.runs.folder import ENCODER, load_run, run_folder
 
 _TRAINED = "current_model_state"  # where Lightning's WeightAveraging puts the weights that are trained
 
@@ -76,19 +79,21 @@ class Trained:
         return cls(_rebuilt(cfg, tensors, name), cfg, name)
 
     @classmethod
-    def read(cls, path: str | Path, *, unaveraged: bool = False) -> Trained:
+    def read(cls, path: str | Path, *, unaveraged: bool = False, trust: bool = False) -> Trained:
         """The objective of a run folder, from its last whole checkpoint, or of a checkpoint inside a run folder.
 
         Args:
             path: the folder or checkpoint.
             unaveraged: of a run with Lightning's ``WeightAveraging``, whose checkpoints hold the average as the
                 weights, take those that the optimizer steps on.
+            trust: see :func:`repr.runs.folder.load_run`.
 
         Raises:
             ConfigError: no run lies there, it has no whole checkpoint, one that this code does not fit, or one without
                 average.
         """
         path, folder = Path(path), run_folder(path, "run")
+        cfg = load_run(folder, trust=trust, built=ENCODER)
         is_checkpoint = path != folder
         checkpoint: Path | None = path
         if is_checkpoint:
@@ -103,7 +108,6 @@ class Trained:
         if unaveraged and not averages:
             raise ConfigError([f"weights=unaveraged: {checkpoint} holds no average of weights; leave it out"])
         tensors = content[_TRAINED if unaveraged else "state_dict"]
-        cfg = load_run(folder)
         # Results are those of the last step, and of the average where there is one.
         evaluated = not unaveraged and checkpoint == checkpoints(folder)[0]
         weights = "unaveraged" if unaveraged else "average" if averages else "model"
@@ -117,8 +121,12 @@ def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:
     Raises:
         ConfigError: names or shapes differ.
     """
-    with torch.random.fork_rng(devices=[]):
-        objective = instantiate(untrained(cfg).objective)  # the weights are at hand, the network may not be
+    try:
+        with torch.random.fork_rng(devices=[]):
+            objective = instantiate(untrained(cfg).objective)  # the weights are at hand, the network may not be
+    except (InstantiationException, OmegaConfBaseException) as error:
+        cause = user_message(error) or " ".join(str(error).split())
+        raise ConfigError([f"{name}: the objective of its config cannot be built: {cause}"]) from error
     if getattr(objective, "backbone", None) is None:
         raise ConfigError(
             [f"{name}: {type(objective).__name__} was trained without pictures and has no encoder of them"]

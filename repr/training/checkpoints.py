@@ -78,6 +78,7 @@ class Checkpoints(Checkpoint):
         self.every_n_steps, self.keep = every_n_steps, keep
         self._saved: Path | None = None
         self._step = 0
+        self._ended = False  # whether the checkpoint is that of the last step of all
         self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
         self._row: dict[str, float] | None = None  # of metrics.csv, which Lightning logs only after the checkpoint
         self._generators: dict[str, Tensor] = {}
@@ -135,8 +136,8 @@ class Checkpoints(Checkpoint):
                     torch.cuda.set_rng_state(state, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators, the row that the step logs, and the epoch, if an evaluation is due after this step."""
-        return {"evaluate": self._evaluate, "row": self._row, "generators": self._generators}
+        """The generators, the row that the step logs, and what comes after it: the epoch of an evaluation, the end."""
+        return {"evaluate": self._evaluate, "row": self._row, "generators": self._generators, "ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What the run begins with."""
@@ -171,7 +172,9 @@ class Checkpoints(Checkpoint):
         if step == self._step:
             return  # gradients are being accumulated
         self._step = step
-        last = batch_idx + 1 >= trainer.num_training_batches or step == trainer.max_steps
+        last = batch_idx + 1 >= trainer.num_training_batches
+        self._ended = step == trainer.max_steps or (last and trainer.current_epoch + 1 == trainer.max_epochs)
+        last = last or self._ended
         if self._told_to_stop(trainer) or last or (self.every_n_steps and step % self.every_n_steps == 0):
             self._save(trainer)
 

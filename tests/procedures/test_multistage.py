@@ -98,7 +98,7 @@ def test_a_run_leaves_its_stages_their_records_and_a_table(whole: tuple[Path, st
 
 def test_batches_of_later_stages_are_of_one_cluster(whole: tuple[Path, str]) -> None:
     folder, _ = whole
-    datamodule = instantiate(load_run(folder / "stage-2").data)
+    datamodule = instantiate(load_run(folder / "stage-2", trust=True).data)
     group = datamodule.order.group
     batches = [batch["index"] for batch in datamodule.train_dataloader()]
     assert len(batches) > 10
@@ -110,24 +110,24 @@ def test_killed_anywhere_and_resumed_it_ends_with_the_same_features(
     run: Run, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     """In the clustering after stage 0, in stage 1, in the clustering after it, and in stage 2: one after the other."""
-    folder, resume = tmp_path / "run", f"resume={tmp_path}/run"
+    folder, resume = tmp_path / "run", [f"resume={tmp_path}/run", "trust=true"]
     status, out = run(f"run_folder={folder}", *SETUP, *kills(clustering=0), DROP)
     assert status == -signal.SIGKILL, out
     assert read_record(folder / "stage-0") is None
     status, out = run(
-        resume, "procedure.clustering.kill_at=-1", "callbacks.kill.stage=stage-1", "callbacks.kill.step=2"
+        *resume, "procedure.clustering.kill_at=-1", "callbacks.kill.stage=stage-1", "callbacks.kill.step=2"
     )
     assert status == -signal.SIGKILL, out
     assert read_record(folder / "stage-0") is not None
     first = (folder / "stage-0" / "checkpoints" / "step=4.ckpt").stat().st_mtime_ns
     assert [path.name for path in (folder / "stage-1" / "checkpoints").iterdir()] == ["step=2.ckpt"]
-    status, out = run(resume, "callbacks.kill.stage=none", "procedure.clustering.kill_at=1000")
+    status, out = run(*resume, "callbacks.kill.stage=none", "procedure.clustering.kill_at=1000")
     assert status == -signal.SIGKILL, out
     assert last_checkpoint(folder / "stage-1").name == "step=4.ckpt"
     kill = ["callbacks.kill.stage=stage-2", "callbacks.kill.step=3"]
-    status, out = run(resume, "procedure.clustering.kill_at=-1", *kill)
+    status, out = run(*resume, "procedure.clustering.kill_at=-1", *kill)
     assert status == -signal.SIGKILL, out
-    status, out = run(resume, "callbacks.kill.stage=none")
+    status, out = run(*resume, "callbacks.kill.stage=none")
     assert status == 0, out
     assert "stage 1 of 3" not in out
     assert (folder / "stage-0" / "checkpoints" / "step=4.ckpt").stat().st_mtime_ns == first
@@ -149,7 +149,7 @@ def test_a_run_that_does_not_fit_any_more_is_refused(whole: tuple[Path, str], tm
 
     def refused(*overrides: str) -> str:
         with pytest.raises(SystemExit) as error:
-            main([f"resume={folder}", *overrides])
+            main([f"resume={folder}", "trust=true", *overrides])
         return str(error.value)
 
     assert "was made with another training set" in refused("data.train.split=val")
@@ -177,7 +177,7 @@ def test_a_stage_half_written_is_done_again_and_more_may_follow(
     last = folder / "stage-2"
     (last / "stage.json").unlink()
     (last / "checkpoints" / "step=4.ckpt").rename(last / "checkpoints" / "step=4.ckpt.part")
-    status, out = run(f"resume={folder}", "procedure.num_stages=4", "procedure.clustering.n_clusters=2")
+    status, out = run(f"resume={folder}", "trust=true", "procedure.num_stages=4", "procedure.clustering.n_clusters=2")
     assert status == 0, out
     assert not list(folder.rglob("*.part"))
     assert same(features(folder), features(whole[0]))
@@ -283,7 +283,7 @@ def test_two_processes_do_what_one_does(whole: tuple[Path, str], tmp_path: Path)
     )  # fmt: skip
     assert killed.returncode != 0
     done = subprocess.run(
-        [sys.executable, "-m", "repr.fit", f"resume={tmp_path}/two", "callbacks.kill.stage=none"],
+        [sys.executable, "-m", "repr.fit", f"resume={tmp_path}/two", "trust=true", "callbacks.kill.stage=none"],
         check=False, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,53 @@
+"""Configs of run folders that were damaged, edited or written by an older version: a result, or one clear error."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from repr.cli import user_message
+from repr.config import check, compose
+from repr.fit import _config
+from repr.runs.folder import CONFIG, save_config
+from tests.test_fit import TINY
+
+OTHERS: tuple[Any, ...] = (None, "x", -1, 0.5, [], {}, [1, "x"], {"a": 1})
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("run")
+    save_config(compose([*TINY, f"run_folder={folder}"]), folder)
+    return yaml.safe_load((folder / CONFIG).read_text())
+
+
+def places(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, child in node.items() if isinstance(node, dict) else ():
+        yield (*path, key)
+        yield from places(child, (*path, key))
+
+
+def test_every_key_is_removed_or_replaced(config: dict[str, Any], tmp_path: Path) -> None:
+    faults = []
+    for number, path in enumerate(places(config)):
+        for other in ("removed", OTHERS[number % len(OTHERS)]):
+            edited = yaml.safe_load(yaml.safe_dump(config))
+            node = edited
+            for key in path[:-1]:
+                node = node[key]
+            if other == "removed":
+                del node[path[-1]]
+            else:
+                node[path[-1]] = other
+            (tmp_path / CONFIG).write_text(yaml.safe_dump(edited))
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    check(_config([f"resume={tmp_path}"], None))
+            except Exception as error:
+                if user_message(error) is None:
+                    faults.append((".".join(path), other, repr(error)[:300]))
+    assert not faults, "\n".join(map(str, faults))
