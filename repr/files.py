@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +32,7 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[BinaryIO]:
         OSError: the disk is full; the message says what is kept and what to do.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + (f".{os.getpid()}" if shared else "") + PART)
+    partial = path.with_name(path.name + (f".{_process()}" if shared else "") + PART)
     try:
         with partial.open("wb") as file:
             yield file
@@ -61,7 +63,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PART}")
+    _clear_leftovers(path)
+    partial = path.with_name(f"{path.name}.{_process()}{PART}")
     try:
         partial.mkdir()
         yield partial
@@ -72,7 +75,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 def put_in_place(partial: Path, path: Path) -> None:
     """Flush the files of a complete folder and rename it to ``path``; what stood there goes once that is done."""
-    old = path.with_name(f"{path.name}.{os.getpid()}.old{PART}")
+    old = path.with_name(f"{path.name}.{_process()}.old{PART}")
     try:
         for file in filter(Path.is_file, partial.rglob("*")):
             with file.open("rb") as written:
@@ -85,6 +88,34 @@ def put_in_place(partial: Path, path: Path) -> None:
         if old.exists() and not path.exists():
             os.replace(old, path)
         remove(old)
+
+
+def _process() -> str:
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def _clear_leftovers(path: Path) -> None:
+    """Remove what killed processes of this machine have left of ``path``, or put it back where nothing stands there."""
+    ours = re.compile(rf"{re.escape(path.name)}\.{re.escape(socket.gethostname())}-(\d+)(\.old)?{re.escape(PART)}")
+    for left in path.parent.iterdir():
+        if not (match := ours.fullmatch(left.name)) or _is_alive(int(match[1])):
+            continue
+        if match[2] and not path.exists():  # the kill came when the old one had just lost its name
+            os.replace(left, path)
+        else:
+            remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid() or os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
 
 
 def remove(path: Path) -> None:
