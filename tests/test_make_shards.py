@@ -128,6 +128,8 @@ def doomed(root: Path, out: Path, row: int, workers: int) -> None:
 def test_killed_and_resumed_runs_write_the_same_bytes(
     rows: tuple[int, ...], workers: int, source: Folder, whole: Path, tmp_path: Path
 ) -> None:
+    strange = tmp_path / "download.part"
+    strange.write_text("of another program")
     for row in rows:
         process = multiprocessing.get_context("fork").Process(target=doomed, args=(source.root, tmp_path, row, workers))
         process.start()
@@ -136,6 +138,7 @@ def test_killed_and_resumed_runs_write_the_same_bytes(
         assert workers or not (tmp_path / f"train-{row // 10:05d}.tar").exists()
     told: list[str] = []
     make_shards(source, tmp_path, rows_per_shard=10, workers=2 - workers, tell=told.append)
+    strange.unlink()
     assert contents(tmp_path) == contents(whole)
     if workers == 0:
         written = [line.partition(":")[0] for line in told if ".tar" in line]

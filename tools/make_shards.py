@@ -212,8 +212,6 @@ def make_shards(
     if "captions" in source.attributes:
         raise ConfigError(["an attribute is named 'captions', which is the captions' own place in key.json; rename it"])
     out.mkdir(parents=True, exist_ok=True)
-    for part in out.glob(f"*{PART}"):
-        part.unlink(missing_ok=True)
     shared, fingerprint = survey(source)
     plan = {
         "set": name,
@@ -225,6 +223,8 @@ def make_shards(
     done = _finished(out, plan)
     shards = Shards(source, out, name, shared, rows_per_shard, max_side, quality)
     names = [shards.file(number) for number in range(len(shards))]
+    for file in (*names, MANIFEST):  # what a kill has left of ours; others may be writing here, too
+        Path(out, f"{file}{PART}").unlink(missing_ok=True)
     todo = [number for number, file in enumerate(names) if file not in done]
     if len(todo) < len(names):
         tell(f"{len(names) - len(todo)} of {len(names)} shards are there already")
