@@ -129,6 +129,8 @@ def test_sets_with_other_blocks_are_refused(files: dict[str, str]) -> None:
     renamed.columns = renamed.columns | {"rna": ["g2", "g1"]}
     with pytest.raises(ValueError, match=r"the column 'g2' stands where data\.train has 'g1'"):
         DataModule(train=train, eval={"val": renamed}, views={}, **OPTIONS)
+    renamed.columns = {}  # a source need not name its columns
+    DataModule(train=train, eval={"val": renamed}, views={}, **OPTIONS)
     with pytest.raises(ValueError, match=r"data.train \(NumericTables\) has no pictures: set views=none"):
         DataModule(train=train, eval={}, views={"main": View(size=16, scale=(1, 1))}, **OPTIONS)
 

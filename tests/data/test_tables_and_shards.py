@@ -62,7 +62,7 @@ def test_packed_columns_give_back_what_went_in() -> None:
 def test_labels_are_names_by_row() -> None:
     labels = Labels.of(["b", "", "a", "b"])
     assert list(labels) == ["b", "", "a", "b"]
-    assert list(Labels.join([labels, ["c"], Labels.constant("a", 2)])) == ["b", "", "a", "b", "c", "a", "a"]
+    assert list(Labels.join([labels, ["c"], Labels(np.zeros(2, np.int32), ["a"])])) == ["b", "", "a", "b", "c", "a", "a"]
     assert labels.present() == {"a", "b"}
     assert labels.take(np.array([0, 1])).present() == {"b"}
     assert labels[1:] == ["", "a", "b"]
@@ -184,7 +184,7 @@ def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Table(tmp_path / "t.csv", **options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="does not exist; set path"):
+    with pytest.raises(ValueError, match=r"none\.csv does not exist; set it"):
         Table(tmp_path / "none.csv")
 
 

@@ -84,7 +84,7 @@ class Folder:
         path = os.path.join(self.root, _text_file(self.key(index)))
         try:
             with open(path, "rb") as file:
-                return split_texts(file.read(), path, b"\n")
+                return split_texts(file.read(), path, "\n")
         except FileNotFoundError as error:
             raise OSError(f"{path}: no such file") from error
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr.data.sources.columns import Labels, rows_of_part
+from repr.data.sources.columns import Labels, rows_of_part, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
-from repr.data.sources.table import DELIMITERS
-
-Blocks = dict[str, np.ndarray]  # block -> (N, F) float32
+from repr.data.sources.table import DELIMITERS, file_suffix, read_csv
 
 
 class NumericTables:
@@ -59,37 +55,36 @@ class NumericTables:
             raise ValueError(f"NumericTables: attributes={attributes!r}; set a list such as [{attributes}]")
         if labels is None and (attributes or where):
             raise ValueError("NumericTables: attributes and where are columns of the file `labels`; set it")
-        self.tables: Blocks = {}
-        self.columns: dict[str, list[str]] = {}
+        wanted = wanted_cells(where)
         cells: dict[str, list[str]] = {}
-        first = ""
+        tables: dict[str, np.ndarray] = {}
+        self.columns: dict[str, list[str]] = {}
+        first, keys = "", list[str]()  # the file that decides the order of the rows, and its keys
         if labels is not None:
             first = os.path.expanduser(labels)
-            self._keys, header, rows = _read(first, key)
-            for column in (*attributes, *(where or {})):
+            header, rows = _read(first, key)
+            keys = list(rows)
+            for column in (*attributes, *wanted):
                 if column not in header:
                     raise ValueError(f"{first} has no column {column!r}; it has {', '.join(map(repr, header))}")
-                cells[column] = [row[header.index(column)] for row in rows]
+                cells[column] = [row[header.index(column)] for row in rows.values()]
         for name, file in blocks.items():
             path = os.path.expanduser(file)
-            keys, header, rows = _read(path, key)
-            numbers = _numbers(path, keys, header, rows)
+            self.columns[name], rows = _read(path, key)
+            numbers = _numbers(path, self.columns[name], rows)
             if not first:
-                first, self._keys = path, keys
-            self.tables[name] = numbers[_places(self._keys, keys, first, path)]
-            self.columns[name] = header
-        self.attributes = {name: Labels.of(cells[name]) for name in attributes}
-        kept = np.arange(len(self._keys))
-        for column, wanted in (where or {}).items():
-            values = {str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])}
-            kept = kept[[cells[column][row] in values for row in kept]]
+                first, keys = path, list(rows)
+            tables[name] = numbers[_places(keys, list(rows), first, path)]
+        kept = np.flatnonzero(
+            [all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys))]
+        )
         if not len(kept):
-            raise ValueError(f"NumericTables: {first} has no row{f' where {dict(where)}' if where else ''}")
+            raise ValueError(f"NumericTables: {first} has no row where {dict(where or {})}")
         if part is not None:
-            kept = kept[rows_of_part([self._keys[row].encode() for row in kept], part)]
-        self._keys = [self._keys[row] for row in kept]
-        self.tables = {name: table[kept] for name, table in self.tables.items()}
-        self.attributes = {name: column.take(kept) for name, column in self.attributes.items()}
+            kept = kept[rows_of_part([keys[row].encode() for row in kept], part)]
+        self._keys = [keys[row] for row in kept]
+        self.tables = {name: table[kept] for name, table in tables.items()}
+        self.attributes = {name: Labels.of(cells[name]).take(kept) for name in attributes}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -103,67 +98,53 @@ class NumericTables:
         return []
 
 
-def _read(path: str, key: str) -> tuple[list[str], list[str], list[list[str]]]:
-    """Keys (N,), the other columns (F,), and their cells (N, F) as they stand."""
-    delimiter = DELIMITERS.get(os.path.splitext(path)[1].lower())
-    if delimiter is None or not os.path.isfile(path):
-        fault = "does not exist" if delimiter else "is of no known kind"
-        raise ValueError(f"NumericTables: {path} {fault}; set it to a .csv or .tsv file")
-    keys: dict[str, int] = {}
-    rows = []
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            if key not in header or len(set(header)) < len(header):
-                fault = f"has no column {key!r}" if key not in header else "has two columns of one name"
-                raise ValueError(f"{path} {fault}; its columns are {', '.join(map(repr, header[:20]))}")
-            place = header.index(key)
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
-                    )
-                name = cells.pop(place)
-                if name in keys:
-                    raise ValueError(f"{path}, line {reader.line_num}: the row {name!r} is there twice")
-                keys[name] = len(keys)
-                rows.append(cells)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+def _read(path: str, key: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The F columns without the key, and for each of the N keys its F cells as they stand."""
+    file_suffix("NumericTables", path, list(DELIMITERS))
+    lines = read_csv(path)
+    _, header = next(lines, (1, []))
+    if key not in header or len(set(header)) < len(header):
+        fault = f"has no column {key!r}" if key not in header else "has two columns of one name"
+        raise ValueError(f"{path} {fault}; its columns are {', '.join(map(repr, header[:20]))}")
+    place = header.index(key)
+    rows: dict[str, list[str]] = {}
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
+        name = cells.pop(place)
+        if name in rows:
+            raise ValueError(f"{path}, line {line}: the row {name!r} is there twice")
+        rows[name] = cells
     if not rows:
         raise ValueError(f"{path} has no row")
-    return list(keys), [column for column in header if column != key], rows
+    return [column for column in header if column != key], rows
 
 
-def _numbers(path: str, keys: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
+def _numbers(path: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> np.ndarray:
     """The cells as (N, F) float32."""
     numbers = np.empty((len(rows), len(header)), np.float32)
-    for number, (name, cells) in enumerate(zip(keys, rows, strict=True)):
-        try:
-            with np.errstate(over="ignore"):  # to infinity, which is told below
+    with np.errstate(over="ignore"):  # to infinity, which is refused below
+        for number, cells in enumerate(rows.values()):
+            try:
                 numbers[number] = cells
-            sound = bool(np.isfinite(numbers[number]).all())
-        except ValueError:
-            sound = False
-        if not sound:
-            column, cell = next((c, v) for c, v in zip(header, cells, strict=True) if not _is_number(v))
-            what = f"holds {cell!r}" if cell.strip() else "is empty"
-            raise ValueError(
-                f"{path}, row {name!r}, column {column!r} {what}, which is no finite number; mend the cell, or leave "
-                "the row or the column out"
-            )
+            except ValueError:
+                numbers[number] = [_number(cell) for cell in cells]
+    for row, column in np.argwhere(~np.isfinite(numbers))[:1]:
+        key = list(rows)[row]
+        cell = rows[key][column]
+        what = f"holds {cell!r}" if cell.strip() else "is empty"
+        raise ValueError(
+            f"{path}, row {key!r}, column {header[column]!r} {what}, which is no finite number; mend the cell, or "
+            "leave the row or the column out"
+        )
     return numbers
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str) -> float:
     try:
-        return abs(float(cell)) <= float(np.finfo(np.float32).max)
+        return float(cell)
     except ValueError:
-        return False
+        return float("nan")
 
 
 def _places(wanted: Sequence[str], keys: Sequence[str], first: str, path: str) -> np.ndarray:
@@ -196,24 +177,24 @@ def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, 
         name: {block: torch.as_tensor(table) for block, table in tables_of(source).items()}
         for name, source in sources.items()
     }
-    shapes = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in sets.items()}
-    for name, widths in shapes.items():
-        if list(widths.items()) != list(shapes["train"].items()):
+    widths = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in sets.items()}
+    for name, source in sources.items():
+        if list(widths[name].items()) != list(widths["train"].items()):
             raise ValueError(
-                f"data.eval.{name} has blocks of numbers {_told(widths)}, and data.train {_told(shapes['train'])}; "
-                "give all sets the same ones, in the same order"
+                f"data.eval.{name} has blocks of numbers {_told(widths[name])}, and data.train "
+                f"{_told(widths['train'])}; give all sets the same ones, in the same order"
             )
-        for block in widths if name != "train" else ():
-            theirs, ours = (columns_of(sources[s]).get(block) for s in (name, "train"))
-            if theirs != ours:
-                other = next((a, b) for a, b in zip(theirs or [], ours or [], strict=True) if a != b)
-                raise ValueError(
-                    f"data.eval.{name}, block {block}: the column {other[0]!r} stands where data.train has "
-                    f"{other[1]!r}; give both files the same columns in the same order"
-                )
+        for block in widths["train"]:
+            columns = (columns_of(of).get(block, ()) for of in (source, sources["train"]))
+            for theirs, ours in zip(*columns, strict=False):  # a source need not name its columns
+                if theirs != ours:
+                    raise ValueError(
+                        f"data.eval.{name}, block {block}: the column {theirs!r} stands where data.train has {ours!r}; "
+                        "give both files the same columns in the same order"
+                    )
     if min_max:
-        for block in shapes["train"]:
-            low, high = sets["train"][block].aminmax(dim=0)
+        for block, table in sets["train"].items():
+            low, high = table.aminmax(dim=0)
             span = (high - low).masked_fill(high == low, torch.inf)
             for blocks in sets.values():
                 blocks[block] = (blocks[block] - low) / span
