@@ -62,7 +62,8 @@ def test_packed_columns_give_back_what_went_in() -> None:
 def test_labels_are_names_by_row() -> None:
     labels = Labels.of(["b", "", "a", "b"])
     assert list(labels) == ["b", "", "a", "b"]
-    assert list(Labels.join([labels, ["c"], Labels(np.zeros(2, np.int32), ["a"])])) == ["b", "", "a", "b", "c", "a", "a"]
+    both = Labels.join([labels, ["c"], Labels(np.zeros(2, np.int32), ["a"])])
+    assert list(both) == ["b", "", "a", "b", "c", "a", "a"]
     assert labels.present() == {"a", "b"}
     assert labels.take(np.array([0, 1])).present() == {"b"}
     assert labels[1:] == ["", "a", "b"]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 TEXT_END = "\0"  # between the texts of one cell that holds several
 
 
-class Packed(Sequence[bytes]):
+class Packed:
     """N byte strings in one buffer: their length and 8 bytes each.
 
     Args:
@@ -46,14 +46,10 @@ class Packed(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> bytes: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        """One string, or a list of several."""
-        if isinstance(index, slice):
-            return [self[row] for row in range(*index.indices(len(self)))]
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> bytes:
         row = range(len(self))[index]
         start = self.ends[row - 1] if row else 0
         return self.buffer[start : self.ends[row]].tobytes()
@@ -113,15 +109,10 @@ class Labels(Sequence[str]):
     def __len__(self) -> int:
         return len(self.codes)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[str]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        """One name, or a list of several."""
-        if isinstance(index, slice):
-            return [self.names[code] for code in self.codes[index]]
-        return self.names[self.codes[index]]
+    def __getitem__(self, index: Any) -> Any:
+        """One name, or a list of several for a slice."""
+        codes = self.codes[index]
+        return [self.names[code] for code in codes] if isinstance(index, slice) else self.names[codes]
 
     def take(self, rows: np.ndarray) -> Labels:
         """The labels of these rows, (M,) int64."""
@@ -210,15 +201,10 @@ def encode_text(text: str) -> bytes:
 
 
 def split_texts(data: bytes, name: str, separator: str = TEXT_END) -> list[str]:
-    """The captions in a stored text, without empty ones.
-
-    Args:
-        data: UTF-8, with or without a byte-order mark.
-        name: what the error calls the row.
-        separator: what stands between two captions.
+    """The captions between the separators of a UTF-8 text, with or without a byte-order mark; empty ones are left out.
 
     Raises:
-        OSError: it is not UTF-8.
+        OSError: it is not UTF-8; the message begins with ``name``.
     """
     try:
         texts = [part.decode("utf-8-sig").strip() for part in data.split(separator.encode())]

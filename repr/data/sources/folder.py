@@ -52,13 +52,14 @@ class Folder:
                     f"Folder: {len(missing)} of {len(images)} images below {str(root)!r} have no caption file, "
                     f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
                 )
-        packed = Packed.of(os.fsencode(file) for file in images)
-        self._files = packed if part is None else packed.take(rows_of_part(packed, part))
+        if part is not None:
+            images = [images[row] for row in rows_of_part(map(os.fsencode, images), part)]
+        self._files = Packed.of(map(os.fsencode, images))
         self._has_captions = captions
         self.attributes: dict[str, Sequence[str]] = {}
         if labels:
-            folders = (self.key(row).partition("/") for row in range(len(self)))
-            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in folders)
+            parts = (image.partition("/") for image in images)
+            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in parts)
             if not label.present():
                 raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
 
@@ -93,9 +94,8 @@ def _relative_files(root: str) -> set[str]:
     """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
     files: set[str] = set()
     for folder, _, names in os.walk(root, followlinks=True):
-        relative = folder[len(root) :].strip(os.sep).replace(os.sep, "/")
-        prefix = f"{relative}/" if relative else ""
-        files.update(f"{prefix}{name}" for name in names if not name.startswith("."))
+        paths = (os.path.join(folder, name)[len(root) :] for name in names if not name.startswith("."))
+        files.update(path.replace(os.sep, "/").lstrip("/") for path in paths)
     return files
 
 

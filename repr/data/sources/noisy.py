@@ -39,8 +39,7 @@ class Noisy:
 
     def _rng(self, index: int) -> tuple[np.random.Generator, bool, bool]:
         """The noise of a row, and whether its picture and its captions have any."""
-        seed = sample_seed(self._seed, 0, torch.tensor([index])).item()
-        rng = np.random.default_rng(int(seed) % 2**64)
+        rng = np.random.default_rng(int(sample_seed(self._seed, 0, torch.tensor([index]))) % 2**64)
         draw = rng.random()
         return rng, draw < self._shares[0], self._shares[0] <= draw < sum(self._shares)
 

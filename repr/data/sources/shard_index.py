@@ -12,14 +12,14 @@ import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from repr.data.sources.columns import Labels, Packed
+from repr.data.sources.columns import Labels, Packed, cell_text
 from repr.files import replacing
 
 _VERSION = 1
@@ -97,19 +97,20 @@ class ShardIndex:
     def _read_labels(self, path: str, descriptor: int, field: str) -> Labels:
         """The values of one field; a sample whose member is damaged gets a fault and no label."""
         ending, _, entry = field.partition(":")
-        names = []
+        names = [""] * len(self)
         for row, (offset, size) in enumerate(self.spans([ending]).tolist()):
-            value: Any = ""
-            if size >= 0 and row not in self.faults:
-                data = os.pread(descriptor, size, offset)
-                try:
-                    value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
-                except (OSError, UnicodeDecodeError) as error:
-                    self.faults[row] = f"label: {error}"
+            if size < 0 or row in self.faults:
+                continue
+            data = os.pread(descriptor, size, offset)
+            try:
+                value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                self.faults[row] = f"label: {error}"
+                continue
             if isinstance(value, list | dict):
                 key = os.fsdecode(self.keys[row])
                 raise ValueError(f"{path}: {key}: the label {field!r} is {value!r:.60}; a label is a single value")
-            names.append("" if value is None else str(value))
+            names[row] = cell_text(value)
         return Labels.of(names)
 
     @classmethod
@@ -145,23 +146,17 @@ class ShardIndex:
 
     def save(self, path: str, *, cache_dir: str | None) -> None:
         """Keep the index beside the shard, or in the cache folder where that is not possible."""
-        labels = {field: column.names for field, column in self.labels.items()}
         head = {"version": _VERSION, "size": self.size, "time": self.time, "endings": self.endings}
-        head |= {"labels": labels, "faults": self.faults}
-        arrays = {
-            "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
-            "key_bytes": self.keys.buffer,
-            "key_ends": self.keys.ends,
-            "row": self.row,
-            "ending": self.ending,
-            "span": self.span,
-        }
+        head |= {"labels": {field: column.names for field, column in self.labels.items()}, "faults": self.faults}
+        arrays: dict[str, Any] = {"row": self.row, "ending": self.ending, "span": self.span}
         arrays |= {f"label{number}": column.codes for number, column in enumerate(self.labels.values())}
+        arrays |= {"key_bytes": self.keys.buffer, "key_ends": self.keys.ends}
+        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
         fault = ""
         for place in _places(path, cache_dir):
             try:
                 with replacing(place, shared=True) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    np.savez(file, **arrays)
                 return
             except OSError as error:
                 fault = f"{place}: {error.strerror or error}"
@@ -198,13 +193,12 @@ def load_indexes(paths: Sequence[str], *, labels: Sequence[str], cache_dir: str 
 
 def _places(path: str, cache_dir: str | None) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
-    if cache_dir is None:
-        cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "repr", "shards")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    return [Path(f"{path}.index.npz"), Path(cache_dir, f"{name}.npz")]
+    return [Path(f"{path}.index.npz"), Path(cache_dir or Path(cache, "repr", "shards"), f"{name}.npz")]
 
 
-def _members(path: str, file: Any) -> Any:
+def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     """The headers of a tar file, which must be whole.
 
     Raises:
