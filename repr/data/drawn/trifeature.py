@@ -42,12 +42,6 @@ def _regular(num: int, start: float = 0.0, radii: Sequence[float] = (1.0,)) -> A
     return np.resize(radii, num)[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
 
 
-def _cross(arm: float = 0.36, reach: float = 0.93) -> Array:
-    quarter = np.array([[-arm, -arm], [-arm, -reach], [arm, -reach]])
-    turn = np.array([[0, 1], [-1, 0]])  # a quarter turn from row vectors
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, power) for power in range(4)])
-
-
 def _heart() -> Array:
     t = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
@@ -67,7 +61,10 @@ SHAPES: dict[str, Array] = {
     "circle": 0.92 * _regular(64),
     "star": _regular(10, radii=(1.0, 0.42)),
     "heart": _heart(),
-    "cross": _cross(),
+    "cross": np.array(
+        [[-0.36, -0.36], [-0.36, -0.93], [0.36, -0.93], [0.36, -0.36], [0.93, -0.36], [0.93, 0.36],
+         [0.36, 0.36], [0.36, 0.93], [-0.36, 0.93], [-0.36, 0.36], [-0.93, 0.36], [-0.93, -0.36]]
+    ),
     "crescent": _crescent(),
     "arrow": np.array(
         [[0, -1], [0.85, -0.05], [0.32, -0.05], [0.32, 0.93], [-0.32, 0.93], [-0.32, -0.05], [-0.85, -0.05]]
@@ -75,6 +72,12 @@ SHAPES: dict[str, Array] = {
     "semicircle": np.concatenate([_regular(64)[48:], _regular(64)[:17]]) * [1, 1.1] + [0, 0.5],
     "hourglass": np.array([[-0.7, -0.71], [0.7, -0.71], [0.12, 0], [0.7, 0.71], [-0.7, 0.71], [-0.12, 0]]),
 }  # fmt: skip
+
+
+def turned(points: Array, angle: float) -> Array:
+    """Points (N, 2) turned clockwise about the centre by an angle in radians."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
 
 
 def _phase(x: Array) -> Array:
@@ -115,19 +118,16 @@ ATTRIBUTES: dict[str, list[str]] = {"colour": list(COLOURS), "shape": list(SHAPE
 def draw_object(
     colour: str, shape: str, texture: str, *, draws: Sequence[float], size: int, hues: int = 0
 ) -> Image.Image:
-    """Draw one picture, anti-aliased.
+    """Draw one picture, anti-aliased: RGB, size x size. The object never leaves the canvas.
 
     Args:
         colour: a key of ``COLOURS``.
         shape: a key of ``SHAPES``.
         texture: a key of ``TEXTURES``.
-        draws: seven numbers in [0, 1): place (two), rotation of the object, rotation of its texture, shifts of the
-            texture (two), hue of the canvas. The object is turned by at most 45 degrees either way.
+        draws: seven numbers in [0, 1): place (two), rotation of the object (by at most 45 degrees either way), rotation
+            of its texture, shifts of the texture (two), hue of the canvas.
         size: side in pixels.
         hues: different hues that the canvas may have; 0: it is grey.
-
-    Returns:
-        RGB, size x size. The object never leaves the canvas.
     """
     left, top, rotation, turn, *shifts, hue = draws
     fine = max(2, -(-160 // size))  # drawn so many times as large, for smooth edges
@@ -140,9 +140,8 @@ def draw_object(
     share = TEXTURES[texture](u, v).astype(np.float32)[..., None]
     paint = (255 - share * (255 - np.array(COLOURS[colour], np.float32))).astype(np.uint8)
     mask = Image.new("L", (side, side))
-    angle = math.pi / 2 * (rotation - 0.5)
-    matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    ImageDraw.Draw(mask).polygon(((SHAPES[shape] @ matrix + 1) * side / 2).ravel().tolist(), fill=255)
+    outline = turned(SHAPES[shape], math.pi / 2 * (rotation - 0.5))
+    ImageDraw.Draw(mask).polygon(((outline + 1) * side / 2).ravel().tolist(), fill=255)
     canvas = Image.new("RGB", (size * fine, size * fine), _canvas_colour(hue, hues))
     room = size * fine - side
     canvas.paste(Image.fromarray(paint), (round(left * room), round(top * room)), mask)
@@ -167,10 +166,10 @@ class Trifeature(DrawnPictures):
         renders: pictures of each combination.
         seed: of the split and of the pictures.
         templates: sentence -> weight with which training draws it; ``{colour}``, ``{shape}`` and ``{texture}`` stand
-            for the names. The first is the main caption. None: ``TEMPLATES``, which name all three; what a sentence
-            leaves out, text does not teach.
-        hues: the canvas has one of so many hues (attribute ``canvas``); 0: it is grey. All views of a picture
-            share it, so it is an easy feature that suppresses the others, the more hues the more.
+            for the names, and text does not teach what a sentence leaves out. The first is the main caption. None:
+            ``TEMPLATES``, which name all three.
+        hues: the canvas has one of so many hues (attribute ``canvas``); 0: it is grey. All views of a picture share
+            it, so it is an easy feature that suppresses the others, the more hues the more.
 
     Raises:
         ValueError: an option outside its range.
@@ -194,7 +193,8 @@ class Trifeature(DrawnPictures):
                 "set size from 32 to 224, renders to 1 or more, and hues to 0 or more"
             )
         super().__init__()
-        self.templates = _checked(TEMPLATES if templates is None else templates)
+        self.templates = dict(TEMPLATES if templates is None else templates)
+        _check_templates(self.templates)
         order = uniform(sample_seed(seed, 0, torch.arange(NUM_TRAIN + NUM_HELD_OUT)), 1)[:, 0].argsort(stable=True)
         chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
         combination = chosen.repeat_interleave(renders)  # (N,)
@@ -228,16 +228,13 @@ class Trifeature(DrawnPictures):
         return [template.format(**self._names(index)) for template in self.templates]
 
     def caption_weights(self, index: int) -> list[float]:
-        """One a template."""
-        return list(self.templates.values())
+        """The weights of the templates."""
+        return list(map(float, self.templates.values()))
 
 
-def _checked(templates: Mapping[str, float]) -> dict[str, float]:
-    """The templates, each with a positive weight.
-
-    Raises:
-        ValueError: none, one that names something else, or a weight that is not positive.
-    """
+def _check_templates(templates: Mapping[str, float]) -> None:
+    if not templates:
+        raise ValueError("Trifeature: templates is empty; set at least one sentence, or null for the usual ones")
     for template, weight in templates.items():
         try:
             template.format(**dict.fromkeys(ATTRIBUTES, ""))
@@ -249,6 +246,3 @@ def _checked(templates: Mapping[str, float]) -> dict[str, float]:
                 f"Trifeature: templates has {template!r}: {weight}; set sentences with {{colour}}, {{shape}} and "
                 "{texture}, each with a positive weight"
             )
-    if not templates:
-        raise ValueError("Trifeature: templates is empty; set at least one sentence, or null for the usual ones")
-    return {template: float(weight) for template, weight in templates.items()}
