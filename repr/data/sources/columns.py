@@ -1,7 +1,7 @@
 """Columns of a large table, packed so that forked workers share them.
 
-A Python object a row would cost some 60 bytes and, because reference counts are written, a copy in every
-worker. Here a column is two arrays that nobody writes to.
+A Python object for each row would cost some 60 bytes and, because reference counts are written, a copy in every worker.
+Here a column is two arrays that nobody writes to.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ class Packed:
         """One column after the other."""
         starts = np.cumsum([0, *(len(part.buffer) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, starts[:-1], strict=True)]
-        empty = np.empty(0, np.int64)
-        return cls(np.concatenate([part.buffer for part in parts]), np.concatenate([empty, *ends]))
+        return cls(np.concatenate([part.buffer for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -91,19 +90,18 @@ class Labels(Sequence[str]):
         """Number the names of any iterable in their order of appearance; labels are returned as they are."""
         if isinstance(values, Labels):
             return values
-        labeler = Labeler()
-        for value in values:
-            labeler.append(value)
-        return labeler.labels()
+        numbers: dict[str, int] = {}
+        codes = np.fromiter((numbers.setdefault(value, len(numbers)) for value in values), np.int32)
+        return cls(codes, list(numbers))
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[str]]) -> Labels:
         """One column after the other."""
         numbers: dict[str, int] = {}
-        codes = [np.empty(0, np.int32)]
+        codes = []
         for labels in map(Labels.of, parts):
             renumbered = np.array([numbers.setdefault(name, len(numbers)) for name in labels.names], np.int32)
-            codes.append(renumbered[labels.codes] if len(renumbered) else labels.codes)
+            codes.append(renumbered[labels.codes])
         return cls(np.concatenate(codes), list(numbers))
 
     def __len__(self) -> int:
@@ -121,22 +119,6 @@ class Labels(Sequence[str]):
     def present(self) -> set[str]:
         """The names that some row has, without ``''``."""
         return {self.names[code] for code in np.unique(self.codes)} - {""}
-
-
-class Labeler:
-    """Collects class names for a :class:`Labels` column."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._codes = array("i")
-
-    def append(self, value: str) -> None:
-        """Add a row."""
-        self._codes.append(self._numbers.setdefault(value, len(self._numbers)))
-
-    def labels(self) -> Labels:
-        """The column."""
-        return Labels(np.array(self._codes, np.int32), list(self._numbers))
 
 
 def part_filter(part: Sequence[float] | None) -> Callable[[bytes], bool]:

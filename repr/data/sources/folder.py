@@ -19,14 +19,13 @@ class Folder:
 
     Args:
         root: the folder.
-        labels: the first folder level below ``root`` is the class (attribute ``label``); images that
-            lie directly in ``root`` have none.
+        labels: the first folder level below ``root`` is the class (attribute ``label``); images that lie directly in
+            ``root`` have none.
         captions: the text of an image is the file ``name.txt`` beside it, one caption a line.
         part: ``[low, high)``: only images whose path, hashed to [0, 1), lies there.
 
     Raises:
-        ValueError: ``root`` is missing, no folder or without images; labels or captions are wanted
-            and are not there.
+        ValueError: ``root`` is no folder or has no images, or it lacks the labels or captions that are wanted.
     """
 
     def __init__(
@@ -83,11 +82,8 @@ class Folder:
         if not self._has_captions:
             return []
         path = os.path.join(self.root, _text_file(self.key(index)))
-        try:
-            with open(path, "rb") as file:
-                return split_texts(file.read(), path, "\n")
-        except FileNotFoundError as error:
-            raise OSError(f"{path}: no such file") from error
+        with open(path, "rb") as file:
+            return split_texts(file.read(), path, "\n")
 
 
 def _relative_files(root: str) -> set[str]:

@@ -36,8 +36,8 @@ class Shards(ColumnSource):
         files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
         image: ending of the picture's member; None: the first that is an image's.
         captions: fields of texts, the main one first. Training draws one text a sample and epoch.
-        caption_weights: of the fields, for that draw; None: all alike. A member such as ``txt`` is one text, a list in
-            JSON is several, which share the field's weight.
+        caption_weights: how often each field is drawn; None: all alike. A member such as ``txt`` is one text, a list
+            in JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.

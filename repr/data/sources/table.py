@@ -16,7 +16,7 @@ from PIL import Image
 
 from repr.data.sources.columns import (
     ColumnSource,
-    Labeler,
+    Labels,
     Packer,
     cell_text,
     encode_text,
@@ -41,8 +41,8 @@ class Table(ColumnSource):
         image: the column of the picture's path.
         root: what relative paths start from; None: the folder of the table.
         captions: columns of texts, the main one first. Training draws one text a row and epoch.
-        caption_weights: of the columns, for that draw; None: all alike. A cell of JSON lines or Parquet may be a list,
-            whose texts share the column's weight.
+        caption_weights: how often each column is drawn; None: all alike. A cell of JSON lines or Parquet may be a
+            list, whose texts share the column's weight.
         labels: columns of class names, each an attribute.
         where: column -> value or list of values; other rows are left out (a split, a licence).
         part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
@@ -69,7 +69,7 @@ class Table(ColumnSource):
         wanted, belongs = wanted_cells(where), part_filter(part)
         lines, paths = array("q"), Packer()
         texts = {name: Packer() for name in captions}
-        names = {name: Labeler() for name in labels}
+        codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
         for line, cells, fault in read_rows(self.path, list(dict.fromkeys([image, *captions, *labels, *wanted]))):
             picture = encode_text(cells[image])
             if not belongs(picture) or (not fault and any(cells[name] not in wanted[name] for name in wanted)):
@@ -80,14 +80,14 @@ class Table(ColumnSource):
             paths.append(picture)
             for name, packer in texts.items():
                 packer.append(encode_text(cells[name]))
-            for name, labeler in names.items():
-                labeler.append(cells[name])
+            for name, numbers in names.items():
+                codes[name].append(numbers.setdefault(cells[name], len(numbers)))
         if not lines:
             chosen = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}" if part else "")
             raise ValueError(f"Table: {self.path} has no row{chosen}")
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
-        self.attributes = {name: labeler.labels() for name, labeler in names.items()}
+        self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
 
     def __len__(self) -> int:
         return len(self._lines)
