@@ -13,14 +13,14 @@ from torch import Tensor
 
 from repr.data.sources.columns import Labels, rows_of_part, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
-from repr.data.sources.table import DELIMITERS, file_suffix, read_csv
+from repr.data.sources.table import DELIMITERS, file_suffix, read_csv, require_columns
 
 
 class NumericTables:
     """Rows of numbers, in one block or several, each from a file of its own; no pictures, no texts.
 
-    The rows of all files are the same ones, named by a key and in any order: a row that one file lacks is an error, as
-    are a key that occurs twice and a cell that is empty or no finite number.
+    All files have the same rows, each named by a key, in any order. A row that one file lacks is an error, as are a key
+    that occurs twice and a cell that is empty or no finite number.
 
     Args:
         blocks: name -> ``.csv`` or ``.tsv`` file with a header; all columns but the key are numbers.
@@ -64,17 +64,21 @@ class NumericTables:
             first = os.path.expanduser(labels)
             header, rows = _read(first, key)
             keys = list(rows)
-            for column in (*attributes, *wanted):
-                if column not in header:
-                    raise ValueError(f"{first} has no column {column!r}; it has {', '.join(map(repr, header))}")
-                cells[column] = [row[header.index(column)] for row in rows.values()]
+            require_columns(first, [*attributes, *wanted], header)
+            cells = {name: [row[header.index(name)] for row in rows.values()] for name in (*attributes, *wanted)}
         for name, file in blocks.items():
             path = os.path.expanduser(file)
             self.columns[name], rows = _read(path, key)
-            numbers = _numbers(path, self.columns[name], rows)
             if not first:
                 first, keys = path, list(rows)
-            tables[name] = numbers[_places(keys, list(rows), first, path)]
+            others = set(keys)
+            for lacks, has, missing in ((path, first, others - rows.keys()), (first, path, rows.keys() - others)):
+                if missing:
+                    raise ValueError(
+                        f"{lacks} lacks the row {min(missing)!r} of {has} ({len(missing)} of its rows); all files of a "
+                        "set have the same rows: add them there or take them out here"
+                    )
+            tables[name] = _numbers(path, self.columns[name], {row: rows[row] for row in keys})
         kept = np.flatnonzero(
             [all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys))]
         )
@@ -103,9 +107,9 @@ def _read(path: str, key: str) -> tuple[list[str], dict[str, list[str]]]:
     file_suffix("NumericTables", path, list(DELIMITERS))
     lines = read_csv(path)
     _, header = next(lines, (1, []))
-    if key not in header or len(set(header)) < len(header):
-        fault = f"has no column {key!r}" if key not in header else "has two columns of one name"
-        raise ValueError(f"{path} {fault}; its columns are {', '.join(map(repr, header[:20]))}")
+    require_columns(path, [key], header)
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path} has two columns of one name; rename one")
     place = header.index(key)
     rows: dict[str, list[str]] = {}
     for line, cells in lines:
@@ -147,21 +151,6 @@ def _number(cell: str) -> float:
         return float("nan")
 
 
-def _places(wanted: Sequence[str], keys: Sequence[str], first: str, path: str) -> np.ndarray:
-    """Where each wanted row stands in a file, which must have these rows and no others."""
-    places = {name: place for place, name in enumerate(keys)}
-    for missing, has, lacks in (
-        ([name for name in wanted if name not in places], first, path),
-        (sorted(places.keys() - set(wanted)), path, first),
-    ):
-        if missing:
-            raise ValueError(
-                f"{lacks} lacks the row {missing[0]!r} of {has} ({len(missing)} of its rows); all files of a set have "
-                "the same rows: add them there or take them out here"
-            )
-    return np.array([places[name] for name in wanted], np.int64)
-
-
 def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, dict[str, Tensor]]:
     """The blocks of all sets: set -> block -> (N, F) float32; empty ones where no set has any.
 
@@ -177,14 +166,17 @@ def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, 
         name: {block: torch.as_tensor(table) for block, table in tables_of(source).items()}
         for name, source in sources.items()
     }
-    widths = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in sets.items()}
+    shapes = {
+        name: ", ".join(f"{block} ({table.shape[1]} columns)" for block, table in blocks.items()) or "of no kind"
+        for name, blocks in sets.items()
+    }
     for name, source in sources.items():
-        if list(widths[name].items()) != list(widths["train"].items()):
+        if shapes[name] != shapes["train"]:
             raise ValueError(
-                f"data.eval.{name} has blocks of numbers {_told(widths[name])}, and data.train "
-                f"{_told(widths['train'])}; give all sets the same ones, in the same order"
+                f"data.eval.{name} has blocks of numbers {shapes[name]}, and data.train {shapes['train']}; give all "
+                "sets the same ones, in the same order"
             )
-        for block in widths["train"]:
+        for block in sets["train"]:
             columns = (columns_of(of).get(block, ()) for of in (source, sources["train"]))
             for theirs, ours in zip(*columns, strict=False):  # a source need not name its columns
                 if theirs != ours:
@@ -199,7 +191,3 @@ def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, 
             for blocks in sets.values():
                 blocks[block] = (blocks[block] - low) / span
     return sets
-
-
-def _told(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({width} columns)" for name, width in widths.items()) or "of no kind"

@@ -177,7 +177,7 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
 def _read_csv(path: str, columns: Sequence[str]) -> Iterator[Row]:
     rows = read_csv(path, errors="surrogateescape")
     _, header = next(rows, (1, []))
-    _require(path, columns, header)
+    require_columns(path, columns, header)
     positions = {column: header.index(column) for column in columns}
     for line, cells in rows:
         if len(cells) > len(header):
@@ -204,7 +204,7 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[Row]:
             else:
                 yield number, dict.fromkeys(columns, ""), "not a JSON object"
     if seen:
-        _require(path, columns, sorted(seen))
+        require_columns(path, columns, sorted(seen))
 
 
 def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[Row]:
@@ -216,7 +216,7 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _require(path, columns, file.schema_arrow.names)
+            require_columns(path, columns, file.schema_arrow.names)
             for block in file.iter_batches(columns=list(columns)):
                 for row in block.to_pylist():
                     number += 1
@@ -225,7 +225,9 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[Row]:
         raise ValueError(f"Table: {path}, after row {number}: {error}") from error
 
 
-def _require(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
+def require_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Raise ValueError where one of the columns is not present in a file."""
     missing = [column for column in columns if column not in present]
     if missing:
-        raise ValueError(f"Table: {path} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}")
+        has = ", ".join(map(repr, present[:20])) + (" ..." if len(present) > 20 else "")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {has}")
