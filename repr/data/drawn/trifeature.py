@@ -129,29 +129,25 @@ def draw_object(
         size: side in pixels.
         hues: different hues that the canvas may have; 0: it is grey.
     """
-    left, top, rotation, turn, *shifts, hue = draws
+    left, top, rotation, turn, shift_u, shift_v, hue = draws
     fine = max(2, -(-160 // size))  # drawn so many times as large, for smooth edges
     side = round(2 * RADIUS * size * fine)
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1  # in radii
     sin, cos = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
     u, v = cos * axis[None, :] + sin * axis[:, None], cos * axis[:, None] - sin * axis[None, :]  # (side, side)
     if texture not in _CENTRED:
-        u, v = u + 8 * shifts[0], v + 8 * shifts[1]
+        u, v = u + 8 * shift_u, v + 8 * shift_v
     share = TEXTURES[texture](u, v).astype(np.float32)[..., None]
     paint = (255 - share * (255 - np.array(COLOURS[colour], np.float32))).astype(np.uint8)
     mask = Image.new("L", (side, side))
     outline = turned(SHAPES[shape], math.pi / 2 * (rotation - 0.5))
     ImageDraw.Draw(mask).polygon(((outline + 1) * side / 2).ravel().tolist(), fill=255)
-    canvas = Image.new("RGB", (size * fine, size * fine), _canvas_colour(hue, hues))
+    angles = [2 * math.pi * (int(hue * hues) / max(hues, 1) - channel / 3) for channel in range(3)]
+    ground = tuple(round(GREY + (SATURATION * math.cos(angle) if hues else 0)) for angle in angles)
+    canvas = Image.new("RGB", (size * fine, size * fine), ground)
     room = size * fine - side
     canvas.paste(Image.fromarray(paint), (round(left * room), round(top * room)), mask)
     return canvas.reduce(fine)
-
-
-def _canvas_colour(hue: float, hues: int) -> tuple[int, int, int]:
-    angles = [2 * math.pi * (int(hue * hues) / max(hues, 1) - channel / 3) for channel in range(3)]
-    red, green, blue = (round(GREY + (SATURATION * math.cos(angle) if hues else 0)) for angle in angles)
-    return red, green, blue
 
 
 class Trifeature(DrawnPictures):
@@ -197,8 +193,7 @@ class Trifeature(DrawnPictures):
         _check_templates(self.templates)
         order = uniform(sample_seed(seed, 0, torch.arange(NUM_TRAIN + NUM_HELD_OUT)), 1)[:, 0].argsort(stable=True)
         chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
-        combination = chosen.repeat_interleave(renders)  # (N,)
-        render = torch.arange(renders).repeat(len(chosen))
+        combination, render = chosen.repeat_interleave(renders), torch.arange(renders).repeat(len(chosen))  # (N,)
         self._draws = uniform(sample_seed(seed, 1 + render, combination), _NUM_DRAWS).numpy()  # (N, 7)
         codes = np.unravel_index(combination.numpy(), [len(names) for names in ATTRIBUTES.values()])
         self.attributes = {
