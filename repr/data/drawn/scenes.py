@@ -63,7 +63,7 @@ class Scenes(DrawnPictures):
         num_objects: least and greatest number of objects.
         radius: range of their radii, in sides of the picture.
         seed: of the set, not of the run: two seeds are two sets.
-        keep: keep every picture once it is drawn, in each process: 3 size² bytes a row (4,000 of 64 pixels: 49 MB).
+        keep: see :class:`repr.data.drawn.pictures.DrawnPictures`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -213,9 +213,7 @@ def paint(thing: Thing, canvas: np.ndarray, masks: np.ndarray) -> None:
     window[drop:, drop:] *= 1 - shadow[..., None]
     coverage = (0.5 - distance).clip(0, 1)[..., None]
     window += coverage * (paint_of - window)
-    covered = distance <= 0
-    for mask, value in zip(masks, (1, *(number + 1 for number in thing.classes)), strict=True):
-        mask[top:bottom, left:right][covered] = value
+    masks[:, top:bottom, left:right][:, distance <= 0] = [[1], *([number + 1] for number in thing.classes)]
 
 
 def _classes(objects: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,12 @@ import numpy as np
 TEXT_END = "\0"  # between the texts of one cell that holds several
 
 
+@dataclass(eq=False)
 class Packed:
-    """N byte strings in one buffer: their length and 8 bytes each.
+    """N byte strings in one buffer, which take their length and 8 bytes each."""
 
-    Args:
-        buffer: (total,) uint8, all strings one after the other.
-        ends: (N,) int64, where each string ends.
-    """
-
-    def __init__(self, buffer: np.ndarray, ends: np.ndarray) -> None:
-        self.buffer, self.ends = buffer, ends
+    buffer: np.ndarray  # (total,) uint8, all strings one after the other
+    ends: np.ndarray  # (N,) int64, where each string ends
 
     @classmethod
     def of(cls, values: Iterable[bytes]) -> Packed:
@@ -74,16 +71,12 @@ class Packer:
         return Packed(np.frombuffer(self._buffer, np.uint8), np.frombuffer(self._ends, np.int64))
 
 
+@dataclass(eq=False)
 class Labels(Sequence[str]):
-    """The class names of one attribute, 4 bytes a row; ``''`` where a row has none.
+    """The class names of one attribute, 4 bytes a row; ``''`` where a row has none."""
 
-    Args:
-        codes: (N,) int32, positions in ``names``.
-        names: the different class names.
-    """
-
-    def __init__(self, codes: np.ndarray, names: Sequence[str]) -> None:
-        self.codes, self.names = codes, list(names)
+    codes: np.ndarray  # (N,) int32, positions in `names`
+    names: list[str]  # the different class names
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Labels:
@@ -165,6 +158,12 @@ def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
         column: {cell_text(value) for value in (values if isinstance(values, list | tuple) else [values])}
         for column, values in (where or {}).items()
     }
+
+
+def no_row(path: str, where: Mapping[str, Any] | None, part: Sequence[float] | None) -> ValueError:
+    """The error of a table without a row that is wanted."""
+    wanted = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}" if part else "")
+    return ValueError(f"{path} has no row{wanted}")
 
 
 def cell_text(cell: Any) -> str:

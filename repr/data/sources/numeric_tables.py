@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr.data.sources.columns import Labels, rows_of_part, wanted_cells
+from repr.data.sources.columns import Labels, no_row, part_filter, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
 from repr.data.sources.table import DELIMITERS, file_suffix, read_csv, require_columns
 
@@ -55,7 +55,7 @@ class NumericTables:
             raise ValueError(f"NumericTables: attributes={attributes!r}; set a list such as [{attributes}]")
         if labels is None and (attributes or where):
             raise ValueError("NumericTables: attributes and where are columns of the file `labels`; set it")
-        wanted = wanted_cells(where)
+        wanted, belongs = wanted_cells(where), part_filter(part)
         cells: dict[str, list[str]] = {}
         tables: dict[str, np.ndarray] = {}
         self.columns: dict[str, list[str]] = {}
@@ -79,13 +79,12 @@ class NumericTables:
                         "set have the same rows: add them there or take them out here"
                     )
             tables[name] = _numbers(path, self.columns[name], {row: rows[row] for row in keys})
-        kept = np.flatnonzero(
-            [all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys))]
-        )
+        chosen = [belongs(name.encode()) for name in keys]
+        for column, values in wanted.items():
+            chosen = [so_far and cell in values for so_far, cell in zip(chosen, cells[column], strict=True)]
+        kept = np.flatnonzero(chosen)
         if not len(kept):
-            raise ValueError(f"NumericTables: {first} has no row where {dict(where or {})}")
-        if part is not None:
-            kept = kept[rows_of_part([keys[row].encode() for row in kept], part)]
+            raise no_row(first, where, part)
         self._keys = [keys[row] for row in kept]
         self.tables = {name: table[kept] for name, table in tables.items()}
         self.attributes = {name: Labels.of(cells[name]).take(kept) for name in attributes}

@@ -20,6 +20,7 @@ from repr.data.sources.columns import (
     Packer,
     cell_text,
     encode_text,
+    no_row,
     part_filter,
     split_texts,
     wanted_cells,
@@ -83,8 +84,7 @@ class Table(ColumnSource):
             for name, numbers in names.items():
                 codes[name].append(numbers.setdefault(cells[name], len(numbers)))
         if not lines:
-            chosen = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}" if part else "")
-            raise ValueError(f"Table: {self.path} has no row{chosen}")
+            raise no_row(self.path, where, part)
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
         self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
