@@ -95,6 +95,7 @@ def test_a_table_that_does_not_fit_is_one_error(
         ({"labels": "nowhere.csv"}, "nowhere.csv does not exist"),
         ({"labels": "labels.xls"}, "labels.xls is of no known kind"),
         ({"where": {"split": "test"}}, "has no row where {'split': 'test'}"),
+        ({"part": [0, 1e-9]}, "has no row in part=[0, 1e-09]"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, words: str, files: dict[str, str]) -> None:

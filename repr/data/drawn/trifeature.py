@@ -17,8 +17,6 @@ from repr.data.drawn.pictures import DrawnPictures
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
 
-Array = np.ndarray
-
 COLOURS = {
     "red": (214, 39, 40), "orange": (245, 130, 32), "yellow": (226, 200, 0), "green": (34, 139, 60),
     "cyan": (0, 178, 190), "blue": (30, 80, 220), "purple": (130, 50, 170), "pink": (245, 105, 175),
@@ -36,26 +34,26 @@ _PERIOD = 0.56  # of a texture, in radii
 _NUM_DRAWS = 7  # left, top, rotation, rotation of the texture, its two shifts, hue of the canvas
 
 
-def _regular(num: int, start: float = 0.0, radii: Sequence[float] = (1.0,)) -> Array:
+def _regular(num: int, start: float = 0.0, radii: Sequence[float] = (1.0,)) -> np.ndarray:
     """Corners (num, 2) on circles of these radii in turn, the first at the top."""
     angle = start + 2 * math.pi * np.arange(num) / num
     return np.resize(radii, num)[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
 
 
-def _heart() -> Array:
+def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([x, -y - 2.5], axis=1) / 17.0
 
 
-def _crescent() -> Array:
+def _crescent() -> np.ndarray:
     outer, inner = np.linspace(0.75, 5.53, 48), np.linspace(5.15, 1.13, 48)  # angles from the right, in radians
     rims = [np.stack([np.cos(outer), np.sin(outer)], 1), 0.75 * np.stack([np.cos(inner), np.sin(inner)], 1) + [0.42, 0]]
     return np.concatenate(rims)
 
 
 # Corners in the unit circle, x to the right and y down. No two are turned into each other by 45 degrees or less.
-SHAPES: dict[str, Array] = {
+SHAPES: dict[str, np.ndarray] = {
     "triangle": _regular(3),
     "square": _regular(4, math.pi / 4),
     "circle": 0.92 * _regular(64),
@@ -74,23 +72,23 @@ SHAPES: dict[str, Array] = {
 }  # fmt: skip
 
 
-def turned(points: Array, angle: float) -> Array:
+def turned(points: np.ndarray, angle: float) -> np.ndarray:
     """Points (N, 2) turned clockwise about the centre by an angle in radians."""
     cos, sin = math.cos(angle), math.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def _phase(x: Array) -> Array:
+def _phase(x: np.ndarray) -> np.ndarray:
     return x - np.floor(x)
 
 
-def _dots(u: Array, v: Array) -> Array:
+def _dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     rows = v / (0.87 * _PERIOD)
     shifted = u / _PERIOD + 0.5 * (np.floor(rows) % 2)
     return (_phase(shifted) - 0.5) ** 2 + (0.87 * (_phase(rows) - 0.5)) ** 2 < 0.33**2
 
 
-def _speckles(u: Array, v: Array) -> Array:
+def _speckles(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Cells that are on or off by a hash of where they lie."""
     x, y = (np.floor(axis / 0.2).astype(np.int64).astype(np.uint32) for axis in (u, v))
     mixed = (x * np.uint32(0x9E3779B1)) ^ (y * np.uint32(0x85EBCA77))
@@ -99,7 +97,7 @@ def _speckles(u: Array, v: Array) -> Array:
 
 
 # (u, v) in radii, turned and shifted by random amounts -> share of the colour, the rest is white.
-TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "solid": lambda u, v: np.ones_like(u),
     "striped": lambda u, v: _phase(u / _PERIOD) < 0.5,
     "checkered": lambda u, v: (np.floor(u / 0.42) + np.floor(v / 0.42)) % 2 < 1,

@@ -139,19 +139,6 @@ def part_filter(part: Sequence[float] | None) -> Callable[[bytes], bool]:
     return belongs
 
 
-def rows_of_part(keys: Iterable[bytes], part: Sequence[float]) -> np.ndarray:
-    """The rows of N stable keys that belong to a part (see :func:`part_filter`): (M,) int64 positions, ascending.
-
-    Raises:
-        ValueError: there is no such range, or it holds no row.
-    """
-    chosen = np.fromiter(map(part_filter(part), keys), bool)
-    rows = np.flatnonzero(chosen)
-    if not len(rows):
-        raise ValueError(f"part={list(part)} holds none of {len(chosen)} rows; set a wider range")
-    return rows
-
-
 def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
     """Column -> the cells that a row may have in it, from column -> value or list of values."""
     return {
@@ -161,7 +148,7 @@ def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
 
 
 def no_row(path: str, where: Mapping[str, Any] | None, part: Sequence[float] | None) -> ValueError:
-    """The error of a table without a row that is wanted."""
+    """The error of a data set without a row that is wanted."""
     wanted = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}" if part else "")
     return ValueError(f"{path} has no row{wanted}")
 
@@ -173,8 +160,9 @@ def cell_text(cell: Any) -> str:
     return "" if cell is None else str(cell)
 
 
-def encode_text(text: str) -> bytes:
-    """UTF-8; bytes that were decoded to lone surrogates, as they were no UTF-8, come out as they were."""
+def encode_cell(cell: Any) -> bytes:
+    """The text of a cell in UTF-8; what was no UTF-8 and was decoded to lone surrogates comes out as it was."""
+    text = cell_text(cell)
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a pair, from an escape in JSON: stays undecodable

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from repr.data.sources.columns import Labels, Packed, rows_of_part, split_texts
+from repr.data.sources.columns import Labels, Packed, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode, read_picture
 
 
@@ -40,10 +40,11 @@ class Folder:
         if not os.path.isdir(self.root):
             fault = "is a file" if os.path.exists(self.root) else "does not exist"
             raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
-        files = _relative_files(self.root)
-        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+        files, belongs = _relative_files(self.root), part_filter(part)
+        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and belongs(os.fsencode(file)))
         if not images:
-            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}")
+            chosen = f" in part={list(part)}" if part else ""
+            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}{chosen}")
         if captions:
             missing = [file for file in images if _text_file(file) not in files]
             if missing:
@@ -51,8 +52,6 @@ class Folder:
                     f"Folder: {len(missing)} of {len(images)} images below {str(root)!r} have no caption file, "
                     f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
                 )
-        if part is not None:
-            images = [images[row] for row in rows_of_part(map(os.fsencode, images), part)]
         self._files = Packed.of(map(os.fsencode, images))
         self._has_captions = captions
         self.attributes: dict[str, Sequence[str]] = {}

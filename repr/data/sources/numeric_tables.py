@@ -13,7 +13,7 @@ from torch import Tensor
 
 from repr.data.sources.columns import Labels, no_row, part_filter, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
-from repr.data.sources.table import DELIMITERS, file_suffix, read_csv, require_columns
+from repr.data.sources.table import read_csv, require_columns
 
 
 class NumericTables:
@@ -79,10 +79,8 @@ class NumericTables:
                         "set have the same rows: add them there or take them out here"
                     )
             tables[name] = _numbers(path, self.columns[name], {row: rows[row] for row in keys})
-        chosen = [belongs(name.encode()) for name in keys]
-        for column, values in wanted.items():
-            chosen = [so_far and cell in values for so_far, cell in zip(chosen, cells[column], strict=True)]
-        kept = np.flatnonzero(chosen)
+        fitting = (all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys)))
+        kept = np.flatnonzero([fits and belongs(name.encode()) for fits, name in zip(fitting, keys, strict=True)])
         if not len(kept):
             raise no_row(first, where, part)
         self._keys = [keys[row] for row in kept]
@@ -103,7 +101,6 @@ class NumericTables:
 
 def _read(path: str, key: str) -> tuple[list[str], dict[str, list[str]]]:
     """The F columns without the key, and for each of the N keys its F cells as they stand."""
-    file_suffix("NumericTables", path, list(DELIMITERS))
     lines = read_csv(path)
     _, header = next(lines, (1, []))
     require_columns(path, [key], header)

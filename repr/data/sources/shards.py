@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import ColumnSource, Labels, Packed, cell_text, encode_text, rows_of_part, split_texts
+from repr.data.sources.columns import ColumnSource, Labels, Packed, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
 from repr.data.sources.shard_index import json_object, load_indexes
 
@@ -88,7 +88,9 @@ class Shards(ColumnSource):
             if not column.present():
                 raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {offers}")
         if part is not None:
-            rows = rows_of_part(self._keys, part)
+            rows = np.flatnonzero(list(map(part_filter(part), self._keys)))
+            if not len(rows):
+                raise no_row(f"{self.files[0]} ...", None, part)
             self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
             self._shards, self._keys, self._images = self._shards[rows], self._keys.take(rows), self._images[rows]
             self._texts = {name: spans[rows] for name, spans in self._texts.items()}
@@ -155,7 +157,7 @@ class Shards(ColumnSource):
             return []  # a sample may lack the field
         data, name = self._read(index, span, column), self._name(index)
         if ":" in column:
-            data = encode_text(cell_text(json_object(data, name).get(column.partition(":")[2])))
+            data = encode_cell(json_object(data, name).get(column.partition(":")[2]))
         return split_texts(data, name)
 
 

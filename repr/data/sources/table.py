@@ -19,7 +19,7 @@ from repr.data.sources.columns import (
     Labels,
     Packer,
     cell_text,
-    encode_text,
+    encode_cell,
     no_row,
     part_filter,
     split_texts,
@@ -72,7 +72,7 @@ class Table(ColumnSource):
         texts = {name: Packer() for name in captions}
         codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
         for line, cells, fault in read_rows(self.path, list(dict.fromkeys([image, *captions, *labels, *wanted]))):
-            picture = encode_text(cells[image])
+            picture = encode_cell(cells[image])
             if not belongs(picture) or (not fault and any(cells[name] not in wanted[name] for name in wanted)):
                 continue
             if fault or not picture:
@@ -80,7 +80,7 @@ class Table(ColumnSource):
             lines.append(line)
             paths.append(picture)
             for name, packer in texts.items():
-                packer.append(encode_text(cells[name]))
+                packer.append(encode_cell(cells[name]))
             for name, numbers in names.items():
                 codes[name].append(numbers.setdefault(cells[name], len(numbers)))
         if not lines:
@@ -117,7 +117,7 @@ class Table(ColumnSource):
         return split_texts(self._texts[column][index], self._name(index))
 
 
-def file_suffix(owner: str, path: str, known: Sequence[str]) -> str:
+def file_suffix(path: str, known: Sequence[str]) -> str:
     """What a file's name ends in, in lower case.
 
     Raises:
@@ -125,9 +125,9 @@ def file_suffix(owner: str, path: str, known: Sequence[str]) -> str:
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in known:
-        raise ValueError(f"{owner}: {path} is of no known kind; use {', '.join(known)}")
+        raise ValueError(f"{path} is of no known kind; use {', '.join(known)}")
     if not os.path.isfile(path):
-        raise ValueError(f"{owner}: {path} does not exist; set it to a file that is there ({', '.join(known)})")
+        raise ValueError(f"{path} does not exist; set it to a file that is there ({', '.join(known)})")
     return suffix
 
 
@@ -139,13 +139,14 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
         errors: how bytes are decoded that are not UTF-8, as :func:`open` has it.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: there is no such file, or it is of another kind or damaged.
     """
+    delimiter = DELIMITERS[file_suffix(path, list(DELIMITERS))]
     limit = csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             # strict: else a quote that nobody closes swallows the rows after it into one caption
-            reader = csv.reader(file, delimiter=DELIMITERS[os.path.splitext(path)[1].lower()], strict=True)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
             line = 1
             for cells in reader:
                 if cells:
@@ -171,7 +172,7 @@ def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
         ValueError: the file or a column is missing, or the file is damaged.
     """
     readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-    return readers[file_suffix("Table", path, list(readers))](path, columns)
+    return readers[file_suffix(path, list(readers))](path, columns)
 
 
 def _read_csv(path: str, columns: Sequence[str]) -> Iterator[Row]:
