@@ -54,7 +54,6 @@ def test_packed_columns_give_back_what_went_in() -> None:
     assert len(column) == 100_000
     assert [column[row] for row in (0, 1, 2, 3, 4, 99_998, -1)] == [*values, values[3], values[4]]
     assert list(Packed.join([Packed.of(values), Packed.of([]), Packed.of(values[:2])])) == values + values[:2]
-    assert list(Packed.of(values).take(np.array([3, 1]))) == [values[3], values[1]]
     with pytest.raises(IndexError):
         column[100_000]
 

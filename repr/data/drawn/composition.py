@@ -119,18 +119,15 @@ def _count(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Sc
     """Two kinds of things whose numbers change places."""
     (first, second), (shape, other), numbers = pick.two(colours), pick.two(shapes), pick.two(list(NUMBERS))
     cells = [(x, y) for y in (-0.62, 0.0, 0.62) for x in (-0.62, 0.0, 0.62)]
+    plural = {name: f"{name}es" if name == "cross" else f"{name}s" for name in shapes}
     places = [cells.pop(pick.one(range(len(cells)))) for _ in range(7)]
 
     def scene(num: int, rest: int) -> Scene:
-        shapes: list[Shape] = [(shape, x, y, 0.27, first, 0) for x, y in places[:num]]
-        shapes += [(other, x, y, 0.27, second, 0) for x, y in places[num : num + rest]]
-        return f"{NUMBERS[num]} {first} {_plural(shape)} and {NUMBERS[rest]} {second} {_plural(other)}", shapes
+        things: list[Shape] = [(shape, x, y, 0.27, first, 0) for x, y in places[:num]]
+        things += [(other, x, y, 0.27, second, 0) for x, y in places[num : num + rest]]
+        return f"{NUMBERS[num]} {first} {plural[shape]} and {NUMBERS[rest]} {second} {plural[other]}", things
 
     return [scene(*numbers), scene(*numbers[::-1])]
-
-
-def _plural(shape: str) -> str:
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
 KINDS: dict[str, Callable[[Pick, Sequence[str], Sequence[str]], list[Scene]]] = {
@@ -145,13 +142,13 @@ class DrawnComposition(DrawnPictures):
     """Drawn questions of four kinds; attribute and split: ``kind``.
 
     Items of ``attribute``, ``relation`` and ``count`` are two pictures and two captions, as in Winoground; those of
-    ``order`` one picture with its caption and four others, as in ARO. An item is a function of (``seed``, kind, its
-    number), so two seeds are two sets. To train on, too: ``captions`` has the right one alone.
+    ``order`` are one picture with its caption and four others, as in ARO. An item is a function of (``seed``, kind, its
+    number), so two seeds are two sets. The set can be trained on, too, as ``captions`` has the right caption alone.
 
     Args:
         size: side in pixels.
-        num_items: of each kind.
-        seed: of the scenes.
+        num_items: items of each kind.
+        seed: decides the scenes.
         kinds: a list out of ``KINDS``.
         colours: how many of the colours of :mod:`repr.data.drawn.trifeature` there are. The fewer colours and shapes,
             the more often two rows of a training batch have the same words, so that it pays to tell them apart.
@@ -159,7 +156,7 @@ class DrawnComposition(DrawnPictures):
         keep: see :class:`repr.data.drawn.pictures.DrawnPictures`.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(

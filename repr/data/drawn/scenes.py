@@ -58,11 +58,11 @@ class Scenes(DrawnPictures):
 
     Args:
         split: ``train`` or ``val``. The splits of one seed are drawn independently and have no row in common.
-        num_images: rows.
+        num_images: how many scenes there are.
         size: side in pixels, 32 to 224.
         num_objects: least and greatest number of objects.
         radius: range of their radii, in sides of the picture.
-        seed: of the set, not of the run: two seeds are two sets.
+        seed: decides the scenes. It is not the seed of the run: two seeds are two sets.
         keep: see :class:`repr.data.drawn.pictures.DrawnPictures`.
 
     Raises:

@@ -23,12 +23,12 @@ class DrawnTables:
 
     Args:
         split: ``train`` or ``val``.
-        num_rows: N.
-        widths: columns of each block.
-        num_classes: equally frequent, one after the other.
+        num_rows: how many rows there are.
+        widths: number of columns of each block.
+        num_classes: how many classes there are; all are equally frequent.
         spread: length of a row's own deviation, where the centres have length 1.
-        noise: deviation of the noise in a block, where its signal has deviation 1.
-        seed: of everything.
+        noise: standard deviation of the noise in a block, where that of its signal is 1.
+        seed: decides everything that is random.
 
     Attributes:
         tables: ``view1``, ``view2``, ... -> (N, F) float32.
@@ -76,7 +76,7 @@ class DrawnTables:
         return str(index)
 
     def captions(self, index: int) -> list[str]:
-        """None."""
+        """There are none."""
         return []
 
 

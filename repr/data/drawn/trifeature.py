@@ -96,7 +96,7 @@ def _speckles(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return ((mixed ^ (mixed >> np.uint32(13))) & np.uint32(15)) < 8
 
 
-# (u, v) in radii, turned and shifted by random amounts -> share of the colour, the rest is white.
+# (u, v) in radii, turned and shifted by random amounts -> share of the colour; the rest is white.
 TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "solid": lambda u, v: np.ones_like(u),
     "striped": lambda u, v: _phase(u / _PERIOD) < 0.5,
@@ -151,14 +151,14 @@ def draw_object(
 class Trifeature(DrawnPictures):
     """Drawn objects: each of 1,000 combinations of colour, shape and texture, several times.
 
-    A picture is a function of (``seed``, combination, number of the render); which combinations are held out, of the
-    seed alone. The renders of a combination follow each other, combinations come in random order.
+    A picture is a function of (``seed``, combination, number of the render). Which combinations are held out follows
+    from the seed alone. The renders of a combination follow each other; combinations come in random order.
 
     Args:
         split: ``train`` (800 combinations) or ``held_out`` (the other 200).
         size: side in pixels, 32 to 224.
         renders: pictures of each combination.
-        seed: of the split and of the pictures.
+        seed: decides the split and the pictures.
         templates: sentence -> weight with which training draws it; ``{colour}``, ``{shape}`` and ``{texture}`` stand
             for the names, and text does not teach what a sentence leaves out. The first is the main caption. None:
             ``TEMPLATES``, which name all three.
@@ -166,7 +166,7 @@ class Trifeature(DrawnPictures):
             it, so it is an easy feature that suppresses the others, the more hues the more.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -183,8 +183,8 @@ class Trifeature(DrawnPictures):
             raise ValueError(f"Trifeature: no split {split!r}; set split to 'train' or 'held_out'")
         if not 32 <= size <= 224 or renders < 1 or hues < 0:
             raise ValueError(
-                f"Trifeature: size={size}, renders={renders}, hues={hues}; "
-                "set size from 32 to 224, renders to 1 or more, and hues to 0 or more"
+                f"Trifeature: size={size}, renders={renders}, hues={hues}; set size from 32 to 224, renders to 1 or "
+                "more, and hues to 0 or more"
             )
         super().__init__()
         self.templates = dict(TEMPLATES if templates is None else templates)

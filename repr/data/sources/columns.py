@@ -34,7 +34,7 @@ class Packed:
 
     @classmethod
     def join(cls, parts: Sequence[Packed]) -> Packed:
-        """One column after the other."""
+        """Join columns, one after the other."""
         starts = np.cumsum([0, *(len(part.buffer) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, starts[:-1], strict=True)]
         return cls(np.concatenate([part.buffer for part in parts]), np.concatenate(ends))
@@ -49,10 +49,6 @@ class Packed:
         row = range(len(self))[index]
         start = self.ends[row - 1] if row else 0
         return self.buffer[start : self.ends[row]].tobytes()
-
-    def take(self, rows: np.ndarray) -> Packed:
-        """The strings of these rows, (M,) int64."""
-        return Packed.of(self[row] for row in rows.tolist())
 
 
 class Packer:
@@ -89,7 +85,7 @@ class Labels(Sequence[str]):
 
     @classmethod
     def join(cls, parts: Sequence[Sequence[str]]) -> Labels:
-        """One column after the other."""
+        """Join columns, one after the other."""
         numbers: dict[str, int] = {}
         codes = []
         for labels in map(Labels.of, parts):

@@ -47,7 +47,7 @@ class Noisy:
         return len(self.source)
 
     def key(self, index: int) -> str:
-        """The source's."""
+        """The row's key in the source."""
         return self.source.key(index)
 
     def encoded(self, index: int) -> bytes:
@@ -77,5 +77,5 @@ class Noisy:
         return " ".join(words)
 
     def caption_weights(self, index: int) -> Sequence[float] | None:
-        """Those of the source, if it has any."""
+        """The weights of the source, if it has any."""
         return caption_weights(self.source, index)

@@ -25,10 +25,10 @@ class NumericTables:
     Args:
         blocks: name -> ``.csv`` or ``.tsv`` file with a header; all columns but the key are numbers.
         key: the column that names a row, in every file.
-        labels: a file of the same kind and rows with class names; None: there are none.
-        attributes: its columns that are read, each an attribute; an empty cell is no label.
-        where: column of ``labels`` -> value or list of values; other rows are left out (a split), once all files were
-            found to have the same rows.
+        labels: a file of the same kind and rows that has class names; None: there are none.
+        attributes: those of its columns that are attributes; an empty cell is no label.
+        where: column of ``labels`` -> value or list of values; other rows are left out (as those of another split are),
+            but all files must have them.
         part: ``[low, high)``: only rows whose key, hashed to [0, 1), lies there.
 
     Attributes:
@@ -36,7 +36,7 @@ class NumericTables:
         columns: block -> the names of its F columns.
 
     Raises:
-        ValueError: a file or column is missing, a cell or a row does not fit; names file, row and column.
+        ValueError: a file or column is missing, or a cell or row does not fit; the message names file, row and column.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class NumericTables:
         return self._keys[index]
 
     def captions(self, index: int) -> list[str]:
-        """None."""
+        """There are none."""
         return []
 
 

@@ -1,7 +1,4 @@
-"""The index of a tar shard tells where each sample's members lie.
-
-It is made once, kept in a file and checked against the shard.
-"""
+"""The index of a tar shard, which tells where each sample's members lie; :mod:`repr.data.sources.shards` uses it."""
 
 from __future__ import annotations
 
@@ -199,11 +196,7 @@ def _places(path: str, cache_dir: str | None) -> list[Path]:
 
 
 def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The headers of a tar file, which must be whole.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """The headers of a tar file; raises ValueError where the file is not whole."""
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b" or magic == b"\x28\xb5\x2f\xfd":
@@ -226,11 +219,7 @@ def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON member.
-
-    Raises:
-        OSError: it is no JSON object; the message names it.
-    """
+    """A JSON object; what is none raises an OSError that begins with the name."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

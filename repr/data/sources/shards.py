@@ -43,7 +43,7 @@ class Shards(ColumnSource):
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
 
     Raises:
-        ValueError: no such shard, a shard that is damaged or of another kind, a field that no sample has.
+        ValueError: there is no such shard, a shard is damaged or of another kind, or no sample has a field.
     """
 
     def __init__(
@@ -92,7 +92,8 @@ class Shards(ColumnSource):
             if not len(rows):
                 raise no_row(f"{self.files[0]} ...", None, part)
             self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
-            self._shards, self._keys, self._images = self._shards[rows], self._keys.take(rows), self._images[rows]
+            self._keys = Packed.of(self._keys[row] for row in rows.tolist())
+            self._shards, self._images = self._shards[rows], self._images[rows]
             self._texts = {name: spans[rows] for name, spans in self._texts.items()}
             self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
 

@@ -118,11 +118,7 @@ class Table(ColumnSource):
 
 
 def file_suffix(path: str, known: Sequence[str]) -> str:
-    """What a file's name ends in, in lower case.
-
-    Raises:
-        ValueError: there is no such file, or its kind is not among the known ones.
-    """
+    """What the name of a file ends in; raises ValueError where that is not known, or where there is no such file."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in known:
         raise ValueError(f"{path} is of no known kind; use {', '.join(known)}")
@@ -134,9 +130,7 @@ def file_suffix(path: str, known: Sequence[str]) -> str:
 def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV or TSV file, its header first, each with the number of its first line; empty ones are left out.
 
-    Args:
-        path: the file.
-        errors: how bytes are decoded that are not UTF-8, as :func:`open` has it.
+    ``errors`` says how bytes are decoded that are not UTF-8, as :func:`open` has it.
 
     Raises:
         ValueError: there is no such file, or it is of another kind or damaged.
@@ -163,10 +157,9 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
 
 
 def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a table.
+    """The rows of a table, with cells as :func:`cell_text` has them.
 
-    Cells are text; what is missing is ``''``, texts of a list are joined by NUL. Bytes that are not UTF-8 come as
-    lone surrogates. All cells of a row with a fault are empty.
+    Bytes that are not UTF-8 come as lone surrogates. All cells of a row with a fault are empty.
 
     Raises:
         ValueError: the file or a column is missing, or the file is damaged.
@@ -193,7 +186,7 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[Row]:
     seen: set[str] = set()
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if line.isspace():
                 continue
             try:
                 row = json.loads(line)
