@@ -36,7 +36,7 @@ class Packed:
     def join(cls, parts: Sequence[Packed]) -> Packed:
         """Join columns, one after the other."""
         starts = np.cumsum([0, *(len(part.buffer) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, starts[:-1], strict=True)]
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
         return cls(np.concatenate([part.buffer for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
@@ -145,7 +145,7 @@ def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
 
 def no_row(path: str, where: Mapping[str, Any] | None, part: Sequence[float] | None) -> ValueError:
     """The error of a data set without a row that is wanted."""
-    wanted = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}" if part else "")
+    wanted = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}; widen it" if part else "")
     return ValueError(f"{path} has no row{wanted}")
 
 

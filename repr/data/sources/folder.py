@@ -43,7 +43,7 @@ class Folder:
         files, belongs = _relative_files(self.root), part_filter(part)
         images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and belongs(os.fsencode(file)))
         if not images:
-            chosen = f" in part={list(part)}" if part else ""
+            chosen = f" in part={list(part)}; widen it" if part else ""
             raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}{chosen}")
         if captions:
             missing = [file for file in images if _text_file(file) not in files]

@@ -123,7 +123,7 @@ def file_suffix(path: str, known: Sequence[str]) -> str:
     if suffix not in known:
         raise ValueError(f"{path} is of no known kind; use {', '.join(known)}")
     if not os.path.isfile(path):
-        raise ValueError(f"{path} does not exist; set it to a file that is there ({', '.join(known)})")
+        raise ValueError(f"{path} does not exist; set it to a file that ends in {', '.join(known)}")
     return suffix
 
 
@@ -136,7 +136,7 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
         ValueError: there is no such file, or it is of another kind or damaged.
     """
     delimiter = DELIMITERS[file_suffix(path, list(DELIMITERS))]
-    limit = csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
+    csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             # strict: else a quote that nobody closes swallows the rows after it into one caption
@@ -152,8 +152,6 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
         raise ValueError(
             f"{path}, line {reader.line_num}: {error}; text with quotes is written in quotes, with each doubled"
         ) from error
-    finally:
-        csv.field_size_limit(limit)
 
 
 def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
