@@ -1,6 +1,7 @@
 """Sets of questions: the published layouts, written here from the drawn set, and the drawn set itself."""
 
 import json
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,7 @@ def test_a_damaged_picture_is_a_bad_row(winoground: Any, tmp_path: Path) -> None
 
 def test_the_drawn_set_is_a_function_of_its_options() -> None:
     source, again = DrawnComposition(size=40, num_items=5), DrawnComposition(size=40, num_items=5, keep=True)
+    again = pickle.loads(pickle.dumps(again))  # as for spawned workers
     assert list(dict.fromkeys(source.attributes["kind"])) == list(KINDS)
     assert (len(source), source.items.shape) == (5 * 7, (20, 2))
     assert len({source.key(row) for row in range(35)}) == 35

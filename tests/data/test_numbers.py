@@ -95,6 +95,7 @@ def test_a_table_that_does_not_fit_is_one_error(
         ({"labels": "nowhere.csv"}, "nowhere.csv does not exist"),
         ({"labels": "labels.xls"}, "labels.xls is of no known kind"),
         ({"where": {"split": "test"}}, "has no row where {'split': 'test'}"),
+        ({"part": [0, 1e-9]}, "has no row in part=[0, 1e-09]"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict, words: str, files: dict[str, str]) -> None:
@@ -129,6 +130,8 @@ def test_sets_with_other_blocks_are_refused(files: dict[str, str]) -> None:
     renamed.columns = renamed.columns | {"rna": ["g2", "g1"]}
     with pytest.raises(ValueError, match=r"the column 'g2' stands where data\.train has 'g1'"):
         DataModule(train=train, eval={"val": renamed}, views={}, **OPTIONS)
+    renamed.columns = {}  # a source need not name its columns
+    DataModule(train=train, eval={"val": renamed}, views={}, **OPTIONS)
     with pytest.raises(ValueError, match=r"data.train \(NumericTables\) has no pictures: set views=none"):
         DataModule(train=train, eval={}, views={"main": View(size=16, scale=(1, 1))}, **OPTIONS)
 

@@ -63,6 +63,7 @@ def test_folder_captions_are_the_lines_of_the_text_file(tree):
         (lambda root: root / "absent", {}, "does not exist; set root"),
         (lambda root: root / "notes.md", {}, "is a file; set root"),
         (lambda root: root / "empty", {}, r"no image \(.jpg"),
+        (lambda root: root, {"part": [0, 1e-9]}, r"no image .* in part=\[0, 1e-09\]"),
         (lambda root: root / "b", {"labels": True}, "set labels=false"),
         (lambda root: root, {"captions": True}, r"1 of 4 images .* 'b/two.JPG'; add 'b/two.txt' or set captions=false"),
     ],

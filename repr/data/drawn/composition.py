@@ -2,13 +2,13 @@
 
 It needs no files. The kinds are those of ARO, SugarCrepe and Winoground: attributes, the two sides of a relation, or
 numbers change places between two things, or all words change their order. All candidates of a question have the same
-words, so that a text encoder which adds up words knows nothing of them.
+words, so that a text encoder which adds up words cannot tell them apart.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from repr.data.drawn.pictures import DrawnPictures
-from repr.data.drawn.trifeature import COLOURS
+from repr.data.drawn.trifeature import COLOURS, turned
 from repr.data.drawn.trifeature import SHAPES as OUTLINES
 from repr.data.questions.word_order import Tag, shuffled
 from repr.data.sources.columns import Labels
@@ -35,7 +35,7 @@ class Pick:
     """Draws from an item's own numbers in [0, 1)."""
 
     def __init__(self, numbers: Sequence[float]) -> None:
-        self._numbers: Iterator[float] = iter(numbers)
+        self._numbers = iter(numbers)
 
     def one(self, options: Sequence[T]) -> T:
         """One of the options."""
@@ -65,15 +65,15 @@ class Pen:
 
     def shape(self, name: str, x: float, y: float, radius: float, colour: str, turn: float = 0.0) -> None:
         """Fill one of trifeature's shapes around (x, y), ``turn`` whole turns clockwise, with one of its colours."""
-        cos, sin = math.cos(2 * math.pi * turn), math.sin(2 * math.pi * turn)
-        self.polygon(radius * OUTLINES[name] @ np.array([[cos, sin], [-sin, cos]]) + [x, y], COLOURS[colour])
+        self.polygon(turned(radius * OUTLINES[name], 2 * math.pi * turn) + np.array([x, y]), COLOURS[colour])
 
     def done(self) -> Image.Image:
         """The picture at its size."""
         return self.image.reduce(self.fine)
 
 
-Scene = tuple[str, Callable[[Pen], None]]  # a caption, and what paints the picture of which it is true
+Shape = tuple[str, float, float, float, str, float]  # arguments of Pen.shape
+Scene = tuple[str, list[Shape]]  # a caption, and what stands on the picture of which it is true
 
 
 def tags(caption: str) -> list[Tag]:
@@ -93,11 +93,8 @@ def _attribute(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> lis
     x, y = 0.5 * np.cos(angle), 0.5 * np.sin(angle)
 
     def scene(first: str, second: str) -> Scene:
-        def paint(pen: Pen) -> None:
-            pen.shape(names[0], x, y, 0.4, first, turn)
-            pen.shape(names[1], -x, -y, 0.4, second)
-
-        return f"{_a((first, names[0]))} and {_a((second, names[1]))}", paint
+        caption = f"{_a((first, names[0]))} and {_a((second, names[1]))}"
+        return caption, [(names[0], x, y, 0.4, first, turn), (names[1], -x, -y, 0.4, second, 0)]
 
     return [scene(*pair), scene(*pair[::-1])]
 
@@ -110,11 +107,10 @@ def _relation(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list
     shift = pick.one(range(11)) / 25 - 0.2  # along the other axis
 
     def scene(first: tuple[str, str], second: tuple[str, str]) -> Scene:
-        def paint(pen: Pen) -> None:
-            for (colour, shape), sign in ((first, 1), (second, -1)):
-                pen.shape(shape, sign * x + shift * (x == 0), sign * y + shift * (y == 0), 0.38, colour)
-
-        return f"{_a(first)} {relation} {_a(second)}", paint
+        return f"{_a(first)} {relation} {_a(second)}", [
+            (shape, sign * x + shift * (x == 0), sign * y + shift * (y == 0), 0.38, colour, 0)
+            for (colour, shape), sign in ((first, 1), (second, -1))
+        ]
 
     return [scene(*things), scene(*things[::-1])]
 
@@ -123,32 +119,22 @@ def _count(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Sc
     """Two kinds of things whose numbers change places."""
     (first, second), (shape, other), numbers = pick.two(colours), pick.two(shapes), pick.two(list(NUMBERS))
     cells = [(x, y) for y in (-0.62, 0.0, 0.62) for x in (-0.62, 0.0, 0.62)]
-    order = [cells.pop(int(pick.one(range(len(cells))))) for _ in range(7)]
+    plural = {name: f"{name}es" if name == "cross" else f"{name}s" for name in shapes}
+    places = [cells.pop(pick.one(range(len(cells)))) for _ in range(7)]
 
     def scene(num: int, rest: int) -> Scene:
-        def paint(pen: Pen) -> None:
-            for place, (x, y) in enumerate(order[: num + rest]):
-                pen.shape(*((shape, x, y, 0.27, first) if place < num else (other, x, y, 0.27, second)))
-
-        return f"{NUMBERS[num]} {first} {_plural(shape)} and {NUMBERS[rest]} {second} {_plural(other)}", paint
+        things: list[Shape] = [(shape, x, y, 0.27, first, 0) for x, y in places[:num]]
+        things += [(other, x, y, 0.27, second, 0) for x, y in places[num : num + rest]]
+        return f"{NUMBERS[num]} {first} {plural[shape]} and {NUMBERS[rest]} {second} {plural[other]}", things
 
     return [scene(*numbers), scene(*numbers[::-1])]
-
-
-def _plural(shape: str) -> str:
-    return f"{shape}es" if shape == "cross" else f"{shape}s"
-
-
-def _order(pick: Pick, colours: Sequence[str], shapes: Sequence[str]) -> list[Scene]:
-    """One picture of a relation; its wrong captions are its words in another order."""
-    return _relation(pick, colours, shapes)[:1]
 
 
 KINDS: dict[str, Callable[[Pick, Sequence[str], Sequence[str]], list[Scene]]] = {
     "attribute": _attribute,
     "relation": _relation,
     "count": _count,
-    "order": _order,
+    "order": lambda *choices: _relation(*choices)[:1],  # its wrong captions are its words in another order
 }
 
 
@@ -156,21 +142,21 @@ class DrawnComposition(DrawnPictures):
     """Drawn questions of four kinds; attribute and split: ``kind``.
 
     Items of ``attribute``, ``relation`` and ``count`` are two pictures and two captions, as in Winoground; those of
-    ``order`` one picture with its caption and four others, as in ARO. An item is a function of (``seed``, kind, its
-    number), so two seeds are two sets. To train on, too: ``captions`` has the right one alone.
+    ``order`` are one picture with its caption and four others, as in ARO. An item is a function of (``seed``, kind, its
+    number), so two seeds are two sets. The set can be trained on, too, as ``captions`` has the right caption alone.
 
     Args:
         size: side in pixels.
-        num_items: of each kind.
-        seed: of the scenes.
-        kinds: which kinds there are.
+        num_items: items of each kind.
+        seed: decides the scenes.
+        kinds: a list out of ``KINDS``.
         colours: how many of the colours of :mod:`repr.data.drawn.trifeature` there are. The fewer colours and shapes,
             the more often two rows of a training batch have the same words, so that it pays to tell them apart.
         shapes: how many of the six shapes.
-        keep: keep every picture once it is drawn, in each process: 3 size² bytes a row.
+        keep: see :class:`repr.data.drawn.pictures.DrawnPictures`.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -196,23 +182,21 @@ class DrawnComposition(DrawnPictures):
         super().__init__(keep)
         self.size, self.split = size, "kind"
         self._keys, self._scenes, self._distractors = list[str](), list[Scene](), list[list[str]]()
-        names, items = list[str](), list[tuple[int, int]]()
+        items = []
         for kind in kinds:
-            number = torch.arange(num_items)
-            code = torch.full_like(number, list(KINDS).index(kind))
-            for item, draws in enumerate(uniform(sample_seed(seed, code, number), _NUM_DRAWS).tolist()):
+            seeds = sample_seed(seed, list(KINDS).index(kind), torch.arange(num_items))
+            for item, draws in enumerate(uniform(seeds, _NUM_DRAWS).tolist()):
                 scenes = KINDS[kind](Pick(draws), list(COLOURS)[:colours], SHAPES[:shapes])
                 first = len(self._scenes)
                 items.append((first, first + 1 if len(scenes) == 2 else -1))
                 for half, (caption, _) in enumerate(scenes):
                     rng = np.random.Generator(np.random.Philox(key=[seed, item]))
-                    others = [scenes[1 - half][0]] if len(scenes) == 2 else shuffled(caption, rng, tags)
-                    self._distractors.append(others)
+                    others = [other for other, _ in scenes if other != caption]
+                    self._distractors.append(others or shuffled(caption, rng, tags))
                     self._keys.append(f"{kind}/{item}{'ab'[half]}")
-                    names.append(kind)
                 self._scenes += scenes
         self.items = np.array(items)
-        self.attributes = {"kind": Labels.of(names)}
+        self.attributes = {"kind": Labels.of(key.partition("/")[0] for key in self._keys)}
 
     def __len__(self) -> int:
         return len(self._scenes)
@@ -224,7 +208,8 @@ class DrawnComposition(DrawnPictures):
     def draw(self, index: int) -> Image.Image:
         """Draw the scene of a row."""
         pen = Pen(self.size)
-        self._scenes[index][1](pen)
+        for shape in self._scenes[index][1]:
+            pen.shape(*shape)
         return pen.done()
 
     def captions(self, index: int) -> list[str]:

@@ -1,13 +1,13 @@
 """Drawn scenes: several objects with shape, colour and texture on a soft ground, with a class for every pixel.
 
-No files: a row is a function of (seed, split, index). Every object is a signed distance function on the square
-around it, in numpy: its coverage of a pixel (anti-aliased), its edge and its shadow all come from the distance.
+They need no files: a row is a function of (seed, split, index). Every object is a signed distance function on the
+square around it. Its (anti-aliased) coverage of a pixel, its edge and its shadow all come from the distance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class Thing:
     radius: float
     draws: np.ndarray
 
+    @property
+    def names(self) -> list[str]:
+        """Shape, colour and texture in words."""
+        return [names[number] for names, number in zip(_CLASSES.values(), self.classes, strict=True)]
+
 
 class Scenes(DrawnPictures):
     """Drawn scenes of several objects, with masks.
@@ -53,16 +58,20 @@ class Scenes(DrawnPictures):
 
     Args:
         split: ``train`` or ``val``. The splits of one seed are drawn independently and have no row in common.
-        num_images: rows.
+        num_images: how many scenes there are.
         size: side in pixels, 32 to 224.
         num_objects: least and greatest number of objects.
         radius: range of their radii, in sides of the picture.
-        seed: of the set, not of the run: two seeds are two sets.
-        keep: keep every picture once it is drawn, in each process: 3 size² bytes a row (4,000 of 64 pixels: 49 MB).
+        seed: decides the scenes. It is not the seed of the run: two seeds are two sets.
+        keep: see :class:`repr.data.drawn.pictures.DrawnPictures`.
 
     Raises:
-        ValueError: an option out of its range, with what to set.
+        ValueError: an option is out of its range.
     """
+
+    mask_classes: ClassVar = {"figure": ["ground", "figure"]} | {
+        name: ["ground", *names] for name, names in _CLASSES.items()
+    }
 
     def __init__(
         self,
@@ -87,12 +96,7 @@ class Scenes(DrawnPictures):
         self.split, self.size, self.radius, self.num_images = split, size, tuple(radius), num_images
         self._num_objects, self._seed = tuple(num_objects), seed
         self._last: tuple[int, Image.Image, np.ndarray] | None = None
-        self.attributes: dict[str, Sequence[str]] = self._attributes()
-
-    @property
-    def mask_classes(self) -> dict[str, list[str]]:
-        """Mask -> class names; the position of a name is its value in :meth:`masks`."""
-        return {"figure": ["ground", "figure"]} | {name: ["ground", *names] for name, names in _CLASSES.items()}
+        self.attributes = self._attributes()
 
     def __len__(self) -> int:
         return self.num_images
@@ -111,41 +115,31 @@ class Scenes(DrawnPictures):
 
     def captions(self, index: int) -> list[str]:
         """What is on the picture, the largest object first."""
-        words = ["{2} {1} {0}".format(*_names(thing)) for thing in reversed(self.things(index))]
+        words = ["{2} {1} {0}".format(*thing.names) for thing in reversed(self.things(index))]
         return [" and ".join(f"a {word}" for word in words)]
 
-    def _row(self, index: int) -> tuple[Image.Image, np.ndarray]:
-        """Picture and masks; those drawn last are kept, since whoever wants the one mostly wants the other."""
-        if self._last is None or self._last[0] != index:
-            self._last = (index, *self._paint(index))
-        return self._last[1:]
-
-    def _draws(self, rows: Tensor) -> np.ndarray:
-        """All that is random about the rows: (M, D) float32 in [0, 1)."""
+    def _objects(self, rows: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Draws of the objects of M scenes, (M, MAX_OBJECTS, 16) in [0, 1), and how many objects there are (M,)."""
         seed = sample_seed(self._seed, SPLITS.index(self.split), rows)
-        return uniform(seed, _SCENE_DRAWS + MAX_OBJECTS * _OBJECT_DRAWS).numpy()
-
-    def _objects(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draws of the objects (M, MAX_OBJECTS, 16), and how many of them there are (M,)."""
+        draws = uniform(seed, _SCENE_DRAWS + MAX_OBJECTS * _OBJECT_DRAWS).numpy()
         low, high = self._num_objects
         count = low + (draws[:, 0] * (high - low + 1)).astype(int)
         return draws[:, _SCENE_DRAWS:].reshape(len(draws), MAX_OBJECTS, _OBJECT_DRAWS), count
 
-    def _attributes(self) -> dict[str, Sequence[str]]:
+    def _attributes(self) -> dict[str, Labels]:
         codes = []
         for block in torch.arange(self.num_images).split(4096):
-            objects, count = self._objects(self._draws(block))
+            objects, count = self._objects(block)
             there = np.arange(MAX_OBJECTS) < count[:, None]
             front = objects[np.arange(len(block)), np.where(there, objects[..., _RADIUS], -1).argmax(1)]
             codes.append(np.column_stack([_classes(front), count]).astype(np.int32))
+        vocabulary = {**_CLASSES, "count": [str(number) for number in range(MAX_OBJECTS + 1)]}
         columns = np.concatenate(codes).T
-        numbers = [str(number) for number in range(MAX_OBJECTS + 1)]
-        vocabulary = {**_CLASSES, "count": numbers}
         return {name: Labels(column, vocabulary[name]) for name, column in zip(vocabulary, columns, strict=True)}
 
     def things(self, index: int) -> list[Thing]:
         """The objects of a scene, from the smallest, which lies behind all others, to the largest."""
-        objects, count = self._objects(self._draws(torch.tensor([index])))
+        objects, count = self._objects(torch.tensor([index]))
         rows = objects[0, : count[0]]
         free = 0.08 + 0.84 * rows[:, :_RADIUS].reshape(-1, 3, 2)
         places = [free[0, 0]]
@@ -158,7 +152,10 @@ class Scenes(DrawnPictures):
             for i in np.argsort(radii)
         ]
 
-    def _paint(self, index: int) -> tuple[Image.Image, np.ndarray]:
+    def _row(self, index: int) -> tuple[Image.Image, np.ndarray]:
+        """Picture and masks; those drawn last are kept, since whoever wants the one mostly wants the other."""
+        if self._last is not None and self._last[0] == index:
+            return self._last[1:]
         seed = sample_seed(self._seed, SPLITS.index(self.split), torch.tensor([index]))
         rng = np.random.Generator(np.random.Philox(key=int(seed) % 2**64))
         canvas = ground(rng, self.size)
@@ -166,7 +163,9 @@ class Scenes(DrawnPictures):
         for thing in self.things(index):
             paint(thing, canvas, masks)
         canvas += rng.standard_normal(canvas.shape, np.float32) * 3
-        return Image.fromarray(canvas.clip(0, 255).astype(np.uint8)), masks
+        picture = Image.fromarray(canvas.clip(0, 255).astype(np.uint8))
+        self._last = (index, picture, masks)
+        return picture, masks
 
 
 def ground(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -197,7 +196,7 @@ def paint(thing: Thing, canvas: np.ndarray, masks: np.ndarray) -> None:
     down = ((np.arange(top, bottom, dtype=np.float32) + 0.5 - centre[1]) / radius)[:, None]
     cosine, sine = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     x, y = cosine * across + sine * down, cosine * down - sine * across  # (h, w), turned with the object
-    shape, colour, texture = _names(thing)
+    shape, colour, texture = thing.names
     distance = SHAPES[shape](x, y) * radius  # in pixels
     shift = PERIOD * np.array([phase_x, phase_y], np.float32) * (texture != "halved")
     pattern = TEXTURES[texture](x + shift[0], y + shift[1]) * radius
@@ -214,18 +213,10 @@ def paint(thing: Thing, canvas: np.ndarray, masks: np.ndarray) -> None:
     window[drop:, drop:] *= 1 - shadow[..., None]
     coverage = (0.5 - distance).clip(0, 1)[..., None]
     window += coverage * (paint_of - window)
-    covered = distance <= 0
-    for mask, value in zip(masks, (1, *(number + 1 for number in thing.classes)), strict=True):
-        mask[top:bottom, left:right][covered] = value
+    masks[:, top:bottom, left:right][:, distance <= 0] = [[1], *([number + 1] for number in thing.classes)]
 
 
 def _classes(objects: np.ndarray) -> np.ndarray:
     """Shape, colour and texture of objects, from their draws (M, 16): (M, 3) int."""
     numbers = np.array([len(names) for names in _CLASSES.values()])
     return (objects[:, _CLASS:_LOOKS] * numbers).astype(int)
-
-
-def _names(thing: Thing) -> tuple[str, str, str]:
-    """Shape, colour and texture of an object in words."""
-    shape, colour, texture = (names[number] for names, number in zip(_CLASSES.values(), thing.classes, strict=True))
-    return shape, colour, texture

@@ -15,32 +15,12 @@ Field = np.ndarray  # (h, w) float32
 PERIOD = 0.62  # of textures
 
 
-def _circle(x: Field, y: Field) -> Field:
-    return np.hypot(x, y) - 0.9
-
-
-def _ring(x: Field, y: Field) -> Field:
-    return np.abs(np.hypot(x, y) - 0.7) - 0.26
-
-
 def _crescent(x: Field, y: Field) -> Field:
     """A disc without another one; beyond the tips, where both circles are too near, the distance to the tip."""
     y, tip_x, tip_y = np.abs(y), 0.602, 0.773
     beyond = x * tip_y - y * tip_x > 0.5 * np.maximum(tip_y - y, 0)
     both = np.maximum(np.hypot(x, y) - 0.98, 0.78 - np.hypot(x - 0.5, y))
     return np.where(beyond, np.hypot(x - tip_x, y - tip_y), both)
-
-
-def _square(x: Field, y: Field) -> Field:
-    return np.maximum(np.abs(x), np.abs(y)) - 0.8
-
-
-def _bar(x: Field, y: Field) -> Field:
-    return np.maximum(np.abs(x) - 1.0, np.abs(y) - 0.36)
-
-
-def _triangle(x: Field, y: Field) -> Field:
-    return np.maximum(y - 0.52, np.abs(x) * 0.866 - y * 0.5 - 0.52)
 
 
 def _cross(x: Field, y: Field) -> Field:
@@ -57,14 +37,6 @@ def _star(x: Field, y: Field) -> Field:
     return ((radius * np.cos(angle) - inner) * tip_y - radius * np.sin(angle) * (tip_x - inner)) / length
 
 
-def _plain(x: Field, y: Field) -> Field:
-    return np.full_like(x, -1.0)
-
-
-def _stripes(x: Field, y: Field) -> Field:
-    return PERIOD * (0.25 - np.abs((x / PERIOD) % 1 - 0.5))
-
-
 def _dots(x: Field, y: Field) -> Field:
     x, y = (x / PERIOD) % 1 - 0.5, (y / PERIOD) % 1 - 0.5
     return PERIOD * (np.hypot(x, y) - 0.32)
@@ -75,14 +47,20 @@ def _checks(x: Field, y: Field) -> Field:
     return PERIOD * np.sign(x * y) * np.minimum(np.abs(x), np.abs(y))
 
 
-def _halves(x: Field, y: Field) -> Field:
-    return y
-
-
 SHAPES: dict[str, Callable[[Field, Field], Field]] = {
-    "circle": _circle, "ring": _ring, "crescent": _crescent, "square": _square, "bar": _bar, "triangle": _triangle,
-    "cross": _cross, "star": _star,
-}  # fmt: skip
+    "circle": lambda x, y: np.hypot(x, y) - 0.9,
+    "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.7) - 0.26,
+    "crescent": _crescent,
+    "square": lambda x, y: np.maximum(np.abs(x), np.abs(y)) - 0.8,
+    "bar": lambda x, y: np.maximum(np.abs(x) - 1.0, np.abs(y) - 0.36),
+    "triangle": lambda x, y: np.maximum(y - 0.52, np.abs(x) * 0.866 - y * 0.5 - 0.52),
+    "cross": _cross,
+    "star": _star,
+}
 TEXTURES: dict[str, Callable[[Field, Field], Field]] = {
-    "plain": _plain, "striped": _stripes, "dotted": _dots, "checked": _checks, "halved": _halves,
-}  # fmt: skip
+    "plain": lambda x, y: np.full_like(x, -1.0),
+    "striped": lambda x, y: PERIOD * (0.25 - np.abs((x / PERIOD) % 1 - 0.5)),
+    "dotted": _dots,
+    "checked": _checks,
+    "halved": lambda x, y: y,
+}

@@ -1,4 +1,4 @@
-"""Drawn tables: several views of one latent, which their classes share."""
+"""Drawn tables: several blocks of numbers that see the same latent vectors."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ LATENT = 12  # dimensions of what the views share
 class DrawnTables:
     """Rows of numbers in several blocks, all views of one latent vector, as the omics of a patient are.
 
-    A row's latent is the centre of its class plus a deviation of its own; each block sees it through a fixed random
-    network with one hidden layer, with noise that is the block's own. So a block alone tells the class badly, and
-    rows that are alike in one block are alike in the others. Everything is a function of (seed, split, row).
+    A row's latent is the centre of its class plus a deviation of its own. Each block sees it through a fixed random
+    network with one hidden layer and adds noise of its own. So a block alone tells the class badly, and rows that are
+    alike in one block are alike in the others. Everything is a function of (seed, split, row).
 
     Args:
         split: ``train`` or ``val``.
-        num_rows: N.
-        widths: columns of each block.
-        num_classes: equally frequent, one after the other.
+        num_rows: how many rows there are.
+        widths: number of columns of each block.
+        num_classes: how many classes there are; all are equally frequent.
         spread: length of a row's own deviation, where the centres have length 1.
-        noise: deviation of the noise in a block, where its signal has deviation 1.
-        seed: of everything.
+        noise: standard deviation of the noise in a block, where that of its signal is 1.
+        seed: decides everything that is random.
 
     Attributes:
         tables: ``view1``, ``view2``, ... -> (N, F) float32.
 
     Raises:
-        ValueError: an unknown split, or sizes that make no table.
+        ValueError: the split is unknown, or sizes make no table.
     """
 
     def __init__(
@@ -59,14 +59,13 @@ class DrawnTables:
         keys = sample_seed(seed, 1 + SPLITS.index(split), torch.arange(num_rows))
         fixed = sample_seed(seed, 0, torch.arange(max(num_classes, LATENT, 64)))
         centres = _normal(fixed[:num_classes], LATENT, 0)
-        deviations = _normal(keys, LATENT, 0)
-        latent = (centres[classes] + spread * deviations) / LATENT**0.5  # (N, LATENT)
+        latent = (centres[classes] + spread * _normal(keys, LATENT, 0)) / LATENT**0.5  # (N, LATENT)
         self.tables = {}
         for view, width in enumerate(widths):
             hidden = (latent @ _normal(fixed[:LATENT], 64, 1 + 2 * view)).tanh()  # (N, 64)
             signal = hidden @ _normal(fixed[:64], width, 2 + 2 * view) / 64**0.5
-            signal = signal / signal.std()
-            self.tables[f"view{view + 1}"] = (signal + noise * _normal(keys, width, 1 + view)).float().numpy()
+            table = signal / signal.std() + noise * _normal(keys, width, 1 + view)
+            self.tables[f"view{view + 1}"] = table.float().numpy()
         self.attributes = {"class": Labels.of(f"class {number}" for number in classes.tolist())}
 
     def __len__(self) -> int:
@@ -77,7 +76,7 @@ class DrawnTables:
         return str(index)
 
     def captions(self, index: int) -> list[str]:
-        """None."""
+        """There are none."""
         return []
 
 

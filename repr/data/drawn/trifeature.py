@@ -17,8 +17,6 @@ from repr.data.drawn.pictures import DrawnPictures
 from repr.data.sources.columns import Labels
 from repr.seeds import sample_seed, uniform
 
-Array = np.ndarray
-
 COLOURS = {
     "red": (214, 39, 40), "orange": (245, 130, 32), "yellow": (226, 200, 0), "green": (34, 139, 60),
     "cyan": (0, 178, 190), "blue": (30, 80, 220), "purple": (130, 50, 170), "pink": (245, 105, 175),
@@ -36,38 +34,35 @@ _PERIOD = 0.56  # of a texture, in radii
 _NUM_DRAWS = 7  # left, top, rotation, rotation of the texture, its two shifts, hue of the canvas
 
 
-def _regular(num: int, start: float = 0.0, radii: Sequence[float] = (1.0,)) -> Array:
+def _regular(num: int, start: float = 0.0, radii: Sequence[float] = (1.0,)) -> np.ndarray:
     """Corners (num, 2) on circles of these radii in turn, the first at the top."""
     angle = start + 2 * math.pi * np.arange(num) / num
     return np.resize(radii, num)[:, None] * np.stack([np.sin(angle), -np.cos(angle)], axis=1)
 
 
-def _cross(arm: float = 0.36, reach: float = 0.93) -> Array:
-    quarter = np.array([[-arm, -arm], [-arm, -reach], [arm, -reach]])
-    turn = np.array([[0, 1], [-1, 0]])  # a quarter turn from row vectors
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, power) for power in range(4)])
-
-
-def _heart() -> Array:
+def _heart() -> np.ndarray:
     t = np.linspace(0, 2 * math.pi, 60, endpoint=False)
     x, y = 16 * np.sin(t) ** 3, 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([x, -y - 2.5], axis=1) / 17.0
 
 
-def _crescent() -> Array:
+def _crescent() -> np.ndarray:
     outer, inner = np.linspace(0.75, 5.53, 48), np.linspace(5.15, 1.13, 48)  # angles from the right, in radians
     rims = [np.stack([np.cos(outer), np.sin(outer)], 1), 0.75 * np.stack([np.cos(inner), np.sin(inner)], 1) + [0.42, 0]]
     return np.concatenate(rims)
 
 
 # Corners in the unit circle, x to the right and y down. No two are turned into each other by 45 degrees or less.
-SHAPES: dict[str, Array] = {
+SHAPES: dict[str, np.ndarray] = {
     "triangle": _regular(3),
     "square": _regular(4, math.pi / 4),
     "circle": 0.92 * _regular(64),
     "star": _regular(10, radii=(1.0, 0.42)),
     "heart": _heart(),
-    "cross": _cross(),
+    "cross": np.array(
+        [[-0.36, -0.36], [-0.36, -0.93], [0.36, -0.93], [0.36, -0.36], [0.93, -0.36], [0.93, 0.36],
+         [0.36, 0.36], [0.36, 0.93], [-0.36, 0.93], [-0.36, 0.36], [-0.93, 0.36], [-0.93, -0.36]]
+    ),
     "crescent": _crescent(),
     "arrow": np.array(
         [[0, -1], [0.85, -0.05], [0.32, -0.05], [0.32, 0.93], [-0.32, 0.93], [-0.32, -0.05], [-0.85, -0.05]]
@@ -77,17 +72,23 @@ SHAPES: dict[str, Array] = {
 }  # fmt: skip
 
 
-def _phase(x: Array) -> Array:
+def turned(points: np.ndarray, angle: float) -> np.ndarray:
+    """Points (N, 2) turned clockwise about the centre by an angle in radians."""
+    cos, sin = math.cos(angle), math.sin(angle)
+    return points @ np.array([[cos, sin], [-sin, cos]])
+
+
+def _phase(x: np.ndarray) -> np.ndarray:
     return x - np.floor(x)
 
 
-def _dots(u: Array, v: Array) -> Array:
+def _dots(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     rows = v / (0.87 * _PERIOD)
     shifted = u / _PERIOD + 0.5 * (np.floor(rows) % 2)
     return (_phase(shifted) - 0.5) ** 2 + (0.87 * (_phase(rows) - 0.5)) ** 2 < 0.33**2
 
 
-def _speckles(u: Array, v: Array) -> Array:
+def _speckles(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Cells that are on or off by a hash of where they lie."""
     x, y = (np.floor(axis / 0.2).astype(np.int64).astype(np.uint32) for axis in (u, v))
     mixed = (x * np.uint32(0x9E3779B1)) ^ (y * np.uint32(0x85EBCA77))
@@ -95,8 +96,8 @@ def _speckles(u: Array, v: Array) -> Array:
     return ((mixed ^ (mixed >> np.uint32(13))) & np.uint32(15)) < 8
 
 
-# (u, v) in radii, turned and shifted by random amounts -> share of the colour, the rest is white.
-TEXTURES: dict[str, Callable[[Array, Array], Array]] = {
+# (u, v) in radii, turned and shifted by random amounts -> share of the colour; the rest is white.
+TEXTURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "solid": lambda u, v: np.ones_like(u),
     "striped": lambda u, v: _phase(u / _PERIOD) < 0.5,
     "checkered": lambda u, v: (np.floor(u / 0.42) + np.floor(v / 0.42)) % 2 < 1,
@@ -115,65 +116,57 @@ ATTRIBUTES: dict[str, list[str]] = {"colour": list(COLOURS), "shape": list(SHAPE
 def draw_object(
     colour: str, shape: str, texture: str, *, draws: Sequence[float], size: int, hues: int = 0
 ) -> Image.Image:
-    """Draw one picture, anti-aliased.
+    """Draw one picture, anti-aliased: RGB, size x size. The object never leaves the canvas.
 
     Args:
         colour: a key of ``COLOURS``.
         shape: a key of ``SHAPES``.
         texture: a key of ``TEXTURES``.
-        draws: seven numbers in [0, 1): place (two), rotation of the object, rotation of its texture, shifts of the
-            texture (two), hue of the canvas. The object is turned by at most 45 degrees either way.
+        draws: seven numbers in [0, 1): place (two), rotation of the object (by at most 45 degrees either way), rotation
+            of its texture, shifts of the texture (two), hue of the canvas.
         size: side in pixels.
         hues: different hues that the canvas may have; 0: it is grey.
-
-    Returns:
-        RGB, size x size. The object never leaves the canvas.
     """
-    left, top, rotation, turn, *shifts, hue = draws
+    left, top, rotation, turn, shift_u, shift_v, hue = draws
     fine = max(2, -(-160 // size))  # drawn so many times as large, for smooth edges
     side = round(2 * RADIUS * size * fine)
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1  # in radii
     sin, cos = math.sin(2 * math.pi * turn), math.cos(2 * math.pi * turn)
     u, v = cos * axis[None, :] + sin * axis[:, None], cos * axis[:, None] - sin * axis[None, :]  # (side, side)
     if texture not in _CENTRED:
-        u, v = u + 8 * shifts[0], v + 8 * shifts[1]
+        u, v = u + 8 * shift_u, v + 8 * shift_v
     share = TEXTURES[texture](u, v).astype(np.float32)[..., None]
     paint = (255 - share * (255 - np.array(COLOURS[colour], np.float32))).astype(np.uint8)
     mask = Image.new("L", (side, side))
-    angle = math.pi / 2 * (rotation - 0.5)
-    matrix = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-    ImageDraw.Draw(mask).polygon(((SHAPES[shape] @ matrix + 1) * side / 2).ravel().tolist(), fill=255)
-    canvas = Image.new("RGB", (size * fine, size * fine), _canvas_colour(hue, hues))
+    outline = turned(SHAPES[shape], math.pi / 2 * (rotation - 0.5))
+    ImageDraw.Draw(mask).polygon(((outline + 1) * side / 2).ravel().tolist(), fill=255)
+    angles = [2 * math.pi * (int(hue * hues) / max(hues, 1) - channel / 3) for channel in range(3)]
+    ground = tuple(round(GREY + (SATURATION * math.cos(angle) if hues else 0)) for angle in angles)
+    canvas = Image.new("RGB", (size * fine, size * fine), ground)
     room = size * fine - side
     canvas.paste(Image.fromarray(paint), (round(left * room), round(top * room)), mask)
     return canvas.reduce(fine)
 
 
-def _canvas_colour(hue: float, hues: int) -> tuple[int, int, int]:
-    angles = [2 * math.pi * (int(hue * hues) / max(hues, 1) - channel / 3) for channel in range(3)]
-    red, green, blue = (round(GREY + (SATURATION * math.cos(angle) if hues else 0)) for angle in angles)
-    return red, green, blue
-
-
 class Trifeature(DrawnPictures):
     """Drawn objects: each of 1,000 combinations of colour, shape and texture, several times.
 
-    A picture is a function of (``seed``, combination, number of the render); which combinations are held out, of the
-    seed alone. The renders of a combination follow each other, combinations come in random order.
+    A picture is a function of (``seed``, combination, number of the render). Which combinations are held out follows
+    from the seed alone. The renders of a combination follow each other; combinations come in random order.
 
     Args:
         split: ``train`` (800 combinations) or ``held_out`` (the other 200).
         size: side in pixels, 32 to 224.
         renders: pictures of each combination.
-        seed: of the split and of the pictures.
+        seed: decides the split and the pictures.
         templates: sentence -> weight with which training draws it; ``{colour}``, ``{shape}`` and ``{texture}`` stand
-            for the names. The first is the main caption. None: ``TEMPLATES``, which name all three; what a sentence
-            leaves out, text does not teach.
-        hues: the canvas has one of so many hues (attribute ``canvas``); 0: it is grey. All views of a picture
-            share it, so it is an easy feature that suppresses the others, the more hues the more.
+            for the names, and text does not teach what a sentence leaves out. The first is the main caption. None:
+            ``TEMPLATES``, which name all three.
+        hues: the canvas has one of so many hues (attribute ``canvas``); 0: it is grey. All views of a picture share
+            it, so it is an easy feature that suppresses the others, the more hues the more.
 
     Raises:
-        ValueError: an option outside its range.
+        ValueError: an option is out of its range.
     """
 
     def __init__(
@@ -190,15 +183,15 @@ class Trifeature(DrawnPictures):
             raise ValueError(f"Trifeature: no split {split!r}; set split to 'train' or 'held_out'")
         if not 32 <= size <= 224 or renders < 1 or hues < 0:
             raise ValueError(
-                f"Trifeature: size={size}, renders={renders}, hues={hues}; "
-                "set size from 32 to 224, renders to 1 or more, and hues to 0 or more"
+                f"Trifeature: size={size}, renders={renders}, hues={hues}; set size from 32 to 224, renders to 1 or "
+                "more, and hues to 0 or more"
             )
         super().__init__()
-        self.templates = _checked(TEMPLATES if templates is None else templates)
+        self.templates = dict(TEMPLATES if templates is None else templates)
+        _check_templates(self.templates)
         order = uniform(sample_seed(seed, 0, torch.arange(NUM_TRAIN + NUM_HELD_OUT)), 1)[:, 0].argsort(stable=True)
         chosen = order[:NUM_TRAIN] if split == "train" else order[NUM_TRAIN:]
-        combination = chosen.repeat_interleave(renders)  # (N,)
-        render = torch.arange(renders).repeat(len(chosen))
+        combination, render = chosen.repeat_interleave(renders), torch.arange(renders).repeat(len(chosen))  # (N,)
         self._draws = uniform(sample_seed(seed, 1 + render, combination), _NUM_DRAWS).numpy()  # (N, 7)
         codes = np.unravel_index(combination.numpy(), [len(names) for names in ATTRIBUTES.values()])
         self.attributes = {
@@ -228,16 +221,13 @@ class Trifeature(DrawnPictures):
         return [template.format(**self._names(index)) for template in self.templates]
 
     def caption_weights(self, index: int) -> list[float]:
-        """One a template."""
-        return list(self.templates.values())
+        """The weights of the templates."""
+        return list(map(float, self.templates.values()))
 
 
-def _checked(templates: Mapping[str, float]) -> dict[str, float]:
-    """The templates, each with a positive weight.
-
-    Raises:
-        ValueError: none, one that names something else, or a weight that is not positive.
-    """
+def _check_templates(templates: Mapping[str, float]) -> None:
+    if not templates:
+        raise ValueError("Trifeature: templates is empty; set at least one sentence, or null for the usual ones")
     for template, weight in templates.items():
         try:
             template.format(**dict.fromkeys(ATTRIBUTES, ""))
@@ -249,6 +239,3 @@ def _checked(templates: Mapping[str, float]) -> dict[str, float]:
                 f"Trifeature: templates has {template!r}: {weight}; set sentences with {{colour}}, {{shape}} and "
                 "{texture}, each with a positive weight"
             )
-    if not templates:
-        raise ValueError("Trifeature: templates is empty; set at least one sentence, or null for the usual ones")
-    return {template: float(weight) for template, weight in templates.items()}

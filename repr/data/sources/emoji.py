@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -35,11 +35,12 @@ class Emoji:
         split: ``train``, ``val`` (concepts never trained on), ``test_style`` (trained concepts drawn by
             a vendor never trained on) or ``test_both``.
         captions: which texts a row offers, in this order: ``caption``, ``keywords`` (joined by a comma).
-            With several, training draws one a sample and epoch, evaluation takes the first.
 
     Raises:
         ValueError: unknown split or text.
     """
+
+    mask_classes: ClassVar = {"figure": ["ground", "figure"]}
 
     def __init__(self, split: str, *, captions: Sequence[str] = ("caption",)) -> None:
         rows = _emoji_index()
@@ -48,32 +49,23 @@ class Emoji:
             raise ValueError(f"Emoji: no split {split!r}; set split to one of {splits}")
         if isinstance(captions, str) or not set(captions) <= set(EMOJI_TEXTS):
             raise ValueError(f"Emoji: captions={captions!r}; set a list out of {list(EMOJI_TEXTS)}")
-        rows = [row for row in rows if row["split"] == split]
-        self.attributes = {name: Labels.of(row[name] for row in rows) for name in EMOJI_ATTRIBUTES}
-        self._keys = [row["key"] for row in rows]
-        self._files = [row["file"] for row in rows]
-        texts = [{"caption": row["caption"], "keywords": ", ".join(row["keywords"])} for row in rows]
-        self._captions = [[text[name] for name in captions if text[name]] for text in texts]
+        self._rows, self._texts = [row for row in rows if row["split"] == split], captions
+        self.attributes = {name: Labels.of(row[name] for row in self._rows) for name in EMOJI_ATTRIBUTES}
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._rows)
 
     def key(self, index: int) -> str:
         """The row's key in the embedded index."""
-        return self._keys[index]
+        return self._rows[index]["key"]
 
     def encoded(self, index: int) -> bytes:
         """The picture as WebP."""
-        return open_zip(EMOJI_ZIP, os.getpid()).read(self._files[index])
+        return open_zip(EMOJI_ZIP, os.getpid()).read(self._rows[index]["file"])
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, 64 x 64."""
-        return decode(self.encoded(index), f"{EMOJI_ZIP}:{self._files[index]}", ["WEBP"])
-
-    @property
-    def mask_classes(self) -> dict[str, list[str]]:
-        """The only mask, ``figure``."""
-        return {"figure": ["ground", "figure"]}
+        return decode(self.encoded(index), f"{EMOJI_ZIP}:{self._rows[index]['file']}", ["WEBP"])
 
     def masks(self, index: int) -> np.ndarray:
         """Which pixels are not white: (1, 64, 64) uint8. White inside a drawing counts as ground."""
@@ -81,4 +73,6 @@ class Emoji:
 
     def captions(self, index: int) -> list[str]:
         """The texts chosen by ``captions``, without empty ones."""
-        return self._captions[index]
+        row = self._rows[index]
+        texts = {"caption": row["caption"], "keywords": ", ".join(row["keywords"])}
+        return [texts[name] for name in self._texts if texts[name]]

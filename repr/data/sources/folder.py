@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from repr.data.sources.columns import Labels, Packed, rows_of_part, split_texts
+from repr.data.sources.columns import Labels, Packed, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode, read_picture
 
 
@@ -19,14 +19,13 @@ class Folder:
 
     Args:
         root: the folder.
-        labels: the first folder level below ``root`` is the class (attribute ``label``); images that
-            lie directly in ``root`` have none.
+        labels: the first folder level below ``root`` is the class (attribute ``label``); images that lie directly in
+            ``root`` have none.
         captions: the text of an image is the file ``name.txt`` beside it, one caption a line.
         part: ``[low, high)``: only images whose path, hashed to [0, 1), lies there.
 
     Raises:
-        ValueError: ``root`` is missing, no folder or without images; labels or captions are wanted
-            and are not there.
+        ValueError: ``root`` is no folder or has no images, or it lacks the labels or captions that are wanted.
     """
 
     def __init__(
@@ -41,10 +40,11 @@ class Folder:
         if not os.path.isdir(self.root):
             fault = "is a file" if os.path.exists(self.root) else "does not exist"
             raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
-        files = _relative_files(self.root)
-        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES))
+        files, belongs = _relative_files(self.root), part_filter(part)
+        images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and belongs(os.fsencode(file)))
         if not images:
-            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}")
+            chosen = f" in part={list(part)}; widen it" if part else ""
+            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}{chosen}")
         if captions:
             missing = [file for file in images if _text_file(file) not in files]
             if missing:
@@ -52,13 +52,12 @@ class Folder:
                     f"Folder: {len(missing)} of {len(images)} images below {str(root)!r} have no caption file, "
                     f"the first is {missing[0]!r}; add {_text_file(missing[0])!r} or set captions=false"
                 )
-        packed = Packed.of(os.fsencode(file) for file in images)
-        self._files = packed if part is None else packed.take(rows_of_part(packed, part))
+        self._files = Packed.of(map(os.fsencode, images))
         self._has_captions = captions
         self.attributes: dict[str, Sequence[str]] = {}
         if labels:
-            folders = (self.key(row).partition("/") for row in range(len(self)))
-            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in folders)
+            parts = (image.partition("/") for image in images)
+            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in parts)
             if not label.present():
                 raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
 
@@ -82,20 +81,16 @@ class Folder:
         if not self._has_captions:
             return []
         path = os.path.join(self.root, _text_file(self.key(index)))
-        try:
-            with open(path, "rb") as file:
-                return split_texts(file.read(), path, b"\n")
-        except FileNotFoundError as error:
-            raise OSError(f"{path}: no such file") from error
+        with open(path, "rb") as file:
+            return split_texts(file.read(), path, "\n")
 
 
 def _relative_files(root: str) -> set[str]:
     """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
     files: set[str] = set()
     for folder, _, names in os.walk(root, followlinks=True):
-        relative = folder[len(root) :].strip(os.sep).replace(os.sep, "/")
-        prefix = f"{relative}/" if relative else ""
-        files.update(f"{prefix}{name}" for name in names if not name.startswith("."))
+        paths = (os.path.join(folder, name)[len(root) :] for name in names if not name.startswith("."))
+        files.update(path.replace(os.sep, "/").lstrip("/") for path in paths)
     return files
 
 

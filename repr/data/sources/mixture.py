@@ -38,48 +38,46 @@ class Mixture:
         self.parts = [(len(source), float(weight)) for source, weight in zip(self.sources, weights, strict=True)]
         self._ends = np.cumsum([len(source) for source in self.sources])
         names = dict.fromkeys(name for source in self.sources for name in source.attributes)
+        none = [Labels(np.zeros(len(source), np.int32), [""]) for source in self.sources]
         self.attributes = {
-            name: Labels.join([s.attributes.get(name) or Labels.constant("", len(s)) for s in self.sources])
+            name: Labels.join([s.attributes.get(name, no) for s, no in zip(self.sources, none, strict=True)])
             for name in names
         }
         self.mask_classes = mask_vocabulary(self.sources)
 
-    def _number(self, index: int) -> int:
-        """The number of a row's source."""
-        return int(np.searchsorted(self._ends, index, side="right"))
-
-    def _find(self, index: int) -> tuple[Source, int]:
-        """The source of a row, and the row's position in it."""
-        number = self._number(index)
-        return self.sources[number], index - int(self._ends[number - 1] if number else 0)
-
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def _find(self, index: int) -> tuple[int, Source, int]:
+        """The number of a row's source, the source, and the row's position in it."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self.sources[number]
+        return number, source, index - int(self._ends[number]) + len(source)
+
     def key(self, index: int) -> str:
         """The number of the source, and the row's key in it."""
-        source, row = self._find(index)
-        return f"{self._number(index)}:{source.key(row)}"
+        number, source, row = self._find(index)
+        return f"{number}:{source.key(row)}"
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""
-        source, row = self._find(index)
+        _, source, row = self._find(index)
         return source.encoded(row)
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
-        source, row = self._find(index)
+        _, source, row = self._find(index)
         return source.image(row)
 
     def captions(self, index: int) -> list[str]:
         """The texts that the row's source offers."""
-        source, row = self._find(index)
+        _, source, row = self._find(index)
         return source.captions(row)
 
     def caption_weights(self, index: int) -> Sequence[float] | None:
         """The weights that the row's source gives to its texts, if it does."""
-        return caption_weights(*self._find(index))
+        return caption_weights(*self._find(index)[1:])
 
     def masks(self, index: int) -> np.ndarray:
         """The masks of all names, 255 where the row's source lacks one."""
-        return named_masks(*self._find(index), self.mask_classes)
+        return named_masks(*self._find(index)[1:], self.mask_classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Noisy:
         source: pictures with captions.
         pictures: share of the rows with noise over the picture.
         captions: share of the rows in whose captions words of other rows stand.
-        strength: of both: the weight of the noise against the picture, and the share of words that are exchanged.
+        strength: the weight of the noise against the picture, and the share of words that are exchanged.
         seed: of the noise.
 
     Raises:
@@ -34,26 +34,20 @@ class Noisy:
                 f"Noisy: pictures={pictures}, captions={captions}, strength={strength}; set shares from 0 to 1, the "
                 "first two together at most 1, since no row has both kinds of noise"
             )
-        self.source, self.strength = source, strength
+        self.source, self.attributes, self.strength = source, source.attributes, strength
         self._shares, self._seed = (pictures, captions), seed
 
     def _rng(self, index: int) -> tuple[np.random.Generator, bool, bool]:
         """The noise of a row, and whether its picture and its captions have any."""
-        seed = sample_seed(self._seed, 0, torch.tensor([index])).item()
-        rng = np.random.default_rng(int(seed) % 2**64)
+        rng = np.random.default_rng(int(sample_seed(self._seed, 0, torch.tensor([index]))) % 2**64)
         draw = rng.random()
         return rng, draw < self._shares[0], self._shares[0] <= draw < sum(self._shares)
-
-    @property
-    def attributes(self) -> Mapping[str, Sequence[str]]:
-        """Those of the source."""
-        return self.source.attributes
 
     def __len__(self) -> int:
         return len(self.source)
 
     def key(self, index: int) -> str:
-        """The source's."""
+        """The row's key in the source."""
         return self.source.key(index)
 
     def encoded(self, index: int) -> bytes:
@@ -83,5 +77,5 @@ class Noisy:
         return " ".join(words)
 
     def caption_weights(self, index: int) -> Sequence[float] | None:
-        """Those of the source, if it has any."""
+        """The weights of the source, if it has any."""
         return caption_weights(self.source, index)

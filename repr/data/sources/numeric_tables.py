@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,26 +11,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr.data.sources.columns import Labels, rows_of_part
+from repr.data.sources.columns import Labels, no_row, part_filter, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
-from repr.data.sources.table import DELIMITERS
-
-Blocks = dict[str, np.ndarray]  # block -> (N, F) float32
+from repr.data.sources.table import read_csv, require_columns
 
 
 class NumericTables:
     """Rows of numbers, in one block or several, each from a file of its own; no pictures, no texts.
 
-    The rows of all files are the same ones, named by a key and in any order: a row that one file lacks is an error, as
-    are a key that occurs twice and a cell that is empty or no finite number.
+    All files have the same rows, each named by a key, in any order. A row that one file lacks is an error, as are a key
+    that occurs twice and a cell that is empty or no finite number.
 
     Args:
         blocks: name -> ``.csv`` or ``.tsv`` file with a header; all columns but the key are numbers.
         key: the column that names a row, in every file.
-        labels: a file of the same kind and rows with class names; None: there are none.
-        attributes: its columns that are read, each an attribute; an empty cell is no label.
-        where: column of ``labels`` -> value or list of values; other rows are left out (a split), once all files were
-            found to have the same rows.
+        labels: a file of the same kind and rows that has class names; None: there are none.
+        attributes: those of its columns that are attributes; an empty cell is no label.
+        where: column of ``labels`` -> value or list of values; other rows are left out (as those of another split are),
+            but all files must have them.
         part: ``[low, high)``: only rows whose key, hashed to [0, 1), lies there.
 
     Attributes:
@@ -40,7 +36,7 @@ class NumericTables:
         columns: block -> the names of its F columns.
 
     Raises:
-        ValueError: a file or column is missing, a cell or a row does not fit; names file, row and column.
+        ValueError: a file or column is missing, or a cell or row does not fit; the message names file, row and column.
     """
 
     def __init__(
@@ -59,37 +55,37 @@ class NumericTables:
             raise ValueError(f"NumericTables: attributes={attributes!r}; set a list such as [{attributes}]")
         if labels is None and (attributes or where):
             raise ValueError("NumericTables: attributes and where are columns of the file `labels`; set it")
-        self.tables: Blocks = {}
-        self.columns: dict[str, list[str]] = {}
+        wanted, belongs = wanted_cells(where), part_filter(part)
         cells: dict[str, list[str]] = {}
-        first = ""
+        tables: dict[str, np.ndarray] = {}
+        self.columns: dict[str, list[str]] = {}
+        first, keys = "", list[str]()  # the file that decides the order of the rows, and its keys
         if labels is not None:
             first = os.path.expanduser(labels)
-            self._keys, header, rows = _read(first, key)
-            for column in (*attributes, *(where or {})):
-                if column not in header:
-                    raise ValueError(f"{first} has no column {column!r}; it has {', '.join(map(repr, header))}")
-                cells[column] = [row[header.index(column)] for row in rows]
+            header, rows = _read(first, key)
+            keys = list(rows)
+            require_columns(first, [*attributes, *wanted], header)
+            cells = {name: [row[header.index(name)] for row in rows.values()] for name in (*attributes, *wanted)}
         for name, file in blocks.items():
             path = os.path.expanduser(file)
-            keys, header, rows = _read(path, key)
-            numbers = _numbers(path, keys, header, rows)
+            self.columns[name], rows = _read(path, key)
             if not first:
-                first, self._keys = path, keys
-            self.tables[name] = numbers[_places(self._keys, keys, first, path)]
-            self.columns[name] = header
-        self.attributes = {name: Labels.of(cells[name]) for name in attributes}
-        kept = np.arange(len(self._keys))
-        for column, wanted in (where or {}).items():
-            values = {str(value) for value in (wanted if isinstance(wanted, list | tuple) else [wanted])}
-            kept = kept[[cells[column][row] in values for row in kept]]
+                first, keys = path, list(rows)
+            others = set(keys)
+            for lacks, has, missing in ((path, first, others - rows.keys()), (first, path, rows.keys() - others)):
+                if missing:
+                    raise ValueError(
+                        f"{lacks} lacks the row {min(missing)!r} of {has} ({len(missing)} of its rows); all files of a "
+                        "set have the same rows: add them there or take them out here"
+                    )
+            tables[name] = _numbers(path, self.columns[name], {row: rows[row] for row in keys})
+        fitting = (all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys)))
+        kept = np.flatnonzero([fits and belongs(name.encode()) for fits, name in zip(fitting, keys, strict=True)])
         if not len(kept):
-            raise ValueError(f"NumericTables: {first} has no row{f' where {dict(where)}' if where else ''}")
-        if part is not None:
-            kept = kept[rows_of_part([self._keys[row].encode() for row in kept], part)]
-        self._keys = [self._keys[row] for row in kept]
-        self.tables = {name: table[kept] for name, table in self.tables.items()}
-        self.attributes = {name: column.take(kept) for name, column in self.attributes.items()}
+            raise no_row(first, where, part)
+        self._keys = [keys[row] for row in kept]
+        self.tables = {name: table[kept] for name, table in tables.items()}
+        self.attributes = {name: Labels.of(cells[name]).take(kept) for name in attributes}
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -99,86 +95,56 @@ class NumericTables:
         return self._keys[index]
 
     def captions(self, index: int) -> list[str]:
-        """None."""
+        """There are none."""
         return []
 
 
-def _read(path: str, key: str) -> tuple[list[str], list[str], list[list[str]]]:
-    """Keys (N,), the other columns (F,), and their cells (N, F) as they stand."""
-    delimiter = DELIMITERS.get(os.path.splitext(path)[1].lower())
-    if delimiter is None or not os.path.isfile(path):
-        fault = "does not exist" if delimiter else "is of no known kind"
-        raise ValueError(f"NumericTables: {path} {fault}; set it to a .csv or .tsv file")
-    keys: dict[str, int] = {}
-    rows = []
-    limit = csv.field_size_limit(sys.maxsize)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            if key not in header or len(set(header)) < len(header):
-                fault = f"has no column {key!r}" if key not in header else "has two columns of one name"
-                raise ValueError(f"{path} {fault}; its columns are {', '.join(map(repr, header[:20]))}")
-            place = header.index(key)
-            for cells in filter(None, reader):
-                if len(cells) != len(header):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(cells)} cells, but the header has {len(header)}"
-                    )
-                name = cells.pop(place)
-                if name in keys:
-                    raise ValueError(f"{path}, line {reader.line_num}: the row {name!r} is there twice")
-                keys[name] = len(keys)
-                rows.append(cells)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
+def _read(path: str, key: str) -> tuple[list[str], dict[str, list[str]]]:
+    """The F columns without the key, and for each of the N keys its F cells as they stand."""
+    lines = read_csv(path)
+    _, header = next(lines, (1, []))
+    require_columns(path, [key], header)
+    if len(set(header)) < len(header):
+        raise ValueError(f"{path} has two columns of one name; rename one")
+    place = header.index(key)
+    rows: dict[str, list[str]] = {}
+    for line, cells in lines:
+        if len(cells) != len(header):
+            raise ValueError(f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}")
+        name = cells.pop(place)
+        if name in rows:
+            raise ValueError(f"{path}, line {line}: the row {name!r} is there twice")
+        rows[name] = cells
     if not rows:
         raise ValueError(f"{path} has no row")
-    return list(keys), [column for column in header if column != key], rows
+    return [column for column in header if column != key], rows
 
 
-def _numbers(path: str, keys: Sequence[str], header: Sequence[str], rows: Sequence[Sequence[str]]) -> np.ndarray:
+def _numbers(path: str, header: Sequence[str], rows: Mapping[str, Sequence[str]]) -> np.ndarray:
     """The cells as (N, F) float32."""
     numbers = np.empty((len(rows), len(header)), np.float32)
-    for number, (name, cells) in enumerate(zip(keys, rows, strict=True)):
-        try:
-            with np.errstate(over="ignore"):  # to infinity, which is told below
+    with np.errstate(over="ignore"):  # to infinity, which is refused below
+        for number, cells in enumerate(rows.values()):
+            try:
                 numbers[number] = cells
-            sound = bool(np.isfinite(numbers[number]).all())
-        except ValueError:
-            sound = False
-        if not sound:
-            column, cell = next((c, v) for c, v in zip(header, cells, strict=True) if not _is_number(v))
-            what = f"holds {cell!r}" if cell.strip() else "is empty"
-            raise ValueError(
-                f"{path}, row {name!r}, column {column!r} {what}, which is no finite number; mend the cell, or leave "
-                "the row or the column out"
-            )
+            except ValueError:
+                numbers[number] = [_number(cell) for cell in cells]
+    for row, column in np.argwhere(~np.isfinite(numbers))[:1]:
+        key = list(rows)[row]
+        cell = rows[key][column]
+        what = f"holds {cell!r}" if cell.strip() else "is empty"
+        raise ValueError(
+            f"{path}, row {key!r}, column {header[column]!r} {what}, which is no finite number; mend the cell, or "
+            "leave the row or the column out"
+        )
     return numbers
 
 
-def _is_number(cell: str) -> bool:
+def _number(cell: str) -> float:
     try:
-        return abs(float(cell)) <= float(np.finfo(np.float32).max)
+        return float(cell)
     except ValueError:
-        return False
-
-
-def _places(wanted: Sequence[str], keys: Sequence[str], first: str, path: str) -> np.ndarray:
-    """Where each wanted row stands in a file, which must have these rows and no others."""
-    places = {name: place for place, name in enumerate(keys)}
-    for missing, has, lacks in (
-        ([name for name in wanted if name not in places], first, path),
-        (sorted(places.keys() - set(wanted)), path, first),
-    ):
-        if missing:
-            raise ValueError(
-                f"{lacks} lacks the row {missing[0]!r} of {has} ({len(missing)} of its rows); all files of a set have "
-                "the same rows: add them there or take them out here"
-            )
-    return np.array([places[name] for name in wanted], np.int64)
+        return float("nan")
 
 
 def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, dict[str, Tensor]]:
@@ -196,29 +162,28 @@ def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, 
         name: {block: torch.as_tensor(table) for block, table in tables_of(source).items()}
         for name, source in sources.items()
     }
-    shapes = {name: {block: table.shape[1] for block, table in blocks.items()} for name, blocks in sets.items()}
-    for name, widths in shapes.items():
-        if list(widths.items()) != list(shapes["train"].items()):
+    shapes = {
+        name: ", ".join(f"{block} ({table.shape[1]} columns)" for block, table in blocks.items()) or "of no kind"
+        for name, blocks in sets.items()
+    }
+    for name, source in sources.items():
+        if shapes[name] != shapes["train"]:
             raise ValueError(
-                f"data.eval.{name} has blocks of numbers {_told(widths)}, and data.train {_told(shapes['train'])}; "
-                "give all sets the same ones, in the same order"
+                f"data.eval.{name} has blocks of numbers {shapes[name]}, and data.train {shapes['train']}; give all "
+                "sets the same ones, in the same order"
             )
-        for block in widths if name != "train" else ():
-            theirs, ours = (columns_of(sources[s]).get(block) for s in (name, "train"))
-            if theirs != ours:
-                other = next((a, b) for a, b in zip(theirs or [], ours or [], strict=True) if a != b)
-                raise ValueError(
-                    f"data.eval.{name}, block {block}: the column {other[0]!r} stands where data.train has "
-                    f"{other[1]!r}; give both files the same columns in the same order"
-                )
+        for block in sets["train"]:
+            columns = (columns_of(of).get(block, ()) for of in (source, sources["train"]))
+            for theirs, ours in zip(*columns, strict=False):  # a source need not name its columns
+                if theirs != ours:
+                    raise ValueError(
+                        f"data.eval.{name}, block {block}: the column {theirs!r} stands where data.train has {ours!r}; "
+                        "give both files the same columns in the same order"
+                    )
     if min_max:
-        for block in shapes["train"]:
-            low, high = sets["train"][block].aminmax(dim=0)
+        for block, table in sets["train"].items():
+            low, high = table.aminmax(dim=0)
             span = (high - low).masked_fill(high == low, torch.inf)
             for blocks in sets.values():
                 blocks[block] = (blocks[block] - low) / span
     return sets
-
-
-def _told(widths: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} ({width} columns)" for name, width in widths.items()) or "of no kind"

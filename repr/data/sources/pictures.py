@@ -29,11 +29,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_picture(path: str) -> bytes:
-    """The bytes of a picture's file.
-
-    Raises:
-        OSError: it cannot be read; the message names it.
-    """
+    """The bytes of a picture's file; an OSError names the file."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):  # reading a pipe would wait for ever
             raise OSError(0, "no plain file")
@@ -44,12 +40,12 @@ def read_picture(path: str) -> bytes:
 
 
 def decode(data: bytes, name: str, formats: list[str] | None = None) -> Image.Image:
-    """Decode one picture: RGB, EXIF orientation applied, alpha composited on white.
+    """Decode a picture's file: RGB, EXIF orientation applied, alpha composited on white.
 
     Args:
-        data: the picture's file.
+        data: the file.
         name: what the error calls the picture.
-        formats: Pillow's names of the formats to try; None tries all, which takes as long as a small image.
+        formats: Pillow's names of the formats to try. None: all, which takes as long as decoding a small image.
 
     Raises:
         OSError: it is no image, damaged, or too large to decode.

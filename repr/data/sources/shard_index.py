@@ -1,4 +1,4 @@
-"""The index of a tar shard: where each sample's members lie. Made once, kept in a file, checked against the shard."""
+"""The index of a tar shard, which tells where each sample's members lie; :mod:`repr.data.sources.shards` uses it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import re
 import sys
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from repr.data.sources.columns import Labels, Packed
+from repr.data.sources.columns import Labels, Packed, cell_text
 from repr.files import replacing
 
 _VERSION = 1
@@ -27,29 +27,17 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The N samples and M members of one shard.
+    """The N samples and M members of one shard."""
 
-    Attributes:
-        size: of the shard in bytes, when the index was made.
-        time: of the shard's last change in nanoseconds, likewise.
-        keys: (N) the samples' keys in the order in which they first appear.
-        endings: the different endings of members, in lower case.
-        row: (M,) int32, the sample of each member.
-        ending: (M,) int32, position in ``endings``.
-        span: (M, 2) int64, offset and size of the member's content.
-        labels: field -> N class names.
-        faults: sample -> why it cannot be read.
-    """
-
-    size: int
-    time: int
-    keys: Packed
-    endings: list[str]
-    row: np.ndarray
-    ending: np.ndarray
-    span: np.ndarray
-    labels: dict[str, Labels]
-    faults: dict[int, str]
+    size: int  # of the shard in bytes, when the index was made
+    time: int  # of the shard's last change in nanoseconds, likewise
+    keys: Packed  # of the samples, in the order in which they first appear
+    endings: list[str]  # the different endings of members, in lower case
+    row: np.ndarray  # (M,) int32, the sample of each member
+    ending: np.ndarray  # (M,) int32, position in `endings`
+    span: np.ndarray  # (M, 2) int64, offset and size of the member's content
+    labels: dict[str, Labels]  # field -> N class names
+    faults: dict[int, str]  # sample -> why it cannot be read
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -57,38 +45,10 @@ class ShardIndex:
     def spans(self, endings: Sequence[str]) -> np.ndarray:
         """Offset and size of each sample's first member with one of ``endings``: (N, 2), size -1 where none is."""
         spans = np.full((len(self), 2), -1, np.int64)
-        members = np.flatnonzero([self.endings[number] in endings for number in range(len(self.endings))])
-        mine = np.flatnonzero(np.isin(self.ending, members))[::-1]  # backwards, so that the first one stays
-        spans[self.row[mine]] = self.span[mine]
+        wanted = np.array([ending in endings for ending in self.endings], bool)
+        members = np.flatnonzero(wanted[self.ending])[::-1]  # backwards, so that the first one stays
+        spans[self.row[members]] = self.span[members]
         return spans
-
-    @classmethod
-    def load_all(cls, paths: Sequence[str], *, labels: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
-        """The indexes of shards; those that are missing, stale or lack a label are made and kept.
-
-        Raises:
-            ValueError: shards that are damaged or no tar files; all of them are named.
-        """
-        indexes, faults, told = [], [], False
-        for path in paths:
-            index = cls.load(path, cache_dir=cache_dir)
-            if index is None or set(labels) - index.labels.keys():
-                if not told:
-                    print("indexing tar shards; this is done once ...", file=sys.stderr, flush=True)
-                    told = True
-                known = [] if index is None else list(index.labels)
-                try:
-                    index = cls.build(path, labels=list(dict.fromkeys([*known, *labels])))
-                except ValueError as error:
-                    faults.append(str(error))
-                    continue
-                index.save(path, cache_dir=cache_dir)
-            indexes.append(index)
-        if faults:
-            raise ValueError("\n".join(["Shards: damaged; fetch them again, or leave them out of files:", *faults]))
-        if not any(map(len, indexes)):
-            raise ValueError(f"Shards: no sample in {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}")
-        return indexes
 
     @classmethod
     def build(cls, path: str, *, labels: Sequence[str]) -> ShardIndex:
@@ -100,8 +60,7 @@ class ShardIndex:
         keys: dict[str, int] = {}
         endings: dict[str, int] = {}
         faults: dict[int, str] = {}
-        seen: set[tuple[int, int]] = set()
-        members: list[tuple[int, int, int, int]] = []
+        members: dict[tuple[int, int], tuple[int, int]] = {}  # (sample, ending) -> span
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
             for member in _members(path, file):
@@ -112,20 +71,19 @@ class ShardIndex:
                 ending = endings.setdefault(match[2].lower(), len(endings))
                 if not member.isreg() or member.issparse():
                     faults[row] = f"{member.name!r} is a link or no plain file"
-                elif (row, ending) in seen:
+                elif (row, ending) in members:
                     faults[row] = f"{member.name!r} is there twice"
                 else:
-                    seen.add((row, ending))
-                    members.append((row, ending, member.offset_data, member.size))
-            sample, kind, *span = np.array(members, np.int64).reshape(-1, 4).T
+                    members[row, ending] = (member.offset_data, member.size)
+            rows_and_endings = np.array(list(members), np.int32).reshape(-1, 2)
             index = cls(
                 size=stat.st_size,
                 time=stat.st_mtime_ns,
                 keys=Packed.of(os.fsencode(key) for key in keys),
                 endings=list(endings),
-                row=sample.astype(np.int32),
-                ending=kind.astype(np.int32),
-                span=np.stack(span, axis=1),
+                row=rows_and_endings[:, 0],
+                ending=rows_and_endings[:, 1],
+                span=np.array(list(members.values()), np.int64).reshape(-1, 2),
                 labels={},
                 faults=faults,
             )
@@ -136,19 +94,20 @@ class ShardIndex:
     def _read_labels(self, path: str, descriptor: int, field: str) -> Labels:
         """The values of one field; a sample whose member is damaged gets a fault and no label."""
         ending, _, entry = field.partition(":")
-        names = []
+        names = [""] * len(self)
         for row, (offset, size) in enumerate(self.spans([ending]).tolist()):
-            value: Any = ""
-            if size >= 0 and row not in self.faults:
-                data = os.pread(descriptor, size, offset)
-                try:
-                    value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
-                except (OSError, UnicodeDecodeError) as error:
-                    self.faults[row] = f"label: {error}"
+            if size < 0 or row in self.faults:
+                continue
+            data = os.pread(descriptor, size, offset)
+            try:
+                value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                self.faults[row] = f"label: {error}"
+                continue
             if isinstance(value, list | dict):
                 key = os.fsdecode(self.keys[row])
                 raise ValueError(f"{path}: {key}: the label {field!r} is {value!r:.60}; a label is a single value")
-            names.append("" if value is None else str(value))
+            names[row] = cell_text(value)
         return Labels.of(names)
 
     @classmethod
@@ -184,43 +143,60 @@ class ShardIndex:
 
     def save(self, path: str, *, cache_dir: str | None) -> None:
         """Keep the index beside the shard, or in the cache folder where that is not possible."""
-        labels = {field: column.names for field, column in self.labels.items()}
         head = {"version": _VERSION, "size": self.size, "time": self.time, "endings": self.endings}
-        head |= {"labels": labels, "faults": self.faults}
-        arrays = {
-            "head": np.frombuffer(json.dumps(head).encode(), np.uint8),
-            "key_bytes": self.keys.buffer,
-            "key_ends": self.keys.ends,
-            "row": self.row,
-            "ending": self.ending,
-            "span": self.span,
-        }
+        head |= {"labels": {field: column.names for field, column in self.labels.items()}, "faults": self.faults}
+        arrays: dict[str, Any] = {"row": self.row, "ending": self.ending, "span": self.span}
         arrays |= {f"label{number}": column.codes for number, column in enumerate(self.labels.values())}
+        arrays |= {"key_bytes": self.keys.buffer, "key_ends": self.keys.ends}
+        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
         fault = ""
         for place in _places(path, cache_dir):
             try:
                 with replacing(place, shared=True) as file:
-                    np.savez(file, **arrays)  # type: ignore[arg-type]
+                    np.savez(file, **arrays)
                 return
             except OSError as error:
                 fault = f"{place}: {error.strerror or error}"
         print(f"the index of {path} cannot be kept ({fault}); set cache_dir to a folder that can", file=sys.stderr)
 
 
-def _places(path: str, cache_dir: str | None) -> list[Path]:
-    """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
-    if cache_dir is None:
-        cache_dir = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "repr", "shards")
-    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    return [Path(f"{path}.index.npz"), Path(cache_dir, f"{name}.npz")]
-
-
-def _members(path: str, file: Any) -> Any:
-    """The headers of a tar file, which must be whole.
+def load_indexes(paths: Sequence[str], *, labels: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
+    """The indexes of shards; those that are missing, stale or lack a label are made and kept.
 
     Raises:
-        ValueError: it is not.
+        ValueError: shards that are damaged or no tar files; all of them are named.
     """
+    indexes, faults, told = [], [], False
+    for path in paths:
+        index = ShardIndex.load(path, cache_dir=cache_dir)
+        if index is None or set(labels) - index.labels.keys():
+            if not told:
+                print("indexing tar shards; this is done once ...", file=sys.stderr, flush=True)
+                told = True
+            known = [] if index is None else list(index.labels)
+            try:
+                index = ShardIndex.build(path, labels=list(dict.fromkeys([*known, *labels])))
+            except ValueError as error:
+                faults.append(str(error))
+                continue
+            index.save(path, cache_dir=cache_dir)
+        indexes.append(index)
+    if faults:
+        raise ValueError("\n".join(["Shards: damaged; fetch them again, or leave them out of files:", *faults]))
+    if not any(map(len, indexes)):
+        raise ValueError(f"Shards: no sample in {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}")
+    return indexes
+
+
+def _places(path: str, cache_dir: str | None) -> list[Path]:
+    """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
+    return [Path(f"{path}.index.npz"), Path(cache_dir or Path(cache, "repr", "shards"), f"{name}.npz")]
+
+
+def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The headers of a tar file; raises ValueError where the file is not whole."""
     magic = file.read(4)
     file.seek(0)
     if magic[:2] == b"\x1f\x8b" or magic == b"\x28\xb5\x2f\xfd":
@@ -235,20 +211,15 @@ def _members(path: str, file: Any) -> Any:
         raise ValueError(f"{path}: is no tar file, or was cut short ({error})") from error
     # tarfile takes a header it cannot read, and the end of the file, for the end of the archive.
     file.seek(end)
-    size, clean = 0, True
     while block := file.read(1 << 20):
-        size, clean = size + len(block), clean and not any(block)
-    if size < _BLOCK or not clean:
-        fault = f"is damaged at byte {end}" if not clean else "ends without its end mark"
-        raise ValueError(f"{path}: {fault}, so samples may be missing")
+        if any(block):
+            raise ValueError(f"{path}: is damaged at byte {end}, so samples may be missing")
+    if file.tell() < end + _BLOCK:
+        raise ValueError(f"{path}: ends without its end mark, so samples may be missing")
 
 
 def json_object(data: bytes, name: str) -> dict[str, Any]:
-    """A JSON member.
-
-    Raises:
-        OSError: it is no JSON object; the message names it.
-    """
+    """A JSON object; what is none raises an OSError that begins with the name."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import CaptionColumns, Labels, Packed, rows_of_part, split_texts
+from repr.data.sources.columns import ColumnSource, Labels, Packed, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
-from repr.data.sources.shard_index import ShardIndex, json_object
+from repr.data.sources.shard_index import json_object, load_indexes
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 
 
-class Shards(CaptionColumns):
+class Shards(ColumnSource):
     """The samples of local tar shards, in the order of shards and members.
 
     A field is the ending of a member (``txt``, ``jpg``, ``seg.png``), or an entry of a JSON member
@@ -36,14 +36,14 @@ class Shards(CaptionColumns):
         files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
         image: ending of the picture's member; None: the first that is an image's.
         captions: fields of texts, the main one first. Training draws one text a sample and epoch.
-        caption_weights: of the fields, for that draw; None: all alike. A member such as ``txt`` is one text, a list in
-            JSON is several, which share the field's weight.
+        caption_weights: how often each field is drawn; None: all alike. A member such as ``txt`` is one text, a list
+            in JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
 
     Raises:
-        ValueError: no such shard, a shard that is damaged or of another kind, a field that no sample has.
+        ValueError: there is no such shard, a shard is damaged or of another kind, or no sample has a field.
     """
 
     def __init__(
@@ -58,53 +58,47 @@ class Shards(CaptionColumns):
         cache_dir: str | None = None,
     ) -> None:
         self.files = expand_files([files] if isinstance(files, str) else files)
-        super().__init__(captions, caption_weights)
-        if isinstance(labels, str):
-            raise ValueError(f"Shards: labels={labels!r}; set a list such as [{labels}]")
+        super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
-        indexes = ShardIndex.load_all(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
         self._sizes = np.array([index.size for index in indexes], np.int64)
         self._shards = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
         self._keys = Packed.join([index.keys for index in indexes])
-        starts = np.cumsum([0, *(len(index) for index in indexes)])
-        self._faults = {
-            start + row: fault
-            for start, index in zip(starts.tolist(), indexes, strict=False)
-            for row, fault in index.faults.items()
-        }
-        endings = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
-        self._images = self._spans(indexes, endings)
-        self._texts = {name: self._spans(indexes, [name.partition(":")[0]]) for name in self.weights}
-        self.attributes: dict[str, Labels] = {
+        start = 0
+        for index in indexes:
+            self._faults.update({start + row: fault for row, fault in index.faults.items()})
+            start += len(index)
+        offers = "members end in " + ", ".join(sorted({ending for index in indexes for ending in index.endings}))
+
+        def spans_of(endings: Sequence[str]) -> np.ndarray:
+            """Offset and size of each sample's first member with one of the endings: (N, 2) int64, size -1 for none."""
+            spans = np.concatenate([index.spans(endings) for index in indexes])
+            if (spans[:, 1] < 0).all():
+                wanted = endings[0] if len(endings) == 1 else "a picture"
+                raise ValueError(f"Shards: no sample of {self.files[0]} ... has {wanted}; {offers}")
+            return spans
+
+        self._images = spans_of([suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image])
+        self._texts = {name: spans_of([name.partition(":")[0]]) for name in captions}
+        self.attributes = {
             name: Labels.join([index.labels[field] for index in indexes]) for name, field in fields.items()
         }
         for name, column in self.attributes.items():
             if not column.present():
-                raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {self._offers(indexes)}")
+                raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {offers}")
         if part is not None:
-            self._take(rows_of_part(self._keys, part))
-        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
-
-    def _spans(self, indexes: Sequence[ShardIndex], endings: Sequence[str]) -> np.ndarray:
-        """Offset and size of the first member with one of the endings: (N, 2) int64, size -1 where there is none."""
-        spans = np.concatenate([index.spans(endings) for index in indexes])
-        if (spans[:, 1] < 0).all():
-            wanted = endings[0] if len(endings) == 1 else "a picture"
-            raise ValueError(f"Shards: no sample of {self.files[0]} ... has {wanted}; {self._offers(indexes)}")
-        return spans
-
-    def _offers(self, indexes: Sequence[ShardIndex]) -> str:
-        return "members end in " + ", ".join(sorted({ending for index in indexes for ending in index.endings}))
-
-    def _take(self, rows: np.ndarray) -> None:
-        """Keep these rows only."""
-        self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
-        self._shards, self._keys, self._images = self._shards[rows], self._keys.take(rows), self._images[rows]
-        self._texts = {name: spans[rows] for name, spans in self._texts.items()}
-        self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
+            rows = np.flatnonzero(list(map(part_filter(part), self._keys)))
+            if not len(rows):
+                raise no_row(f"{self.files[0]} ...", None, part)
+            self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
+            self._keys = Packed.of(self._keys[row] for row in rows.tolist())
+            self._shards, self._images = self._shards[rows], self._images[rows]
+            self._texts = {name: spans[rows] for name, spans in self._texts.items()}
+            self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files, which another process cannot have."""
+        """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
 
     def __len__(self) -> int:
@@ -115,7 +109,6 @@ class Shards(CaptionColumns):
         return f"{os.path.basename(self.files[self._shards[index]])}/{os.fsdecode(self._keys[index])}"
 
     def _name(self, index: int) -> str:
-        """What errors call a sample."""
         return f"{self.files[self._shards[index]]}: {os.fsdecode(self._keys[index])}"
 
     def _read(self, index: int, span: np.ndarray, what: str) -> bytes:
@@ -125,8 +118,7 @@ class Shards(CaptionColumns):
             OSError: the sample is damaged or lacks the member.
             ValueError: the shard has changed since it was opened.
         """
-        if index in self._faults:
-            raise OSError(f"{self._name(index)}: {self._faults[index]}")
+        self._check_row(index)
         offset, size = span.tolist()
         if size < 0:
             raise OSError(f"{self._name(index)}: no {what}")
@@ -160,20 +152,14 @@ class Shards(CaptionColumns):
         """The picture, RGB, upright."""
         return decode(self.encoded(index), self._name(index))
 
-    def read_texts(self, index: int, column: str) -> list[str]:
-        """The texts of one field, without empty ones; a sample may lack the field."""
+    def _read_texts(self, index: int, column: str) -> list[str]:
         span = self._texts[column][index]
         if span[1] < 0 and index not in self._faults:
-            return []
-        data = self._read(index, span, column)
-        return self._json_texts(index, data, column) if ":" in column else split_texts(data, self._name(index), b"\0")
-
-    def _json_texts(self, index: int, data: bytes, field: str) -> list[str]:
-        """The text or texts under an entry of a JSON member."""
-        value = json_object(data, self._name(index)).get(field.partition(":")[2])
-        values = value if isinstance(value, list) else [value]
-        texts = [str(value).encode("utf-8", "surrogatepass") for value in values if value is not None]
-        return split_texts(b"\0".join(texts), self._name(index), b"\0")
+            return []  # a sample may lack the field
+        data, name = self._read(index, span, column), self._name(index)
+        if ":" in column:
+            data = encode_cell(json_object(data, name).get(column.partition(":")[2]))
+        return split_texts(data, name)
 
 
 def expand_files(patterns: Sequence[str]) -> list[str]:
@@ -201,6 +187,4 @@ def _expand_range(path: str) -> list[str]:
         return [path]
     first, last = match.groups()
     numbers = (f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
-    return [
-        whole for number in numbers for whole in _expand_range(path[: match.start()] + number + path[match.end() :])
-    ]
+    return [whole for number in numbers for whole in _expand_range(path.replace(match[0], number, 1))]

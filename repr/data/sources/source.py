@@ -2,19 +2,19 @@
 
 A source says where the pictures, captions, class names or numbers of a data set come from. It is map-style, and it
 knows nothing of views, batches or ranks. The config names its class by ``_target_``; the class inherits from nothing
-and is registered nowhere. :class:`Source` has the members that training needs. The others are optional, and each is
-recognised by one member, which only the functions of this file look up:
+and is registered nowhere. :class:`Source` has the members that training needs. The others are optional, and only the
+functions of this file look them up:
 
-=======================  =====================================  ===============================
-a source with            offers                                 and is recognised by
-=======================  =====================================  ===============================
-``image``                pictures; without them ``views=none``  :func:`has_pictures`
-``caption_weights``      how often each caption is drawn        :func:`caption_weights`
-``mask_classes``         :class:`MaskedSource`                  :func:`has_masks`
-``tables``               :class:`NumericSource`                 :func:`tables_of`
-``parts``                :class:`SourceInParts`                 :func:`parts_of`
-``distractors``          :class:`QuestionSource`                :func:`has_questions`
-=======================  =====================================  ===============================
+====================  =======================================================================================
+``image``             the pictures; a source of numbers alone leaves out ``image`` and ``encoded``
+``caption_weights``   row -> one positive weight for each of its captions, or None: all are drawn equally often
+``mask_classes``      and ``masks``: see :class:`MaskedSource`
+``tables``            block -> (N, F) float32; all sets of a run have the same blocks with as many columns
+``columns``           block -> the names of its F columns, which must agree between the sets that name them
+``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
+                      the rows
+``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
+====================  =======================================================================================
 """
 
 from __future__ import annotations
@@ -32,16 +32,15 @@ from repr.batch import NO_CLASS
 class Source(Protocol):
     """A data set of N rows. Every member may be called in any worker process, in any order.
 
-    A row that cannot be read raises ``OSError`` with a message that names it: training replaces the row and counts it.
-    Any other error ends the run. A source of numbers alone leaves out ``encoded`` and ``image``.
+    What cannot be read of a row, its masks included, raises ``OSError`` with a message that names it: training replaces
+    the row and counts it. Any other error ends the run.
     """
 
     @property
     def attributes(self) -> Mapping[str, Sequence[str]]:
-        """Attribute -> N class names, one a row, ``''`` where a row has no label.
+        """Attribute -> N class names, ``''`` where a row has no label.
 
-        Any sequence will do; :class:`repr.data.sources.columns.Labels` is one that takes 4 bytes a row, which worker
-        processes share.
+        Any sequence will do; :class:`repr.data.sources.columns.Labels` takes 4 bytes a row, which workers share.
         """
         ...
 
@@ -52,37 +51,18 @@ class Source(Protocol):
         ...
 
     def encoded(self, index: int) -> bytes:
-        """The picture's file, unchanged. The data check, shards and stored features need it; training does not.
-
-        Raises:
-            OSError: it cannot be read; the message names it.
-        """
+        """The picture's file, unchanged. The data check, shards and stored features need it; training does not."""
         ...
 
     def image(self, index: int) -> Image.Image:
-        """The picture in RGB, upright, alpha composited on white.
-
-        Raises:
-            OSError: it cannot be decoded; the message names it.
-        """
+        """The picture in RGB, upright, alpha composited on white."""
         ...
 
     def captions(self, index: int) -> list[str]:
         """The texts that the row offers, the main one first, without empty ones; the list may be empty.
 
         Training draws one of them for each sample and epoch, evaluation takes the first.
-
-        Raises:
-            OSError: they cannot be read; the message names the row.
         """
-        ...
-
-
-class WeightedSource(Source, Protocol):
-    """A source that says how often training draws each of a row's captions."""
-
-    def caption_weights(self, index: int) -> Sequence[float] | None:
-        """One positive weight for each text of :meth:`captions`; None: all are drawn equally often."""
         ...
 
 
@@ -95,34 +75,7 @@ class MaskedSource(Source, Protocol):
         ...
 
     def masks(self, index: int) -> np.ndarray:
-        """The masks of a row's picture, upright as it is: (M, H, W) uint8 in the order of ``mask_classes``; 255 = none.
-
-        Raises:
-            OSError: they cannot be read; the message names the row.
-        """
-        ...
-
-
-class NumericSource(Source, Protocol):
-    """A source of numbers, in one block or several. Batches have the rows of every block under ``tables``."""
-
-    @property
-    def tables(self) -> Mapping[str, np.ndarray]:
-        """Block -> (N, F) float32. All sets of a run have the same blocks with the same numbers of columns."""
-        ...
-
-    @property
-    def columns(self) -> Mapping[str, Sequence[str]]:
-        """Block -> the names of its F columns, which must agree between sets. A source may leave this member out."""
-        ...
-
-
-class SourceInParts(Source, Protocol):
-    """A source of several parts, which an epoch shows with different frequency."""
-
-    @property
-    def parts(self) -> Sequence[tuple[int, float]]:
-        """(number of rows, weight) of each part, in the order of the rows; an epoch shows weight times the rows."""
+        """Masks of the upright picture: (M, H, W) uint8 in the order of ``mask_classes``; 255 for none."""
         ...
 
 
@@ -150,7 +103,7 @@ def has_pictures(source: Source) -> bool:
 
 
 def has_captions(source: Source) -> bool:
-    """Whether a source offers captions, told by its first 100 rows, some of which may be damaged."""
+    """Whether one of the first 100 rows of a source has a caption; some of them may be damaged."""
     for row in range(min(len(source), 100)):
         with suppress(OSError):
             if source.captions(row):
@@ -169,23 +122,23 @@ def has_questions(source: Source) -> TypeGuard[QuestionSource]:
 
 
 def caption_weights(source: Source, row: int) -> Sequence[float] | None:
-    """The weights with which a row's captions are drawn; None: all alike."""
+    """The weights with which a row's captions are drawn; None: all are drawn equally often."""
     weigh = getattr(source, "caption_weights", None)
     return None if weigh is None else weigh(row)
 
 
 def tables_of(source: Source) -> Mapping[str, np.ndarray]:
-    """Block -> (N, F) float32; empty where a source has no numbers."""
+    """The blocks of numbers; empty where a source has none."""
     return getattr(source, "tables", {})
 
 
 def columns_of(source: Source) -> Mapping[str, Sequence[str]]:
-    """Block -> the names of its columns, as far as a source names them."""
+    """The names of the columns of each block, as far as a source tells them."""
     return getattr(source, "columns", {})
 
 
 def parts_of(source: Source) -> Sequence[tuple[int, float]]:
-    """(number of rows, weight) of each part of a source; a source without parts is one part of weight 1."""
+    """The parts of a source; a source without parts is one part of weight 1."""
     return getattr(source, "parts", [(len(source), 1.0)])
 
 

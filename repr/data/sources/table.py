@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import CaptionColumns, Labeler, Labels, Packer, rows_of_part, split_texts
+from repr.data.sources.columns import (
+    ColumnSource,
+    Labels,
+    Packer,
+    cell_text,
+    encode_cell,
+    no_row,
+    part_filter,
+    split_texts,
+    wanted_cells,
+)
 from repr.data.sources.pictures import decode, read_picture
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_TEXT_END = "\0"  # between the texts of one cell that holds several
+Row = tuple[int, dict[str, str], str]  # number of its line from 1, column -> cell, and what is wrong with it
 
 
-class Table(CaptionColumns):
+class Table(ColumnSource):
     """Rows of a file, one picture each.
 
     A row that says nothing usable (no path, more cells than the header, no JSON) is kept and cannot be read, so
@@ -32,8 +42,8 @@ class Table(CaptionColumns):
         image: the column of the picture's path.
         root: what relative paths start from; None: the folder of the table.
         captions: columns of texts, the main one first. Training draws one text a row and epoch.
-        caption_weights: of the columns, for that draw; None: all alike. A cell of JSON lines or Parquet may be a list,
-            whose texts share the column's weight.
+        caption_weights: how often each column is drawn; None: all alike. A cell of JSON lines or Parquet may be a
+            list, whose texts share the column's weight.
         labels: columns of class names, each an attribute.
         where: column -> value or list of values; other rows are left out (a split, a licence).
         part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
@@ -56,47 +66,28 @@ class Table(CaptionColumns):
     ) -> None:
         self.path = os.path.expanduser(path)
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
-        super().__init__(captions, caption_weights)
-        if isinstance(labels, str):
-            raise ValueError(f"Table: labels={labels!r}; set a list such as [{labels}]")
-        wanted = {
-            column: {_text(value) for value in (values if isinstance(values, list | tuple) else [values])}
-            for column, values in (where or {}).items()
-        }
-        columns = list(dict.fromkeys([image, *self.weights, *labels, *wanted]))
+        super().__init__(captions, caption_weights, labels)
+        wanted, belongs = wanted_cells(where), part_filter(part)
         lines, paths = array("q"), Packer()
-        texts = {name: Packer() for name in self.weights}
-        names = {name: Labeler() for name in labels}
-        self._faults: dict[int, str] = {}
-        for line, cells in read_rows(self.path, columns):
-            if isinstance(cells, str):
-                fault, cells = cells, {}
-            elif any(cells[column] not in values for column, values in wanted.items()):
+        texts = {name: Packer() for name in captions}
+        codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
+        for line, cells, fault in read_rows(self.path, list(dict.fromkeys([image, *captions, *labels, *wanted]))):
+            picture = encode_cell(cells[image])
+            if not belongs(picture) or (not fault and any(cells[name] not in wanted[name] for name in wanted)):
                 continue
-            else:
-                fault = "" if cells[image] else f"no path in column {image!r}"
-            if fault:
-                self._faults[len(lines)] = fault
+            if fault or not picture:
+                self._faults[len(lines)] = fault or f"no path in column {image!r}"
             lines.append(line)
-            paths.append(_bytes(cells.get(image, "")))
+            paths.append(picture)
             for name, packer in texts.items():
-                packer.append(_bytes(cells.get(name, "")))
-            for name, labeler in names.items():
-                labeler.append(cells.get(name, ""))
+                packer.append(encode_cell(cells[name]))
+            for name, numbers in names.items():
+                codes[name].append(numbers.setdefault(cells[name], len(numbers)))
         if not lines:
-            raise ValueError(f"Table: {self.path} has no row{f' where {dict(where)}' if where else ''}")
+            raise no_row(self.path, where, part)
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
-        self.attributes: dict[str, Labels] = {name: labeler.labels() for name, labeler in names.items()}
-        if part is not None:
-            self._take(rows_of_part(self._paths, part))
-
-    def _take(self, rows: np.ndarray) -> None:
-        """Keep these rows only."""
-        self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
-        self._lines, self._paths = self._lines[rows], self._paths.take(rows)
-        self._texts = {name: column.take(rows) for name, column in self._texts.items()}
-        self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
+        self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -106,17 +97,11 @@ class Table(CaptionColumns):
         return os.fsdecode(self._paths[index]) or f"line {self._lines[index]}"
 
     def _name(self, index: int) -> str:
-        """What errors call a row."""
         return f"{self.path}, line {self._lines[index]} ({os.fsdecode(self._paths[index])})"
 
     def _file(self, index: int) -> str:
-        """The picture's path.
-
-        Raises:
-            OSError: the row is damaged.
-        """
-        if index in self._faults:
-            raise OSError(f"{self._name(index)}: {self._faults[index]}")
+        """The picture's path; OSError where the row is damaged."""
+        self._check_row(index)
         return os.path.join(self.root, os.fsdecode(self._paths[index]))
 
     def encoded(self, index: int) -> bytes:
@@ -125,67 +110,81 @@ class Table(CaptionColumns):
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
-        path = self._file(index)
-        return decode(read_picture(path), path)
+        return decode(self.encoded(index), self._file(index))
 
-    def read_texts(self, index: int, column: str) -> list[str]:
-        """The texts of one cell, without empty ones."""
-        if index in self._faults:
-            raise OSError(f"{self._name(index)}: {self._faults[index]}")
-        return split_texts(self._texts[column][index], self._name(index), _TEXT_END.encode())
+    def _read_texts(self, index: int, column: str) -> list[str]:
+        self._check_row(index)
+        return split_texts(self._texts[column][index], self._name(index))
 
 
-def read_rows(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """The rows of a table: line number from 1, and column -> cell, or what is wrong with the row.
+def file_suffix(path: str, known: Sequence[str]) -> str:
+    """What the name of a file ends in; raises ValueError where that is not known, or where there is no such file."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in known:
+        raise ValueError(f"{path} is of no known kind; use {', '.join(known)}")
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} does not exist; set it to a file that ends in {', '.join(known)}")
+    return suffix
 
-    Cells are text; what is missing is ``''``, texts of a list are joined by NUL. Bytes that are not UTF-8 come as
-    lone surrogates.
+
+def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
+    """The rows of a CSV or TSV file, its header first, each with the number of its first line; empty ones are left out.
+
+    ``errors`` says how bytes are decoded that are not UTF-8, as :func:`open` has it.
+
+    Raises:
+        ValueError: there is no such file, or it is of another kind or damaged.
+    """
+    delimiter = DELIMITERS[file_suffix(path, list(DELIMITERS))]
+    csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
+    try:
+        with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
+            # strict: else a quote that nobody closes swallows the rows after it into one caption
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            line = 1
+            for cells in reader:
+                if cells:
+                    yield line, cells
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}, line {reader.line_num}: {error}; text with quotes is written in quotes, with each doubled"
+        ) from error
+
+
+def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a table, with cells as :func:`cell_text` has them.
+
+    Bytes that are not UTF-8 come as lone surrogates. All cells of a row with a fault are empty.
 
     Raises:
         ValueError: the file or a column is missing, or the file is damaged.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"Table: path={path!r} does not exist; set path to a .csv, .tsv, .jsonl or .parquet file")
-    suffix = os.path.splitext(path)[1].lower()
-    if suffix in DELIMITERS:
-        return _read_csv(path, columns, DELIMITERS[suffix])
-    if suffix == ".jsonl":
-        return _read_jsonl(path, columns)
-    if suffix == ".parquet":
-        return _read_parquet(path, columns)
-    raise ValueError(f"Table: {path} is of no known kind; use .csv, .tsv, .jsonl or .parquet")
+    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    return readers[file_suffix(path, list(readers))](path, columns)
 
 
-def _read_csv(path: str, columns: Sequence[str], delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
-    limit = csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
-    try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            # strict: else a quote that nobody closes swallows the rows after it into one caption
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            _require(path, columns, header)
-            positions = {column: header.index(column) for column in columns}
-            line = reader.line_num + 1  # where the next row begins; it may have several lines
-            for cells in reader:
-                if len(cells) > len(header):
-                    yield line, f"{len(cells)} cells, but the header has {len(header)}: quote the text"
-                elif cells:
-                    cells += [""] * (len(header) - len(cells))
-                    yield line, {column: cells[position] for column, position in positions.items()}
-                line = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(
-            f"Table: {path}, line {reader.line_num}: {error}; text with quotes is written in quotes, with each doubled"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
+def _read_csv(path: str, columns: Sequence[str]) -> Iterator[Row]:
+    rows = read_csv(path, errors="surrogateescape")
+    _, header = next(rows, (1, []))
+    require_columns(path, columns, header)
+    positions = {column: header.index(column) for column in columns}
+    for line, cells in rows:
+        if len(cells) > len(header):
+            fault = f"{len(cells)} cells, but the header has {len(header)}: quote the text"
+            yield line, dict.fromkeys(columns, ""), fault
+        else:
+            cells += [""] * (len(header) - len(cells))
+            yield line, {column: cells[position] for column, position in positions.items()}, ""
 
 
-def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
+def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[Row]:
     seen: set[str] = set()
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         for number, line in enumerate(file, 1):
-            if not line.strip():
+            if line.isspace():
                 continue
             try:
                 row = json.loads(line)
@@ -193,14 +192,14 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[s
                 row = None
             if isinstance(row, dict):
                 seen.update(row)
-                yield number, {column: _text(row.get(column)) for column in columns}
+                yield number, {column: cell_text(row.get(column)) for column in columns}, ""
             else:
-                yield number, "not a JSON object"
+                yield number, dict.fromkeys(columns, ""), "not a JSON object"
     if seen:
-        _require(path, columns, sorted(seen))
+        require_columns(path, columns, sorted(seen))
 
 
-def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
+def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[Row]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -209,31 +208,18 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _require(path, columns, file.schema_arrow.names)
+            require_columns(path, columns, file.schema_arrow.names)
             for block in file.iter_batches(columns=list(columns)):
                 for row in block.to_pylist():
                     number += 1
-                    yield number, {column: _text(row[column]) for column in columns}
+                    yield number, {column: cell_text(row[column]) for column in columns}, ""
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"Table: {path}, after row {number}: {error}") from error
 
 
-def _require(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
+def require_columns(path: str, columns: Sequence[str], present: Sequence[str]) -> None:
+    """Raise ValueError where one of the columns is not present in a file."""
     missing = [column for column in columns if column not in present]
     if missing:
-        raise ValueError(f"Table: {path} has no column {missing[0]!r}; it has {', '.join(map(repr, present))}")
-
-
-def _text(cell: Any) -> str:
-    """A cell of any kind as text."""
-    if isinstance(cell, list | tuple):
-        return _TEXT_END.join(_text(part) for part in cell)
-    return "" if cell is None else str(cell)
-
-
-def _bytes(text: str) -> bytes:
-    """UTF-8, with bytes that were not UTF-8 as they came."""
-    try:
-        return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a pair, from an escape in JSON: stays undecodable
-        return text.encode("utf-8", "surrogatepass")
+        has = ", ".join(map(repr, present[:20])) + (" ..." if len(present) > 20 else "")
+        raise ValueError(f"{path} has no column {missing[0]!r}; it has {has}")
