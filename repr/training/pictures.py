@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchvision.io import encode_png
 
 from repr.batch import Batch
-from repr.drawing import Show, enlarge, grid, shown
+from repr.drawing import enlarge, grid, shown
 from repr.files import replacing
 from repr.runs.folder import PICTURES
 
@@ -24,7 +24,7 @@ class Pictures(pl.Callback):
     ``views`` has a column a sample and a row a view; the others are those of the flow's ``pictures``.
 
     Args:
-        folder: of the run; each file is replaced by the next of its name.
+        folder: of the run.
         num_samples: how many samples are drawn, the first of the first batch.
     """
 
@@ -34,9 +34,9 @@ class Pictures(pl.Callback):
         self._step = -1
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep the samples."""
+        """Keep a copy of the samples."""
         if not self._batch:
-            self._batch = first_rows(batch, self.num_samples)
+            self._batch = tree_map(lambda rows: rows[: self.num_samples].clone(), batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Draw."""
@@ -56,8 +56,9 @@ class Pictures(pl.Callback):
         training = module.training
         module.eval()
         # Every process takes part, since a sharded module needs them all; the first one writes.
-        pictures = {"views": draw_views(self._batch, show)} if "views" in self._batch else {}
-        pictures |= module.pictures(self._batch, show)
+        pictures = module.pictures(self._batch, show)
+        if "views" in self._batch:
+            pictures["views"] = grid([[enlarge(picture) for picture in show(view)] for view in self._batch["views"]])
         module.train(training)
         if trainer.is_global_zero:
             for name, picture in pictures.items():
@@ -66,17 +67,3 @@ class Pictures(pl.Callback):
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.add_image(name, picture, self._step)
-
-
-def first_rows(batch: Batch, num: int) -> Batch:
-    """A copy of the first samples of a batch."""
-    rows = {
-        name: [view[:num].clone() for view in value] if isinstance(value, list) else value[:num].clone()
-        for name, value in cast(dict[str, Tensor | list[Tensor]], batch).items()
-    }
-    return cast(Batch, rows)
-
-
-def draw_views(batch: Batch, show: Show) -> Tensor:
-    """A column a sample, a row a view: (3, H, W) uint8."""
-    return grid([[enlarge(picture) for picture in show(view)] for view in batch["views"]])
