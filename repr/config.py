@@ -25,7 +25,6 @@ _HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
-
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
@@ -33,11 +32,7 @@ OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=T
 
 
 class ConfigError(ValueError):
-    """One or several faults of a config.
-
-    Attributes:
-        faults: one message each.
-    """
+    """One or several faults of a config; ``faults`` has a message for each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = list(faults)
@@ -219,11 +214,7 @@ def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    """Read overrides in Hydra's grammar.
-
-    Raises:
-        ConfigError: one of them is not in it.
-    """
+    """Read overrides in Hydra's grammar, and refuse one that is not in it."""
     parsed = []
     for override in overrides:
         try:

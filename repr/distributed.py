@@ -28,6 +28,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def _reduced(x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Sum or maximum over ranks as a new tensor: autograd may use a gradient elsewhere too."""
+    out = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, op)
+    return out
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,9 +47,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # Every rank differentiates its own copy of the same global loss: the sum over ranks is W times the
         # true gradient, and the mean that DDP and FSDP2 take afterwards makes it exact.
-        grad = grads[0].contiguous()
-        dist.all_reduce(grad)
-        return grad[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+        return _reduced(grads[0])[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
 
 
 def gather(x: Tensor) -> Tensor:
@@ -88,15 +93,11 @@ def on_first(work: Callable[[], T]) -> T:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
+        return _reduced(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
+        return _reduced(grads[0])
 
 
 def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
@@ -106,11 +107,7 @@ def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
     """
     if world_size() == 1:
         return x
-    if op == "sum":
-        return _Sum.apply(x)
-    out = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(out, dist.ReduceOp.MAX)
-    return out
+    return _Sum.apply(x) if op == "sum" else _reduced(x, dist.ReduceOp.MAX)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype | None = None) -> None:

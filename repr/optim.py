@@ -35,7 +35,7 @@ class Optim:
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
         warmup_steps: steps of linear warm-up, of which the last has ``lr``.
-        warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``.
+        warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``, as in open_clip.
         peak_after_warmup: the first step after the warm-up, instead of its last, is the first with ``lr``; a cosine
             begins there either way.
         final_lr: learning rate at the end of the cosine or of the cooldown.
@@ -94,18 +94,22 @@ class Optim:
                     "optim.options.max_grad_norm=null and trainer.gradient_clip_val"
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
-        factor = partial(
-            lr_factor,
-            total=total_steps,
-            schedule=self.schedule,
-            warmup=self.warmup_steps,
-            start=None if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr,
-            peak_after=self.peak_after_warmup,
-            final=self.final_lr / self.lr if self.lr else 0.0,
-            cooldown=self.cooldown_steps,
-            power=self.cooldown_power,
-        )
-        return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, LambdaLR(optimizer, partial(self.lr_factor, total_steps=total_steps))
+
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last."""
+        warmup = self.warmup_steps
+        if step < warmup:
+            start = 1 / warmup if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr
+            return start + (1 - start) * step / (warmup if self.peak_after_warmup else max(warmup - 1, 1))
+        final = self.final_lr / self.lr if self.lr else 0.0
+        if self.schedule == "cosine":
+            progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        if not self.cooldown_steps:
+            return 1.0
+        left = min(max((total_steps - step) / self.cooldown_steps, 0.0), 1.0)
+        return final + (1 - final) * left**self.cooldown_power
 
     def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Group trainable parameters by (learning rate, weight decay), those of the module itself apart.
@@ -176,32 +180,3 @@ class LarsL2(Lars):
                 torch._foreach_add_([p.grad for p in params], params, alpha=group["decay"])
         super().step()
         return loss
-
-
-def lr_factor(
-    step: int,
-    *,
-    total: int,
-    schedule: Schedule,
-    warmup: int = 0,
-    start: float | None = None,
-    peak_after: bool = False,
-    final: float = 0.0,
-    cooldown: int = 0,
-    power: float = 1.0,
-) -> float:
-    """Learning rate at ``step`` (from 0) as a share of the peak: linear warm-up, then cosine or constant.
-
-    Warm-up runs from ``start`` (None: ``1 / warmup``, as in open_clip) to the peak at step ``warmup - 1``, or at step
-    ``warmup`` with ``peak_after``; that is where the cosine starts. ``final`` is reached one step after the last.
-    """
-    if step < warmup:
-        start = 1 / warmup if start is None else start
-        return start + (1 - start) * step / (warmup if peak_after else max(warmup - 1, 1))
-    if schedule == "cosine":
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-    if not cooldown:
-        return 1.0
-    left = min(max((total - step) / cooldown, 0.0), 1.0)
-    return final + (1 - final) * left**power

@@ -26,15 +26,9 @@ def join(outputs: Sequence[Tensor], norm: Norm) -> Tensor:
 
 
 class Concat(nn.Module):
-    """Encoders of the same input, joined; called like any backbone or text tower.
+    """Encoders (B, ...) -> (B, D_s) of the same images or token ids, as one; ``norm`` is that of :func:`join`.
 
-    Args:
-        encoders: modules (B, ...) -> (B, D_s), of images or of token ids.
-        norm: see :func:`join`.
-
-    Attributes:
-        num_features: sum of the widths that the encoders tell (``num_features`` or ``output_dim``).
-        output_dim: the same, under the name that text towers use.
+    ``num_features`` and ``output_dim``, the names of backbones and of text towers, are the sum of the encoders' own.
 
     Raises:
         ValueError: no encoder, or an unknown norm.

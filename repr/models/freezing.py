@@ -25,7 +25,8 @@ def freeze(module: nn.Module, towers: Mapping[str, int]) -> None:
         if name not in children:
             raise ValueError(f"freeze.{name}: {type(module).__name__} has no such part; it has {', '.join(children)}")
         tower: Any = children[name]
-        frozen = {parameter for parameter, _ in tower.named_parameters()}
+        parameters = dict(tower.named_parameters())
+        frozen = list(parameters)
         if num_trained:
             if not hasattr(tower, "group_matcher"):
                 raise ValueError(f"freeze.{name}={num_trained}: {type(tower).__name__} tells no layers; set it to 0")
@@ -33,10 +34,9 @@ def freeze(module: nn.Module, towers: Mapping[str, int]) -> None:
             numbers = sorted(set(layers.values()))
             if not 0 < num_trained <= len(numbers):
                 raise ValueError(f"freeze.{name}={num_trained}: it has {len(numbers)} layers; set it to 0 ... that")
-            frozen = {parameter for parameter, layer in layers.items() if layer < numbers[-num_trained]}
-        for parameter, value in tower.named_parameters():
-            if parameter in frozen:
-                value.requires_grad_(False)
+            frozen = [parameter for parameter, layer in layers.items() if layer < numbers[-num_trained]]
+        for parameter in frozen:
+            parameters[parameter].requires_grad_(False)
         _eval_where_frozen(tower)
 
 

@@ -46,9 +46,9 @@ def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
         raise ValueError(f"widths={list(widths)}; set at least the one of the input and the one of the output")
     layers: list[nn.Module] = []
     for wide, narrow in pairwise(widths):
-        if layers:
-            layers += [nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])]
-        layers.append(nn.Linear(wide, narrow))
-        nn.init.xavier_normal_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)
+        linear = nn.Linear(wide, narrow)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        between = [nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])] if layers else []
+        layers += [*between, linear]
     return nn.Sequential(*layers)

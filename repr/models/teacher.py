@@ -52,8 +52,14 @@ class Teacher(nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
     def momentum_at(self, step: int, total: int | None) -> float:
-        """The momentum of a step, see :func:`cosine_momentum`."""
-        return cosine_momentum(step, start=self.momentum, end=self.final_momentum, total=total)
+        """The momentum of a step: along half a cosine, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
+
+        ``final - (final - first) * (cos(pi * step / total) + 1) / 2``; the first one if ``total`` is not known (None).
+        """
+        if total is None:
+            return self.momentum
+        rise = self.final_momentum - self.momentum
+        return self.final_momentum - rise * (math.cos(math.pi * min(step / total, 1)) + 1) / 2
 
     def follow(self, owner: nn.Module, step: int, total: int | None) -> None:
         """Make the update that is due once the optimizer has made a step, before which it had made ``step`` others."""
@@ -78,12 +84,3 @@ class Teacher(nn.Module):
 
     def _students(self, owner: nn.Module) -> nn.ModuleList:
         return nn.ModuleList(owner.get_submodule(name) for name, _ in self.named_children())
-
-
-def cosine_momentum(step: int, *, start: float, end: float = 1.0, total: int | None) -> float:
-    """The momentum after ``step`` of ``total`` steps: from ``start`` to ``end`` along half a cosine.
-
-    ``end - (end - start) * (cos(pi * step / total) + 1) / 2``, as in BYOL (Grill et al., 2020, arXiv:2006.07733);
-    ``start`` throughout if ``total`` is None.
-    """
-    return start if total is None else end - (end - start) * (math.cos(math.pi * min(step / total, 1)) + 1) / 2

@@ -44,11 +44,7 @@ class FeatureTable(pl.Callback):
     def on_predict_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Embeddings, batch: Batch, *args: Any
     ) -> None:
-        """Keep the embeddings of a batch.
-
-        Raises:
-            ValueError: the flow gives no such output.
-        """
+        """Keep the embeddings of a batch, and refuse those that the flow does not give."""
         given = {name: values for name in NAMES if (values := getattr(outputs, name)) is not None}
         if missing := [name for name in self.names if name not in given]:
             raise ValueError(

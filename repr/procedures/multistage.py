@@ -111,10 +111,9 @@ class Multistage:
             yield "data.clusters is set by procedure=multistage: set it to null"
 
     def __call__(self, cfg: DictConfig) -> dict[str, Results]:
-        """Run all stages of a checked config, evaluate them joined, print and write the table; ``cfg.resume`` goes on.
+        """Run all stages of a checked config, or go on with them, evaluate them joined, print and write the table.
 
-        Returns:
-            Column of the table (``stage-0``, ..., ``joined``) -> results.
+        Returns the results by column of the table: ``stage-0``, ..., ``joined``.
 
         Raises:
             ConfigError: what the stages change makes a config with faults.

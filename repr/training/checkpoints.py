@@ -167,12 +167,12 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Leave if told to; only here, since Lightning logs a step after its ``on_train_batch_end``."""
-        self._leave_if_saved(trainer)
+        """Leave if told to and nothing is lost by it; only here, since Lightning logs after ``on_train_batch_end``."""
+        if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
+            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
+            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
-    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Leave in the middle of an evaluation if nothing is lost by it."""
-        self._leave_if_saved(trainer)
+    on_validation_batch_start = on_train_batch_start  # in the middle of an evaluation too
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the checkpoints that a kill right after the last one has left, and give the signals back."""
@@ -205,11 +205,6 @@ class Checkpoints(Checkpoint):
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
         told = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
-
-    def _leave_if_saved(self, trainer: pl.Trainer) -> None:
-        if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
-            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
-            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
 
 def _row(trainer: pl.Trainer) -> dict[str, float] | None:

@@ -93,11 +93,7 @@ class NonFiniteGuard(pl.Callback):
             self._has_failed = self._has_failed or bool(bad)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Check, and stop or skip.
-
-        Raises:
-            NonFiniteError: the run is to stop.
-        """
+        """Check, and stop the run by a :class:`NonFiniteError` or skip the step."""
         bad = loss_is_bad = torch.stack(self._loss_is_bad).any()
         gradients = [g for p in pl_module.parameters() if p.grad is not None and (g := local(p.grad)).numel()]
         if getattr(trainer.precision_plugin, "scaler", None) is None and gradients:

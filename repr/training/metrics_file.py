@@ -26,31 +26,19 @@ class MetricsFile(Logger):
     by a complete one.
     """
 
+    name, version = "metrics", ""  # which Lightning wants
+
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder, METRICS)
         self._columns: list[str] = []
-
-    @property
-    def name(self) -> str:
-        """A name, which Lightning wants."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """A version, which Lightning wants."""
-        return ""
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log nothing, since ``config.yaml`` holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row.
-
-        Raises:
-            OSError: the disk is full; the rows before stay whole.
-        """
+        """Add a row; where the disk is full, the rows before stay whole."""
         row = _row(metrics, step)
         if not row.keys() <= set(self._columns):
             self._write([*read_rows(self.path), row])

@@ -38,28 +38,21 @@ class Pictures(pl.Callback):
         if not self._batch:
             self._batch = tree_map(lambda rows: rows[: self.num_samples].clone(), batch)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draw."""
-        self._draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draw, unless an evaluation has just done so."""
-        self._draw(trainer, pl_module)
-
     @torch.no_grad()
-    def _draw(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw, once a step."""
         if not self._batch or trainer.sanity_checking or self._step == trainer.global_step:
             return
         self._step = trainer.global_step
         data = getattr(trainer, "datamodule", None)
         show = partial(shown, mean=getattr(data, "mean", (0, 0, 0)), std=getattr(data, "std", (1, 1, 1)))
-        training = module.training
-        module.eval()
+        training = pl_module.training
+        pl_module.eval()
         # Every process takes part, since a sharded module needs them all; the first one writes.
-        pictures = module.pictures(self._batch, show)
+        pictures = pl_module.pictures(self._batch, show)
         if "views" in self._batch:
             pictures["views"] = grid([[enlarge(picture) for picture in show(view)] for view in self._batch["views"]])
-        module.train(training)
+        pl_module.train(training)
         if trainer.is_global_zero:
             for name, picture in pictures.items():
                 with replacing(self.folder / PICTURES / f"{name}.png") as file:
@@ -67,3 +60,5 @@ class Pictures(pl.Callback):
                 for logger in trainer.loggers:
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.add_image(name, picture, self._step)
+
+    on_train_end = on_validation_end  # the last step may have no evaluation

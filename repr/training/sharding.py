@@ -31,6 +31,8 @@ class FSDP2(ModelParallelStrategy):
         timeout: seconds after which a collective that others do not take part in fails; None: torch's.
     """
 
+    lightning_restore_optimizer = True  # Lightning is to call load_optimizer_state_dict
+
     def __init__(
         self,
         *,
@@ -50,11 +52,6 @@ class FSDP2(ModelParallelStrategy):
         """Split over all processes."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
-
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning is to call :meth:`load_optimizer_state_dict`."""
-        return True
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards, or on the first process whole tensors on the CPU and nothing on the others."""
