@@ -172,7 +172,9 @@ class Checkpoints(Checkpoint):
             # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
             raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
-    on_validation_batch_start = on_train_batch_start  # in the middle of an evaluation too
+    def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Leave in the middle of an evaluation too."""
+        self.on_train_batch_start(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove the checkpoints that a kill right after the last one has left, and give the signals back."""

@@ -37,7 +37,7 @@ class Throughput(pl.Callback):
         self._last: float | None = None  # when the last batch ended; None where something else has run since
         self._wait: float | None = None  # of the batch at work
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self._last = time.perf_counter()
 
