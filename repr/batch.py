@@ -15,7 +15,7 @@ class Batch(TypedDict, total=False):
     """A batch; row i of every entry is the same sample.
 
     Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks, T tables. Where no
-    pictures are read (``views`` is empty), ``views``, ``boxes``, ``colour`` and ``image`` are not there.
+    pictures are read, ``views``, ``boxes``, ``colour`` and ``image`` are not there.
     """
 
     index: Tensor  # (B,) int64, position in the data set
@@ -46,42 +46,26 @@ def evenly_spread(num_rows: int, num: int, device: torch.device | None = None) -
 
 @dataclass
 class Embeddings:
-    """What a flow gives for an evaluation batch of B samples; nothing is normalised.
+    """What a flow gives for an evaluation batch of B samples; nothing is normalised."""
 
-    Attributes:
-        image: (B, D), what ``encode_image`` gives.
-        trunk: (B, T), the output of the backbone before any projection; ``image`` where there is no projection.
-        text: (B, D), what ``encode_text`` gives for the captions; None where the flow or the batch has none.
-        poolings: other poolings of the backbone's output by name, (B, T) each, such as ``mean_pool`` beside a class
-            token. Probes look at each of them.
-        logits: head -> (B, C), of the classes that it has learnt.
-        projection: (B, P), where a joint embedding takes its loss; ``predict_step`` alone gives it.
-    """
-
-    image: Tensor
-    trunk: Tensor
-    text: Tensor | None = None
+    image: Tensor  # (B, D), what `encode_image` gives
+    trunk: Tensor  # (B, T), the output of the backbone before any projection; `image` where there is no projection
+    text: Tensor | None = None  # (B, D), what `encode_text` gives for the captions; None without text tower or captions
+    # Other poolings of the backbone's output, (B, T) each, such as `mean_pool` beside a class token; probes take each.
     poolings: dict[str, Tensor] = field(default_factory=dict)
-    logits: dict[str, Tensor] = field(default_factory=dict)
-    projection: Tensor | None = None
+    logits: dict[str, Tensor] = field(default_factory=dict)  # head -> (B, C), of the classes that it has learnt
+    projection: Tensor | None = None  # (B, P), where a joint embedding takes its loss; `predict_step` alone gives it
 
 
 @dataclass
 class StepOutput:
-    """What a flow hands to the base. Only the terms are needed; the rest is watched and logged where there is some.
+    """What a flow hands to the base. Only the terms are needed; :mod:`repr.training.collapse` watches the rest.
 
     Shapes: N rows, of this process or of all; D dimensions; K prototypes.
-
-    Attributes:
-        terms: the unweighted losses, scalars by name.
-        embeddings: name -> (N, D), which are watched for collapse as ``train/std_<name>`` and ``train/rank_<name>``.
-        scores: (N, K), the similarity of every row to every prototype, watched as ``train/prototype_entropy``.
-        assignments: (N, K), the distribution of every row over the prototypes, watched as ``train/assignment_entropy``.
-        logs: scalars that are not losses, logged as ``train/<name>``.
     """
 
-    terms: dict[str, Tensor]
-    embeddings: dict[str, Tensor] = field(default_factory=dict)
-    scores: Tensor | None = None
-    assignments: Tensor | None = None
-    logs: dict[str, Tensor | float] = field(default_factory=dict)
+    terms: dict[str, Tensor]  # the unweighted losses, scalars
+    embeddings: dict[str, Tensor] = field(default_factory=dict)  # (N, D) each
+    scores: Tensor | None = None  # (N, K), the similarity of every row to every prototype
+    assignments: Tensor | None = None  # (N, K), the distribution of every row over the prototypes
+    logs: dict[str, Tensor | float] = field(default_factory=dict)  # other scalars, logged as `train/<name>`

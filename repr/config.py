@@ -1,4 +1,4 @@
-"""Composing, checking, saving and reading configs. All faults of a config are reported at once."""
+"""Composing, changing, showing and checking configs. All faults of a config are reported at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ _HERE = Path(__file__).resolve().parent
 # In a wheel conf/ lies inside the package, in a checkout beside it.
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
-
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
@@ -33,11 +32,7 @@ OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=T
 
 
 class ConfigError(ValueError):
-    """One or several faults of a config.
-
-    Attributes:
-        faults: one message each.
-    """
+    """One or several faults of a config; ``faults`` has a message for each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
         self.faults = list(faults)
@@ -64,22 +59,20 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
     groups = _groups(roots)
     none = {f"{group}=null": f"{group}=none" for group in groups}  # Hydra takes no null for a group
-    overrides = [none.get(override, override) for override in overrides]
-    parsed = _parse(overrides)
+    parsed = _parse([none.get(override, override) for override in overrides])
+    values = [override for override in parsed if override.key_or_group not in groups and _is_value(override)]
     try:
         if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
             raise ConfigError(faults)
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            of_groups = [str(o.input_line) for o in parsed if o.key_or_group in groups]
+            of_groups = [str(override.input_line) for override in parsed if override.key_or_group in groups]
             base = hydra_compose(root, overrides=search + of_groups)
-            added = set(fill(base))
+            fill(base)
             if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
                 raise ConfigError(faults)
-            # What no file spells out is an addition to Hydra.
-            adds = [o.key_or_group in added or _is_argument(base, o.key_or_group) for o in parsed]
-            plus = ["++" if adds_one and _is_value(o) else "" for adds_one, o in zip(adds, parsed, strict=True)]
-            lines = [f"{sign}{o.input_line}" for sign, o in zip(plus, parsed, strict=True)]
-            cfg = hydra_compose(root, overrides=[*search, *lines])
+            # To Hydra an option that no file spells out is an addition (++).
+            lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in parsed]
+            cfg = hydra_compose(root, overrides=search + lines)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
@@ -87,38 +80,33 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     fill(cfg)
     if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
-        for override in parsed:  # what the user says counts more
-            if override.key_or_group not in groups and _is_value(override):
-                OmegaConf.update(cfg, override.key_or_group, override.value())
+        for override in values:  # what the user says counts more
+            OmegaConf.update(cfg, override.key_or_group, override.value())
     chosen = {override.key_or_group: override.value() for override in parsed}
     if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
         cfg.name = chosen["objective"]  # and not that of the default experiment
     return cfg
 
 
-def fill(cfg: DictConfig) -> list[str]:
+def fill(cfg: DictConfig) -> None:
     """Add what the constructors of our own classes say where no file does, in place.
 
     So a default stands in one place, and a config that is shown or kept still has all values. Functions that are called
     with further arguments (``_partial_``) stay as they are, and so does ``eval``: a protocol is known by the options
     that its files spell out.
-
-    Returns:
-        Dotted names of the options that were added.
     """
-    added = []
     with open_dict(cfg):
-        for path, node in [pair for pair in _targets(cfg) if pair[0].split(".")[0] != "eval"]:
-            for name, default in (arguments(node["_target_"]) or {}).items() if not node.get("_partial_") else ():
+        for path, node in list(_targets(cfg)):
+            if path.split(".")[0] == "eval" or node.get("_partial_"):
+                continue
+            for name, default in (arguments(node["_target_"]) or {}).items():
                 if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
                     node[name] = default
-                    added.append(f"{path}.{name}")
-    return added
 
 
 def show(cfg: DictConfig) -> str:
     """A composed config as YAML; a comment tells which values are defaults of a constructor."""
-    paths = {f"{path}.{name}": node["_target_"] for path, node in _targets(cfg) for name in _at_default(node)}
+    defaults = {f"{path}.{name}": node["_target_"] for path, node in _targets(cfg) for name in _at_default(node)}
     lines, parents = [], list[tuple[int, str]]()
     for line in OmegaConf.to_yaml(cfg).splitlines():
         key = re.match(r"( *)([\w.@/-]+):", line)
@@ -126,7 +114,7 @@ def show(cfg: DictConfig) -> str:
             indent = len(key[1])
             parents = [parent for parent in parents if parent[0] < indent]
             parents.append((indent, key[2]))
-            if target := paths.get(".".join(name for _, name in parents)):
+            if target := defaults.get(".".join(name for _, name in parents)):
                 line = f"{line}  # default of {target.rpartition('.')[2]}"
         lines.append(line)
     return "\n".join(lines)
@@ -158,11 +146,10 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override is not the value of an existing option.
     """
-    places = [override for override in overrides if override.startswith("trainer=")]
-    for place in places:
+    for place in (override for override in overrides if override.startswith("trainer=")):
         trainer = compose([place]).trainer
         cfg.trainer.update({key: trainer[key] for key in _PLACE if key in trainer})
-    parsed = _parse([override for override in overrides if override not in places])
+    parsed = _parse([override for override in overrides if not override.startswith("trainer=")])
     faults = []
     for override in parsed:
         if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):
@@ -179,8 +166,8 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def check(cfg: DictConfig) -> None:
     """Find every fault of a config before anything is built.
 
-    Values left as ``???``, targets that do not import, arguments that do not bind (inside partials too), losses and
-    weights that differ, options that exclude each other.
+    Faults are values left as ``???``, targets that do not import, arguments that do not bind (inside partials too),
+    losses and weights that differ, options that exclude each other, and what constructors refuse.
 
     Raises:
         ConfigError: with all of them.
@@ -227,11 +214,7 @@ def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    """Read overrides in Hydra's grammar.
-
-    Raises:
-        ConfigError: one of them is not in it.
-    """
+    """Read overrides in Hydra's grammar, and refuse one that is not in it."""
     parsed = []
     for override in overrides:
         try:
@@ -260,41 +243,30 @@ def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterato
 def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[str]]) -> Iterator[str]:
     key = override.key_or_group
     parent, _, leaf = key.rpartition(".")
-    node = _select(cfg, parent) if parent else cfg
-    if override.is_add() and OmegaConf.is_dict(node) and "_target_" in node:
-        own = arguments(node["_target_"])
-        if own is not None and leaf not in own:
-            yield f"{key}: {node['_target_']} takes no such argument; {nearest(leaf, own)}"
+    node: Any = _select(cfg, parent) if parent else cfg
+    target = node.get("_target_") if OmegaConf.is_dict(node) else None
+    own = arguments(target) if target else None
+    if override.is_add() and own is not None and leaf not in own:
+        yield f"{key}: {target} takes no such argument; {nearest(leaf, own)}"
     if key in groups or not _is_value(override) or key.startswith("hydra."):
         return
-    known = set(node.keys()) if OmegaConf.is_dict(node) else set()  # `leaf in node` is false where ??? stands
-    if _is_argument(cfg, key):
-        return
-    if leaf not in known and not (OmegaConf.is_list(node) and leaf.isdigit()):
-        hint = nearest(key, [*_keys(cfg), *groups])
-        takes_more = OmegaConf.is_dict(node) and "_target_" in node
-        plus = f" (a new argument is added with a plus, as in +{override.input_line})" if takes_more else ""
+    known = node.keys() if OmegaConf.is_dict(node) else ()  # `leaf in node` is false where ??? stands
+    if leaf in known or (OmegaConf.is_list(node) and leaf.isdigit()):
+        if not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
+            yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
+    elif leaf not in (own or ()):
+        hint = nearest(key, [*(path for path, _ in _walk(cfg) if path), *groups])
+        plus = f" (a new argument is added with a plus, as in +{override.input_line})" if target else ""
         yield f"there is no option '{key}'; {hint}{plus}"
-    elif not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
-        yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
-
-
-def _is_argument(cfg: DictConfig, key: str) -> bool:
-    """Whether a key that a config does not have names an argument of the target of its node."""
-    parent, _, leaf = key.rpartition(".")
-    node: Any = _select(cfg, parent) if parent else None
-    known = (arguments(node.get("_target_", "")) or {}) if OmegaConf.is_dict(node) else {}
-    return leaf in known and leaf not in node.keys()  # noqa: SIM118
 
 
 def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
     """Words where a number stands, and the like; null, quoted interpolations and lists are left to the target."""
+    if new is None or isinstance(new, list | dict) or (isinstance(new, str) and "${" in new):
+        return
     kinds = ((bool, "true or false"), ((int, float), "a number"))
-    kind, words = next(((kind, words) for kind, words in kinds if isinstance(old, kind)), (object, ""))
-    free = new is None or isinstance(new, list | dict) or (isinstance(new, str) and "${" in new)
-    if not free and (
-        not isinstance(new, kind) or (isinstance(new, bool) and not isinstance(old, bool) and kind is not object)
-    ):
+    kind, words = next(((kind, words) for kind, words in kinds if isinstance(old, kind)), (None, ""))
+    if kind and (not isinstance(new, kind) or isinstance(new, bool) != isinstance(old, bool)):
         yield f"{key} takes {words} (it is {old}), but got '{new}'"
 
 
@@ -305,25 +277,20 @@ def _select(cfg: DictConfig, key: str) -> Any:
         return None
 
 
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted names of everything below a node, interpolated parts left out."""
-    for key in map(str, node) if isinstance(node, DictConfig) else ():
-        yield f"{prefix}{key}"
-        if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
-            yield from _keys(node[key], f"{prefix}{key}.")
+def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted name and value of a node and all below it; interpolations lead to nodes that are visited by themselves."""
+    yield path, node
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else ()
+    if isinstance(node, ListConfig):
+        keys = range(len(node))
+    for key in keys:
+        has_value = not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key)
+        yield from _walk(node[key] if has_value else None, f"{path}.{key}".lstrip("."))
 
 
-def _targets(node: Any, path: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every node that is instantiated, each once (interpolations lead to nodes that are visited by themselves)."""
-    if isinstance(node, DictConfig):
-        if "_target_" in node:
-            yield path, node
-        for key in map(str, node):
-            if not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key):
-                yield from _targets(node[key], f"{path}.{key}".lstrip("."))
-    elif isinstance(node, ListConfig):
-        for i, child in enumerate(node):
-            yield from _targets(child, f"{path}.{i}")
+def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """Every node that is instantiated, by its dotted name."""
+    return ((path, node) for path, node in _walk(cfg) if isinstance(node, DictConfig) and "_target_" in node)
 
 
 def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
@@ -334,10 +301,9 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         yield f"{path}._target_: {name} does not import ({str(error).splitlines()[0]})"
         return
     given = {str(key) for key in node if not str(key).startswith("_")}
-    parameters = dict(inspect.signature(target).parameters)
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    if not accepts_any:
+    parameters = inspect.signature(target).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         for key in sorted(given - named.keys()):
             yield f"{path}.{key}: {name} takes no such argument; {nearest(key, named)}"
     if not node.get("_partial_"):
@@ -374,8 +340,7 @@ def _flow_faults(cfg: DictConfig) -> Iterator[str]:
 def on_meta(cfg: DictConfig) -> Any:
     """The objective of a config on torch's meta device: its modules have shapes and no memory, and load no weights.
 
-    Returns:
-        None where a module, such as one of a user's own, cannot be made so.
+    It is None where a module, such as one of a user's own, cannot be made so.
 
     Raises:
         ValueError: a constructor refuses its arguments.

@@ -28,6 +28,13 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def _reduced(x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Sum or maximum over ranks as a new tensor: autograd may use a gradient elsewhere too."""
+    out = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, op)
+    return out
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,21 +47,15 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # Every rank differentiates its own copy of the same global loss: the sum over ranks is W times the
         # true gradient, and the mean that DDP and FSDP2 take afterwards makes it exact.
-        grad = grads[0].contiguous()
-        dist.all_reduce(grad)
-        return grad[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+        return _reduced(grads[0])[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate the rows of all ranks, in rank order, keeping gradients.
+    """Concatenate the rows (B, ...) of all ranks, equally many on each, in rank order: (W * B, ...).
 
-    Args:
-        x: (B, ...) with the same B on every rank.
-
-    Returns:
-        (W * B, ...). The gradient that reaches ``x`` is the sum over ranks of the gradients of their
-        losses; when every rank computes the same loss of the gathered rows, the mean over ranks that DDP
-        takes of parameter gradients equals the gradient of one process on the same global batch.
+    The gradient that reaches ``x`` is the sum over ranks of the gradients of their losses; when every rank computes the
+    same loss of the gathered rows, the mean over ranks that DDP takes of parameter gradients equals the gradient of one
+    process on the same global batch.
     """
     return _Gather.apply(x) if world_size() > 1 else x
 
@@ -69,7 +70,7 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_first(work: Callable[[], T]) -> T:
-    """What ``work`` gives on the first process, on all of them; every rank must call it.
+    """Run ``work`` on the first process, and give its result on all; every rank must call it.
 
     Raises:
         ValueError: ``work`` has raised it; all ranks do.
@@ -92,51 +93,33 @@ def on_first(work: Callable[[], T]) -> T:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
+        return _reduced(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad
+        return _reduced(grads[0])
 
 
 def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
-    """Sum or maximum over ranks, element by element.
+    """Sum or maximum over ranks, element by element; ``x`` itself stays as it is.
 
-    Args:
-        x: any shape, the same on every rank.
-        op: a sum keeps gradients, with the convention of :func:`gather`; a maximum has none.
-
-    Returns:
-        A tensor of the same shape; ``x`` itself stays as it is.
+    A sum keeps gradients, with the convention of :func:`gather`; a maximum has none.
     """
     if world_size() == 1:
         return x
-    if op == "sum":
-        return _Sum.apply(x)
-    out = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(out, dist.ReduceOp.MAX)
-    return out
+    return _Sum.apply(x) if op == "sum" else _reduced(x, dist.ReduceOp.MAX)
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype | None = None) -> None:
-    """Split the parameters of all that a module calls over the processes, by torch's ``fully_shard``.
+    """Split the parameters of all that an objective calls over the processes of ``mesh``, by torch's ``fully_shard``.
 
-    Each child is gathered when it is called and freed afterwards, and inside it each of its layers likewise: blocks of
-    a ViT, stages of a ResNet or ConvNeXt (:func:`layers`). Methods ``forward_*`` of a child may be called as its
-    ``forward``. Between calls a parameter is a DTensor with this process's rows. Parameters of the module itself, such
-    as a temperature, stay whole on every process; their gradients are averaged. All start as on the first process.
+    Each child is gathered when it is called and freed afterwards, and inside it each of its :func:`layers` likewise.
+    Methods ``forward_*`` of a child may be called as its ``forward``. Between calls a parameter is a DTensor with this
+    process's rows. Parameters of the module itself, such as a temperature, stay whole on every process; their gradients
+    are averaged. All start as on the first process. Layers without BatchNorm are gathered and computed in
+    ``param_dtype``, or in their own type if it is None; gradients are summed in float32.
 
     Convolutions lose the memory layout ``channels_last``, which ``fully_shard`` does not know.
-
-    Args:
-        module: an objective.
-        mesh: the processes, in one dimension.
-        param_dtype: what layers without BatchNorm are gathered and computed in; None: their own type. Gradients are
-            summed in float32.
 
     Raises:
         ValueError: the module cannot be sharded.
@@ -152,7 +135,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype | Non
             if not tensor.is_contiguous():
                 tensor.data = tensor.data.contiguous()
     plain, layer = (MixedPrecisionPolicy(d, torch.float32, cast_forward_inputs=False) for d in (None, param_dtype))
-    for child in called(module):
+    for _, child in called(module):
         for part in layers(child):
             has_norm = any(isinstance(norm, _BatchNorm) for norm in part.modules())
             fully_shard(part, mesh=mesh, mp_policy=plain if has_norm else layer, reshard_after_forward=True)
@@ -176,7 +159,7 @@ def _average_grad(parameter: Tensor) -> None:
 def shard_fault(module: nn.Module) -> str | None:
     """What keeps a module from being sharded, or None."""
     owners: dict[nn.Parameter, str] = {}
-    for name, child in called(module, names=True):
+    for name, child in called(module):
         for parameter_name, parameter in child.named_parameters():
             path = f"{name}.{parameter_name}"
             if parameter.ndim == 0:
@@ -186,28 +169,22 @@ def shard_fault(module: nn.Module) -> str | None:
     return None
 
 
-def called(module: nn.Module, *, names: bool = False) -> Iterator[Any]:
-    """The modules with parameters below ``module`` that are called themselves: its children, and those of containers.
-
-    Args:
-        module: an objective, whose own ``forward`` is never called.
-        names: give (name, module) instead.
-    """
+def called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules with parameters that an objective calls: its children, and those of containers among them."""
     for name, child in module.named_children():
         if next(child.parameters(), None) is None:
             continue
         if type(child).forward is nn.Module.forward or isinstance(child, nn.ModuleList | nn.ModuleDict):
-            for below, part in called(child, names=True):
-                yield (f"{name}.{below}", part) if names else part
+            yield from ((f"{name}.{below}", part) for below, part in called(child))
         else:
-            yield (name, child) if names else child
+            yield name, child
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:
     """The large parts of a module that are called one after the other.
 
-    Of a timm model the largest part of every layer after the stem, as its ``group_matcher`` tells; of any other the
-    elements of its stacks, that is of lists of modules of one class.
+    In a timm model they are the largest part of every layer after the stem, as its ``group_matcher`` tells: blocks of a
+    ViT, stages of a ResNet or ConvNeXt. In any other they are the elements of its lists of modules of one class.
     """
     if hasattr(module, "group_matcher"):
         for path in _timm_layers(module):
@@ -226,7 +203,7 @@ def layers(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _timm_layers(module: Any) -> Iterator[str]:
-    """Paths such as ``blocks.3``, ``layer2`` or ``stages.1``: what the largest part of a layer has in common."""
+    """Paths such as ``blocks.3``, ``layer2`` or ``stages.1``: what the parameters of a layer's largest part share."""
     sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
     groups: dict[int, list[str]] = group_parameters(module, module.group_matcher(coarse=True))
     for number in sorted(groups)[1:]:
@@ -244,7 +221,7 @@ def _timm_layers(module: Any) -> Iterator[str]:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor put together, which every rank must call; any other tensor itself."""
+    """A sharded tensor put together, which every rank must ask for; any other tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -266,11 +243,10 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
     """L2 norm of all tensors as one vector, of sharded ones the whole; every rank must call it."""
-    sharded: list[Tensor] = []
-    plain: list[Tensor] = []
-    for tensor in tensors:
-        (sharded if isinstance(tensor, DTensor) else plain).append(local(tensor))
-    norms = [nn.utils.get_total_norm(part) for part in (sharded, plain)]
+    tensors = list(tensors)
+    sharded = [local(tensor) for tensor in tensors if isinstance(tensor, DTensor)]
+    norm = nn.utils.get_total_norm(tensor for tensor in tensors if not isinstance(tensor, DTensor))
     if not sharded:
-        return norms[1]
-    return (all_reduce(norms[0].square()) + norms[1].to(norms[0].device).square()).sqrt()
+        return norm
+    norm_of_sharded = nn.utils.get_total_norm(sharded)
+    return (all_reduce(norm_of_sharded.square()) + norm.to(norm_of_sharded.device).square()).sqrt()

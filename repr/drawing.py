@@ -20,12 +20,7 @@ def shown(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor
 
 
 def enlarge(picture: Tensor, side: int = SIDE) -> Tensor:
-    """Repeat pixels so often that the longer side comes nearest to ``side``; larger pictures are made smaller.
-
-    Args:
-        picture: (3, H, W) uint8.
-        side: in pixels.
-    """
+    """Repeat pixels so often that the longer side comes nearest to ``side``; larger pictures are made smaller."""
     longer = max(picture.shape[1:])
     if longer <= side:
         factor = max(1, round(side / longer))
@@ -36,14 +31,7 @@ def enlarge(picture: Tensor, side: int = SIDE) -> Tensor:
 
 
 def grid(rows: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Lay pictures out in rows, each in the upper left of its cell, on light gray.
-
-    Args:
-        rows: pictures (3, H, W) uint8 of any sizes.
-
-    Returns:
-        (3, H, W) uint8.
-    """
+    """Lay pictures (3, H, W) uint8 of any sizes out in rows, each in the upper left of its cell, on light gray."""
     num_columns = max(len(row) for row in rows)
     heights = [max(picture.shape[1] for picture in row) for row in rows]
     widths = [max(row[c].shape[2] for row in rows if c < len(row)) for c in range(num_columns)]

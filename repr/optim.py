@@ -29,22 +29,20 @@ class Optim:
     Attributes:
         name: any optimizer of timm's factory (``timm.optim.list_optimizers()``), or ``lars_l2`` (:class:`LarsL2`).
         lr: peak learning rate.
-        weight_decay: decay of every parameter with two or more dimensions. Biases, gains of norms and
-            learned scalars have fewer, and pulling those to zero changes what the network can express
-            instead of how large its weights are.
+        weight_decay: decay of every parameter with two or more dimensions. Biases, gains of norms and learned scalars
+            have fewer, and pulling those to zero changes what the network can express.
         decay_1d: decay those too (some papers do).
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
         warmup_steps: steps of linear warm-up, of which the last has ``lr``.
-        warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``.
+        warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``, as in open_clip.
         peak_after_warmup: the first step after the warm-up, instead of its last, is the first with ``lr``; a cosine
             begins there either way.
         final_lr: learning rate at the end of the cosine or of the cooldown.
         cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``.
         cooldown_power: shape of that fall; 1 is linear.
-        layer_decay: factor by which the learning rate of the backbone falls from each layer to the one
-            below it, as timm's ``group_matcher`` counts layers; everything outside the backbone keeps
-            the full rate. None: no such decay.
+        layer_decay: factor by which the learning rate of the backbone falls from each layer to the one below it, as
+            timm's ``group_matcher`` counts layers; everything else keeps the full rate. None: no such decay.
     """
 
     name: str = "adamw"
@@ -69,13 +67,8 @@ class Optim:
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay is {self.layer_decay}; set it between 0 and 1, or to null")
 
-    def build(self, module: nn.Module, total_steps: int, *, backbone: str = "backbone") -> tuple[Optimizer, LambdaLR]:
+    def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """Make the optimizer of ``module`` and the schedule to step once per optimizer step.
-
-        Args:
-            module: what is trained; parameters that need no gradient are left out.
-            total_steps: optimizer steps of the whole run.
-            backbone: name of the sub-module to which ``layer_decay`` applies.
 
         Raises:
             ValueError: warm-up and cooldown are longer than the run, timm has no such optimizer, or it does not go with
@@ -89,11 +82,11 @@ class Optim:
         known = [LARS_L2, *map(str, timm.optim.list_optimizers())]
         if self.name.lower() not in known:
             raise ValueError(f"optim.name is '{self.name}'; there are {', '.join(known)}")
-        groups, options = self.param_groups(module, backbone=backbone), dict(self.options)
+        groups = self.param_groups(module)
         if self.name.lower() == LARS_L2:
-            optimizer: Optimizer = LarsL2(groups, lr=self.lr, **options)
+            optimizer: Optimizer = LarsL2(groups, lr=self.lr, **self.options)
         else:
-            optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **options)
+            optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **self.options)
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             if optimizer.defaults.get("max_grad_norm") is not None:  # over sharded and whole gradients together
                 raise ValueError(
@@ -101,25 +94,29 @@ class Optim:
                     "optim.options.max_grad_norm=null and trainer.gradient_clip_val"
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
-        factor = partial(
-            lr_factor,
-            total=total_steps,
-            schedule=self.schedule,
-            warmup=self.warmup_steps,
-            start=None if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr,
-            peak_after=self.peak_after_warmup,
-            final=self.final_lr / self.lr if self.lr else 0.0,
-            cooldown=self.cooldown_steps,
-            power=self.cooldown_power,
-        )
-        return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, LambdaLR(optimizer, partial(self.lr_factor, total_steps=total_steps))
 
-    def param_groups(self, module: nn.Module, *, backbone: str = "backbone") -> list[dict[str, Any]]:
+    def lr_factor(self, step: int, total_steps: int) -> float:
+        """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last."""
+        warmup = self.warmup_steps
+        if step < warmup:
+            start = 1 / warmup if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr
+            return start + (1 - start) * step / (warmup if self.peak_after_warmup else max(warmup - 1, 1))
+        final = self.final_lr / self.lr if self.lr else 0.0
+        if self.schedule == "cosine":
+            progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
+            return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+        if not self.cooldown_steps:
+            return 1.0
+        left = min(max((total_steps - step) / self.cooldown_steps, 0.0), 1.0)
+        return final + (1 - final) * left**self.cooldown_power
+
+    def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Group trainable parameters by (learning rate, weight decay), those of the module itself apart.
 
         FSDP2 shards all but those, and optimizers cannot update sharded and whole ones in one call.
         """
-        scales = self._layer_scales(module, backbone)
+        scales = self._layer_scales(module)
         groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
@@ -130,15 +127,16 @@ class Optim:
             group["params"].append(param)
         return list(groups.values())
 
-    def _layer_scales(self, module: nn.Module, backbone: str) -> dict[str, float]:
+    def _layer_scales(self, module: nn.Module) -> dict[str, float]:
+        """Share of the learning rate of each parameter that ``layer_decay`` lowers."""
         if self.layer_decay is None:
             return {}
-        trunk: Any = module.get_submodule(backbone)
+        trunk: Any = module.get_submodule("backbone")
         if not hasattr(trunk, "group_matcher"):
             raise ValueError(f"optim.layer_decay needs a timm backbone, and {type(trunk).__name__} tells no layers")
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
         top = max(layers.values())
-        return {f"{backbone}.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
+        return {f"backbone.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
 
 
 def _on_shards(kind: type[Optimizer]) -> type[Optimizer]:
@@ -149,10 +147,7 @@ def _on_shards(kind: type[Optimizer]) -> type[Optimizer]:
 
     class OnShards(kind):  # type: ignore[valid-type, misc]
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
-            loss = None
-            if closure is not None:
-                with torch.enable_grad():
-                    loss = closure()
+            loss = None if closure is None else torch.enable_grad()(closure)()
             with implicit_replication():
                 super().step()
             return loss
@@ -178,40 +173,10 @@ class LarsL2(Lars):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Decay, scale, step."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params and group["decay"]:
                 torch._foreach_add_([p.grad for p in params], params, alpha=group["decay"])
         super().step()
         return loss
-
-
-def lr_factor(
-    step: int,
-    *,
-    total: int,
-    schedule: Schedule,
-    warmup: int = 0,
-    start: float | None = None,
-    peak_after: bool = False,
-    final: float = 0.0,
-    cooldown: int = 0,
-    power: float = 1.0,
-) -> float:
-    """Learning rate at ``step`` (from 0) as a share of the peak: linear warm-up, then cosine or constant.
-
-    Warm-up runs from ``start`` (None: ``1 / warmup``, as in open_clip) to the peak at step ``warmup - 1``, or at step
-    ``warmup`` with ``peak_after``; that is where the cosine starts. ``final`` is reached one step after the last.
-    """
-    if step < warmup:
-        start = 1 / warmup if start is None else start
-        return start + (1 - start) * step / (warmup if peak_after else max(warmup - 1, 1))
-    if schedule == "cosine":
-        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-    left = min((total - step) / cooldown, 1.0) if cooldown else 1.0
-    return final + (1 - final) * max(left, 0.0) ** power if cooldown else 1.0

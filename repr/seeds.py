@@ -26,15 +26,12 @@ _GOLDEN = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as int64, the step of SplitM
 
 
 def sample_seed(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
-    """Hash (seed, epoch, index) into one int64 a sample.
+    """Hash (seed, epoch, index) into one int64 a sample: (B,) int64, the same on every device.
 
     Args:
         seed: the run's seed.
         epoch: the epoch, from 0; or (B,) int64, how often each sample was visited before.
         index: (B,) int64 positions in the data set.
-
-    Returns:
-        (B,) int64, the same on every device.
     """
     state = torch.full_like(index, seed)
     state = _mix(state + _GOLDEN) ^ epoch
@@ -42,16 +39,10 @@ def sample_seed(seed: int, epoch: int | Tensor, index: Tensor) -> Tensor:
 
 
 def uniform(seed: Tensor, num: int, *, stream: int = 0) -> Tensor:
-    """Counter-based uniform numbers in [0, 1) with 24 random bits each.
+    """Counter-based uniform numbers in [0, 1) with 24 random bits each: (B, num) float32 on the device of ``seed``.
 
-    Args:
-        seed: (B,) int64, the batch's ``seed``.
-        num: draws a sample.
-        stream: draws of different streams are independent; a flow that needs several takes several.
-
-    Returns:
-        (B, num) float32 on the device of ``seed``; row i depends on ``seed[i]``, ``stream`` and the
-        column alone.
+    Row i depends on ``seed[i]`` (int64), ``stream`` and the column alone. Draws of different streams are independent;
+    a flow that needs several takes several.
     """
     counter = torch.arange(1, num + 1, device=seed.device, dtype=torch.int64)
     start = torch.full_like(seed, _GOLDEN) * (stream + 1)  # as a tensor, since this wraps

@@ -18,11 +18,8 @@ NOT_LITERAL = object()  # a default that is the name of something, or a call
 def arguments(target: str) -> dict[str, Any] | None:
     """Argument -> its default, :data:`NOT_LITERAL` where there is none that stands there as a value.
 
-    Args:
-        target: dotted name of a class or function.
-
-    Returns:
-        None where it is not ours, or where its arguments cannot be told (any keyword, those of a base class).
+    ``target`` is the dotted name of a class or function. The result is None where it is not ours, or where its
+    arguments cannot be told, since it takes any keyword or those of a base class.
     """
     module, _, name = target.rpartition(".")
     try:
@@ -36,22 +33,21 @@ def arguments(target: str) -> dict[str, Any] | None:
             return _of_function(node)
         if isinstance(node, ast.ClassDef) and node.name == name:
             inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-            return _of_function(inits[0]) if inits else None if node.bases else _of_fields(node)
+            return _of_function(inits[0]) if inits else None if node.bases else _of_dataclass(node)
     return None
 
 
 def _of_function(node: ast.FunctionDef) -> dict[str, Any] | None:
     if node.args.kwarg:
         return None
-    positional, defaults = node.args.args, [None, *node.args.defaults]
-    missing = len(positional) - len(node.args.defaults)
-    pairs = [(a, defaults[max(i - missing + 1, 0)]) for i, a in enumerate(positional)]
+    positional, defaults = node.args.args, node.args.defaults
+    without_default = [None] * (len(positional) - len(defaults))
+    pairs = [*zip(positional, [*without_default, *defaults], strict=True)]
     pairs += zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
     return {argument.arg: _value(default) for argument, default in pairs if argument.arg not in ("self", "cls")}
 
 
-def _of_fields(node: ast.ClassDef) -> dict[str, Any]:
-    """Of a dataclass."""
+def _of_dataclass(node: ast.ClassDef) -> dict[str, Any]:
     fields = [part for part in node.body if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)]
     return {f.target.id: _value(f.value) for f in fields if "ClassVar" not in ast.unparse(f.annotation)}  # type: ignore[union-attr]
 

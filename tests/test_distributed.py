@@ -26,8 +26,11 @@ def worker() -> dict[str, Any]:
     weight = torch.arange(12.0).reshape(4, 3)
     out = gather(x)
     (out * weight).sum().backward()
+    summands = [torch.ones(2, 3, requires_grad=True) for _ in range(2)]
+    (sum(gather(summand) for summand in summands) * weight).sum().backward()  # autograd gives both the same gradient
     return {
         "gather": {"out": out.detach(), "grad": x.grad, "ints": gather(torch.tensor([index, 7]))},
+        "summands": [summand.grad for summand in summands],
         "all_reduce": reductions(index),
         **gathered_losses(index),
         **joint_losses(index),
@@ -106,7 +109,8 @@ def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> 
     for index, record in enumerate(two):
         assert record["gather"]["out"][:, 0].tolist() == [0, 0, 1, 1]
         assert record["gather"]["ints"].tolist() == [0, 7, 1, 7]
-        torch.testing.assert_close(record["gather"]["grad"], WORLD * weight[2 * index : 2 * index + 2])
+        for grad in (record["gather"]["grad"], *record["summands"]):
+            torch.testing.assert_close(grad, WORLD * weight[2 * index : 2 * index + 2])
     x = torch.ones(2, 3)
     assert gather(x) is x
 

@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 from torch import nn
 
 from repr.config import compose
-from repr.models.teacher import cosine_momentum
-from repr.optim import Optim, lr_factor
+from repr.models.teacher import Teacher
+from repr.optim import Optim
 from tests.golden import golden
 
 
@@ -26,13 +26,16 @@ def test_every_schedule_equals_the_authors_numbers(case: str) -> None:
         "mcl_cosine": {"schedule": "cosine"},
         "gap_cosine": {"schedule": "cosine"},
         "mcl_const": {"schedule": "constant"},
-        "mcl_const_cooldown_p1": {"schedule": "constant", "cooldown": cooldown},
+        "mcl_const_cooldown_p1": {"schedule": "constant", "cooldown_steps": cooldown},
         # the second cooldown case ends at 1e-5 instead of 0
-        "mcl_const_cooldown_p2": {"schedule": "constant", "cooldown": cooldown, "power": 2.0, "final": 1e-5 / base},
-    }
+        "mcl_const_cooldown_p2": {
+            "schedule": "constant", "cooldown_steps": cooldown, "cooldown_power": 2.0, "final_lr": 1e-5
+        },
+    }  # fmt: skip
     assert keys == {*options, "base_lr", "warmup", "total_steps", "cooldown_steps"}
     for name, kwargs in options.items():
-        ours = [base * lr_factor(step, total=total, warmup=warmup, **kwargs) for step in range(total)]
+        optim = Optim(lr=base, warmup_steps=warmup, **kwargs)
+        ours = [base * optim.lr_factor(step, total) for step in range(total)]
         np.testing.assert_allclose(ours, data[f"{case}.{name}"], rtol=1e-12, atol=1e-18, err_msg=name)
 
 
@@ -42,9 +45,9 @@ def test_a_warm_up_from_a_given_rate_equals_the_authors_numbers(case: str) -> No
     data = {key.split("/")[1]: value for key, value in golden("slip_schedule").items() if key.startswith(f"{case}/")}
     per_epoch, total = int(data["iters_per_epoch"]), int(data["epochs"] * data["iters_per_epoch"])
     base = float(data["base_f64"])
-    options = {"start": float(data["start_f64"]) / base, "final": float(data["final_f64"]) / base}
-    warmup = per_epoch * int(data["warmup_epochs"])
-    ours = [base * lr_factor(step, total=total, schedule="cosine", warmup=warmup, **options) for step in range(total)]
+    options = {"warmup_lr": float(data["start_f64"]), "final_lr": float(data["final_f64"])}
+    optim = Optim(lr=base, warmup_steps=per_epoch * int(data["warmup_epochs"]), **options)
+    ours = [base * optim.lr_factor(step, total) for step in range(total)]
     np.testing.assert_allclose(ours, data["lr_f64"], rtol=1e-12)
 
 
@@ -52,9 +55,10 @@ def test_a_warm_up_from_a_given_rate_equals_the_authors_numbers(case: str) -> No
 def test_a_warm_up_from_zero_to_the_step_after_it_equals_maes_numbers(case: str) -> None:
     data = {k.split("/")[1]: v for k, v in golden("mae_schedule_lars").items() if k.startswith(f"{case}/")}
     base, per_epoch = float(data["lr"]), int(data["iters_per_epoch"])
-    options = {"warmup": per_epoch * int(data["warmup_epochs"]), "start": 0.0, "peak_after": True}
-    total, final = per_epoch * int(data["epochs"]), float(data["min_lr"]) / base
-    ours = [base * lr_factor(step, total=total, schedule="cosine", final=final, **options) for step in range(total)]
+    options = {"warmup_steps": per_epoch * int(data["warmup_epochs"]), "warmup_lr": 0.0, "peak_after_warmup": True}
+    total = per_epoch * int(data["epochs"])
+    optim = Optim(lr=base, final_lr=float(data["min_lr"]), **options)
+    ours = [base * optim.lr_factor(step, total) for step in range(total)]
     np.testing.assert_allclose(ours, data["lr_f64"], rtol=1e-6, atol=1e-12)  # their peak is a float32 here
 
 
@@ -142,7 +146,8 @@ def test_pixpros_schedule_equals_the_authors_numbers() -> None:
 
 def test_pixpros_momentum_equals_the_authors_numbers() -> None:
     data = {key.split("/")[1]: value for key, value in PIXPRO.items() if key.startswith("momentum/")}
-    ours = [cosine_momentum(k, start=0.99, total=int(data["K"])) for k in data["k"].tolist()]
+    teacher = Teacher(momentum=0.99, final_momentum=1.0)
+    ours = [teacher.momentum_at(k, int(data["K"])) for k in data["k"].tolist()]
     np.testing.assert_allclose(ours, data["m_f64"], rtol=1e-12)
 
 

@@ -282,7 +282,7 @@ def _parts(objective: Objective, *, half: bool) -> Iterator[Part]:
 
     from repr.distributed import called, layers
 
-    for child in called(objective):
+    for _, child in called(objective):
         rest = set(child.parameters())
         for layer in layers(child):
             own = rest & set(layer.parameters())

@@ -17,7 +17,7 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
     """Make a timm model without its classifier, called as ``backbone(images) -> (B, num_features)``.
 
     Args:
-        name: name of a timm model, for example ``vit_base_patch16_224`` or ``resnet50``.
+        name: such as ``vit_base_patch16_224`` or ``resnet50``.
         image_size: side of the input in pixels; handed over where the architecture depends on it.
         pretrained: load timm's weights (needs the network).
         options: further arguments of ``timm.create_model``.
@@ -38,20 +38,17 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
 
 
 def width_of(encoder: Any, attribute: str = "num_features") -> int:
-    """How wide the output of an encoder is, as it tells itself.
-
-    Args:
-        encoder: an image encoder, or with ``output_dim`` for ``attribute`` a text encoder.
-        attribute: where it says so.
+    """The width of an encoder's output: ``num_features`` of an image encoder, ``output_dim`` of a text encoder.
 
     Raises:
-        ValueError: it does not, or it is a timm model with a classifier at its end.
+        ValueError: the encoder does not tell its width, or is a timm model that ends with a classifier.
     """
-    width, kind = getattr(encoder, attribute, None), "backbone" if attribute == "num_features" else "text"
+    kind, example = {
+        "num_features": ("backbone", "timm.create_model('resnet50', num_classes=0)"),
+        "output_dim": ("text", "open_clip's TextTransformer(...)"),
+    }[attribute]
+    width = getattr(encoder, attribute, None)
     if not isinstance(encoder, nn.Module) or not isinstance(width, int):
-        example = (
-            "timm.create_model('resnet50', num_classes=0)" if kind == "backbone" else "open_clip's TextTransformer(...)"
-        )
         raise ValueError(
             f"{kind} is {type(encoder).__name__}, which has no {attribute}: give a module such as {example}, or one of "
             f"your own that has the width of its output in {attribute}"
@@ -66,16 +63,9 @@ def width_of(encoder: Any, attribute: str = "num_features") -> int:
 
 
 def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
-    """Encode several views of a batch, with one pass of the backbone for each run of equal sizes.
+    """Encode V views (B, 3, H_v, W_v) to (V * B, D): the rows of the first view, then those of the second, and so on.
 
-    Views of one pass share BatchNorm statistics, those of different sizes do not.
-
-    Args:
-        backbone: (N, 3, H, W) -> (N, D).
-        views: V tensors (B, 3, H_v, W_v), equal sizes side by side.
-
-    Returns:
-        (V * B, D): the rows of the first view, then those of the second, and so on.
+    Neighbouring views of equal size pass the backbone together and share BatchNorm statistics.
 
     Raises:
         ValueError: the views hold unequal numbers of samples.
@@ -88,16 +78,10 @@ def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
-    """The last map of features of a timm model, before pooling: of a ResNet its last stage, of a ViT its patches.
+    """The last feature map of a timm model before pooling: (B, 3, H, W) -> (B, C, h, w).
 
-    A ViT's patches are those after the last norm, without class token and registers.
-
-    Args:
-        backbone: a timm model.
-        images: (B, 3, H, W).
-
-    Returns:
-        (B, C, h, w), row-major: cell (r, c) looks at the r-th strip from the top and the c-th from the left.
+    It is the last stage of a ResNet, or the patches of a ViT after its last norm. Cell (r, c) looks at the r-th strip
+    from the top and the c-th from the left.
 
     Raises:
         ValueError: the model gives no map.
@@ -111,14 +95,9 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
-    """Which square inputs a backbone cannot take, found by giving it one of each.
+    """Which square inputs a backbone cannot take: side in pixels -> the first line of what the model says.
 
-    Args:
-        backbone: on any device; on torch's meta device nothing is computed.
-        sizes: sides in pixels.
-
-    Returns:
-        Side -> the first line of what the model says.
+    It is given an input of each size; on torch's meta device nothing is computed.
     """
     device, refused = next(backbone.parameters()).device, {}
     for size in sizes:
@@ -131,21 +110,17 @@ def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
 
 
 def map_shape(backbone: nn.Module, size: int) -> tuple[int, int, int]:
-    """The shape of a backbone's feature map for square input of ``size`` pixels: channels, height, width.
+    """Channels, height and width of a backbone's feature map for square input of ``size`` pixels.
 
-    Args:
-        backbone: on any device; on torch's meta device nothing is computed.
-        size: side in pixels.
+    On torch's meta device nothing is computed.
 
     Raises:
         ValueError: it has no map, takes no such input, or its map has other channels than ``num_features``.
     """
-    device = next(backbone.parameters()).device
+    images = torch.zeros(1, 3, size, size, device=next(backbone.parameters()).device)
     try:
         with torch.no_grad():
-            _, channels, height, width = feature_map(
-                backbone.eval(), torch.zeros(1, 3, size, size, device=device)
-            ).shape
+            channels, height, width = feature_map(backbone.eval(), images).shape[1:]
     except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
         raise ValueError(f"no feature map of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
     if channels != width_of(backbone):
@@ -159,8 +134,4 @@ def takes_image_size(name: str) -> bool:
     """Whether the architecture has parameters (position tables) that depend on the size of the image."""
     module = inspect.getmodule(timm.model_entrypoint(name))
     classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, nn.Module)]
-    return any(
-        "img_size" in inspect.signature(c.__init__).parameters
-        and "num_classes" in inspect.signature(c.__init__).parameters
-        for c in classes
-    )
+    return any({"img_size", "num_classes"} <= inspect.signature(c.__init__).parameters.keys() for c in classes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,12 @@ Norm = Literal["joined", "each"]
 
 
 def join(outputs: Sequence[Tensor], norm: Norm) -> Tensor:
-    """Put embeddings of the same samples side by side.
+    """Put embeddings (B, D_s) of the same samples side by side: (B, sum of D_s), of unit length.
+
+    With ``joined`` there is one L2 norm over all, so that an encoder with longer outputs counts more; with ``each``
+    every encoder's output is brought to unit length first, so that all count alike.
 
     Source: MCL (Zhang et al., 2024, arXiv 2402.11816), whose authors join raw outputs.
-
-    Args:
-        outputs: S tensors (B, D_s), not normalised.
-        norm: ``joined``: one L2 norm over all, so that an encoder with longer outputs counts more; ``each``: every
-            encoder's output is brought to unit length first, so that all count alike.
-
-    Returns:
-        (B, sum of D_s), of unit length.
     """
     if norm == "each":
         outputs = [F.normalize(output.float(), dim=1) for output in outputs]
@@ -31,15 +26,9 @@ def join(outputs: Sequence[Tensor], norm: Norm) -> Tensor:
 
 
 class Concat(nn.Module):
-    """Encoders of the same input, joined; called like any backbone or text tower.
+    """Encoders (B, ...) -> (B, D_s) of the same images or token ids, as one; ``norm`` is that of :func:`join`.
 
-    Args:
-        encoders: modules (B, ...) -> (B, D_s), of images or of token ids.
-        norm: see :func:`join`.
-
-    Attributes:
-        num_features: sum of the encoders' widths, where each tells its own (``num_features`` or ``output_dim``).
-        output_dim: the same, the name that text towers use.
+    ``num_features`` and ``output_dim``, the names of backbones and of text towers, are the sum of the encoders' own.
 
     Raises:
         ValueError: no encoder, or an unknown norm.
@@ -52,8 +41,8 @@ class Concat(nn.Module):
         if norm not in ("joined", "each"):
             raise ValueError(f"norm is '{norm}'; set it to joined (one norm over all) or each (one for each encoder)")
         self.encoders, self.norm = nn.ModuleList(encoders), norm
-        widths = [getattr(e, "num_features", None) or getattr(e, "output_dim", 0) for e in encoders]
-        self.num_features = self.output_dim = sum(cast(list[int], widths))
+        widths: list[Any] = [getattr(e, "num_features", None) or getattr(e, "output_dim", 0) for e in encoders]
+        self.num_features = self.output_dim = sum(widths)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, ...) -> (B, num_features), of unit length, float32."""
@@ -61,18 +50,12 @@ class Concat(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A method of a module as a module of its own, such as ``encode_image`` of an objective.
-
-    Args:
-        module: what holds the weights.
-        method: name of a method (B, ...) -> (B, D).
-        num_features: D.
-    """
+    """A method (B, ...) -> (B, num_features) of a module, such as ``encode_image``, as a module of its own."""
 
     def __init__(self, module: nn.Module, method: str, num_features: int) -> None:
         super().__init__()
         self.module, self.method, self.num_features = module, method, num_features
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """As the method."""
-        return cast(Callable[[Tensor], Tensor], getattr(self.module, self.method))(inputs)
+        """Call the method."""
+        return getattr(self.module, self.method)(inputs)

@@ -16,18 +16,11 @@ _NORM: Any = partial(nn.LayerNorm, eps=1e-6)
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int = 0) -> Tensor:
-    """Fixed positions of patches, sines and cosines of column and row.
+    """Fixed positions of patches: (P + L, dim) float64, row-major, zero for the P tokens before the patches.
 
     The first half of the channels tells the column, the second the row; each half holds the sines of the position times
     10000^(-k / (dim / 4)), k = 0, 1, ..., then their cosines (He et al., 2021, arXiv 2111.06377, and their code).
-
-    Args:
-        dim: width, a multiple of 4.
-        grid: rows and columns of patches.
-        num_prefix_tokens: tokens before the patches, whose rows are zero.
-
-    Returns:
-        (P + L, dim) float64, row-major.
+    ``grid`` counts rows and columns of patches.
 
     Raises:
         ValueError: the width is no multiple of 4.
@@ -48,8 +41,9 @@ def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int 
 
 def fix_positions(vit: Any) -> None:
     """Replace a timm ViT's positions by fixed sines and cosines; they stay in the state dict under timm's name."""
-    num_prefix_tokens = vit.pos_embed.shape[1] - vit.patch_embed.num_patches
-    table = sincos_positions(vit.pos_embed.shape[2], vit.patch_embed.grid_size, num_prefix_tokens=num_prefix_tokens)
+    _, num_tokens, dim = vit.pos_embed.shape
+    prefix = num_tokens - vit.patch_embed.num_patches
+    table = sincos_positions(dim, vit.patch_embed.grid_size, num_prefix_tokens=prefix)
     with torch.no_grad():
         vit.pos_embed.copy_(table[None])
     vit.pos_embed.requires_grad_(False)
@@ -65,10 +59,10 @@ class Decoder(nn.Module):
         grid: rows and columns of patches.
         patch_dim: values a patch, patch_size^2 * channels.
         dim: width of the decoder.
-        depth: blocks.
-        num_heads: heads of each.
+        depth: number of blocks.
+        num_heads: heads of each block.
         mlp_ratio: hidden width of each block's MLP over ``dim``.
-        normalize_target: whether it predicts patches that were brought to mean 0 and variance 1, each by itself.
+        normalize_target: whether each patch is brought to mean 0 and variance 1 before it is predicted.
         num_prefix_tokens: class token and registers, which pass the decoder with the patches.
 
     Raises:
@@ -109,15 +103,10 @@ class Decoder(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor, ids_restore: Tensor, ids_predict: Tensor | None = None) -> Tensor:
-        """Predict patches.
+        """Predict the R patches ``ids_predict`` (B, R), or all L of them: (B, R, patch_dim).
 
-        Args:
-            tokens: (B, P + K, width), the encoder's, from :func:`repr.models.masking.encode_kept`.
-            ids_restore: (B, L) of the mask.
-            ids_predict: (B, R), the patches wanted; None: all, kept ones too.
-
-        Returns:
-            (B, R, patch_dim), or (B, L, patch_dim).
+        ``tokens`` (B, P + K, width) come from :func:`repr.models.masking.encode_kept`, ``ids_restore`` (B, L) from the
+        mask.
         """
         x = self.embed(tokens)
         num_blanks = len(self.positions) - x.shape[1]
@@ -127,11 +116,11 @@ class Decoder(nn.Module):
         return self.predict(patches if ids_predict is None else take(patches, ids_predict))
 
     def target(self, patches: Tensor) -> Tensor:
-        """What it is to predict for patches: (B, R, patch_dim) -> the same shape."""
+        """What the decoder is to predict for patches (B, R, patch_dim), of the same shape."""
         return normalize_patches(patches) if self.normalize_target else patches
 
     def pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
-        """Predicted patches as pixels (B, L, patch_dim); mean and variance, if not predicted, are the true ones'."""
+        """Predicted patches (B, L, patch_dim) as pixels, with the true mean and variance if none were predicted."""
         if not self.normalize_target:
             return pred
         variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)

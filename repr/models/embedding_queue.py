@@ -11,15 +11,10 @@ from repr.distributed import gather, rank, world_size
 
 
 class Queue(nn.Module):
-    """First in, first out; a slot for each view whose embeddings are kept.
+    """First in, first out; ``num_slots`` views are kept, ``length`` rows of each, of all ranks together.
 
     Every rank holds the whole queue, so that the checkpoint of the first one has all of it and a run goes on with
     another number of processes; each uses its own share (:meth:`mine`).
-
-    Args:
-        num_slots: S, views that are kept.
-        length: rows a slot, of all ranks together; a multiple of the global batch.
-        dim: D, width of an embedding.
     """
 
     rows: Tensor
@@ -43,10 +38,7 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, embeddings: Tensor) -> None:
-        """Put a batch in front and drop as many rows at the end.
-
-        Args:
-            embeddings: (B, S, D) of this rank; those of all ranks are put in.
+        """Put the embeddings (B, S, D) of all ranks in front, and drop as many rows at the end.
 
         Raises:
             ValueError: the global batch does not divide the length.
@@ -60,7 +52,7 @@ class Queue(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._full = False  # as what was loaded says
+        self._full = False  # until what was loaded says otherwise
 
 
 def length_fault(length: int, batch_size: int) -> str:

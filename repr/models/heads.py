@@ -14,18 +14,14 @@ Norm = Literal["affine", "plain"]
 
 
 def mlp(widths: Sequence[int], *, last_norm: Norm | None = None, last_bias: bool = True) -> nn.Sequential:
-    """Linear layers with BatchNorm and ReLU between them.
+    """Linear layers with BatchNorm over all ranks and ReLU between them: (N, widths[0]) -> (N, widths[-1]).
 
-    A layer that BatchNorm follows has no bias, since the norm would take it out again. Statistics are those of all
-    ranks.
+    A layer that BatchNorm follows has no bias, since the norm would take it out again. With ``last_norm`` BatchNorm
+    follows the last layer too, with gain and bias (``affine``) or without (``plain``); else ``last_bias`` says whether
+    that layer has a bias.
 
-    Args:
-        widths: of the input, of every hidden layer, of the output.
-        last_norm: BatchNorm after the last layer, with gain and bias (``affine``) or without (``plain``).
-        last_bias: whether the last layer has a bias where no norm follows.
-
-    Returns:
-        (N, widths[0]) -> (N, widths[-1]).
+    Raises:
+        ValueError: there is no such norm.
     """
     if last_norm not in (None, "affine", "plain"):
         raise ValueError(f"last_norm is '{last_norm}'; set it to affine, plain or null")
@@ -39,14 +35,9 @@ def mlp(widths: Sequence[int], *, last_norm: Norm | None = None, last_bias: bool
 
 
 def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
-    """Linear layers with ReLU and dropout between them, and no norm; Xavier-normal weights, biases of zero.
+    """Linear layers with ReLU and dropout between them: (N, widths[0]) -> (N, widths[-1]).
 
-    Args:
-        widths: of the input, of every hidden layer, of the output.
-        dropout: probability of a hidden unit to be left out in training.
-
-    Returns:
-        (N, widths[0]) -> (N, widths[-1]).
+    There is no norm; weights start Xavier-normal, biases at zero.
 
     Raises:
         ValueError: fewer than two widths.
@@ -58,7 +49,6 @@ def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
         linear = nn.Linear(wide, narrow)
         nn.init.xavier_normal_(linear.weight)
         nn.init.zeros_(linear.bias)
-        layers += [linear, nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])]
-    while not isinstance(layers[-1], nn.Linear):
-        layers.pop()
+        between = [nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])] if layers else []
+        layers += [*between, linear]
     return nn.Sequential(*layers)

@@ -34,7 +34,7 @@ class Mask(NamedTuple):
 
 
 def num_kept(num_patches: int, ratio: float) -> int:
-    """How many of ``num_patches`` patches are kept: ``num_patches * (1 - ratio)``, cut to a whole number, at least 1.
+    """How many patches are kept: ``num_patches * (1 - ratio)``, cut to a whole number, at least 1.
 
     MAE's code has the same rule, but may keep none. The product is a binary one: 0.9 of 100 patches keeps 9.
     """
@@ -70,7 +70,7 @@ class Masking:
     def draw(
         self, seed: Tensor, grid: tuple[int, int], *, num_views: int = 1, similarity: Tensor | None = None
     ) -> Mask:
-        """Draw V masks for each of B seeds, from a ``grid`` of (rows, columns): V * B masks, the first view's first.
+        """Draw V * B masks, those of the first view first, for B seeds and a ``grid`` of (rows, columns) of patches.
 
         ``kind=text`` draws them from ``similarity`` (V * B, L), the cosines of :func:`patch_similarity`.
         """
@@ -123,15 +123,9 @@ def text_scores(similarity: Tensor, seed: Tensor, *, view: int = 0) -> Tensor:
 
 
 def patch_similarity(features: Tensor, text: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Cosine of every patch with the picture's text.
+    """Cosines (B, L), row-major, of patches (B, D, h, w) with the text (B, D) of their picture.
 
-    Args:
-        features: (B, D, h, w) of patches in the space shared with texts.
-        text: (B, D).
-        grid: rows and columns wanted; the map of cosines is interpolated to them (bilinearly) where it has others.
-
-    Returns:
-        (B, L), row-major.
+    Where the map has not the wanted ``grid`` of (rows, columns), the cosines are interpolated bilinearly.
     """
     with full_precision(features):
         cosine = torch.einsum("bdhw,bd->bhw", F.normalize(features.float(), dim=1), F.normalize(text.float(), dim=1))
@@ -151,13 +145,12 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
     timm's own place for that, ``patch_drop``, does it, so the model stays as it is, with its names and options.
 
     Args:
-        vit: a timm ``VisionTransformer``.
+        vit: a timm ``VisionTransformer``; its ``forward_head`` pools what this gives.
         images: (B, 3, H, W).
         ids_keep: (B, K) int64, positions of the kept patches, row-major.
 
     Returns:
-        (B, P + K, D): class token and registers, then the kept patches in the order of ``ids_keep``, after the last
-        norm. ``vit.forward_head`` pools them.
+        (B, P + K, D), after the last norm: class token and registers, then the patches in the order of ``ids_keep``.
     """
     model: Any = vit
 
@@ -175,16 +168,7 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
 
 
 def take(tokens: Tensor, ids: Tensor, *, num_prefix_tokens: int = 0) -> Tensor:
-    """Pick patches by position, after those tokens that come before them.
-
-    Args:
-        tokens: (B, P + L, D).
-        ids: (B, K) int64, of patches, from 0.
-        num_prefix_tokens: P, of class token and registers.
-
-    Returns:
-        (B, P + K, D).
-    """
+    """Keep the P prefix tokens and the patches ``ids`` (B, K), counted from 0: (B, P + L, D) -> (B, P + K, D)."""
     prefix = torch.arange(num_prefix_tokens, device=ids.device).expand(len(ids), -1)
     places = torch.cat([prefix, ids + num_prefix_tokens], dim=1)
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[2]))

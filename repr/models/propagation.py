@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from repr.losses.blockwise import full_precision, normalise
 from repr.models.heads import mlp
 
-_NUM_SLICES = 8
+_NUM_SLICES = 8  # of the images, whose similarities are held one slice at a time
 
 
 class Propagation(nn.Module):

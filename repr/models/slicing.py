@@ -1,4 +1,4 @@
-"""What lets encoders take larger batches, or take them faster, with the same result: slices, checkpoints, compilation.
+"""Slices, checkpoints and compilation: encoders take larger batches, or take them faster, with the same result.
 
 A slice is encoded under activation checkpointing: its output is kept, what lies between is computed again in backward.
 So the losses see the embeddings of the whole batch, while the activations of one slice are held.
@@ -11,11 +11,12 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from functools import partial, wraps
 from importlib.util import find_spec
 from itertools import repeat
 from types import MethodType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,10 @@ METHODS = ("forward", "forward_features", "forward_intermediates")  # by which f
 
 
 def slice_encoders(objective: nn.Module, micro_batch: int | None) -> None:
-    """Let the encoders of a flow (its ``ENCODERS``) take no more than ``micro_batch`` rows at a time.
+    """Let the encoders of a flow take no more than ``micro_batch`` rows at a time, or the whole batch if it is None.
 
-    Names and tensors stay; the methods of each encoder are replaced on the instance, before anything is sharded.
-
-    Args:
-        objective: a flow.
-        micro_batch: rows of one process, views of a sample counted each; None: the whole batch.
+    The rows are those of one process, and each view of a sample is one. Names and tensors stay; the methods of each
+    encoder are replaced on the instance, before anything is sharded.
 
     Raises:
         ValueError: fewer than one row, or a flow that names no encoders.
@@ -62,13 +60,12 @@ def checkpoint_encoders(objective: nn.Module) -> None:
     Raises:
         ValueError: no encoder has it.
     """
-    able = [
-        (n, m) for n, m in encoders(objective, "grad_checkpointing", "false") if hasattr(m, "set_grad_checkpointing")
-    ]
+    named: list[tuple[str, Any]] = encoders(objective, "grad_checkpointing", "false")
+    able = [(name, encoder) for name, encoder in named if hasattr(encoder, "set_grad_checkpointing")]
     if not able:
         raise ValueError("no encoder has set_grad_checkpointing: set grad_checkpointing=false")
     for name, encoder in able:
-        cast(Any, encoder).set_grad_checkpointing(True)
+        encoder.set_grad_checkpointing(True)
         if _has_batch_norm(encoder):
             warnings.warn(
                 f"grad_checkpointing: the running statistics of {name}'s BatchNorm count each batch twice, so they "
@@ -106,15 +103,10 @@ def compiler_fault() -> str | None:
 
 
 def encoders(objective: nn.Module, option: str, off: str) -> list[tuple[str, nn.Module]]:
-    """The encoders that a flow names and has, and their copies in its teacher.
-
-    Args:
-        objective: a flow.
-        option: what asks for them.
-        off: its value that does not.
+    """The encoders that a flow names (``ENCODERS``) and has, and their copies in its teacher.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none; the message says to set ``option`` to ``off``.
     """
     known = dict(objective.named_modules())
     names = (path for name in getattr(objective, "ENCODERS", ()) for path in (name, f"teacher.{name}"))
@@ -146,19 +138,16 @@ def _sliced(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> Any:
-    """Call a function that runs a module, on as many rows at a time as the module takes.
+    """Give what ``function(*rows)`` does, which runs a module on as many rows at a time as :func:`slice_rows` has set.
 
     Without a limit, with fewer rows, or in evaluation (mode and no gradient) it is the plain call. Dropout and the like
     draw for each slice anew, and the same once more in backward; under autocast, recomputation is too. Running
     statistics of BatchNorm count each slice once.
 
     Args:
-        module: what was given to :func:`slice_rows`, or not.
-        function: of rows, to a tensor, or to a list, tuple or dict of such, with as many rows.
+        module: what the function runs.
+        function: gives a tensor, or a list, tuple or dict of tensors, with as many rows.
         rows: tensors (B, ...); anything else goes to each slice as it is.
-
-    Returns:
-        What ``function(*rows)`` gives.
     """
     size: Any = getattr(module, "micro_batch", None)
     grad = torch.is_grad_enabled()
@@ -166,7 +155,10 @@ def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> An
         return function(*rows)
     run = function
     if grad:
-        contexts = partial(_contexts, module)
+
+        def contexts() -> tuple[Any, Any]:  # of forward and of recomputation
+            return nullcontext(), _statistics_kept(module)
+
         run = partial(checkpoint, function, use_reentrant=False, context_fn=contexts)
     num = -(-len(rows[0]) // size)  # slices of about equal size, so that none has a row or two
     parts = zip(*(x.tensor_split(num) if isinstance(x, Tensor) else repeat(x) for x in rows), strict=False)
@@ -176,7 +168,7 @@ def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> An
 
 
 def _join(outputs: Sequence[Any]) -> Any:
-    """Rows of all slices, below one another."""
+    """Put the rows of all slices below one another."""
     first = outputs[0]
     if isinstance(first, Tensor):
         return torch.cat(list(outputs))
@@ -185,23 +177,17 @@ def _join(outputs: Sequence[Any]) -> Any:
     return type(first)(_join(column) for column in zip(*outputs, strict=True))
 
 
-def _contexts(module: nn.Module) -> tuple[Any, Any]:
-    """Of forward and of recomputation."""
-    return nullcontext(), _statistics_kept(module)
-
-
 @contextmanager
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keep running statistics of BatchNorm as they are: they have seen these rows in forward."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    counts = [norm.num_batches_tracked for norm in norms]
-    before = [(n.momentum, None if c is None else c.clone()) for n, c in zip(norms, counts, strict=True)]
+    before = [(norm, norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, (momentum, count) in zip(norms, before, strict=True):
+        for norm, momentum, count in before:
             norm.momentum = momentum
             if count is not None and norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.copy_(count)

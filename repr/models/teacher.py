@@ -20,9 +20,8 @@ class Teacher(nn.Module):
     A flow assigns it to ``self.teacher`` in its constructor, and :class:`repr.objectives.base.Objective` does the rest.
     In its step the flow calls the copies by their names, as in ``self.teacher.backbone``, under ``torch.no_grad``.
 
-    The momentum is a function of the optimizer step, so nothing is counted here and a resumed run goes on where it was.
-    The copies are made of plain modules, before anything is sharded, so that they can be sharded as the originals are;
-    the update then works on local shards.
+    The momentum is a function of the optimizer step, so nothing is counted here. The copies are made before anything is
+    sharded, so that they are sharded as the originals are, and the update works on local shards.
 
     Args:
         momentum: at the first step; 1 keeps the teacher as it is.
@@ -37,12 +36,7 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        momentum: float,
-        final_momentum: float | None = None,
-        before_step: bool = False,
-        **students: nn.Module,
+        self, *, momentum: float, final_momentum: float | None = None, before_step: bool = False, **students: nn.Module
     ) -> None:
         super().__init__()
         self.momentum, self.before_step = momentum, before_step
@@ -58,26 +52,24 @@ class Teacher(nn.Module):
         def __getattr__(self, name: str) -> Any: ...
 
     def momentum_at(self, step: int, total: int | None) -> float:
-        """The momentum of a step, see :func:`cosine_momentum`."""
-        return cosine_momentum(step, start=self.momentum, end=self.final_momentum, total=total)
+        """The momentum of a step: along half a cosine, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
+
+        ``final - (final - first) * (cos(pi * step / total) + 1) / 2``; the first one if ``total`` is not known (None).
+        """
+        if total is None:
+            return self.momentum
+        rise = self.final_momentum - self.momentum
+        return self.final_momentum - rise * (math.cos(math.pi * min(step / total, 1)) + 1) / 2
 
     def follow(self, owner: nn.Module, step: int, total: int | None) -> None:
-        """Make the update that is due once the optimizer has made a step.
-
-        Args:
-            owner: what holds the originals, under the names of the copies.
-            step: optimizer steps made before that one.
-            total: optimizer steps of the whole run, or None.
-        """
+        """Make the update that is due once the optimizer has made a step, before which it had made ``step`` others."""
         self.update(owner, self.momentum_at(step + self.before_step, total))
 
     @torch.no_grad()
     def update(self, owner: nn.Module, momentum: float) -> None:
         """Set each parameter to ``momentum * itself + (1 - momentum) * the original``.
 
-        Args:
-            owner: what holds the originals, under the names of the copies.
-            momentum: 1 keeps the teacher as it is.
+        The originals are the modules of ``owner`` with the names of the copies.
         """
         own, students = ([local(p.detach()) for p in m.parameters()] for m in (self, self._students(owner)))
         torch._foreach_lerp_(own, students, 1 - momentum)
@@ -86,23 +78,9 @@ class Teacher(nn.Module):
     def restart(self, owner: nn.Module) -> None:
         """Become a copy of the originals again, buffers and all."""
         students = self._students(owner)
-        for own, other in (*zip(self.parameters(), students.parameters(), strict=True),
-                           *zip(self.buffers(), students.buffers(), strict=True)):  # fmt: skip
-            local(own).copy_(local(other))
+        own, originals = ([*module.parameters(), *module.buffers()] for module in (self, students))
+        for copied, original in zip(own, originals, strict=True):
+            local(copied).copy_(local(original))
 
     def _students(self, owner: nn.Module) -> nn.ModuleList:
         return nn.ModuleList(owner.get_submodule(name) for name, _ in self.named_children())
-
-
-def cosine_momentum(step: int, *, start: float, end: float = 1.0, total: int | None) -> float:
-    """The momentum of a step: from ``start`` to ``end`` along half a cosine.
-
-    ``end - (end - start) * (cos(pi * step / total) + 1) / 2``, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
-
-    Args:
-        step: optimizer steps made before.
-        start: momentum at step 0.
-        end: momentum at step ``total``.
-        total: optimizer steps of the whole run; None: ``start`` throughout.
-    """
-    return start if total is None else end - (end - start) * (math.cos(math.pi * min(step / total, 1)) + 1) / 2

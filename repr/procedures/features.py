@@ -18,7 +18,7 @@ from repr.distributed import gather, rank
 from repr.fit import Run
 from repr.training.trainer import make_trainer, progress
 
-NAMES = ("image", "text", "trunk", "projection")  # of the embeddings, those that samples may be clustered by
+NAMES = ("image", "text", "trunk", "projection")  # the embeddings that samples may be clustered by
 
 
 class FeatureTable(pl.Callback):
@@ -32,9 +32,8 @@ class FeatureTable(pl.Callback):
         num_rows: N, samples of the data set.
 
     Attributes:
-        features: name -> (N, D) float32 on the CPU, of unit length, zero where the sample was not read; empty on the
-            other processes.
-        read: (N,) bool, the samples that were read; likewise.
+        features: name -> (N, D) float32 on the CPU, of unit length, zero where the sample was not read.
+        read: (N,) bool, the samples that were read.
     """
 
     def __init__(self, names: Sequence[str], num_rows: int) -> None:
@@ -43,19 +42,9 @@ class FeatureTable(pl.Callback):
         self.read = torch.zeros(num_rows, dtype=torch.bool)
 
     def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Embeddings,
-        batch: Batch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Embeddings, batch: Batch, *args: Any
     ) -> None:
-        """Keep the embeddings of a batch.
-
-        Raises:
-            ValueError: the flow gives no such output.
-        """
+        """Keep the embeddings of a batch, and refuse those that the flow does not give."""
         given = {name: values for name in NAMES if (values := getattr(outputs, name)) is not None}
         if missing := [name for name in self.names if name not in given]:
             raise ValueError(
@@ -75,15 +64,9 @@ class FeatureTable(pl.Callback):
 
 
 def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> FeatureTable:
-    """Features of the whole training set with the evaluation transform; every rank must call it.
+    """Features of the training set of a finished run, with the evaluation transform; every rank must call it.
 
-    Args:
-        run: a finished run.
-        cfg: its config.
-        names: outputs of the objective's ``predict_step``.
-
-    Returns:
-        The table, filled on the first process.
+    They are those outputs of the objective's ``predict_step`` that ``names`` tells, and lie on the first process.
     """
     table = FeatureTable(names, len(run.datamodule.train))
     make_trainer(cfg, [table, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
@@ -100,10 +83,10 @@ def cluster(
         features: name -> (N, D) float32.
         read: (N,) bool, the rows that count.
         clustering: config of an estimator with ``fit_predict``.
-        seed: its ``random_state``, if it has one.
+        seed: ``random_state`` of the estimator, if it has one.
 
     Returns:
-        (N,) int64, the cluster of each row, -1 where it does not count; ``c_1 + K_1 c_2 + ...`` of several tables. And
+        The cluster of each row, (N,) int64, -1 where it does not count; ``c_1 + K_1 c_2 + ...`` of several tables. And
         the centroids (K, D) by name.
 
     Raises:

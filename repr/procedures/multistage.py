@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -60,19 +60,18 @@ class Multistage:
     """The procedure: ``num_stages`` ordinary runs in ``<run folder>/stage-<s>``, then the evaluation of all joined.
 
     A run that was killed goes on with ``resume=``: finished stages are skipped, the interrupted one continues. All
-    processes must see the run folder.
+    processes must see the run folder. Each stage has a seed of its own for the order of samples and their views.
 
     Attributes:
-        num_stages: stage 0, which is an ordinary run, included.
+        num_stages: how many, with stage 0, which is an ordinary run.
         clustering: config of an estimator like scikit-learn's, with ``fit_predict``; it is made anew for each stage,
             with the stage's seed for its ``random_state``, if it has one.
-        cluster_by: which features, of those that the objective's ``predict_step`` gives: ``image``, ``text``, ...; of
-            several, a cluster of their product is a cluster of each.
+        cluster_by: features that the objective's ``predict_step`` gives: ``image``, ``text``, ...; of several, a
+            cluster of their product is a cluster of each.
         mode: see :class:`repr.data.clusters.Clusters`.
-        leftovers: likewise.
-        warm_start: whether a stage starts from the weights of the one before instead of the original ones, which are
-            those of ``init_from``, or the random ones of the run's seed. The order of samples and their views are those
-            of another seed in each stage.
+        leftovers: see :class:`repr.data.clusters.Clusters`.
+        warm_start: whether a stage starts from the weights of the one before, instead of those of ``init_from`` or the
+            random ones of the run's seed.
         norm: see :func:`repr.models.concat.join`.
         export: ``open_clip``, ``timm`` or ``hf``: write all stages for that library, which checks them, to ``export/``.
         first: values of the config that differ in stage 0.
@@ -91,7 +90,7 @@ class Multistage:
     later: Mapping[str, Any] = field(default_factory=dict)
 
     def config_faults(self, cfg: Any, objective: Any) -> Iterator[str]:
-        """An objective whose negatives are not those of the batch, and options that do not fit."""
+        """Refuse an objective whose negatives are not those of the batch, and options that do not fit."""
         flow = type(objective)
         negatives_fault = getattr(objective, "negatives_fault", lambda: "nothing is known: it is no Objective")
         if fault := negatives_fault():
@@ -114,13 +113,9 @@ class Multistage:
             yield "data.clusters is set by procedure=multistage: set it to null"
 
     def __call__(self, cfg: DictConfig) -> dict[str, Results]:
-        """Run all stages, evaluate them joined, print and write the table.
+        """Run all stages of a checked config, or go on with them, evaluate them joined, print and write the table.
 
-        Args:
-            cfg: a config that was checked; ``cfg.resume`` goes on with a run.
-
-        Returns:
-            Column of the table (``stage-0``, ..., ``joined``) -> results.
+        Returns the results by column of the table: ``stage-0``, ..., ``joined``.
 
         Raises:
             ConfigError: what the stages change makes a config with faults.
@@ -144,17 +139,21 @@ class Multistage:
         columns = {stage_folder("", record.stage).name: record.results for record in records}
         columns[JOINED], attributes, headline = self._evaluate_joined(cfg)
         if is_first():
-            self._report(cfg, columns)
+            folder = Path(cfg.run_folder)
+            save_config(cfg, folder / JOINED)
+            save_results(columns[JOINED], folder / JOINED)
+            write_table(folder / STAGES, columns)
+            write_report([folder / column for column in columns], folder / REPORT)
             try:
                 if self.export:
-                    out = export(cfg.run_folder, Path(cfg.run_folder, EXPORT), to=self.export, force=True)
+                    out = export(folder, folder / EXPORT, to=self.export, force=True)
                     print(f"exported for {self.export}, and verified by it: {out}", flush=True)
             finally:
                 Console().print(stage_table(columns, attributes, headline))
         return columns
 
     def _finished(self, cfg: DictConfig, keys: str) -> list[StageRecord]:
-        """The records of the stages that are done, of those before the first that is not."""
+        """The records of the stages before the first that is not done."""
         records: list[StageRecord] = []
         for stage in range(self.num_stages):
             folder = stage_folder(cfg.run_folder, stage)
@@ -184,14 +183,6 @@ class Multistage:
         algorithm = OmegaConf.to_container(OmegaConf.create(dict(self.clustering)), resolve=True)
         return {"algorithm": algorithm, "by": list(self.cluster_by)}
 
-    def _report(self, cfg: DictConfig, columns: Mapping[str, Results]) -> None:
-        """Write the results of the joined encoder, the table of all, and the page that shows them side by side."""
-        folder = Path(cfg.run_folder)
-        save_config(cfg, folder / JOINED)
-        save_results(columns[JOINED], folder / JOINED)
-        write_table(folder / STAGES, columns)
-        write_report([folder / column for column in columns], folder / REPORT)
-
     def stage_config(self, cfg: DictConfig, stage: int) -> DictConfig:
         """The config of a stage, which is an ordinary run with two inputs: ``init_from`` and ``data.clusters``.
 
@@ -213,9 +204,12 @@ class Multistage:
             raise ConfigError([f"{option}: {str(error).splitlines()[0]}"]) from error
         stage_cfg.data.seed = _seed(cfg, stage)
         if stage:
-            target = "repr.data.clusters.load_clusters"
-            options = {"_target_": target, "path": str(before / CLUSTERS), "mode": self.mode}
-            stage_cfg.data.clusters = {**options, "leftovers": self.leftovers}
+            stage_cfg.data.clusters = {
+                "_target_": "repr.data.clusters.load_clusters",
+                "path": str(before / CLUSTERS),
+                "mode": self.mode,
+                "leftovers": self.leftovers,
+            }
             if self.warm_start:
                 stage_cfg.init_from = str(before)
         return stage_cfg
@@ -229,9 +223,7 @@ class Multistage:
         run = train(stage_cfg)
         # Processes that Lightning has started choose a folder of their own; from here on they know each other.
         cfg.run_folder = gather_objects(str(cfg.run_folder))[0]
-        table = None
-        if stage + 1 < self.num_stages:
-            table = extract(run, stage_cfg, self.cluster_by)
+        table = extract(run, stage_cfg, self.cluster_by) if stage + 1 < self.num_stages else None
         return on_first(lambda: self._close_stage(cfg, stage, keys, run, table))
 
     def _close_stage(self, cfg: DictConfig, stage: int, keys: str, run: Run, table: FeatureTable | None) -> StageRecord:
@@ -273,9 +265,8 @@ class Multistage:
         datamodule = instantiate(cfg.data)
         if not datamodule.eval_names:
             return {}, [], []
-        nodes = [node for node in cfg.callbacks.values() if node]
-        wanted = [node for node in nodes if issubclass(get_object(node["_target_"]), Evaluation)]
-        evaluations = [instantiate(node) for node in wanted]
+        callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+        evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]
         joined = load_joined(cfg.run_folder, num_stages=self.num_stages, norm=self.norm, trust=True)  # of this run
         make_trainer(cfg, [*evaluations, *progress(cfg)], []).validate(joined, datamodule, verbose=False)
         results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}

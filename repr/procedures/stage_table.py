@@ -15,7 +15,7 @@ from repr.runs.folder import Results
 
 
 def stage_table(columns: Mapping[str, Results], attributes: Sequence[str], headline: Sequence[str]) -> Table:
-    """What every stage and all joined know of each attribute, and the numbers of the headline, beside chance."""
+    """The probes of each attribute and the numbers of the headline, of every stage and of all joined, beside chance."""
     names = [name for name in list(columns.values())[-1] if _of_interest(name, attributes, headline)]
     table = Table(title="Evaluation by stage and attribute", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
@@ -48,8 +48,6 @@ def write_table(path: Path, columns: Mapping[str, Results]) -> None:
     for name in names:
         values = [results.get(name, (None, None)) for results in columns.values()]
         chance = next((chance for _, chance in values if chance is not None), None)
-        writer.writerow(
-            [name, *("" if value is None else value for value, _ in values), "" if chance is None else chance]
-        )
+        writer.writerow([name, *(value for value, _ in values), chance])
     with replacing(path) as file:
         file.write(text.getvalue().encode())

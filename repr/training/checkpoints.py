@@ -27,11 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its place, flush it to the disk, then rename it: no half-written file is ever seen."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Save ``checkpoint`` to ``path``; whatever stood there stays until the new one is complete.
-
-        Raises:
-            OSError: the disk is full.
-        """
+        """Save ``checkpoint`` to ``path``; whatever stood there stays until the new one is complete."""
         if Path(path).is_dir():  # of shards, written by another strategy and found to be damaged
             remove(Path(path))
         with replacing(Path(path)) as file:
@@ -55,17 +51,16 @@ class Stopped(SystemExit):
 class Checkpoints(Checkpoint):
     """Keep the latest checkpoint of a run, and save one when Ctrl-C or SIGTERM asks the run to stop.
 
-    Checkpoints are taken at one place only, right after an optimizer step, so that there is one way to resume:
-    at the end of each epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. Older
-    ones are removed once the new one is complete. A signal takes effect after the current optimizer step, on all
-    ranks at the same step; a second Ctrl-C stops at once, without saving.
+    Checkpoints are taken right after an optimizer step alone, so that there is one way to resume: at the end of each
+    epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. A signal takes effect after the
+    current optimizer step, on all ranks at the same step; a second Ctrl-C stops at once, without saving.
 
     An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
 
     Args:
         folder: of the run.
         every_n_steps: optimizer steps between two checkpoints; None: only at the end of each epoch.
-        keep: how many stay; with 2 a run whose last one is damaged later goes on from the one before.
+        keep: how many stay once a new one is complete; with 2 a run whose last one is damaged goes on from the other.
 
     Raises:
         ValueError: ``keep`` is less than 1.
@@ -108,7 +103,7 @@ class Checkpoints(Checkpoint):
 
     @staticmethod
     def _run_evaluation(trainer: pl.Trainer, epoch: int) -> None:
-        """As Lightning does it after a step; when it resumes, it goes on with the next step instead."""
+        """Evaluate as Lightning does after a step; when it resumes, it goes on with the next step instead."""
         loop, progress = trainer.fit_loop.epoch_loop.val_loop, trainer.fit_loop.epoch_progress.current
         now, progress.completed = progress.completed, epoch  # after the last step of an epoch the next one is current
         loop.restarting = False
@@ -119,14 +114,14 @@ class Checkpoints(Checkpoint):
         progress.completed = now
 
     def _save_generators(self, device: torch.device) -> None:
-        """Keep what dropout and drop-path draw from: one row a rank."""
+        """Keep the states of the generators that dropout and drop-path draw from: one row a rank."""
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
         self._generators = {name: gather(state[None].to(device)).cpu() for name, state in states.items()}
 
     def _restore_generators(self, device: torch.device) -> None:
-        """Go on drawing where this rank was; a rank that was not there keeps its seed."""
+        """Let this rank draw on from where it was; a rank that was not there keeps its seed."""
         for name, states in self._generators.items():
             if rank() < len(states):
                 state = states[rank()].clone()  # torch crashes on a view into a larger tensor
@@ -140,12 +135,10 @@ class Checkpoints(Checkpoint):
         return {"evaluate": self._evaluate, "row": self._row, "generators": self._generators, "ended": self._ended}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What the run begins with."""
+        """Take what the run goes on with."""
         self._evaluate, self._generators = state_dict["evaluate"], state_dict["generators"]
 
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Let Lightning's loops go on from the optimizer's steps, not from what they have counted themselves."""
         step = checkpoint["global_step"]
         if trainer.state.fn != TrainerFn.FITTING or not step:
@@ -164,9 +157,7 @@ class Checkpoints(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save when due, or when told to stop."""
         step = trainer.global_step
         if step == self._step:
@@ -179,15 +170,17 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Leave if told to; only here, since Lightning logs a step after its ``on_train_batch_end``."""
-        self._leave_if_saved(trainer)
+        """Leave if told to and nothing is lost by it; only here, since Lightning logs after ``on_train_batch_end``."""
+        if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
+            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
+            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
 
     def on_validation_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Leave in the middle of an evaluation if nothing is lost by it."""
-        self._leave_if_saved(trainer)
+        """Leave in the middle of an evaluation too."""
+        self.on_train_batch_start(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Remove what a kill right after the last checkpoint has left, and give the signals back."""
+        """Remove the checkpoints that a kill right after the last one has left, and give the signals back."""
         if stage == TrainerFn.FITTING and (path := checkpoint_path(self.folder, trainer.global_step)).exists():
             self._remove_others(trainer, path)
         for number, handler in self._previous.items():
@@ -207,7 +200,7 @@ class Checkpoints(Checkpoint):
         self._remove_others(trainer, path)
 
     def _remove_others(self, trainer: pl.Trainer, path: Path) -> None:
-        """Keep a checkpoint and those just before it; of higher steps are damaged ones, before which a run resumed."""
+        """Keep a checkpoint and those just before it; remove the others, damaged ones of higher steps among them."""
         present = checkpoints(self.folder)  # none on a rank that does not see the disk
         place = present.index(path) if path in present else 0
         for other in present:
@@ -218,14 +211,9 @@ class Checkpoints(Checkpoint):
         told = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
 
-    def _leave_if_saved(self, trainer: pl.Trainer) -> None:
-        if self._saved == checkpoint_path(self.folder, trainer.global_step) and self._told_to_stop(trainer):
-            # Lightning kills the first process as soon as another ends with an error, perhaps before it has cleaned up.
-            raise Stopped(128 + (self._signal or signal.SIGTERM) if trainer.is_global_zero else 0)
-
 
 def _row(trainer: pl.Trainer) -> dict[str, float] | None:
-    """What Lightning is about to log of this step; None if it logs other steps only."""
+    """What Lightning is about to log of this step, or None if it will not."""
     connector = trainer._logger_connector
     if not connector.should_update_logs:
         return None

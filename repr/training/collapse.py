@@ -16,9 +16,9 @@ from repr.metrics.geometry import effective_rank
 class Collapse(pl.Callback):
     """Log signs of collapse in the last step's features, and warn once when they say collapse.
 
-    Of the embeddings of a :class:`repr.batch.StepOutput`: ``train/std_<name>`` (0 = all the same, 1 = spread over the
-    sphere) and ``train/rank_<name>``, the effective rank. Of its scores and assignments: ``train/prototype_entropy``
-    and ``train/assignment_entropy``, in nats; their chance line is that of the loss, ln K.
+    The embeddings of a :class:`repr.batch.StepOutput` give ``train/std_<name>`` (0 = all the same, 1 = spread over the
+    sphere) and ``train/rank_<name>``, the effective rank; its scores and assignments ``train/prototype_entropy`` and
+    ``train/assignment_entropy``, in nats, whose level at chance is that of the loss, ln K.
 
     Args:
         every: steps between two looks.
@@ -48,12 +48,7 @@ class Collapse(pl.Callback):
 
 
 def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Values to log, and for those that say collapse a sentence.
-
-    Args:
-        output: of a step.
-        max_rows: rows that are looked at.
-    """
+    """Values to log of a step, and a sentence for each part of its output that has collapsed."""
     values: dict[str, float] = {}
     signs: dict[str, str] = {}
     for name, embedding in output.embeddings.items():
@@ -74,6 +69,6 @@ def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float],
     if output.assignments is not None:
         rows = output.assignments[:max_rows].float()
         value = values["assignment_entropy"] = assignment_entropy(rows)
-        if value > 0.99 * math.log(num := rows.shape[1]):
-            signs["assignments"] = f"the assignments' entropy of {value:.3f} is that of chance, ln {num}"
+        if value > 0.99 * math.log(rows.shape[1]):
+            signs["assignments"] = f"the assignments' entropy of {value:.3f} is that of chance, ln {rows.shape[1]}"
     return values, signs

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
+from torch.utils._pytree import tree_leaves
 
 from repr.batch import Batch
 from repr.distributed import gather, gather_objects, local, rank, whole
@@ -27,9 +29,9 @@ class NonFiniteError(ValueError):
 class NonFiniteGuard(pl.Callback):
     """Stop the run, or leave the step out, where a loss or gradient is NaN or infinite.
 
-    Loss and gradients are looked at once an optimizer step, before clipping and update, and all ranks decide alike.
-    Only then, and on all ranks together, is the step run once more to find the first module whose output is not
-    finite. ``<folder>/non_finite_rank<r>.json`` receives the step, the terms, the module and the data-set indices;
+    Loss and gradients are looked at once an optimizer step, before clipping and update, and all ranks decide alike. If
+    one is not finite, all ranks run the step once more to find the first module whose output is not finite.
+    ``<folder>/non_finite_rank<r>.json`` receives the step, the terms, the module and the data-set indices;
     ``non_finite_rank<r>.pt`` the batch and, on the first rank, ``state_dict``.
 
     A skipped step changes no weight, no optimizer state and no buffer; the schedule goes on. How many there were is
@@ -56,50 +58,43 @@ class NonFiniteGuard(pl.Callback):
         self._loss_is_bad: list[Tensor] = []
         self._batch: Batch = {}  # the one that failed, or the last
         self._terms: dict[str, Tensor] = {}
-        self._found = False
+        self._has_failed = False  # a micro-batch of the step
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Agree on the first process's folder."""
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def state_dict(self) -> dict[str, int]:
-        """The steps skipped so far, and those of them in a row."""
+        """How many steps were skipped so far, and how many of them in a row."""
         return {"skipped": self._skipped, "in_a_row": self._in_a_row}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Count on."""
         self._skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         """Remember the batch, and at the first one of a step what a skip would have to bring back."""
         if trainer.global_step != self._step or batch_idx % trainer.accumulate_grad_batches == 0:
-            self._step, self._found = trainer.global_step, False
+            self._step, self._has_failed = trainer.global_step, False
             self._index, self._loss_is_bad = [], []
             if self.action == "skip":
                 self._buffers = [buffer.clone() for buffer in pl_module.buffers()]
         self._index += [batch["index"]] if "index" in batch else []
-        if not self._found:
+        if not self._has_failed:
             self._batch = batch
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         """Note whether the loss is finite, without waiting for the device."""
-        if not self._found:
+        if not self._has_failed:
             self._terms = pl_module.output.terms
         bad = ~torch.isfinite(loss.detach())
         self._loss_is_bad.append(bad)
         if trainer.accumulate_grad_batches > 1:  # the batch would be gone when the step comes to be checked
-            self._found = self._found or bool(bad)
+            self._has_failed = self._has_failed or bool(bad)
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
-        """Check, and stop or skip.
-
-        Raises:
-            NonFiniteError: the run is to stop.
-        """
-        loss_is_bad = torch.stack(self._loss_is_bad).any()
-        bad = loss_is_bad
+        """Check, and stop the run by a :class:`NonFiniteError` or skip the step."""
+        bad = loss_is_bad = torch.stack(self._loss_is_bad).any()
         gradients = [g for p in pl_module.parameters() if p.grad is not None and (g := local(p.grad)).numel()]
         if getattr(trainer.precision_plugin, "scaler", None) is None and gradients:
             bad = bad | ~torch.isfinite(get_total_norm(gradients, float("inf")))
@@ -119,8 +114,7 @@ class NonFiniteGuard(pl.Callback):
                 f"{what}. Lower optim.lr, lengthen optim.warmup_steps, or set trainer.gradient_clip_val or "
                 f"trainer.precision=32-true; {advice}"
             )
-        for parameter in pl_module.parameters():
-            parameter.grad = None  # optimizers pass over such parameters, and their state stays as it is
+        pl_module.zero_grad()  # optimizers pass over parameters without gradient, and their state stays as it is
         for buffer, before in zip(pl_module.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
         trainer.print(f"skipped: {what}")
@@ -143,12 +137,10 @@ class NonFiniteGuard(pl.Callback):
             }
             with replacing(path.with_suffix(".json")) as file:
                 file.write(json.dumps(record, indent=1).encode())
-            state = {"batch": _to_cpu(self._batch)}
-            weights = {name: whole(tensor) for name, tensor in module.state_dict().items()}
-            if trainer.is_global_zero:
-                state["state_dict"] = _to_cpu(weights)
+            weights = {name: whole(tensor) for name, tensor in module.state_dict().items()}  # all ranks take part
+            state = {"batch": self._batch} | ({"state_dict": weights} if trainer.is_global_zero else {})
             with replacing(path.with_suffix(".pt")) as file:
-                torch.save(state, file)
+                torch.save(move_data_to_device(state, "cpu"), file)
         trainer.strategy.barrier()  # a rank that leaves now would take the others with it
         if any(bad_losses) and not bad_losses[rank()]:
             other = bad_losses.index(True)
@@ -163,13 +155,8 @@ class NonFiniteGuard(pl.Callback):
 def first_module(trainer: pl.Trainer, module: Any, batch: Batch) -> str:
     """Where a step stops being finite: an input, a parameter, a module's output, or a module's gradient.
 
-    Runs the step once more, without gradients; buffers and generators are left as they were. All ranks must call it
-    at the same time, since a step may gather.
-
-    Args:
-        trainer: for its precision.
-        module: an objective whose backward pass has run.
-        batch: the batch to run.
+    ``module`` is an objective whose backward pass has run. Its step is run once more, without gradients; buffers and
+    generators are left as they were. All ranks must call it at the same time, since a step may gather.
     """
     order: list[str] = []  # of the innermost modules, as they ran
     outputs: list[str] = []  # modules whose output is not finite
@@ -178,7 +165,7 @@ def first_module(trainer: pl.Trainer, module: Any, batch: Batch) -> str:
         def note(child: nn.Module, _: Any, output: Any) -> None:
             if next(child.children(), None) is None:
                 order.append(name)
-            if not all(_is_finite(tensor) for tensor in _tensors(output)):
+            if not _is_finite(output):
                 outputs.append(name)
 
         return note
@@ -196,7 +183,7 @@ def first_module(trainer: pl.Trainer, module: Any, batch: Batch) -> str:
             buffer.copy_(before)
     bad_weights = _not_finite(dict(module.named_parameters()))
     bad_gradients = _not_finite({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
-    if inputs := [name for name, value in batch.items() if not all(_is_finite(t) for t in _tensors(value))]:
+    if inputs := [name for name, value in batch.items() if not _is_finite(value)]:
         return f"the batch's {', '.join(inputs)} are not finite already"
     if bad_weights:
         return f"the parameter {bad_weights[0]} is not finite already"
@@ -211,26 +198,10 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that are not finite on this rank or, where tensors are sharded, on any: all must ask."""
     bad = [not _is_finite(local(tensor)) for tensor in tensors.values()]
     if any(isinstance(tensor, DTensor) for tensor in tensors.values()):
-        ranks = gather_objects(bad)
-        bad = [any(flags) for flags in zip(*ranks, strict=True)]
+        bad = [any(of_ranks) for of_ranks in zip(*gather_objects(bad), strict=True)]
     return [name for name, is_bad in zip(tensors, bad, strict=True) if is_bad]
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _to_cpu(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, dict):
-        return {name: _to_cpu(part) for name, part in value.items()}
-    return [_to_cpu(part) for part in value] if isinstance(value, list) else value
+def _is_finite(value: Any) -> bool:
+    """Whether all tensors inside a value are finite."""
+    return all(bool(leaf.isfinite().all()) for leaf in tree_leaves(value) if isinstance(leaf, Tensor))

@@ -22,14 +22,13 @@ def loop_state(step: int, num_batches: int, accumulate: int, *, ended: bool = Fa
     """
     epoch, first = position(step - 1, num_batches, accumulate)
     batch = min(first + accumulate, num_batches)  # batches of this epoch so far
-    step_of_epoch = first // accumulate + 1
-    steps = {"total": _counts(step), "current": _counts(step_of_epoch)}
-    open_events = {} if ended else {"completed": -1}
+    steps = {"total": _counts(step), "current": _counts(first // accumulate + 1)}
+    completed = 0 if ended else -1
     batches = {
-        "total": _counts(epoch * num_batches + batch, **open_events),
-        "current": _counts(batch, **open_events),
+        "total": _counts(epoch * num_batches + batch, completed=completed),
+        "current": _counts(batch, completed=completed),
     }
-    epochs = _counts(epoch + 1) if ended else _counts(epoch + 1, processed=-1, completed=-1)
+    epochs = _counts(epoch + 1, processed=completed, completed=completed)
     return {
         "epoch_progress": {"total": epochs, "current": epochs},
         "epoch_loop.batch_progress": {**batches, "is_last_batch": batch == num_batches},
@@ -39,6 +38,6 @@ def loop_state(step: int, num_batches: int, accumulate: int, *, ended: bool = Fa
     }
 
 
-def _counts(number: int, **open_events: int) -> dict[str, int]:
-    """How many of ``number`` events have become ready, started, ...: all, but for those that are not so far."""
-    return {name: number + open_events.get(name, 0) for name in ("ready", "started", "processed", "completed")}
+def _counts(number: int, processed: int = 0, completed: int = 0) -> dict[str, int]:
+    """Lightning's counts of ``number`` events; the last of them may be not yet processed or completed (-1)."""
+    return {"ready": number, "started": number, "processed": number + processed, "completed": number + completed}

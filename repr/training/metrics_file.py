@@ -21,39 +21,24 @@ Row = dict[str, str]
 class MetricsFile(Logger):
     """Write ``<folder>/metrics.csv``: a row a logged step, a column a name, empty where a row has no such value.
 
-    Lightning's CSVLogger truncates the file to write it again whenever a new name comes (a run that dies there
-    has lost all rows) and deletes it when a run is resumed. Here a row is one appended line, and the file is only
-    ever replaced by a complete one.
-
-    Args:
-        folder: where the file lies.
+    Lightning's CSVLogger truncates the file to write it again whenever a new name comes (a run that dies there has lost
+    all rows) and deletes it when a run is resumed. Here a row is one appended line, and the file is only ever replaced
+    by a complete one.
     """
+
+    name, version = "metrics", ""  # which Lightning wants
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder, METRICS)
         self._columns: list[str] = []
 
-    @property
-    def name(self) -> str:
-        """Of the logger, which Lightning wants."""
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        """Likewise."""
-        return ""
-
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they are in ``config.yaml``."""
+        """Log nothing, since ``config.yaml`` holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add a row.
-
-        Raises:
-            OSError: the disk is full; the rows before stay whole.
-        """
+        """Add a row; where the disk is full, the rows before stay whole."""
         row = _row(metrics, step)
         if not row.keys() <= set(self._columns):
             self._write([*read_rows(self.path), row])
@@ -63,12 +48,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def keep(self, wanted: Callable[[Row], bool], last: Row | None = None) -> None:
-        """Go on with the wanted ones of the rows that are there, and remove what a kill has left.
-
-        Args:
-            wanted: whether a row stays.
-            last: the row of training that comes after all others; it is added if it is not there.
-        """
+        """Keep the wanted rows of the file alone, and add ``last``, a row of training, if it is not among them."""
         rows = [row for row in read_rows(self.path) if wanted(row)]
         if last and not any(_is_of_training(row) and row["step"] == last["step"] for row in rows):
             rows.append(last)
@@ -79,25 +59,24 @@ class MetricsFile(Logger):
 
     def _write(self, rows: Sequence[Row]) -> None:
         columns = sorted({name for row in rows for name in row})
+        header = dict(zip(columns, columns, strict=True))
         with replacing(self.path) as file:
-            file.write((_lines(columns, [dict(zip(columns, columns, strict=True)), *rows])).encode())
+            file.write(_lines(columns, [header, *rows]).encode())
         self._columns = columns
 
 
 def keep_rows(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
-    """Keep the rows up to a checkpoint in the file of a run; those after it will be written again.
+    """Keep the rows up to a checkpoint in the :class:`MetricsFile` of a run; those after it will be written again.
 
-    Args:
-        trainer: whose loggers may include a :class:`MetricsFile`.
-        saved: what the checkpoint holds beside weights and optimizer; empty: the run begins, and no row is kept.
+    ``saved`` is what the checkpoint holds beside weights and optimizer; it is empty where a run begins.
     """
     steps = saved.get("global_step", 0)
-    beside = saved.get("callbacks", {}).get("Checkpoints", {})
-    again = beside.get("evaluate") is not None
-    last = _row(beside["row"], steps - 1) if beside.get("row") else None  # a kill may have come before it was written
+    state = saved.get("callbacks", {}).get("Checkpoints", {})
+    evaluates_again = state.get("evaluate") is not None
+    last = _row(state["row"], steps - 1) if state.get("row") else None  # a kill may have come before it was written
 
-    def wanted(row: Row) -> bool:  # a row of training has the number of the step, from 0; one of evaluation likewise
-        return int(row["step"]) < (steps if _is_of_training(row) or not again else steps - 1)
+    def wanted(row: Row) -> bool:  # the step of a row, of training or evaluation, counts from 0
+        return int(row["step"]) < (steps - 1 if evaluates_again and not _is_of_training(row) else steps)
 
     for logger in trainer.loggers:
         if isinstance(logger, MetricsFile):
@@ -105,7 +84,7 @@ def keep_rows(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a file, without empty values; none where there is no file."""
+    """The complete rows of a file, without empty values; no rows if there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

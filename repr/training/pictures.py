@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchvision.io import encode_png
 
 from repr.batch import Batch
-from repr.drawing import Show, enlarge, grid, shown
+from repr.drawing import enlarge, grid, shown
 from repr.files import replacing
 from repr.runs.folder import PICTURES
 
@@ -24,7 +24,7 @@ class Pictures(pl.Callback):
     ``views`` has a column a sample and a row a view; the others are those of the flow's ``pictures``.
 
     Args:
-        folder: of the run; each file is replaced by the next of its name.
+        folder: of the run.
         num_samples: how many samples are drawn, the first of the first batch.
     """
 
@@ -34,31 +34,25 @@ class Pictures(pl.Callback):
         self._step = -1
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep the samples."""
+        """Keep a copy of the samples."""
         if not self._batch:
-            self._batch = first_rows(batch, self.num_samples)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draw."""
-        self._draw(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Draw, unless an evaluation has just done so."""
-        self._draw(trainer, pl_module)
+            self._batch = tree_map(lambda rows: rows[: self.num_samples].clone(), batch)
 
     @torch.no_grad()
-    def _draw(self, trainer: pl.Trainer, module: Any) -> None:
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Draw, once a step."""
         if not self._batch or trainer.sanity_checking or self._step == trainer.global_step:
             return
         self._step = trainer.global_step
         data = getattr(trainer, "datamodule", None)
         show = partial(shown, mean=getattr(data, "mean", (0, 0, 0)), std=getattr(data, "std", (1, 1, 1)))
-        training = module.training
-        module.eval()
+        training = pl_module.training
+        pl_module.eval()
         # Every process takes part, since a sharded module needs them all; the first one writes.
-        pictures = {"views": draw_views(self._batch, show)} if "views" in self._batch else {}
-        pictures |= module.pictures(self._batch, show)
-        module.train(training)
+        pictures = pl_module.pictures(self._batch, show)
+        if "views" in self._batch:
+            pictures["views"] = grid([[enlarge(picture) for picture in show(view)] for view in self._batch["views"]])
+        pl_module.train(training)
         if trainer.is_global_zero:
             for name, picture in pictures.items():
                 with replacing(self.folder / PICTURES / f"{name}.png") as file:
@@ -67,16 +61,4 @@ class Pictures(pl.Callback):
                     if isinstance(logger, TensorBoardLogger):
                         logger.experiment.add_image(name, picture, self._step)
 
-
-def first_rows(batch: Batch, num: int) -> Batch:
-    """A copy of the first samples of a batch."""
-    rows = {
-        name: [view[:num].clone() for view in value] if isinstance(value, list) else value[:num].clone()
-        for name, value in cast(dict[str, Tensor | list[Tensor]], batch).items()
-    }
-    return cast(Batch, rows)
-
-
-def draw_views(batch: Batch, show: Show) -> Tensor:
-    """A column a sample, a row a view: (3, H, W) uint8."""
-    return grid([[enlarge(picture) for picture in show(view)] for view in batch["views"]])
+    on_train_end = on_validation_end  # the last step may have no evaluation

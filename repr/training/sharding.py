@@ -19,17 +19,19 @@ from repr.runs.checkpoint_files import read_checkpoint, write_shards
 
 
 class FSDP2(ModelParallelStrategy):
-    """Lightning's ``ModelParallelStrategy`` over all processes, whose checkpoints any strategy reads and it any.
+    """Lightning's ``ModelParallelStrategy`` over all processes; it shares its checkpoints with every other strategy.
 
-    Lightning's own gives the state of an optimizer back by the order of the module's parameters. That of its groups is
-    another one as soon as there are two, so that a checkpoint of DDP would come back in disorder.
+    Lightning's own gives the state of an optimizer back by the order of the module's parameters. The order of its
+    groups is another one as soon as there are two, so that a checkpoint of DDP would come back in disorder.
 
     Args:
         save_distributed_checkpoint: every process writes its shards, to one folder that all see; else the first one
             writes a file, as under DDP.
-        process_group_backend: gloo on CPUs and nccl on GPUs, if None.
-        timeout: in seconds, after which a collective that others do not take part in fails; None: torch's.
+        process_group_backend: None: gloo on CPUs and nccl on GPUs.
+        timeout: seconds after which a collective that others do not take part in fails; None: torch's.
     """
+
+    lightning_restore_optimizer = True  # Lightning is to call load_optimizer_state_dict
 
     def __init__(
         self,
@@ -51,18 +53,13 @@ class FSDP2(ModelParallelStrategy):
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
-    @property
-    def lightning_restore_optimizer(self) -> bool:
-        """Lightning is to call :meth:`load_optimizer_state_dict`."""
-        return True
-
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Shards, or on the first process whole tensors on the CPU and nothing on the others."""
         assert self.lightning_module is not None
         return self._for_saving(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Likewise."""
+        """The state of an optimizer, as :meth:`lightning_module_state_dict`."""
         state = (optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer).state_dict()
         return {**state, "state": {index: self._for_saving(values) for index, values in state["state"].items()}}
 
@@ -90,8 +87,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         likes: dict[str, Tensor] = {f"state_dict.{n}": t for n, t in self.lightning_module.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            likes |= {f"optimizer_states.{number}.{index}": p for index, p in enumerate(parameters)}
+            likes |= {f"optimizer_states.{number}.{index}": p for index, p in enumerate(_parameters(optimizer))}
 
         def template(key: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
             like = likes.get(key, likes.get(key.rpartition(".")[0]))
@@ -109,14 +105,18 @@ class FSDP2(ModelParallelStrategy):
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Likewise; parameters are told by their place in the groups, as torch's optimizers do."""
+        """Take this process's share of every state; it belongs to the parameter with its place in the groups."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            parameters = _parameters(optimizer)
             state = {
                 index: {key: _share(value, parameters[index]) for key, value in values.items()}
                 for index, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _share(value: Any, like: Tensor | None) -> Any:

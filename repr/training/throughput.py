@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from repr.batch import Batch, num_rows
+from repr.batch import num_rows
 from repr.distributed import world_size
 
 
@@ -16,17 +16,15 @@ class Throughput(pl.Callback):
     """Log ``train/samples_per_s`` (all ranks together) and ``train/data_wait`` (a share of the time, 0 to 1).
 
     Waiting is what lies between the end of a batch and the start of the next: the loader, the transfer to the device
-    and the device half of the views. Evaluation and checkpoints do not count. Logged averages run over ``every``
-    batches. Over the whole run, but for its first ``settle`` batches, in which workers start, the two are printed at
-    the end; and once ``enough`` batches have waited for more than a third of their time, a hint says what to set.
+    and the device half of the views. Evaluation and checkpoints do not count.
 
     Args:
-        every: batches between two values.
-        settle: batches at the start of a run that count for neither hint nor summary.
-        enough: batches after which the hint may come.
+        every: batches over which a logged value is averaged.
+        settle: batches at the start of a run, in which workers start, that count for neither hint nor summary.
+        enough: batches after which a hint says what to set, if more than a third of their time was waiting.
 
     Attributes:
-        waited: seconds spent waiting for data, of the batches that count.
+        waited: seconds spent waiting for data, by the batches that count; printed at the end.
         busy: seconds spent on those batches.
     """
 
@@ -43,27 +41,19 @@ class Throughput(pl.Callback):
         """Start the clock."""
         self._last = time.perf_counter()
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the evaluation out."""
-        self._last = time.perf_counter()
+    on_validation_end = on_train_epoch_start  # leaves the evaluation out
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, *args: Any) -> None:
         """Leave the checkpoint out, and with it the batch that follows."""
         self._last = None
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """The batch is here: what has passed since the last one was waiting."""
+    def on_train_batch_start(self, *args: Any) -> None:
+        """Count the time since the last batch as waiting."""
         now = time.perf_counter()
         self._wait = None if self._last is None else now - self._last
         self._last = now
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: object, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the batch, log when enough have passed, and give the hint when it is due."""
         wait, start, self._last = self._wait, self._last, time.perf_counter()
         if wait is None or start is None:
@@ -79,11 +69,14 @@ class Throughput(pl.Callback):
         if self.settle > 0:
             self.settle -= 1
             return
-        self.waited, self.busy = self.waited + wait, self.busy + busy
-        self._num_samples, self._num_batches = self._num_samples + num_samples, self._num_batches + 1
-        if not self._hinted and self._num_batches >= self.enough and self.waited > (self.waited + self.busy) / 3:
+        self.waited += wait
+        self.busy += busy
+        self._num_samples += num_samples
+        self._num_batches += 1
+        share = self.waited / (self.waited + self.busy)
+        if not self._hinted and self._num_batches >= self.enough and share > 1 / 3:
             self._hinted = True
-            trainer.print(hint(self.waited / (self.waited + self.busy), trainer))
+            trainer.print(hint(share, trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sum up."""

@@ -8,29 +8,23 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import lightning.pytorch as pl
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint
 from omegaconf import DictConfig
+from torch.distributed import DistError
 
 from repr.files import DISK_FULL
-
-if TYPE_CHECKING:
-    import lightning.pytorch as pl
+from repr.models.batchnorm import synchronise, unsynchronised_fault
+from repr.models.freezing import freeze
+from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
+from repr.training.checkpoints import AtomicCheckpointIO
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
-    """The Trainer of a config.
-
-    Args:
-        cfg: the config.
-        callbacks: all that there are.
-        loggers: likewise.
-    """
-    from hydra.utils import instantiate
-    from lightning.pytorch.callbacks import Checkpoint
-
-    from repr.training.checkpoints import AtomicCheckpointIO
-
+    """The Trainer of a config, with these callbacks and loggers alone."""
     _quiet()
     return instantiate(
         cfg.trainer,
@@ -45,8 +39,6 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
 
 def progress(cfg: DictConfig) -> list[pl.Callback]:
     """The progress bar of a config, if it has one."""
-    from hydra.utils import instantiate
-
     node = cfg.callbacks.get("progress")
     return [instantiate(node)] if node else []
 
@@ -60,12 +52,10 @@ def telling_how_to_go_on(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
     Raises:
         ConnectionError: in the place of the error of gloo or NCCL.
     """
-    import torch.distributed as dist
-
     try:
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's errors are plain ones
+        if not (isinstance(error, DistError) or "gloo" in str(error)):  # gloo's errors are plain ones
             raise
         started = enumerate(getattr(trainer.strategy.launcher, "procs", ()), start=1)
         ended = [f"local rank {rank} was ended by signal {-p.returncode}" for rank, p in started if (p.poll() or 0) < 0]
@@ -76,17 +66,7 @@ def telling_how_to_go_on(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
 
 
 def prepare(objective: pl.LightningModule, cfg: DictConfig, num_processes: int) -> None:
-    """Set up the encoders as the config says, before anything is sharded.
-
-    Args:
-        objective: with the weights that it begins with.
-        cfg: the config.
-        num_processes: how many train together.
-    """
-    from repr.models.batchnorm import synchronise, unsynchronised_fault
-    from repr.models.freezing import freeze
-    from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
-
+    """Set up the encoders for ``num_processes`` that train together as the config says, before anything is sharded."""
     freeze(objective, cfg.get("freeze") or {})
     if cfg.get("sync_batchnorm"):
         synchronise(objective)

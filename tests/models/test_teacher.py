@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from repr.models.batchnorm import SyncBatchNorm
-from repr.models.teacher import Teacher, cosine_momentum
+from repr.models.teacher import Teacher
 from repr.objectives.base import Objective
 
 
@@ -86,7 +86,8 @@ def test_it_follows_a_step_that_was_made(before_step: bool, final_momentum: floa
     assert torch.equal(flow.teacher.backbone.weight, before)
     flow.finish_step()
     assert flow.step_number == 4
-    momentum = cosine_momentum(step, start=0.6, end=0.6 if final_momentum is None else final_momentum, total=10)
+    final_momentum = 0.6 if final_momentum is None else final_momentum
+    momentum = Teacher(momentum=0.6, final_momentum=final_momentum).momentum_at(step, 10)
     torch.testing.assert_close(flow.teacher.backbone.weight, torch.lerp(flow.backbone.weight, before, momentum))
 
 
@@ -94,4 +95,4 @@ def test_it_follows_a_step_that_was_made(before_step: bool, final_momentum: floa
     ("step", "total", "expected"), [(0, 10, 0.9), (5, 10, 0.95), (10, 10, 1.0), (12, 10, 1.0), (7, None, 0.9)]
 )
 def test_the_momentum_rises_to_one_and_stays_there(step: int, total: int | None, expected: float) -> None:
-    assert cosine_momentum(step, start=0.9, total=total) == pytest.approx(expected)
+    assert Teacher(momentum=0.9, final_momentum=1.0).momentum_at(step, total) == pytest.approx(expected)

@@ -18,7 +18,7 @@ from repr.config import ConfigError, check, compose
 from repr.drawing import shown
 from repr.losses.pixel import pixel_contrast, positive_mask
 from repr.models.backbone import backbone, feature_map
-from repr.models.teacher import cosine_momentum
+from repr.models.teacher import Teacher
 from repr.objectives.match_picture import RIGHT, WRONG
 from repr.objectives.pixpro import PixPro, project
 from repr.optim import Optim
@@ -83,7 +83,7 @@ def test_two_steps_equal_the_authors(case: str) -> None:
     optimizer = torch.optim.SGD(trained, lr=data["sgd_lr"].item())
     k, total, base = (data[name].item() for name in ("k_start", "K_total", "base_momentum"))
     for step in range(2):
-        momentum = cosine_momentum(k + step, start=base, total=total)
+        momentum = Teacher(momentum=base, final_momentum=1.0).momentum_at(k + step, total)
         assert momentum == pytest.approx(data["momentum_used"][step].item(), abs=1e-7)
         flow.teacher.update(flow, momentum)
         views, boxes = ([data[f"step{step}.{name}{v}"] for v in (1, 2)] for name in ("im", "coord"))
