@@ -172,8 +172,12 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with all of them.
     """
-    faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
+    sections = [(key, _select(cfg, key)) for key in ("objective", "data", "trainer") if key in cfg]
+    faults = [f"{key} has no _target_: choose {key}=NAME" for key, node in sections if not _is_target(node)]
+    if faults:
+        raise ConfigError(faults)
     try:
+        faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
         faults.append(str(error).split("\n")[0])
@@ -186,6 +190,14 @@ def check(cfg: DictConfig) -> None:
             faults += _flow_faults(cfg)  # it reads those
     if faults:
         raise ConfigError(faults)
+
+
+def _is_mapping(node: Any) -> bool:
+    return node is None or OmegaConf.is_dict(node)
+
+
+def _is_target(node: Any) -> bool:
+    return OmegaConf.is_dict(node) and "_target_" in node
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -310,7 +322,11 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
-    if hasattr(target, "term_names"):
+    if not isinstance(node.get("_partial_", False), bool):
+        yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"
+    if odd := [key for key in ("weights", "losses") if hasattr(target, "term_names") and not _is_mapping(node.get(key))]:
+        yield f"{path}.{odd[0]} maps the names of terms, and is {node[odd[0]]}"
+    elif hasattr(target, "term_names"):
         terms = target.term_names(node)
         for key in ("weights", "losses"):
             for term in node.get(key) or {}:
@@ -371,7 +387,8 @@ def untrained(cfg: DictConfig) -> DictConfig:
 
 def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
     devices, nodes, batch = cfg.trainer.get("devices"), cfg.trainer.get("num_nodes", 1), cfg.data.get("batch_size")
-    if isinstance(devices, int) and devices > 0 and isinstance(batch, int) and batch % (devices * nodes):
+    counts = isinstance(devices, int) and isinstance(nodes, int) and isinstance(batch, int)
+    if counts and devices > 0 and batch % (devices * nodes):
         yield (
             f"data.batch_size={batch} is the global batch and {devices * nodes} processes cannot share it evenly: "
             f"set it to a multiple of {devices * nodes}"
