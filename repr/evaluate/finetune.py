@@ -21,7 +21,8 @@ from repr.distributed import rank
 from repr.evaluate.protocol import Parts, Protocol, Values
 from repr.evaluate.stored_tables import StoredTables
 from repr.evaluate.tables import Tables
-from repr.metrics.tables import accuracy, labelled
+from repr.metrics.features import labelled
+from repr.metrics.scores import accuracy
 from repr.objectives.base import share_of_step
 from repr.optim import Optim
 from repr.training.trainer import make_trainer

@@ -11,7 +11,7 @@ from repr.evaluate.tables import Tables
 from repr.metrics.knn import knn, knn_sweep, sweep_name
 from repr.metrics.linear import logistic, sgd
 from repr.metrics.ridge import ridge
-from repr.metrics.tables import CHANCE
+from repr.metrics.scores import CHANCE
 
 
 class Probe(Protocol):

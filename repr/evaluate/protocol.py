@@ -17,7 +17,7 @@ from hydra.utils import get_object, instantiate
 from repr.config import ConfigError
 from repr.evaluate.tables import Tables, short_hash
 from repr.metrics.exhibits import Exhibits
-from repr.metrics.tables import CHANCE
+from repr.metrics.scores import CHANCE
 
 Values = dict[str, float]  # name -> value, and name + CHANCE -> its level at chance, where it has one
 Parts = Iterable[tuple[Values, Mapping[str, Any]]]  # values, and what their record says beside the options

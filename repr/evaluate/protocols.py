@@ -16,9 +16,9 @@ from repr.metrics.classes import Classes, load_classes
 from repr.metrics.classification import heads
 from repr.metrics.compositional import compositional
 from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
+from repr.metrics.features import one_caption
 from repr.metrics.geometry import geometry, lidar
 from repr.metrics.retrieval import retrieval
-from repr.metrics.tables import one_caption
 from repr.metrics.zero_shot import zero_shot
 
 
@@ -38,7 +38,7 @@ class Retrieval(Protocol):
         assert captioned is not None
         if missing := len(query.image) - len(captioned.image):
             tables.left_out[f"{name}/{self.key}"] = f"{missing} of {len(query.image)} pictures have no caption"
-        yield retrieval(query, captioned, **self.options), tables.tokens
+        yield retrieval(captioned, **self.options), tables.tokens
 
 
 @dataclass
@@ -54,9 +54,9 @@ class Geometry(Protocol):
 
     def compute(self, tables: Tables, name: str) -> Parts:
         """Of the pictures that have captions, or of all pictures where none has."""
-        query, captioned = tables.pictures(name), tables.captioned(name)
-        table = query if captioned is None else one_caption(captioned)
-        yield geometry(query, table, **self.options), {} if captioned is None else tables.tokens
+        captioned = tables.captioned(name)
+        table = tables.pictures(name) if captioned is None else one_caption(captioned)
+        yield geometry(table, **self.options), {} if captioned is None else tables.tokens
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Heads(Protocol):
         query = tables.pictures(name)
         if not query.logits:
             tables.left_out[f"{name}/{self.key}"] = "the encoder has no heads that know classes"
-        yield heads(query, query, **self.options), {}
+        yield heads(query, **self.options), {}
 
 
 @dataclass
@@ -131,7 +131,6 @@ class ZeroShot(Protocol):
             embeddings, ids = tables.class_embeddings(classes)
             values = zero_shot(
                 query,
-                query,
                 attribute=classes.attribute,
                 class_embeddings=embeddings,
                 class_labels=ids,
@@ -162,7 +161,6 @@ class Compositional(Protocol):
         query, asked = tables.pictures(name), tables.questions(name)
         assert asked is not None
         values = compositional(
-            query,
             query,
             captions=tables.texts(asked.texts),
             candidates=asked.candidates,

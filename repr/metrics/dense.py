@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import NO_CLASS
-from repr.metrics.features import DenseFeatures
-from repr.metrics.tables import TIE, finite
+from repr.metrics.features import DenseFeatures, finite, standardisation
+from repr.metrics.scores import TIE
 
 Scorer = Callable[[Tensor], Mapping[str, Tensor]]  # cells (M, C) -> mask -> scores (M, K)
 
@@ -59,9 +59,7 @@ def linear_segmentation(
     cells, shares = _bank_cells(bank, query, max_cells)
     if not shares:
         return {}
-    deviation, mean = torch.std_mean(cells, 0, correction=0)
-    constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()  # rounding is not scaled up to a signal
-    scale = deviation.masked_fill(constant, torch.inf).reciprocal()
+    mean, scale = standardisation(cells)
     layers = {mask: _fit_linear((cells - mean) * scale, share, penalty, num_steps) for mask, share in shares.items()}
 
     def scorer(queries: Tensor) -> dict[str, Tensor]:

@@ -11,9 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import evenly_spread
-from repr.metrics.features import Features
+from repr.metrics.features import Features, distinct_captions, one_caption
 from repr.metrics.geometry import spectrum
-from repr.metrics.tables import one_caption
 
 # Flat names with slashes, as they stand in an .npz file; :func:`exhibits` says which there are.
 Exhibits = dict[str, np.ndarray]
@@ -169,19 +168,15 @@ def _neighbours(
 def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
     """Pictures that look for their caption, and captions for their picture."""
     if query.text is None:
-        reason = np.array("the encoder or the set has no captions")
-        return {"left_out/image_to_text": reason}
-    rows = torch.arange(len(query.image), device=query.image.device)
-    ids = rows if query.caption is None else query.caption
-    distinct, caption = ids.unique(return_inverse=True)
-    first = torch.full_like(distinct, len(rows)).scatter_reduce(0, caption, rows, "amin")  # (C,) as in retrieval
+        return {"left_out/image_to_text": np.array("the encoder or the set has no captions")}
+    first, caption = distinct_captions(query)  # as in retrieval
     asked = first[caption[queries]].unique()  # a caption looks once
     image, text = F.normalize(query.image, dim=1), F.normalize(query.text, dim=1)
     to_text = first[(image[queries] @ text[first].T).topk(min(num_nearest, len(first)))[1]]
-    to_image = (text[asked] @ image.T).topk(min(num_nearest, len(rows)))[1]
+    to_image = (text[asked] @ image.T).topk(min(num_nearest, len(image)))[1]
     arrays: dict[str, Tensor | np.ndarray] = {}
     for kind, start, nearest in (("image_to_text", queries, to_text), ("text_to_image", asked, to_image)):
-        right = (ids[nearest] == ids[start][:, None]).to(torch.int8)
+        right = (caption[nearest] == caption[start][:, None]).to(torch.int8)
         arrays |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
         arrays[f"gallery/{kind}/right/caption"] = right
     return arrays

@@ -8,13 +8,12 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
-from repr.metrics.features import Features
-from repr.metrics.tables import finite
+from repr.metrics.features import Features, finite
+from repr.metrics.scores import CHANCE
 
 
 @torch.no_grad()
 def geometry(
-    bank: Features,
     query: Features,
     *,
     chunk_size: int = 1024,
@@ -50,7 +49,6 @@ def geometry(
     nearest of a text, and ``i2t``.
 
     Args:
-        bank: not used.
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
         chunk_size: rows of the pairwise terms held at a time.
         k: neighbours that hubness counts, at most N - 1.
@@ -87,7 +85,7 @@ def geometry(
     values["modality_separability"] = separability(
         image, text, num_splits=num_splits, max_pairs=max_pairs, generator=np.random.default_rng(seed)
     )
-    values["modality_separability.chance"] = 0.5
+    values[f"modality_separability{CHANCE}"] = 0.5
     values["effective_rank_text"] = effective_rank(query.text)
     values["rankme_text"] = rankme(query.text)
     values |= hubness(text, None, "text", k=k, chunk_size=chunk_size)
@@ -134,10 +132,7 @@ def effective_rank(features: Tensor) -> float:
 
     Source: Roy & Vetterli, 2007, EUSIPCO, "The effective rank", definition 1 (there without centring).
     """
-    singular = _singular(features)
-    if not singular.any():
-        return 0.0
-    return torch.special.entr(singular / singular.sum()).sum().exp().item()
+    return _entropy_rank(_singular(features), 0)
 
 
 @torch.no_grad()
@@ -198,7 +193,7 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
 
 
 def _entropy_rank(values: Tensor, eps: float) -> float:
-    """Exponential of the entropy of non-negative values as shares, as RankMe and LiDAR have it."""
+    """Exponential of the entropy of non-negative values as shares."""
     if not values.any():
         return 0.0
     return torch.special.entr(values / values.sum() + eps).sum().exp().item()

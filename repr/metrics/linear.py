@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, labelled_trunk
+from repr.metrics.scores import accuracy
 
 CHUNK = 8192  # rows classified at a time
 
@@ -54,10 +54,10 @@ def logistic(
         bank: ``trunk`` (N, T), taken as it is, in its own precision, and labels; unlabelled rows are left out.
         query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
         attribute: which labels.
-        exponents: of ten, the smallest and the largest C.
+        exponents: the smallest and the largest C are ten to these powers.
         steps_per_decade: how finely C is searched.
         held_out: share of the bank, drawn from ``seed``, on which C is chosen.
-        max_iter: of each fit.
+        max_iter: steps of L-BFGS in each fit at most.
         tolerance: a fit ends where no derivative of the objective above, divided by C N, is larger.
         seed: of the held-out part; the global generators are not touched.
 
@@ -72,9 +72,9 @@ def logistic(
     Source: Radford et al., 2021, arXiv 2103.00020, section A.3.
     """
     x, target, classes = _bank(bank, attribute)
-    rows, labels = labelled(query, attribute)
-    probed = finite(query.trunk[rows])
+    probed, labels = labelled_trunk(query, attribute)
     fit, held = split(len(x), held_out, seed)
+    stop: Any = {"max_iter": max_iter, "tolerance": tolerance}
     probes: dict[float, tuple[float, Linear]] = {}  # exponent -> accuracy on the held-out part, classifier
 
     def look(exponent: float) -> None:
@@ -82,9 +82,7 @@ def logistic(
             return
         weaker = [e for e in probes if e < exponent]  # a start from there takes a fraction of the steps
         start = probes[max(weaker)][1] if weaker else None
-        probe = fit_logistic(
-            x[fit], target[fit], len(classes), c=10**exponent, start=start, max_iter=max_iter, tolerance=tolerance
-        )
+        probe = fit_logistic(x[fit], target[fit], len(classes), c=10**exponent, start=start, **stop)
         probes[exponent] = (probe.predict(x[held]) == target[held]).double().mean().item(), probe
 
     step = 2.0
@@ -96,9 +94,7 @@ def logistic(
         look(best - step)
         look(best + step)
     best = _best(probes)
-    probe = fit_logistic(
-        x, target, len(classes), c=10**best, start=probes[best][1], max_iter=max_iter, tolerance=tolerance
-    )
+    probe = fit_logistic(x, target, len(classes), c=10**best, start=probes[best][1], **stop)
     name = f"linear_{attribute}"
     return accuracy(name, classes[probe.predict(probed)], labels) | {f"{name}_C": 10**best}
 
@@ -126,8 +122,8 @@ def fit_logistic(
         num_classes: C.
         c: the inverse of the regularisation.
         start: where to start; None: at zero.
-        max_iter: steps of L-BFGS at most.
-        tolerance: see :func:`logistic`.
+        max_iter: see :func:`logistic`.
+        tolerance: likewise.
 
     Returns:
         The classifier. Its rows sum to zero (of two classes, their difference is scikit-learn's ``coef_``).
@@ -207,8 +203,7 @@ def sgd(
     if not rates or min(rates) <= 0:
         raise ValueError(f"set at least one rate, all above 0, not {[*rates]}")
     x, target, classes = _bank(bank, attribute)
-    rows, labels = labelled(query, attribute)
-    probed = finite(query.trunk[rows])
+    probed, labels = labelled_trunk(query, attribute)
     fit, held = split(len(x), held_out, seed)
     heads = fit_sgd(
         x[fit],
@@ -290,8 +285,8 @@ def split(num: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def _bank(bank: Features, attribute: str) -> tuple[Tensor, Tensor, Tensor]:
     """Features (N, T) of the labelled rows, their classes (N,) from 0, and the labels (C,) of these."""
-    rows, labels = labelled(bank, attribute)
+    features, labels = labelled_trunk(bank, attribute)
     classes, target = labels.unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"all labels of {attribute!r} in the bank are equal: a classifier needs two classes")
-    return finite(bank.trunk[rows]), target, classes
+    return features, target, classes

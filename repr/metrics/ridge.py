@@ -8,20 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, labelled_trunk, standardisation
+from repr.metrics.scores import accuracy
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
+CHUNK = 8192  # rows classified at a time
 
 
 @torch.no_grad()
 def ridge(
-    bank: Features,
-    query: Features,
-    *,
-    attribute: str,
-    penalties: Sequence[float] = PENALTIES,
-    chunk_size: int = 8192,
+    bank: Features, query: Features, *, attribute: str, penalties: Sequence[float] = PENALTIES
 ) -> dict[str, float]:
     r"""Accuracy of a linear classifier that ridge regression fits to the bank's one-hot labels.
 
@@ -40,7 +36,6 @@ def ridge(
         attribute: which labels.
         penalties: candidates for :math:`\lambda`, positive. The unit is the variance of one standardised
             feature, so that a grid fits banks of any length (scikit-learn's ``alpha`` is :math:`\lambda N`).
-        chunk_size: rows classified at a time.
 
     Returns:
         ``ridge_<attribute>`` in [0, 1]; chance is the share of the query's largest class.
@@ -53,12 +48,12 @@ def ridge(
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"set at least one penalty, all above 0, not {tuple(penalties)}")
-    bank_rows, bank_labels = labelled(bank, attribute)
-    rows, labels = labelled(query, attribute)
+    learned, bank_labels = labelled_trunk(bank, attribute)
+    probed, labels = labelled_trunk(query, attribute)
     classes, target = bank_labels.unique(return_inverse=True)
-    probe = fit(finite(bank.trunk[bank_rows]), target)
-    scored = [(probe.leave_one_out(penalty, chunk_size=chunk_size), penalty) for penalty in penalties]
-    predicted = probe.predict(finite(query.trunk[rows]), max(scored)[1], chunk_size=chunk_size)
+    probe = fit(learned, target)
+    best = max(penalties, key=lambda penalty: (probe.leave_one_out(penalty), penalty))
+    predicted = probe.predict(probed, best)
     return accuracy(f"ridge_{attribute}", classes[predicted], labels)
 
 
@@ -78,13 +73,13 @@ class Probe:
     coordinates: Tensor  # (N, r), the bank's
     target: Tensor  # (N,), the bank's classes
 
-    def predict(self, features: Tensor, penalty: float, *, chunk_size: int) -> Tensor:
+    def predict(self, features: Tensor, penalty: float, *, chunk_size: int = CHUNK) -> Tensor:
         """Classify rows (M, T) into (M,) classes."""
         weight = self.rotation @ (self.moment / (self.spectrum + penalty)[:, None])  # (T, C)
         chunks = features.split(chunk_size)
         return torch.cat([((chunk.double() - self.mean) @ weight + self.prior).argmax(1) for chunk in chunks])
 
-    def leave_one_out(self, penalty: float, *, chunk_size: int) -> float:
+    def leave_one_out(self, penalty: float, *, chunk_size: int = CHUNK) -> float:
         r"""Give the accuracy on the bank when every row is classified by the fit to all others.
 
         Without row i the fit at row i is :math:`(\hat y_i - h_i y_i) / (1 - h_i)`, with the leverage
@@ -111,13 +106,10 @@ def fit(features: Tensor, target: Tensor) -> Probe:
         target: (N,) classes 0..C-1, each present.
 
     Returns:
-        The probe. A feature whose deviation is below float32's resolution of its mean is constant and
-        has no weight, so that rounding noise is never scaled up to a signal.
+        The probe. Constant features (:func:`repr.metrics.features.standardisation`) have no weight.
     """
     x, num = features.double(), len(features)
-    deviation, mean = torch.std_mean(x, 0, correction=0)
-    constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()
-    scale = deviation.masked_fill(constant, torch.inf).reciprocal()  # (T,)
+    mean, scale = standardisation(x)
     x = (x - mean) * scale
     if x.shape[1] <= num:
         spectrum, basis = torch.linalg.eigh(x.T @ x / num)  # (T,), (T, T)

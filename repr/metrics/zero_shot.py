@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import labelled, ranks
+from repr.metrics.features import Features, labelled
+from repr.metrics.scores import CHANCE, ranks
 
 
 @torch.no_grad()
 def zero_shot(
-    bank: Features,
     query: Features,
     *,
     attribute: str,
@@ -30,7 +29,6 @@ def zero_shot(
     as near to image i as its own: ties count against the image, and collapsed features get 0.
 
     Args:
-        bank: not used.
         query: ``image`` (N, D), normalised inside, and labels; unlabelled rows are left out.
         attribute: which labels.
         class_embeddings: (C, D), one a class (see :func:`average_templates`), normalised inside.
@@ -64,7 +62,7 @@ def zero_shot(
     values = {}
     for k in ks:
         values[f"{name}_top{k}"] = (rank < k).double().mean().item()
-        values[f"{name}_top{k}.chance"] = min(k / len(class_labels), 1.0)
+        values[f"{name}_top{k}{CHANCE}"] = min(k / len(class_labels), 1.0)
     return values
 
 
