@@ -43,10 +43,9 @@ def geometry(
     ``robin_hood_<a>``        see :func:`hubness`, of the k-occurrence                        [0, 1)
     ========================= =============================================================== ===============
 
-    Lower uniformity is more spread. Rows are taken as they come: samples that share a caption are
-    still different ``i`` and ``j``. A table without text gives the image values only. Hubness is that of ``image`` and
-    ``text``, each row's nearest among the others of its kind, and across: ``t2i``, how often an image is among the
-    nearest of a text, and ``i2t``.
+    Lower uniformity is more spread. Samples that share a caption are still different ``i`` and ``j``. A table without
+    text gives the image values only. Hubness ``<a>`` is that of ``image`` and ``text``, where each row looks among the
+    others of its kind, and across: ``t2i``, how often an image is among the nearest of a text, and ``i2t``.
 
     Args:
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
@@ -102,8 +101,7 @@ def spectrum(features: Tensor) -> Tensor:
         features: (N, D), as they are: not normalised, in float64 inside.
 
     Returns:
-        (D,) float64, the largest first; their sum is the variance. What rounding alone leaves is 0, as are those past
-        the N - 1 that N rows can have.
+        (D,) float64, the largest first; their sum is the variance. Those that only rounding leaves are 0.
     """
     singular = _singular(features)
     return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))
@@ -203,10 +201,10 @@ def _entropy_rank(values: Tensor, eps: float) -> float:
 def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_size: int) -> dict[str, float]:
     r"""Tell how unevenly the rows of a bank are among the k nearest of the queries.
 
-    :math:`N_j` is the number of queries that have row j of the bank among their k nearest by cosine, and m their mean.
+    :math:`N_j` is the number of queries that have row j of the bank among their k nearest by cosine, and m the mean.
     The skewness is :math:`\mathrm{mean}_j (N_j - m)^3 / \mathrm{std}(N)^3`; the Robin Hood index,
-    :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share of all places that would have to be given away for
-    all rows to have the same.
+    :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share that would have to be given away for all rows to
+    have the same.
 
     Args:
         queries: (Q, D), normalised inside.
@@ -228,8 +226,7 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
     for start in range(0, len(queries), chunk_size):
         cosine = F.normalize(queries[start : start + chunk_size].double(), dim=1) @ bank.T  # (chunk, M)
         if own:
-            rows = torch.arange(len(cosine), device=bank.device)
-            cosine[rows, start + rows] = -torch.inf
+            cosine[:, start:].fill_diagonal_(-torch.inf)
         nearest = cosine.topk(min(k, len(bank) - own), dim=1).indices
         counts += nearest.flatten().bincount(minlength=len(bank))
     off = counts.double() - counts.double().mean()
@@ -243,15 +240,15 @@ def separability(
 ) -> float:
     """Give the accuracy with which a linear classifier tells images from texts it was not fitted to.
 
-    Logistic regression (L2 penalty, C = 1, with intercept) is fitted to 80 % of the pairs and asked about
-    both halves of the other 20 %; the mean over splits is given. A pair is never torn apart: both sides
-    then hold as many images as texts, and equal modalities give 0.5 exactly, where a split by rows
-    would show the classifier the twin of a test row under the other name. (Fahim et al. split by pairs
-    too, once, with the global generator; published versions of their code fit to 20 %, not 80 %.)
+    Logistic regression (L2 penalty, C = 1, with intercept) is fitted to 80 % of the pairs and asked about both halves
+    of the other 20 %; the mean over splits is given. A pair is never torn apart: both sides then hold as many images as
+    texts, and equal modalities give 0.5 exactly, where a split by rows would show the classifier the twin of a test row
+    under the other name. (Fahim et al. split by pairs too, once, with the global generator; published versions of their
+    code fit to 20 %, not 80 %.)
 
     Args:
         image: (N, D) of unit length.
-        text: (N, D) of unit length.
+        text: likewise.
         num_splits: number of random splits.
         max_pairs: pairs used at most.
         generator: draws the pairs and the splits.

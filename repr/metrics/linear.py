@@ -46,9 +46,9 @@ def logistic(
         \min_{W, b}\ \frac12 \lVert W \rVert^2 + C \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
 
     which is what scikit-learn's ``LogisticRegression(C=C)`` minimises, for two classes too. C is searched as CLIP's
-    authors do it: first every second power of ten between the exponents, then around the best one with half the
-    distance, until there are ``steps_per_decade`` in a decade. Of equals the smallest C is taken. The classifier with
-    that C is fitted to the whole bank, and the query is looked at once, after that.
+    authors do it: first every second power of ten between the exponents, then around the best one at half the
+    distance, down to ``steps_per_decade``; of equally good ones the smallest is taken. The classifier with that C is
+    fitted to the whole bank, and only then the query is looked at.
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, in its own precision, and labels; unlabelled rows are left out.
@@ -114,19 +114,10 @@ def fit_logistic(
     max_iter: int = 1000,
     tolerance: float = 1e-4,
 ) -> Linear:
-    """Minimise the objective of :func:`logistic`.
+    """Minimise the objective of :func:`logistic` for rows ``x`` (N, T) of the classes ``target`` (N,), counted from 0.
 
-    Args:
-        x: (N, T).
-        target: (N,) classes 0..num_classes-1.
-        num_classes: C.
-        c: the inverse of the regularisation.
-        start: where to start; None: at zero.
-        max_iter: see :func:`logistic`.
-        tolerance: likewise.
-
-    Returns:
-        The classifier. Its rows sum to zero (of two classes, their difference is scikit-learn's ``coef_``).
+    The search begins at ``start``, or else at zero. The rows of the weight sum to zero; of two classes, their difference
+    is scikit-learn's ``coef_``.
     """
     num, width = x.shape
     # scikit-learn fits two classes with one weight w; the rows are then -w/2 and w/2, whose squares sum to half of w's.
@@ -177,8 +168,8 @@ def sgd(
 ) -> dict[str, float]:
     """Accuracy of the best of many linear classifiers that SGD trains at once, each at a rate of its own.
 
-    Each batch is read once and classified by all, whose weights are stacked. Rates fall to zero along a cosine; there
-    is no weight decay. The best on the held-out part of the bank is the one that the query is shown.
+    Rates fall to zero along a cosine; there is no weight decay. The query is shown to the classifier that is the best
+    on the held-out part of the bank.
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, and labels; unlabelled rows are left out.
@@ -205,16 +196,9 @@ def sgd(
     x, target, classes = _bank(bank, attribute)
     probed, labels = labelled_trunk(query, attribute)
     fit, held = split(len(x), held_out, seed)
-    heads = fit_sgd(
-        x[fit],
-        target[fit],
-        len(classes),
-        rates=rates,
-        epochs=epochs,
-        batch_size=batch_size,
-        momentum=momentum,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    options: Any = {"rates": rates, "epochs": epochs, "batch_size": batch_size, "momentum": momentum}
+    generator = torch.Generator().manual_seed(seed)
+    heads = fit_sgd(x[fit], target[fit], len(classes), generator=generator, **options)
     hits = (heads.predict(x[held]) == target[held]).double().mean(1)  # (H,)
     best = int(hits.argmax())
     predicted = classes[Linear(heads.weight[best], heads.bias[best]).predict(probed)]
@@ -234,20 +218,10 @@ def fit_sgd(
     momentum: float,
     generator: torch.Generator,
 ) -> Linear:
-    """Train one classifier a rate, all on the same batches.
+    """Train a classifier at each of the H rates, all on the same batches, as :func:`sgd` has it.
 
-    Args:
-        x: (N, T).
-        target: (N,) classes 0..num_classes-1.
-        num_classes: C.
-        rates: H learning rates.
-        epochs: see :func:`sgd`.
-        batch_size: likewise.
-        momentum: likewise.
-        generator: of the weights at the start, the same for all, and of the order; on the CPU.
-
-    Returns:
-        H classifiers.
+    Rows ``x`` (N, T) have the classes ``target`` (N,), counted from 0. The generator, on the CPU, draws the weights at
+    the start, which are the same for all, and the order.
     """
     num, width = x.shape
     weight = (0.01 * torch.randn(num_classes, width, generator=generator)).to(x).repeat(len(rates), 1)  # (H C, T)
@@ -271,10 +245,10 @@ def fit_sgd(
 
 
 def split(num: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit and rows held out, at least one each, drawn from the seed: int64.
+    """Draw rows to fit and rows to hold out from the seed, at least one each: int64.
 
     Raises:
-        ValueError: there are fewer than two rows, or the share is not one.
+        ValueError: there are fewer than two rows, or the share is not between 0 and 1.
     """
     if num < 2 or not 0 < held_out < 1:
         raise ValueError(f"{num} rows and held_out={held_out}: give at least 2 rows, and a share between 0 and 1")

@@ -18,11 +18,10 @@ def retrieval(query: Features, *, ks: Sequence[int] = (1, 5, 10), memory: float 
     .. math::
         i2t\_R@k = \frac{1}{N} \sum_i [r_i < k], \qquad t2i\_R@k = \frac{1}{C} \sum_c [r_c < k]
 
-    The N images look for their caption among the C distinct captions; every distinct caption (the text
-    of its first row stands for it) looks once among the N images and is right when any of its images is
-    among the k nearest. The rank :math:`r` counts wrong candidates that are at least as near as the
-    nearest right one, so ties count against the query: collapsed features get 0, not 1. Ranks are
-    exact, and the N x C matrix is never held.
+    The N images look for their caption among the C distinct captions; every distinct caption (the text of its first
+    row stands for it) looks once among the N images and is right when any of its images is among the k nearest. The
+    rank :math:`r` counts wrong candidates that are at least as near as the nearest right one, so ties count against the
+    query: collapsed features get 0, not 1. Ranks are exact, and the N x C matrix is never held.
 
     Where images have several captions (``pairs``), the nearest of an image's counts. Captions that differ are right for
     their image alone, as in the published protocols.
@@ -41,8 +40,7 @@ def retrieval(query: Features, *, ks: Sequence[int] = (1, 5, 10), memory: float 
     Raises:
         ValueError: the table has no text, or not of every image; the memory is not positive.
 
-    Source: Karpathy & Fei-Fei, 2015, arXiv 1412.2306 (recall at k; they, too, count any right one of
-    several as a success).
+    Source: Karpathy & Fei-Fei, 2015, arXiv 1412.2306 (recall at k, where any right one of several is a success).
     """
     if query.text is None:
         raise ValueError("retrieval needs text features: evaluate an image-text objective or leave this metric out")
@@ -75,15 +73,8 @@ def chance(num_right: Tensor, num_candidates: int, k: int) -> float:
     r"""Give the mean probability that k of N candidates drawn without replacement hold one of m right ones.
 
     :math:`1 - \binom{N-m}{k} / \binom{N}{k} = 1 - \prod_{j<k} (1 - \frac{m}{N-j})`, by the product's
-    logarithm, which is exact also where N is large and k/N tiny.
-
-    Args:
-        num_right: (Q,) the m of every query, at least 1.
-        num_candidates: N.
-        k: how many are drawn; more than N are N.
-
-    Returns:
-        The mean over queries, in (0, 1].
+    logarithm, which is exact also where N is large and k/N tiny. The mean is over the queries, whose m >= 1 are
+    ``num_right`` (Q,).
     """
     left = torch.arange(num_candidates, num_candidates - min(k, num_candidates), -1, device=num_right.device)
     share, multiplicity = num_right.unique(return_counts=True)

@@ -25,10 +25,9 @@ def ridge(
         \min_{W, b} \frac{1}{N} \lVert Y - X W - 1 b^\top \rVert^2 + \lambda \lVert W \rVert^2,
         \qquad \hat y_q = \arg\max_c\, (x_q W + b)_c
 
-    X is standardised with the bank's mean and deviation, the intercept is not penalised. One
-    eigendecomposition (of the covariance or, where the trunk is wider than the bank is long, of the
-    Gram matrix) serves all penalties. The penalty is the one with the best exact leave-one-out accuracy
-    on the bank, the largest of equals; the query is looked at once, after that.
+    X is standardised with the bank's mean and deviation, the intercept is not penalised. One eigendecomposition serves
+    all penalties. The one with the best exact leave-one-out accuracy on the bank is taken, of equally good ones the
+    largest; only then the query is looked at.
 
     Args:
         bank: ``trunk`` (N, T) and labels; unlabelled rows are left out. T > N is fine.
@@ -99,25 +98,19 @@ class Probe:
 
 
 def fit(features: Tensor, target: Tensor) -> Probe:
-    """Decompose the bank once, for all penalties.
+    """Decompose the bank (N, T) of classes (N,) 0 to C - 1, each present, once for all penalties.
 
-    Args:
-        features: (N, T).
-        target: (N,) classes 0..C-1, each present.
-
-    Returns:
-        The probe. Constant features (:func:`repr.metrics.features.standardisation`) have no weight.
+    Constant features (:func:`repr.metrics.features.standardisation`) have no weight. Where the trunk is wider than the
+    bank is long, the Gram matrix is decomposed instead of the covariance.
     """
     x, num = features.double(), len(features)
     mean, scale = standardisation(x)
     x = (x - mean) * scale
-    if x.shape[1] <= num:
-        spectrum, basis = torch.linalg.eigh(x.T @ x / num)  # (T,), (T, T)
-    else:
-        spectrum, basis = torch.linalg.eigh(x @ x.T / num)  # (N,), (N, N)
+    wide = x.shape[1] > num
+    spectrum, basis = torch.linalg.eigh((x @ x.T if wide else x.T @ x) / num)  # (R,), (R, R) with R = min(N, T)
     kept = spectrum > spectrum[-1] * max(x.shape) * torch.finfo(x.dtype).eps
     spectrum, basis = spectrum[kept], basis[:, kept]
-    if x.shape[1] > num:
+    if wide:
         basis = x.T @ basis / (num * spectrum).sqrt()  # (T, r): right singular vectors from the left ones
     coordinates = x @ basis  # (N, r)
     count = target.bincount().double()
