@@ -203,7 +203,7 @@ class Dense(Protocol):
 
     def fault(self, tables: Tables) -> str | None:
         """An encoder without maps."""
-        if tables.encoder.has_maps:
+        if hasattr(getattr(tables.encoder.module, "backbone", None), "forward_intermediates"):  # one of timm's
             return None
         return "needs feature maps, and the image tower gives none: set backbone.name to a timm ResNet, ConvNeXt or ViT"
 

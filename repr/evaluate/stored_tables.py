@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from repr.batch import Batch
+from repr.cli import is_first
 from repr.data.datamodule import DataModule
 from repr.data.datasets import too_many_bad
 from repr.data.fingerprint import captions_of, of_rows
 from repr.distributed import gather_objects, on_first, rank
 from repr.evaluate.encoder import Encoder
 from repr.evaluate.stored_features import READ, TableWriter, damage, read_columns
-from repr.evaluate.tables import NO_TEXT, Request, Tables, embed
+from repr.evaluate.tables import Request, Tables, embed
 from repr.files import replacing_folder
 from repr.metrics.features import Features
 from repr.training.trainer import make_trainer
@@ -30,12 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Extractor(pl.LightningModule):
-    """An encoder behind the Trainer: embeds batches of pictures, of texts, of views, and of pictures with crops.
-
-    Args:
-        module: of the encoder.
-        data: whose loader options and device half are used.
-    """
+    """The module of an encoder behind the Trainer; loaders and the device half of batches are those of ``data``."""
 
     def __init__(self, module: Any, data: DataModule) -> None:
         super().__init__()
@@ -44,19 +40,19 @@ class Extractor(pl.LightningModule):
         self.bad: dict[int, str] = {}
 
     def predict_dataloader(self) -> Any:
-        """Batches of the data set at hand; this rank's share of each."""
+        """This rank's share of each batch of the data set at hand."""
         self.data.trainer = self.trainer
         return self.data.in_order(self.dataset)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """As Lightning's; rows that could not be read are told once, and noted."""
+        """Move a batch; rows that could not be read are logged and noted."""
         for row, fault in batch.pop("bad", []):
             self.bad[row] = fault
             _log.warning("sample %d left out: %s", row, fault)
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pixels are coloured and normalised, unless the encoder's own transform has done it."""
+        """Colour and normalise pixels, unless the encoder's own transform has done it."""
         return self.data.on_after_batch_transfer(batch, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
@@ -65,15 +61,7 @@ class Extractor(pl.LightningModule):
 
 
 class StoredTables(Tables):
-    """Tables that are kept on disk, a folder each, named by the hashes of the weights, the data and how they are taken.
-
-    Args:
-        encoder: what is evaluated.
-        data: the sets, normalised for the encoder.
-        cfg: a whole config of ``repr.evaluate``.
-        folder: where tables are kept.
-        class_files: see :class:`repr.evaluate.tables.Tables`.
-    """
+    """Tables on disk, each in a folder below ``folder`` that hashes of weights, data and how they are taken name."""
 
     cfg: DictConfig
 
@@ -87,10 +75,7 @@ class StoredTables(Tables):
         self.data_hash = {name: of_rows(*data.evaluated(name)) for name in data.eval_names}
         self._captions: dict[str, tuple[list[str], Tensor]] = {}
 
-    def want_captions(self, name: str) -> str | None:
-        """See :class:`repr.evaluate.tables.Tables`."""
-        if self.encoder.tokenizer is None:
-            return NO_TEXT
+    def _want_captions(self, name: str) -> str | None:
         if name not in self._captions:
             self._captions[name] = captions_of(*self.data.evaluated(name))
         texts, _ = self._captions[name]
@@ -116,7 +101,7 @@ class StoredTables(Tables):
         return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
 
     def told(self) -> dict[str, dict[str, Any]]:
-        """Rows and hash of every set, and how many rows could not be read, as far as its table was asked for."""
+        """Rows and hash of every set, and how many rows could not be read where its table was asked for."""
         told: dict[str, dict[str, Any]] = {}
         for name, data_hash in self.data_hash.items():
             told[name] = {"rows": len(self.data.evaluated(name)[1]), "hash": data_hash}
@@ -125,7 +110,7 @@ class StoredTables(Tables):
         return told
 
     def extract(self) -> None:
-        """Make those tables that are not there; every rank must call it.
+        """See :class:`repr.evaluate.tables.Tables`.
 
         Raises:
             ValueError: too many rows of a set cannot be read.
@@ -144,10 +129,8 @@ class StoredTables(Tables):
     def _extract(self, folder: Path, request: Request, extractor: Extractor) -> None:
         from hydra.utils import instantiate
 
-        first = pl.utilities.rank_zero_only.rank in (None, 0)  # type: ignore[attr-defined]
-        with ExitStack() as stack:
-            new = stack.enter_context(replacing_folder(folder)) if first else None
-            writer = TableWriter(new, request.rows, self.dtype)
+        with replacing_folder(folder) if is_first() else nullcontext() as new:
+            writer = TableWriter(request.rows, self.dtype, new)
             progress = [instantiate(node) for node in self.cfg.callbacks.values() if node]
             trainer = make_trainer(self.cfg, [writer, *progress], [])
             extractor.dataset, extractor.bad = request.dataset(), {}
@@ -160,12 +143,10 @@ class StoredTables(Tables):
     def _columns(self, key: str) -> dict[str, Tensor]:
         columns = read_columns(self._folder(key))
         good = columns.pop(READ).bool()
-        ready = {name: self._ready(values, good) for name, values in columns.items()}
-        return ready | {"index": self._wanted[key].rows[good].to(self.device)}
-
-    def _ready(self, values: Tensor, good: Tensor) -> Tensor:
-        values = (values if good.all() else values[good]).to(self.device)
-        return values.float() if values.is_floating_point() else values
+        for name, values in columns.items():
+            values = (values if good.all() else values[good]).to(self.device)
+            columns[name] = values.float() if values.is_floating_point() else values
+        return columns | {"index": self._wanted[key].rows[good].to(self.device)}
 
     def _good(self, key: str) -> Tensor:
         """(N,) bool, which rows of a table could be read."""
@@ -180,7 +161,7 @@ class StoredTables(Tables):
 
 
 def hash_module(module: nn.Module) -> str:
-    """A hash of an encoder: every tensor of its state, and how its layers print; 64 hexadecimal digits."""
+    """Hash every tensor of an encoder's state, and how its layers print, to 64 hexadecimal digits."""
     digest = hashlib.sha256(str(module).encode())
     for name, tensor in module.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -66,7 +66,7 @@ class Classes:
         return [position.get(label, len(vocabulary) + i) for i, label in enumerate(self.names)]
 
     def fault(self, labels: Mapping[str, Sequence[str]], name: str) -> str | None:
-        """Tell why these are not the classes of the set ``name``, whose rows have ``labels`` by attribute, or give None.
+        """Tell why these are not the classes of the set ``name``, whose rows have ``labels`` by attribute, or None.
 
         They may be more than there are in the set.
         """

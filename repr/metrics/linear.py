@@ -116,7 +116,7 @@ def fit_logistic(
 ) -> Linear:
     """Minimise the objective of :func:`logistic` for rows ``x`` (N, T) of the classes ``target`` (N,), counted from 0.
 
-    The search begins at ``start``, or else at zero. The rows of the weight sum to zero; of two classes, their difference
+    The search begins at ``start``, or else at zero. The rows of the weight sum to zero; of two classes, the difference
     is scikit-learn's ``coef_``.
     """
     num, width = x.shape
