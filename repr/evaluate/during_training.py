@@ -32,6 +32,7 @@ class GatheredTables(Tables):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoder = Encoder.of_objective(module, data.image_size, data.mean, data.std, data.tokenizer)
         super().__init__(encoder, data, precision=str(trainer.precision))
+        self._data = {name: name for name in data.eval_names}
         self._made: dict[str, dict[str, Tensor]] = {}
 
     def begin(self, pictures: Mapping[str, dict[str, Tensor]]) -> None:
@@ -65,9 +66,6 @@ class GatheredTables(Tables):
 
     def _columns(self, key: str) -> dict[str, Tensor]:
         return self._made[key]
-
-    def _data(self, name: str) -> str:
-        return name
 
     def _embed(self, request: Request) -> dict[str, Tensor]:
         """Embed some pictures of a set in one more pass, in as many batches as the Trainer takes of it."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -63,16 +64,14 @@ class Extractor(pl.LightningModule):
 class StoredTables(Tables):
     """Tables on disk, each in a folder below ``folder`` that hashes of weights, data and how they are taken name."""
 
-    cfg: DictConfig
-
     def __init__(
         self, encoder: Encoder, data: DataModule, cfg: DictConfig, folder: Path, class_files: Sequence[Path] = ()
     ) -> None:
-        options: Any = {"precision": str(cfg.trainer.precision), "dtype": cfg.features, "seed": cfg.seed}
-        super().__init__(encoder, data, class_files=class_files, **options)
-        self.cfg, self.folder = cfg, folder
+        super().__init__(encoder, data, precision=str(cfg.trainer.precision), dtype=cfg.features, seed=cfg.seed)
+        self.cfg, self.folder, self.class_files = cfg, folder, class_files
         self.model_hash = hash_module(encoder.module)
         self.data_hash = {name: of_rows(*data.evaluated(name)) for name in data.eval_names}
+        self._data = {name: data_hash[:12] for name, data_hash in self.data_hash.items()}
         self._captions: dict[str, tuple[list[str], Tensor]] = {}
 
     def _want_captions(self, name: str) -> str | None:
@@ -90,12 +89,11 @@ class StoredTables(Tables):
         texts, pairs = self._captions.get(name, ([], torch.empty(0, 2)))
         if not texts:
             return None
-        query, read = self.pictures(name), self._good(self._pictures(name))
-        place = torch.full((len(read),), -1)  # position in the set -> row of the table
-        place[read] = torch.arange(int(read.sum()))
-        pairs = torch.stack([place[pairs[:, 0]], pairs[:, 1]], 1)
-        rows, image_row = pairs[pairs[:, 0] >= 0, 0].unique(return_inverse=True)
-        kept, text_row = pairs[pairs[:, 0] >= 0, 1].unique(return_inverse=True)
+        query, good = self.pictures(name), self._good(self._pictures(name))
+        pairs = pairs[good[pairs[:, 0]]]
+        row_of_table = good.cumsum(0) - 1
+        rows, image_row = row_of_table[pairs[:, 0]].unique(return_inverse=True)
+        kept, text_row = pairs[:, 1].unique(return_inverse=True)
         rows, pairs = rows.to(self.device), torch.stack([image_row, text_row], 1).to(self.device)
         text = self.texts(texts)[kept.to(self.device)]
         return Features(query.index[rows], query.image[rows], query.trunk[rows], text=text, pairs=pairs)
@@ -115,20 +113,16 @@ class StoredTables(Tables):
         Raises:
             ValueError: too many rows of a set cannot be read.
         """
-        extractor = None
+        extractor = Extractor(self.encoder.module, self.data)
         for key, request in self._wanted.items():
             folder = self._folder(key)
             fault = on_first(lambda folder=folder: damage(folder) if folder.is_dir() else "")  # type: ignore[misc]
-            if fault is None:
-                continue
             if fault and not rank():
                 print(f"extracted anew: {fault}")
-            extractor = extractor or Extractor(self.encoder.module, self.data)
-            self._extract(folder, request, extractor)
+            if fault is not None:
+                self._extract(folder, request, extractor)
 
     def _extract(self, folder: Path, request: Request, extractor: Extractor) -> None:
-        from hydra.utils import instantiate
-
         with replacing_folder(folder) if is_first() else nullcontext() as new:
             writer = TableWriter(request.rows, self.dtype, new)
             progress = [instantiate(node) for node in self.cfg.callbacks.values() if node]
@@ -151,9 +145,6 @@ class StoredTables(Tables):
     def _good(self, key: str) -> Tensor:
         """(N,) bool, which rows of a table could be read."""
         return read_columns(self._folder(key))[READ].bool()
-
-    def _data(self, name: str) -> str:
-        return self.data_hash[name][:12]
 
     def _folder(self, key: str) -> Path:
         kind, _, rest = key.partition("-")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from repr.batch import Batch, Embeddings
@@ -50,29 +49,23 @@ class Tables(ABC):
         precision: of the encoder, as the Trainer calls it.
         dtype: in which features are kept.
         seed: of held-out parts and the like.
-        class_files: zero-shot classification chooses among them for a set that names none.
 
     Attributes:
         cfg: the config of ``repr.evaluate``, for what trains a copy of the encoder; None during training.
+        class_files: zero-shot classification chooses among them for a set that names none.
         device: where tables are read to.
         classes: set -> name of a number -> the classes that zero-shot classification has chosen.
         left_out: ``<set>/<key of the protocol>`` -> why it is not computed, or computed on fewer rows.
     """
 
-    cfg: DictConfig | None = None
+    cfg: Any = None
+    class_files: Sequence[Path] = ()
+    _data: Mapping[str, str]  # set -> what tells its pictures from those of other sets
 
     def __init__(
-        self,
-        encoder: Encoder,
-        data: DataModule,
-        *,
-        precision: str,
-        dtype: str = "float32",
-        seed: int = 0,
-        class_files: Sequence[Path] = (),
+        self, encoder: Encoder, data: DataModule, *, precision: str, dtype: str = "float32", seed: int = 0
     ) -> None:
-        self.encoder, self.data, self.precision, self.dtype = encoder, data, precision, dtype
-        self.seed, self.class_files = seed, class_files
+        self.encoder, self.data, self.precision, self.dtype, self.seed = encoder, data, precision, dtype, seed
         self.device = torch.device("cpu")
         self.classes: dict[str, dict[str, Classes]] = {}
         self.left_out: dict[str, str] = {}
@@ -83,17 +76,17 @@ class Tables(ABC):
 
     @property
     def sets(self) -> list[str]:
-        """The names of the evaluation sets; the rows of the training set are ``bank``."""
+        """The names of the evaluation sets, without ``bank``, the rows of the training set."""
         return self.data.eval_names[1:]
 
     @cached_property
     def taken(self) -> dict[str, Any]:
-        """How the features of pictures are taken."""
+        """How the features of pictures are taken, for the record of a number."""
         return {**self.encoder.preprocessing, "precision": self.precision, "stored": self.dtype}
 
     @property
     def tokens(self) -> dict[str, Any]:
-        """How texts become tokens."""
+        """How texts become tokens, for the record of a number."""
         tokenizer: Any = self.encoder.tokenizer
         return {"tokenizer": type(tokenizer).__name__, "context_length": getattr(tokenizer, "context_length", None)}
 
@@ -104,10 +97,6 @@ class Tables(ABC):
     @abstractmethod
     def _columns(self, key: str) -> dict[str, Tensor]:
         """Read the columns of the rows that could be embedded, and ``index``, which tells these rows."""
-
-    @abstractmethod
-    def _data(self, name: str) -> str:
-        """Tell the pictures of a set from those of others."""
 
     @abstractmethod
     def _want_captions(self, name: str) -> str | None:
@@ -153,7 +142,7 @@ class Tables(ABC):
         crops, size, masks = expand(views.values()), self.encoder.image_size, self.data.mask_classes
         pictures = partial(DenseDataset, source, rows, size, crops, masks)
         how = {"views": [str(view) for view in views.values()], "num_images": num_images, "masks": masks}
-        key = f"maps-{self._data(name)}-{short_hash(self.taken | how)}"
+        key = f"maps-{self._data[name]}-{short_hash(self.taken | how)}"
         return self._want(key, Request(pictures, rows, f"feature maps of {name}", name))
 
     def want_views(self, name: str, view: View, num_samples: int, num_views: int) -> str:
@@ -162,7 +151,7 @@ class Tables(ABC):
         places = torch.arange(len(rows) * num_views)
         views = partial(RepeatedViews, source, rows, num_views, view, self.seed)
         how = {"view": str(view), "samples": num_samples, "views": num_views, "seed": self.seed}
-        key = f"views-{self._data(name)}-{short_hash(self.taken | how)}"
+        key = f"views-{self._data[name]}-{short_hash(self.taken | how)}"
         return self._want(key, Request(views, places, f"views of {name}", name))
 
     def pictures(self, name: str) -> Features:
@@ -227,7 +216,7 @@ class Tables(ABC):
         return self._questions[name]
 
     def labels(self, name: str) -> dict[str, Tensor]:
-        """The labels of the evaluated rows, of each attribute that some of them have; before extraction, too."""
+        """The labels of the evaluated rows, of each attribute that some of them have, also before extraction."""
         if name not in self._labels:
             source, rows = self.data.evaluated(name)
             ids = dict(zip(self.data.attributes, class_ids(source, self.data.attributes)[rows].T, strict=True))
@@ -257,7 +246,7 @@ class Tables(ABC):
         return key
 
     def _pictures(self, name: str) -> str:
-        return f"pictures-{self._data(name)}-{short_hash(self.taken)}"
+        return f"pictures-{self._data[name]}-{short_hash(self.taken)}"
 
 
 def short_hash(told: Any) -> str:

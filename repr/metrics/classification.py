@@ -25,7 +25,7 @@ def heads(query: Features, *, attribute: str | None = None) -> dict[str, float]:
         second labelled class there is no ``auc``, and without logits nothing at all.
 
     Raises:
-        ValueError: the table lacks the attribute or has no labelled row; logits are not finite; a label has no logit.
+        ValueError: there are no such labels; logits are not finite; a label has no logit.
     """
     if not query.logits:
         return {}

@@ -18,8 +18,7 @@ def feature_std(features: Tensor) -> float:
         features: (N, D), normalised inside, in float64.
 
     Returns:
-        0 = all the same, 1 = spread around the origin. (Times :math:`1/\sqrt D` it is the deviation of one feature
-        that SimSiam's paper draws.)
+        0 = all the same, 1 = spread around the origin. (SimSiam's paper draws :math:`1/\sqrt D` of it.)
 
     Source: Chen & He, 2021 (SimSiam), arXiv 2011.10566, section 4.1.
     """

@@ -37,8 +37,8 @@ def linear_segmentation(
     classes that are rare.)
 
     Args:
-        bank: ``maps`` (N, C, h, w) and ``masks``.
-        query: the same, of other pictures.
+        bank: its maps and masks.
+        query: likewise, of other pictures.
         penalty: :math:`\lambda`, of the weights without the intercept.
         max_cells: at most so many cells of the bank, drawn with a fixed seed.
         num_steps: of L-BFGS at most.
@@ -106,8 +106,8 @@ def knn_segmentation(
     with the votes of a cell divided by their sum. Enlarged and compared as in :func:`linear_segmentation`.
 
     Args:
-        bank: ``maps`` (N, C, h, w) and ``masks``.
-        query: the same, of other pictures.
+        bank: its maps and masks.
+        query: likewise, of other pictures.
         k: neighbours, clipped to the cells of the bank.
         temperature: T.
         max_cells: at most so many cells of the bank, drawn with a fixed seed.
@@ -265,12 +265,7 @@ def _bank_cells(bank: DenseFeatures, query: DenseFeatures, max_cells: int) -> tu
 
 
 def class_shares(masks: Tensor, num_classes: int, grid: Sequence[int]) -> Tensor:
-    """Give the shares of K classes among the classed pixels of each cell.
-
-    Args:
-        masks: (N, H, W) uint8.
-        num_classes: K.
-        grid: rows and columns of the map.
+    """Give the shares of the K classes in masks (N, H, W) among the classed pixels of each cell of a grid.
 
     Returns:
         (N * rows * columns, K) float32, row-major; a row is zero where no pixel has a class.

@@ -48,7 +48,7 @@ def exhibits(
     for looking good. Rows are those of the data source (``Features.index``).
 
     Args:
-        bank: rows of the training set, ``trunk`` and labels, among which pictures find their nearest.
+        bank: rows of the training set, among which pictures find their nearest by ``trunk``.
         query: the evaluated set; text and labels are optional.
         attributes: attribute -> class names; the position of a name is its label.
         classes: kind of zero-shot classification -> what it chooses among.
@@ -123,20 +123,16 @@ def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
     mean = of.double().mean(0)
     centred = of.double() - mean
     axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(dim, len(of), of.shape[1])]  # (D, dim)
-    if axes.shape[1] < 2:
-        axes = F.pad(axes, (0, 2 - axes.shape[1]))
+    axes = F.pad(axes, (0, max(0, 2 - axes.shape[1])))
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return ((x.double() - mean) @ (axes * signs)).float()
 
 
 def _spectra(query: Features) -> dict[str, Tensor]:
     sample = evenly_spread(len(query.image), SAMPLE, query.image.device)
-    spectra = {"spectrum/image": spectrum(query.image[sample])}
-    if query.trunk.shape != query.image.shape or not torch.equal(query.trunk, query.image):
-        spectra["spectrum/trunk"] = spectrum(query.trunk[sample])
-    if query.text is not None:
-        spectra["spectrum/text"] = spectrum(query.text[sample])
-    return spectra
+    same = query.trunk.shape == query.image.shape and torch.equal(query.trunk, query.image)
+    tables = {"image": query.image, "trunk": None if same else query.trunk, "text": query.text}
+    return {f"spectrum/{name}": spectrum(table[sample]) for name, table in tables.items() if table is not None}
 
 
 def _neighbours(

@@ -11,6 +11,8 @@ from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
 from repr.metrics.features import Features, finite
 from repr.metrics.scores import CHANCE
 
+EPSILON = 1e-7  # that RankMe's and LiDAR's authors add to a share, against the logarithm of 0
+
 
 @torch.no_grad()
 def geometry(
@@ -43,20 +45,18 @@ def geometry(
     ``robin_hood_<a>``        see :func:`hubness`, of the k-occurrence                        [0, 1)
     ========================= =============================================================== ===============
 
-    Lower uniformity is more spread. Samples that share a caption are still different ``i`` and ``j``. A table without
-    text gives the image values only. Hubness ``<a>`` is that of ``image`` and ``text``, where each row looks among the
-    others of its kind, and across: ``t2i``, how often an image is among the nearest of a text, and ``i2t``.
+    Only the separability has a level at chance, 0.5. Lower uniformity is more spread. Samples that share a
+    caption are still different ``i`` and ``j``. A table without text gives the image values only. Hubness ``<a>`` is
+    that of ``image`` and ``text``, where each row looks among the others of its kind, and across: ``t2i``, how often an
+    image is among the nearest of a text, and ``i2t``.
 
     Args:
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
         chunk_size: rows of the pairwise terms held at a time.
         k: neighbours that hubness counts, at most N - 1.
-        num_splits: splits of the separability.
-        max_pairs: image-text pairs that the separability takes, drawn from ``seed`` where there are more.
-        seed: of the splits; the global generators are not touched.
-
-    Returns:
-        The values above; only the separability has a chance level, 0.5.
+        num_splits: of the separability.
+        max_pairs: so many image-text pairs the separability takes at most, drawn from ``seed``.
+        seed: of the splits, too; the global generators are not touched.
 
     Raises:
         ValueError: the table has fewer than two rows; features are not finite.
@@ -97,11 +97,9 @@ def geometry(
 def spectrum(features: Tensor) -> Tensor:
     r"""Give the eigenvalues of the features' covariance, :math:`\frac{1}{N} \sum_i (x_i - \bar x)(x_i - \bar x)^T`.
 
-    Args:
-        features: (N, D), as they are: not normalised, in float64 inside.
-
     Returns:
-        (D,) float64, the largest first; their sum is the variance. Those that only rounding leaves are 0.
+        (D,) float64 of features (N, D) as they are, the largest first; their sum is the variance. Those that only
+        rounding leaves are 0.
     """
     singular = _singular(features)
     return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))
@@ -118,11 +116,8 @@ def _singular(features: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> float:
     r"""Give the number of directions that the features fill.
 
-    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j` over the singular
-    values :math:`\sigma` of the features less their mean.
-
-    Args:
-        features: (N, D), as they are: not normalised, in float64 inside.
+    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j` over the singular values
+    :math:`\sigma` of the features (N, D) less their mean, in float64; they are not normalised.
 
     Returns:
         0 when all rows are equal, else in [1, min(N - 1, D)]; 1 = all on a line, D = the same spread in
@@ -134,27 +129,23 @@ def effective_rank(features: Tensor) -> float:
 
 
 @torch.no_grad()
-def rankme(features: Tensor, *, eps: float = 1e-7) -> float:
+def rankme(features: Tensor) -> float:
     r"""Give the number of directions that the features fill, their mean included.
 
     :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j + \epsilon` over the singular
-    values :math:`\sigma` of the features as they are. Against :func:`effective_rank` a common mean counts as a
-    direction, mostly the strongest.
-
-    Args:
-        features: (N, D), not normalised, in float64 inside.
-        eps: the paper's, against the logarithm of 0.
+    values :math:`\sigma` of the features (N, D) as they are, in float64. Against :func:`effective_rank` a common mean
+    counts as a direction, mostly the strongest.
 
     Returns:
-        0 when all features are 0, else in [1, min(N, D)], up to eps.
+        0 when all features are 0, else in [1, min(N, D)], up to :math:`\epsilon`.
 
     Source: Garrido, Balestriero, Najman & LeCun, 2023, arXiv 2210.02885, equation 1.
     """
-    return _entropy_rank(torch.linalg.svdvals(features.double()), eps)
+    return _entropy_rank(torch.linalg.svdvals(features.double()), EPSILON)
 
 
 @torch.no_grad()
-def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
+def lidar(views: Tensor, *, delta: float = 1e-4) -> float:
     r"""Give the number of directions in which samples differ by more than their views do.
 
     :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \lambda_k / \sum_j \lambda_j + \epsilon` over the
@@ -166,10 +157,9 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
         views: (N, Q, D), embeddings of Q augmented views of each of N samples, not normalised, in float64 inside.
             The paper takes 1,000 samples and 50 views; with fewer samples than dimensions the rank is at most N - 1.
         delta: the paper's, in the units of the features' variance.
-        eps: the paper's, against the logarithm of 0.
 
     Returns:
-        0 when all samples have the same mean, else in [1, min(N - 1, D)], up to eps.
+        0 when all samples have the same mean, else in [1, min(N - 1, D)], up to :math:`\epsilon`.
 
     Raises:
         ValueError: fewer than two samples or views; features are not finite.
@@ -187,14 +177,12 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
     values, vectors = torch.linalg.eigh(within)
     # The singular values of the whitened means are the square roots of the eigenvalues, without squaring rounding.
     singular = torch.linalg.svdvals((means - means.mean(0)) @ (vectors * values.rsqrt()) / num**0.5)
-    return _entropy_rank(singular.square(), eps)
+    return _entropy_rank(singular.square(), EPSILON)
 
 
-def _entropy_rank(values: Tensor, eps: float) -> float:
+def _entropy_rank(values: Tensor, epsilon: float) -> float:
     """Exponential of the entropy of non-negative values as shares."""
-    if not values.any():
-        return 0.0
-    return torch.special.entr(values / values.sum() + eps).sum().exp().item()
+    return torch.special.entr(values / values.sum() + epsilon).sum().exp().item() if values.any() else 0.0
 
 
 @torch.no_grad()
@@ -209,7 +197,7 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
     Args:
         queries: (Q, D), normalised inside.
         bank: (M, D), normalised inside; None: the other queries.
-        name: what is appended to the names.
+        name: see below.
         k: neighbours, at most as many as there are.
         chunk_size: queries compared at a time; memory is chunk_size x M.
 
@@ -238,23 +226,13 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
 def separability(
     image: Tensor, text: Tensor, *, num_splits: int, max_pairs: int, generator: np.random.Generator
 ) -> float:
-    """Give the accuracy with which a linear classifier tells images from texts it was not fitted to.
+    """Give the accuracy with which a linear classifier tells images from texts that it was not fitted to.
 
-    Logistic regression (L2 penalty, C = 1, with intercept) is fitted to 80 % of the pairs and asked about both halves
-    of the other 20 %; the mean over splits is given. A pair is never torn apart: both sides then hold as many images as
-    texts, and equal modalities give 0.5 exactly, where a split by rows would show the classifier the twin of a test row
-    under the other name. (Fahim et al. split by pairs too, once, with the global generator; published versions of their
-    code fit to 20 %, not 80 %.)
-
-    Args:
-        image: (N, D) of unit length.
-        text: likewise.
-        num_splits: number of random splits.
-        max_pairs: pairs used at most.
-        generator: draws the pairs and the splits.
-
-    Returns:
-        Accuracy in [0, 1]; 0.5 at chance, 1 = the modalities are linearly separable.
+    1 means that the modalities are linearly separable; 0.5 is chance. Logistic regression (L2 penalty, C = 1, with
+    intercept) is fitted to 80 % of the pairs, of unit length, and asked about both halves of the other 20 %; the mean
+    over random splits is given. A pair is never torn apart: both sides then hold as many images as texts, and equal
+    modalities give 0.5 exactly, where a split by rows would show the classifier the twin of a test row under the other
+    name. (Fahim et al. split by pairs too, once; published versions of their code fit to 20 %, not 80 %.)
     """
     from sklearn.linear_model import LogisticRegression  # a tenth of a second that the first step need not wait for
 

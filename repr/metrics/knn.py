@@ -26,7 +26,7 @@ def knn(
     Args:
         bank: ``trunk`` (N, T), normalised inside, and labels; unlabelled rows are left out. It must not
             hold the query's own samples, which would vote for themselves.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         k: neighbours, clipped to the rows of the bank.
         temperature: T.
@@ -36,8 +36,7 @@ def knn(
         ``knn_<attribute>`` in [0, 1]; chance is the share of the query's largest class.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; k or temperature is
-            not positive.
+        ValueError: there are no such labels; features are not finite; k or temperature is not positive.
 
     Source: Wu, Xiong, Yu & Lin, 2018, arXiv 1805.01978, section 3.4.
     """
@@ -64,15 +63,14 @@ def knn_sweep(
         attribute: likewise.
         ks: the numbers of neighbours.
         temperatures: the T.
-        memory: gigabytes that the search may take beside the tables. If the bank at unit length takes more than half
-            of it, it is searched in blocks.
+        memory: gigabytes that the search may take beside the tables; a bank too large for that is searched in blocks.
 
     Returns:
         ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance. The best is not named, since it would
         be chosen on the query.
 
     Raises:
-        ValueError: as for :func:`knn`; the budget is not positive.
+        ValueError: as for :func:`knn`; the memory is not positive.
     """
     options = _pairs(ks, temperatures)
     rows, bank_labels = labelled(bank, attribute)
@@ -91,11 +89,7 @@ def sweep_name(attribute: str, k: int, temperature: float) -> str:
 
 
 def _pairs(ks: Sequence[int], temperatures: Sequence[float]) -> list[tuple[int, float]]:
-    """Every k with every temperature.
-
-    Raises:
-        ValueError: there is none, or one that is not positive.
-    """
+    """Every k with every temperature, of which there must be one, and which must be positive."""
     if not ks or not temperatures or min(ks) < 1 or min(temperatures) <= 0:
         raise ValueError(
             f"set k >= 1 and temperature > 0, not k={min(ks, default=None)}, "
@@ -117,13 +111,13 @@ def _predict(
         keys = kept or (_unit(bank.trunk, places) for places in blocks)
         cosine, neighbour = _nearest(_unit(query.trunk, part), keys, max(k for k, _ in options))
         near = target[neighbour]
-        predicted.append([classes[vote(cosine[:, :k], near[:, :k], t, len(classes)).argmax(1)] for k, t in options])
+        predicted.append([classes[_vote(cosine[:, :k], near[:, :k], t, len(classes)).argmax(1)] for k, t in options])
     return [torch.cat(parts) for parts in zip(*predicted, strict=True)]
 
 
-def vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
+def _vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
     """The votes (M, C) of neighbours (M, k), the nearest of which stands first."""
-    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # a factor a query: the same vote, no overflow
+    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # less the nearest's: the same vote, no overflow
     return weight.new_zeros(len(cosine), num_classes).scatter_add_(1, label, weight)
 
 
@@ -140,17 +134,10 @@ def _nearest(queries: Tensor, keys: Iterable[Tensor], k: int) -> tuple[Tensor, T
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What ``values.topk(k)`` gives, for long rows and few k up to three times faster.
+    """Give what ``values.topk(k)`` gives for rows (M, N), for long ones and few k up to three times faster.
 
     A row is cut into blocks. The k largest entries are in the k blocks with the largest maxima, which a processor finds
     at the speed of its memory, so only these are searched. Which of equal entries is taken is open, as in torch's.
-
-    Args:
-        values: (M, N).
-        k: at most N.
-
-    Returns:
-        The k largest of each row in falling order, and their positions: (M, k) each.
     """
     num_blocks = values.shape[1] // BLOCK
     if num_blocks < 4 * k:
@@ -176,10 +163,10 @@ def _consecutive(rows: Tensor) -> bool:
 
 
 def sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -> tuple[int, int]:
-    """How many rows of the bank and how many queries may be compared at a time.
+    """Tell how many rows of the bank and how many queries may be compared at a time.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: the memory is not positive.
     """
     if memory <= 0:
         raise ValueError(f"memory={memory} gigabytes; set it above 0")

@@ -52,7 +52,7 @@ def logistic(
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, in its own precision, and labels; unlabelled rows are left out.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         exponents: the smallest and the largest C are ten to these powers.
         steps_per_decade: how finely C is searched.
@@ -66,8 +66,7 @@ def logistic(
         ``linear_<attribute>_C``, the C that was chosen.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; fewer than two rows
-            or classes to fit.
+        ValueError: there are no such labels; features are not finite; fewer than two rows or classes to fit.
 
     Source: Radford et al., 2021, arXiv 2103.00020, section A.3.
     """
@@ -173,7 +172,7 @@ def sgd(
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, and labels; unlabelled rows are left out.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         rates: learning rates, used as they are; the authors' are those of DINOv2 times batch_size / 256.
         epochs: passes through the rest of the bank.

@@ -31,7 +31,7 @@ def ridge(
 
     Args:
         bank: ``trunk`` (N, T) and labels; unlabelled rows are left out. T > N is fine.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         penalties: candidates for :math:`\lambda`, positive. The unit is the variance of one standardised
             feature, so that a grid fits banks of any length (scikit-learn's ``alpha`` is :math:`\lambda N`).
@@ -40,8 +40,7 @@ def ridge(
         ``ridge_<attribute>`` in [0, 1]; chance is the share of the query's largest class.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; a penalty is not
-            positive.
+        ValueError: there are no such labels; features are not finite; a penalty is not positive.
 
     Source: Hoerl & Kennard, 1970 (ridge); Allen, 1974 (leave-one-out in closed form).
     """
