@@ -43,26 +43,16 @@ class Encoder:
         transform = partial(evaluation_view, size=image_size)
         return cls(module, transform, image_size, mean, std, tokenizer if has_text else None)
 
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """What the transform does, in words and numbers."""
-        words = {"resize": self.resize, "crop": self.crop, "interpolation": self.interpolation}
-        return {"resolution": self.image_size, **words, "mean": list(self.mean), "std": list(self.std)}
-
 
 @torch.no_grad()
 def set_size(module: Any, size: int, name: str, own: int | None = None) -> None:
     """Let an encoder take pictures of a size, and try it with a black one.
 
-    Args:
-        module: of the encoder.
-        size: side in pixels.
-        name: what the error calls it.
-        own: the size that its timm backbone was made for, which is changed in place where the weights depend on it;
-            None: it stays as it is.
+    Its timm backbone, which was made for the size ``own``, is changed in place if weights depend on it. The error calls
+    the encoder ``name``.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it cannot take such pictures.
     """
     try:
         if own not in (None, size) and hasattr(module.backbone, "set_input_size"):

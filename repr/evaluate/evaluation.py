@@ -88,11 +88,9 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
 
 
 def read_encoder(name: str, image_size: int | None) -> Encoder:
-    """Read any encoder.
+    """Read an encoder, for pictures of ``image_size`` pixels or, with None, of its own size.
 
-    Args:
-        name: a run folder, a checkpoint inside one, or what :func:`repr.evaluate.foreign.read_foreign` takes.
-        image_size: side in pixels; None: its own.
+    ``name`` is a run folder, a checkpoint inside one, or what :func:`repr.evaluate.foreign.read_foreign` takes.
 
     Raises:
         ConfigError: there is no such encoder.
@@ -124,11 +122,9 @@ def read_encoder(name: str, image_size: int | None) -> Encoder:
 
 
 def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, str, list[Path]]:
-    """Compose ``conf/evaluate.yaml``; a run is evaluated on its own data unless others are named.
+    """Compose ``conf/evaluate.yaml`` with overrides and a user's folder of configs, as :func:`repr.config.compose`.
 
-    Args:
-        overrides: as on the command line.
-        config_dir: a folder of one's own, laid out like ``conf/``.
+    A run is evaluated on its own data unless others are named.
 
     Returns:
         The config, what the data are called, and the class files that are at hand.

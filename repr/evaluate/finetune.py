@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -73,8 +74,8 @@ class Finetune(Protocol):
     silent = ("attributes",)
 
     def __post_init__(self) -> None:
-        self._sets: dict[str, list[str]] = {}  # attribute -> sets that are asked for it
-        self._values: dict[str, Values] = {}
+        self._sets: dict[str, list[str]] = defaultdict(list)  # attribute -> sets that are asked for it
+        self._values: dict[str, Values] = defaultdict(dict)
 
     def fault(self, tables: Tables) -> str | None:
         """Refuse training runs, and towers whose layers are not known."""
@@ -90,7 +91,7 @@ class Finetune(Protocol):
             return why
         shared = [a for a in tables.shared_attributes(name) if self.attributes is None or a in self.attributes]
         for attribute in shared:
-            self._sets.setdefault(attribute, []).append(name)
+            self._sets[attribute].append(name)
         if not shared:
             return f"{name} has no labels of {', '.join(self.attributes or ())} that the training set has"
         return None
@@ -109,8 +110,7 @@ class Finetune(Protocol):
                 for name in sets if not rank() else ():
                     table = scores.pictures(name)
                     rows, labels = labelled(table, attribute)
-                    accuracies = accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
-                    self._values[name] = self._values.get(name, {}) | accuracies
+                    self._values[name] |= accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
 
     def compute(self, tables: Tables, name: str) -> Parts:
         """Give the accuracies of the copies."""

@@ -15,11 +15,9 @@ LOCAL = "local-dir:"
 
 
 class Towers(nn.Module):
-    """An open_clip model, or a timm backbone, that embeds evaluation batches.
+    """An open_clip model, or a timm backbone alone, that embeds evaluation batches.
 
-    Args:
-        model: open_clip's model; None: there is only a backbone.
-        backbone: a timm model, of which feature maps can be taken; None where the image tower is none.
+    ``backbone`` is the image tower where that is one of timm's, so that feature maps can be taken.
     """
 
     def __init__(self, model: nn.Module | None, backbone: nn.Module | None) -> None:
@@ -129,7 +127,7 @@ def _timm(name: str, rest: str, folder: Path | None, image_size: int | None) -> 
 
     from repr.models.backbone import backbone
 
-    notes = []
+    pretrained = True
     if folder is not None:
         model: Any = timm.create_model(rest, pretrained=True, num_classes=0)
     else:
@@ -139,7 +137,6 @@ def _timm(name: str, rest: str, folder: Path | None, image_size: int | None) -> 
         except OSError as error:
             why = str(error).splitlines()[0]
             raise ValueError(f"model={name}: the weights are not at hand and not to be had ({why})") from error
-        notes += [] if pretrained else [f"timm has no weights of {rest}, so they are random"]
     cfg = resolve_model_data_config(model)
     own = cfg["input_size"][-1]
     size = image_size or own
@@ -158,5 +155,5 @@ def _timm(name: str, rest: str, folder: Path | None, image_size: int | None) -> 
         resize=resized.get(cfg["crop_mode"], f"shorter side to {whole}"),
         crop="none, padded" if cfg["crop_mode"] == "border" else "centre",
         interpolation=cfg["interpolation"],
-        notes=notes,
+        notes=[] if pretrained else [f"timm has no weights of {rest}, so they are random"],
     )

@@ -85,7 +85,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Number:
-    """One number of an evaluation, with how it came about."""
+    """One number of an evaluation, its level at chance, and how it came about."""
 
     value: float
     chance: float | None

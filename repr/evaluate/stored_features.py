@@ -26,8 +26,8 @@ TYPES = {  # in the table, and as numpy has them
 class TableWriter(pl.Callback):
     """Put what ``predict_step`` gives for each row at its place, on the first process.
 
-    Each process embeds its share of every batch; rows are gathered and put to their places by index, so that those
-    which only fill up the last batch change nothing. Rows that could not be read are zero.
+    Rows are put to their places by index, so that those which only fill up the last batch change nothing. Rows that
+    could not be read are zero.
 
     Args:
         rows: (N,) int64, rising: the indices of the data set, in the order of the table.

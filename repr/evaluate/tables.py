@@ -43,12 +43,8 @@ class Request(NamedTuple):
 class Tables(ABC):
     """The tables of one encoder: protocols ask for them, all processes extract them, then protocols read them.
 
-    Args:
-        encoder: what is evaluated.
-        data: the sets.
-        precision: of the encoder, as the Trainer calls it.
-        dtype: in which features are kept.
-        seed: of held-out parts and the like.
+    ``precision`` is that of the encoder, as the Trainer calls it; features are kept in ``dtype``; ``seed`` is for
+    held-out parts and the like.
 
     Attributes:
         cfg: the config of ``repr.evaluate``, for what trains a copy of the encoder; None during training.
@@ -82,7 +78,10 @@ class Tables(ABC):
     @cached_property
     def taken(self) -> dict[str, Any]:
         """How the features of pictures are taken, for the record of a number."""
-        return {**self.encoder.preprocessing, "precision": self.precision, "stored": self.dtype}
+        encoder = self.encoder
+        words = {"resize": encoder.resize, "crop": encoder.crop, "interpolation": encoder.interpolation}
+        pixels = {"resolution": encoder.image_size, **words, "mean": list(encoder.mean), "std": list(encoder.std)}
+        return {**pixels, "precision": self.precision, "stored": self.dtype}
 
     @property
     def tokens(self) -> dict[str, Any]:

@@ -41,14 +41,12 @@ def compositional(
 
     with W wrong captions of a row. An item of one row has no image score, and one whose rows have no wrong captions no
     text score. A tie is no success, nor is a comparison with NaN: an encoder that maps everything to one point gets
-    0. So does a text encoder that adds up vectors of words, where all candidates have the same words; if rounding
-    parts its ties, it gets chance. An item of which a row could not be read is left out.
+    0. An item of which a row could not be read is left out.
 
     Args:
         query: ``image`` (N, D), normalised inside; ``index``, the rows' positions in the source; labels.
         captions: (T, D), embeddings of all different captions, normalised inside.
-        candidates: (M, K) int64 of all M rows of the source: positions in ``captions``, the right one first, -1 for
-            none.
+        candidates: (M, K) int64 of all rows of the source: positions in ``captions``, the right one first, -1: none.
         items: (I, G) int64: the rows of each item, in the source; -1 where it has fewer.
         attribute: the labels that name the split of an item.
         names: class names of the attribute.
@@ -56,8 +54,7 @@ def compositional(
 
     Returns:
         Of each score that there is: ``<score>``, the share of items; ``<score>_<split>``; and, of two splits or more,
-        ``macro_<score>``, the mean over splits, so that each weighs the same; all with their ``.chance``. And
-        ``num_items``.
+        ``macro_<score>``, the mean over splits; all with their ``.chance``. And ``num_items``.
 
     Raises:
         ValueError: no such labels, no whole item, or an item of two splits.

@@ -32,9 +32,8 @@ def linear_segmentation(
 
     :math:`s_i` are the shares of the classes among the pixels of cell i, so this is the cross-entropy of each pixel,
     given the features of its cell. The scores of cells are enlarged to pixels (bilinear) and compared there. The
-    features are standardised with the bank's mean and deviation; the problem is convex, and L-BFGS solves it without
-    randomness. (Ridge regression, as for whole pictures, would name the ground nearly everywhere: least squares hides
-    classes that are rare.)
+    features are standardised with the bank's mean and deviation; L-BFGS solves the convex problem without randomness.
+    (Ridge regression would name the ground nearly everywhere: least squares hides classes that are rare.)
 
     Args:
         bank: its maps and masks.

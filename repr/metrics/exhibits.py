@@ -44,8 +44,7 @@ def exhibits(
 ) -> Exhibits:
     """Reduce the feature tables of an evaluation to what a page can show; small, whatever N.
 
-    Points and queries are evenly spread over the set, the same in every run on the same data, so that none is picked
-    for looking good. Rows are those of the data source (``Features.index``).
+    Points and queries are evenly spread over the set, so that none is picked for looking good.
 
     Args:
         bank: rows of the training set, among which pictures find their nearest by ``trunk``.
@@ -57,7 +56,7 @@ def exhibits(
         num_nearest: neighbours of a query, k; fewer where the table is smaller.
 
     Returns:
-        Arrays by name, in numpy on the CPU:
+        Arrays by name, in numpy on the CPU; rows are those of the data source (``Features.index``):
 
         ============================== ================= ======================================================
         ``rows``                       (M,) int64        of the source, on the map
@@ -75,9 +74,8 @@ def exhibits(
 
         Kinds of galleries: ``image_to_text`` and ``text_to_image`` (cosine of the embeddings, over distinct captions,
         as in retrieval), ``image_to_image`` (cosine of ``trunk``). Kinds of confusion: those of ``classes``, over
-        all rows, and ``nearest`` (the label of the nearest row of the bank), over the M rows. Where images have several
-        captions, the first one of each counts. A table that is not finite, or has fewer than three rows, has only
-        ``left_out``.
+        all rows, and ``nearest`` (the label of the nearest row of the bank), over the M rows. The first caption of each
+        image counts. A table that is not finite, or has fewer than three rows, has only ``left_out``.
     """
     if len(query.image) < 3:
         return {"left_out/all": np.array(f"the set has {len(query.image)} rows; three are the least that can be drawn")}

@@ -18,7 +18,7 @@ class Features:
     flow gives them, such as ``mean_pool`` beside a class token.
 
     Where images have several captions each, ``text`` is (C, D), of the distinct ones, and ``pairs`` says which belong
-    together; retrieval reads such tables.
+    together.
     """
 
     index: Tensor  # (N,) int64
@@ -103,9 +103,9 @@ def standardisation(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def distinct_captions(table: Features) -> tuple[Tensor, Tensor]:
-    """Give the first row (C,) of each distinct caption of a table without ``pairs``, and which caption each row has.
+    """Give the first row (C,) of each distinct caption, and which of these each row of the table has (N,).
 
-    Without ``caption`` every row's caption is its own. The captions (N,) are positions in the first rows.
+    Without ``caption`` every row's caption is its own.
     """
     rows = torch.arange(len(table.image), device=table.image.device)
     distinct, caption = (rows if table.caption is None else table.caption).unique(return_inverse=True)

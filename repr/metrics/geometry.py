@@ -16,13 +16,7 @@ EPSILON = 1e-7  # that RankMe's and LiDAR's authors add to a share, against the 
 
 @torch.no_grad()
 def geometry(
-    query: Features,
-    *,
-    chunk_size: int = 1024,
-    k: int = 10,
-    num_splits: int = 5,
-    max_pairs: int = 5000,
-    seed: int = 0,
+    query: Features, *, chunk_size: int = 1024, k: int = 10, num_splits: int = 5, max_pairs: int = 5000, seed: int = 0
 ) -> dict[str, float]:
     r"""Describe the spread of the embeddings and the gap between the modalities.
 
@@ -97,9 +91,8 @@ def geometry(
 def spectrum(features: Tensor) -> Tensor:
     r"""Give the eigenvalues of the features' covariance, :math:`\frac{1}{N} \sum_i (x_i - \bar x)(x_i - \bar x)^T`.
 
-    Returns:
-        (D,) float64 of features (N, D) as they are, the largest first; their sum is the variance. Those that only
-        rounding leaves are 0.
+    They are (D,) float64, of features (N, D) as they are, the largest first; their sum is the variance. Those that only
+    rounding leaves are 0.
     """
     singular = _singular(features)
     return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))
@@ -194,12 +187,8 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
     :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share that would have to be given away for all rows to
     have the same.
 
-    Args:
-        queries: (Q, D), normalised inside.
-        bank: (M, D), normalised inside; None: the other queries.
-        name: see below.
-        k: neighbours, at most as many as there are.
-        chunk_size: queries compared at a time; memory is chunk_size x M.
+    Queries (Q, D) and bank (M, D) are normalised inside; without a bank the queries look among the other queries.
+    Memory is ``chunk_size`` x M.
 
     Returns:
         ``hubness_<name>``, the skewness (0 where all have the same; the more hubs, the larger), and

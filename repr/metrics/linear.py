@@ -45,10 +45,9 @@ def logistic(
     .. math::
         \min_{W, b}\ \frac12 \lVert W \rVert^2 + C \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
 
-    which is what scikit-learn's ``LogisticRegression(C=C)`` minimises, for two classes too. C is searched as CLIP's
-    authors do it: first every second power of ten between the exponents, then around the best one at half the
-    distance, down to ``steps_per_decade``; of equally good ones the smallest is taken. The classifier with that C is
-    fitted to the whole bank, and only then the query is looked at.
+    as scikit-learn's ``LogisticRegression(C=C)`` does, for two classes too. C is searched as CLIP's authors do it: every
+    second power of ten between the exponents, then around the best one at half the distance, down to
+    ``steps_per_decade``. Of equally good ones the smallest is taken, and the whole bank fitted with it.
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, in its own precision, and labels; unlabelled rows are left out.
@@ -174,7 +173,7 @@ def sgd(
         bank: ``trunk`` (N, T), taken as it is, and labels; unlabelled rows are left out.
         query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
-        rates: learning rates, used as they are; the authors' are those of DINOv2 times batch_size / 256.
+        rates: learning rates, used as they are.
         epochs: passes through the rest of the bank.
         batch_size: rows a step.
         momentum: of SGD.

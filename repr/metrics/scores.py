@@ -11,15 +11,9 @@ TIE = 1e-12  # cosines in float64 that differ by less are equal: only the order 
 
 
 def accuracy(name: str, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Give the share of right predictions and, as its chance level, the share of the largest class.
+    """Give the share of right predictions (M,), under ``name``, and as its chance the share of the largest class.
 
-    Args:
-        name: key of the accuracy.
-        predicted: (M,) predicted labels.
-        labels: (M,) true labels.
-
-    Returns:
-        ``name`` and ``name + CHANCE``, in [0, 1]. Whoever always names one class gets at most chance.
+    Whoever always names one class gets at most chance.
     """
     largest = labels.unique(return_counts=True)[1].max()
     return {name: (predicted == labels).double().mean().item(), name + CHANCE: largest.item() / len(labels)}
