@@ -123,7 +123,8 @@ def _vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -
 
 def _nearest(queries: Tensor, keys: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
     """Cosines and positions (M, k) of the nearest keys, which come in blocks; all are there where they are fewer."""
-    cosine, position, start = queries.new_empty(len(queries), 0), torch.empty(0), 0
+    cosine = position = queries.new_empty(len(queries), 0)
+    start = 0
     for block in keys:
         near, place = largest(queries @ block.T, min(k, len(block)))
         if start:

@@ -45,7 +45,7 @@ def logistic(
     .. math::
         \min_{W, b}\ \frac12 \lVert W \rVert^2 + C \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
 
-    as scikit-learn's ``LogisticRegression(C=C)`` does, for two classes too. C is searched as CLIP's authors do it: every
+    as scikit-learn's ``LogisticRegression(C=C)`` does, for two classes too. C is searched as CLIP's authors do: every
     second power of ten between the exponents, then around the best one at half the distance, down to
     ``steps_per_decade``. Of equally good ones the smallest is taken, and the whole bank fitted with it.
 
