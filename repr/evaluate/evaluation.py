@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,6 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         ConfigError: there is no such model or protocol, or a class file does not fit.
         ValueError: it cannot take pictures of that size; too many rows of a set cannot be read.
     """
-    from importlib.metadata import version
-
     from hydra.utils import instantiate
 
     from repr.distributed import rank

@@ -121,11 +121,9 @@ class Finetune(Protocol):
         """Train a classifier on all rows of the training set, with views as ``cfg.views`` says."""
         cfg, data = tables.cfg.copy(), tables.data
         train = instantiate(cfg.data, batch_size=self.batch_size)
+        warmup_steps = int(self.warmup_epochs * (len(train.order) // self.batch_size))
         optim = Optim(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            layer_decay=self.layer_decay,
-            warmup_steps=int(self.warmup_epochs * (len(train.order) // self.batch_size)),
+            lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay, warmup_steps=warmup_steps
         )
         pl.seed_everything(tables.seed, verbose=False)
         classes, column = data.attributes[attribute], list(data.attributes).index(attribute)

@@ -157,7 +157,7 @@ class Tables(ABC):
         """The table of a set, or of the ``bank``: rows that could be read, with their labels."""
         if name in self._read:
             return self._read[name]
-        self._read = {kept: table for kept, table in self._read.items() if kept == "bank"}  # and the set at hand
+        self._read = {kept: table for kept, table in self._read.items() if kept == "bank"}  # one set at a time
         columns = self._columns(self._pictures(name))
         if (labels := columns.get("label")) is None:
             source, _ = self.data.evaluated(name)

@@ -39,10 +39,10 @@ def geometry(
     ``robin_hood_<a>``        see :func:`hubness`, of the k-occurrence                        [0, 1)
     ========================= =============================================================== ===============
 
-    Only the separability has a level at chance, 0.5. Lower uniformity is more spread. Samples that share a
-    caption are still different ``i`` and ``j``. A table without text gives the image values only. Hubness ``<a>`` is
-    that of ``image`` and ``text``, where each row looks among the others of its kind, and across: ``t2i``, how often an
-    image is among the nearest of a text, and ``i2t``.
+    Only the separability has a level at chance, 0.5. Lower uniformity is more spread. Samples that share a caption are
+    still different ``i`` and ``j``. A table without text gives the image values only. ``<a>`` is ``image`` or ``text``,
+    where each row looks among the others of its kind; ``t2i``, how often an image is among the nearest of a text; or
+    ``i2t``.
 
     Args:
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
@@ -91,8 +91,7 @@ def geometry(
 def spectrum(features: Tensor) -> Tensor:
     r"""Give the eigenvalues of the features' covariance, :math:`\frac{1}{N} \sum_i (x_i - \bar x)(x_i - \bar x)^T`.
 
-    They are (D,) float64, of features (N, D) as they are, the largest first; their sum is the variance. Those that only
-    rounding leaves are 0.
+    They are (D,) float64, the largest first, and their sum is the variance. Those that only rounding leaves are 0.
     """
     singular = _singular(features)
     return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))

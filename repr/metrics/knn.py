@@ -89,7 +89,7 @@ def sweep_name(attribute: str, k: int, temperature: float) -> str:
 
 
 def _pairs(ks: Sequence[int], temperatures: Sequence[float]) -> list[tuple[int, float]]:
-    """Every k with every temperature, of which there must be one, and which must be positive."""
+    """Pair every k with every temperature; there must be one of each, and all must be positive."""
     if not ks or not temperatures or min(ks) < 1 or min(temperatures) <= 0:
         raise ValueError(
             f"set k >= 1 and temperature > 0, not k={min(ks, default=None)}, "

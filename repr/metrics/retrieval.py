@@ -55,8 +55,8 @@ def retrieval(query: Features, *, ks: Sequence[int] = (1, 5, 10), memory: float 
     if not (num_right > 0).all() or not (num_right_of_text > 0).all():
         missing = int((num_right == 0).sum())
         raise ValueError(f"{missing} of {num_images} images have no caption, or captions no image: leave them out")
-    itemsize = 32  # bytes: a cosine, a masked one, and masks
-    chunk_size = max(1, int(memory * 1e9 / (max(num_images, num_texts) * itemsize)))
+    num_bytes = 32 * max(num_images, num_texts)  # of a query: cosines, masked ones, and masks
+    chunk_size = max(1, int(memory * 1e9 / num_bytes))
     directions = {
         "i2t": (ranks(query.image, text, pairs, chunk_size=chunk_size), num_right, num_texts),
         "t2i": (ranks(text, query.image, pairs.flip(1), chunk_size=chunk_size), num_right_of_text, num_images),
