@@ -108,7 +108,7 @@ class Evaluation(pl.Callback):
         step: the optimizer step of the last evaluation; -1 before the first.
 
     Raises:
-        ConfigError: what should be a protocol is none.
+        ConfigError: one of ``protocols`` is no protocol.
     """
 
     tables: GatheredTables

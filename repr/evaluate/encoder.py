@@ -63,7 +63,7 @@ def set_size(module: Any, size: int, name: str, own: int | None = None) -> None:
 
 
 def size_fault(name: str, size: int, error: Exception) -> str:
-    """What to tell where a model cannot take pictures of a size."""
+    """Say why a model cannot take pictures of a size, and what to set."""
     why = (str(error).splitlines() or [type(error).__name__])[0]
     return (
         f"model={name} cannot take pictures of {size} x {size} pixels, and its image size cannot be changed ({why}): "

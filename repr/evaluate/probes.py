@@ -60,7 +60,7 @@ class KNN(Probe):
 
 @dataclass
 class KNNSweep(Probe):
-    """As :class:`KNN`, for every k and temperature from one search (:func:`repr.metrics.knn.knn_sweep`)."""
+    """The vote of :class:`KNN`, for every k and temperature from one search (:func:`repr.metrics.knn.knn_sweep`)."""
 
     ks: Sequence[int]
     temperatures: Sequence[float]

@@ -93,7 +93,7 @@ class Number:
 
     @property
     def hash(self) -> str:
-        """Of the protocol's record; numbers with equal hashes may be compared."""
+        """The hash of the protocol's record; numbers with equal hashes may be compared."""
         return short_hash(self.protocol)
 
 

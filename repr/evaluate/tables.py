@@ -207,7 +207,7 @@ class Tables(ABC):
         return {key: columns[key][whole].unflatten(0, (-1, num_views)) for key in ("image", "trunk")}
 
     def questions(self, name: str) -> Questions | None:
-        """What a set asks; None where its source has no questions, or the encoder no text tower."""
+        """The questions of a set; None where its source has no questions, or the encoder no text tower."""
         if name not in self._questions:
             source = self.data.eval[name]
             asks = self.encoder.tokenizer is not None and has_questions(source)
@@ -231,7 +231,7 @@ class Tables(ABC):
         return [a for a, classes in asked.items() if len(classes) > 1 and classes & known.get(a, set())]
 
     def _unlabelled(self, name: str) -> str | None:
-        """Why no classifier of the bank's labels can be asked about a set, or None."""
+        """Say why no classifier of the bank's labels can be asked about a set, or give None."""
         if not self.labels(name):
             return f"{name} has no labels"
         if not self.labels("bank"):

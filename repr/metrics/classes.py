@@ -13,7 +13,7 @@ import yaml
 
 @dataclass(frozen=True)
 class Classes:
-    """What a class file says.
+    """The content of a class file.
 
     Attributes:
         attribute: the labelled attribute that is predicted.

@@ -23,7 +23,7 @@ SAMPLE = 20_000  # rows of which spectrum and principal axes are computed
 
 
 class NamedClasses(NamedTuple):
-    """What zero-shot classification chooses among; see :func:`repr.metrics.zero_shot.zero_shot`."""
+    """The classes that zero-shot classification chooses among; see :func:`repr.metrics.zero_shot.zero_shot`."""
 
     attribute: str
     embeddings: Tensor  # (C, D)

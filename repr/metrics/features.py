@@ -86,7 +86,7 @@ def labelled(features: Features, attribute: str) -> tuple[Tensor, Tensor]:
 
 
 def labelled_trunk(features: Features, attribute: str) -> tuple[Tensor, Tensor]:
-    """As :func:`labelled`, with ``trunk`` (M, T) of those rows, which must be finite, instead of their positions."""
+    """Give ``trunk`` (M, T), which must be finite, and the labels (M,) of the rows that :func:`labelled` gives."""
     rows, labels = labelled(features, attribute)
     return finite(features.trunk[rows]), labels
 

@@ -55,7 +55,7 @@ def knn_sweep(
     temperatures: Sequence[float],
     memory: float = 1.0,
 ) -> dict[str, float]:
-    """As :func:`knn`, for every k and temperature from one search of the neighbours.
+    """Accuracy of :func:`knn`, for every k and temperature from one search of the neighbours.
 
     Args:
         bank: as for :func:`knn`.
@@ -84,7 +84,7 @@ def knn_sweep(
 
 
 def sweep_name(attribute: str, k: int, temperature: float) -> str:
-    """What :func:`knn_sweep` calls a number."""
+    """The name of a number of :func:`knn_sweep`."""
     return f"knn_{attribute}_k{k}_t{temperature:g}"
 
 
