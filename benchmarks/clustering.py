@@ -50,8 +50,6 @@ def features(num: int) -> np.ndarray:
 
 def measure(method: str, num: int) -> dict[str, float]:
     """Seconds, of the clock and of the CPU, peak memory in GB, and mean squared distance to the own centre."""
-    import torch
-
     from repr.config import compose
     from repr.procedures.features import cluster
 
@@ -59,7 +57,7 @@ def measure(method: str, num: int) -> dict[str, float]:
     options.update(METHODS[method])
     rows = features(num)
     start, start_cpu = time.monotonic(), time.process_time()
-    ids, centroids = cluster({"image": torch.from_numpy(rows)}, np.ones(num, bool), options, 0)
+    ids, centroids = cluster({"image": rows}, np.ones(num, bool), options, 0)
     seconds, cpu = time.monotonic() - start, time.process_time() - start_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     centres, spread = centroids["image"], 0.0

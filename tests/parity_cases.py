@@ -17,16 +17,17 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
 from repr.data.samplers import EvalBatchSampler
 from repr.distributed import rank, shard, whole, world_size
+from repr.evaluate.stored_features import READ, TableWriter
 from repr.models.batchnorm import synchronise
 from repr.models.slicing import slice_encoders
 from repr.objectives.base import Objective
 from repr.optim import Optim
-from repr.procedures.features import FeatureTable
 from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
 NUM_ROWS, NUM_STEPS = 12, 3  # rows of the global batch; optimizer steps
@@ -152,14 +153,15 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
 def evaluate(objective: Objective) -> Tensor:
     """Embeddings of a set whose last batch is uneven, (NUM_EVAL, D); on the first process."""
     objective.eval()
-    table, data = FeatureTable(["image"], NUM_EVAL), make_batch(NUM_EVAL, seed=2)
+    table = TableWriter(torch.arange(NUM_EVAL), select=lambda outputs: {"image": F.normalize(outputs.image.float())})
+    data = make_batch(NUM_EVAL, seed=2)
     for rows in EvalBatchSampler(NUM_EVAL, EVAL_BATCH, rank=rank(), world_size=world_size()):
         batch = Batch(index=data["index"][rows], image=data["views"][0][rows].double(), text=data["text"][rows])
         table.on_predict_batch_end(None, None, objective.predict_step(batch, 0), batch, 0)  # type: ignore[arg-type]
     if rank():
         return torch.empty(0)
-    assert table.read.all()
-    return table.features["image"]
+    assert table.columns[READ].all()
+    return torch.from_numpy(table.columns["image"])
 
 
 def differences(record: Record, reference: Record) -> dict[str, float]:

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from repr.batch import Batch, Embeddings
 from repr.distributed import all_reduce, gather, on_first, rank, world_size
+from repr.evaluate.stored_features import TableWriter
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.models.batchnorm import SyncBatchNorm
-from repr.procedures.features import FeatureTable
 from tests.golden import golden
 from tests.parity_cases import in_processes
 
@@ -72,12 +73,12 @@ def decided_by_the_first() -> list:
 
 def collected(index: int) -> dict[str, Tensor]:
     """Rows 0 to 4, of which 3 could not be read; the last batch has one row, which pads the other rank's share."""
-    table = FeatureTable(["image"], 5)
+    table = TableWriter(torch.arange(5), select=lambda outputs: {"image": F.normalize(outputs.image)})
     for rows in ([[0, 1], [2, -1 - 3]], [[4], [4]]):
         mine = torch.tensor(rows[index])
         image = torch.stack([mine.abs() + 1.0, torch.ones(len(mine))], dim=1)
         table.on_predict_batch_end(None, None, Embeddings(image=image, trunk=image), Batch(index=mine), 0)
-    return {"read": table.read, **table.features}
+    return {name: torch.from_numpy(column) for name, column in table.columns.items()}
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +99,10 @@ def test_the_first_process_decides_for_all_and_fails_for_all(two: list[dict]) ->
 
 def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
     table = two[0]["features"]
-    assert table["read"].tolist() == [True, True, True, False, True]
+    assert table["read"].tolist() == [1, 1, 1, 0, 1]
     expected = torch.tensor([[1.0, 1], [2, 1], [3, 1], [0, 0], [5, 1]])
     torch.testing.assert_close(table["image"], torch.nn.functional.normalize(expected, dim=1))
-    assert two[1]["features"].keys() == {"read"}
+    assert two[1]["features"] == {}
 
 
 def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> None:

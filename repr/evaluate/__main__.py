@@ -33,25 +33,24 @@ from repr.evaluate.evaluation import config, evaluate
 from repr.runs.folder import EVALUATION
 
 
-def show(found: Mapping[str, Any]) -> None:
+def show(evaluation: Mapping[str, Any]) -> None:
     """Print the numbers beside chance and the hash of their protocol, and what was left out."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Evaluation of {found['model']['name']}", title_justify="left", header_style="bold")
+    table = Table(title=f"Evaluation of {evaluation['model']['name']}", title_justify="left", header_style="bold")
     table.add_column("number")
     for column in ("value", "chance", "protocol"):
         table.add_column(column, justify="right", style="dim" if column != "value" else None)
-    for name, entry in found["results"].items():
+    for name, entry in evaluation["results"].items():
         chance = "" if entry["chance"] is None else f"{entry['chance']:.4f}"
         table.add_row(name, f"{entry['value']:.4g}", chance, entry["protocol_hash"])
     console = Console()
     console.print(table)
-    for name, why in found["left_out"].items():
-        console.print(f"left out: {name}: {why}", highlight=False, soft_wrap=True)
-    for note in found["notes"]:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    print(f"protocol {found['protocol_hash']}, written: {found['folder'] / EVALUATION}")
+    lines = [f"left out: {name}: {why}" for name, why in evaluation["left_out"].items()]
+    for line in lines + [f"note: {note}" for note in evaluation["notes"]]:
+        console.print(line, highlight=False, soft_wrap=True)
+    print(f"protocol {evaluation['protocol_hash']}, written: {evaluation['folder'] / EVALUATION}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(show_config(cfg))
             return
         check(cfg)
-        found = evaluate(cfg, data_name=data_name, class_files=class_files)
-    if found:
-        show(found)
+        evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
+    if evaluation:
+        show(evaluation)
 
 
 if __name__ == "__main__":

@@ -15,20 +15,16 @@ from repr.batch import Batch
 from repr.distributed import gather, rank, world_size
 from repr.evaluate.encoder import Encoder
 from repr.evaluate.protocol import compute, plan, read_protocols
-from repr.evaluate.tables import NO_TEXT, Request, Tables, columns_of, embed
+from repr.evaluate.tables import Request, Tables, columns_of, embed
 from repr.metrics.exhibits import Exhibits
 from repr.metrics.features import Features
 
 
 class GatheredTables(Tables):
-    """The tables of an evaluation round, in memory.
+    """The tables of an evaluation round, in the memory of every process.
 
-    Pictures, with the first caption of each, were embedded by the Trainer; texts, maps and views are embedded when
-    they are extracted. Each process embeds its share, and all have the tables.
-
-    Args:
-        trainer: of the run.
-        module: the objective.
+    The Trainer has embedded pictures, with the first caption of each; :meth:`extract` embeds texts, maps and views.
+    Each process embeds its share.
     """
 
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -36,6 +32,7 @@ class GatheredTables(Tables):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         encoder = Encoder.of_objective(module, data.image_size, data.mean, data.std, data.tokenizer)
         super().__init__(encoder, data, precision=str(trainer.precision))
+        self._data = {name: name for name in data.eval_names}
         self._made: dict[str, dict[str, Tensor]] = {}
 
     def begin(self, pictures: Mapping[str, dict[str, Tensor]]) -> None:
@@ -45,20 +42,17 @@ class GatheredTables(Tables):
             memory.clear()
         self.device = self.module.device
 
-    def want_captions(self, name: str) -> str | None:
-        """Captions are embedded with the pictures."""
-        if self.encoder.tokenizer is None:
-            return NO_TEXT
+    def _want_captions(self, name: str) -> str | None:
         columns = self._made.get(self._pictures(name), ("text",))  # unknown before the first round
         return None if "text" in columns else f"{name} has no captions"
 
     def captioned(self, name: str) -> Features | None:
-        """The table of the set, whose every row has a caption if one has."""
+        """See :class:`repr.evaluate.tables.Tables`; here every row has a caption if one has."""
         table = self.pictures(name)
         return None if table.text is None else table
 
     def labels(self, name: str) -> dict[str, Tensor]:
-        """Those of the rows that were embedded; before the first round those of all rows."""
+        """The labels of the rows that were embedded; before the first round those of all rows."""
         if self._pictures(name) not in self._made:
             return super().labels(name)
         return {attribute: labels for attribute, labels in self.pictures(name).labels.items() if (labels >= 0).any()}
@@ -73,11 +67,8 @@ class GatheredTables(Tables):
     def _columns(self, key: str) -> dict[str, Tensor]:
         return self._made[key]
 
-    def _data(self, name: str) -> str:
-        return name
-
     def _embed(self, request: Request) -> dict[str, Tensor]:
-        """One more pass over some pictures of a set, as many batches as the Trainer takes of it."""
+        """Embed some pictures of a set in one more pass, in as many batches as the Trainer takes of it."""
         trainer, rows = self.trainer, []
         number = self.data.eval_names.index(cast(str, request.set))
         for batch in islice(self.data.in_order(request.dataset()), int(trainer.num_val_batches[number])):
@@ -90,7 +81,7 @@ class GatheredTables(Tables):
         return joined(rows)
 
     def _embed_texts(self, request: Request) -> dict[str, Tensor]:
-        """Each process embeds its share, as many batches as the others, since a sharded text tower needs them all."""
+        """Embed texts, on each process in as many batches as on the others, since a sharded tower needs them all."""
         texts, module, tokenizer = request.dataset().texts, cast(Any, self.module), cast(Any, self.encoder.tokenizer)
         share = -(-len(texts) // world_size())
         own = list(texts[rank() * share : (rank() + 1) * share])
@@ -103,13 +94,12 @@ class GatheredTables(Tables):
 class Evaluation(pl.Callback):
     """Compute every protocol on every evaluation set.
 
-    Each process embeds its share of every set; features are gathered, rows that only fill up the last batch are dropped
-    by index, and the first process computes. What a set has no captions, labels or questions for is left out. Results
-    are logged as ``<set>/<name>``; where they are printed, the level at chance stands beside them.
+    Each process embeds its share of every set, and the first one computes. What a set has no captions, labels or
+    questions for is left out. Results are logged as ``<set>/<name>``.
 
     Args:
-        headline: names of the numbers to print after each evaluation.
-        protocols: by their keys, such as ``knn``: config with ``_target_``, or a
+        headline: names of the numbers to print after each evaluation, beside their level at chance.
+        protocols: key, such as ``knn`` -> config with ``_target_``, or a
             :class:`repr.evaluate.protocol.Protocol`; None: it is not computed.
 
     Attributes:
@@ -118,7 +108,7 @@ class Evaluation(pl.Callback):
         step: the optimizer step of the last evaluation; -1 before the first.
 
     Raises:
-        ConfigError: one of the protocols is none.
+        ConfigError: one of ``protocols`` is no protocol.
     """
 
     tables: GatheredTables
@@ -131,16 +121,16 @@ class Evaluation(pl.Callback):
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse what cannot be computed of the data and the encoder before any training.
+        """Refuse a protocol that cannot be computed of the data or the encoder before any training.
 
         Raises:
-            ValueError: there is such a protocol.
+            ValueError: there is one.
         """
         if not hasattr(trainer.datamodule, "eval_names"):  # type: ignore[attr-defined]
             raise ValueError("Evaluation needs a repr.data.datamodule.DataModule, which names the evaluation sets")
         self.tables = GatheredTables(trainer, pl_module)
-        for key, protocol in self.protocols.items() if stage == "fit" else ():
-            if fault := protocol.fault(self.tables):
+        for key, protocol in self.protocols.items():
+            if stage == "fit" and (fault := protocol.fault(self.tables)):
                 raise ValueError(f"eval.{key} {fault}, or eval.{key}=null")
         plan(self.protocols, self.tables)
 
@@ -173,11 +163,9 @@ class Evaluation(pl.Callback):
         tables.extract()
         for protocol in self.protocols.values():
             protocol.prepare(tables)
-        values: dict[str, tuple[float, float | None]] = {}
-        if trainer.is_global_zero:
-            numbers, self.shown = compute(asked, tables)
-            values = {name: (number.value, number.chance) for name, number in numbers.items()}
+        numbers, self.shown = compute(asked, tables) if trainer.is_global_zero else ({}, {})
         tables.begin({})  # gives their memory back
+        values = {name: (number.value, number.chance) for name, number in numbers.items()}
         self.results = trainer.strategy.broadcast(values)
         self.step = trainer.global_step
         pl_module.log_dict({name: value for name, (value, _) in self.results.items()})
@@ -186,7 +174,7 @@ class Evaluation(pl.Callback):
 
 
 def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Join the batches of all ranks, in the order of the data set, each readable sample once."""
+    """Join the batches of all processes, in the order of the data set, each readable sample once."""
     columns = {name: gather(torch.cat([row[name] for row in rows])) for name in rows[0]}
     index, order = columns["index"].sort(stable=True)
     first = index >= 0  # negative: could not be read
@@ -195,7 +183,7 @@ def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
-    """A row a metric, and for each evaluation set the value beside its level at chance."""
+    """Lay results out for the terminal: a row a metric, and of each set the value beside its level at chance."""
     sets = list(dict.fromkeys(name.split("/", 1)[0] for name in results))
     metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in results))
     table = Table(title="Evaluation", title_justify="left", header_style="bold")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,10 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     Args:
         cfg: from :func:`config`, checked.
         data_name: what the data are called.
-        class_files: those that zero-shot classification may choose among, where none are given for a set.
+        class_files: from :func:`config`, for zero-shot classification of sets that name none.
 
     Returns:
-        What ``metrics.json`` holds, and on the first process ``folder``; empty on the others.
+        On the first process what ``metrics.json`` holds, and its ``folder``; on the others nothing.
 
     Raises:
         ConfigError: there is no such model or protocol, or a class file does not fit.
@@ -55,7 +56,8 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     asked: Any = OmegaConf.to_container(cfg.get("eval") or OmegaConf.create(), resolve=True)
     protocols = read_protocols(asked)
     data = instantiate(cfg.data)
-    folder = evaluation_folder(cfg.model)
+    foreign_folder = Path("runs", EVALUATIONS, re.sub(r"[^\w.-]+", "_", cfg.model).strip("_"))
+    folder = foreign_folder if cfg.model.startswith(FOREIGN) else holder(cfg.model) / EVALUATIONS
     cfg.run_folder = str(folder)
     tables = StoredTables(encoder, data, cfg, Path(cfg.cache or folder / "features"), class_files)
     planned = plan(protocols, tables)
@@ -75,7 +77,8 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         "results": {name: {**vars(number), "protocol_hash": number.hash} for name, number in numbers.items()},
         "left_out": tables.left_out,
         "notes": list(encoder.notes),
-        "versions": _versions(),
+        "versions": {"repr": version("repr-pretrain")}
+        | {name: version(name) for name in ("torch", "timm", "open_clip_torch")},
     }
     with replacing(out / EVALUATION) as file:
         file.write(json.dumps(written, indent=1).encode())
@@ -84,20 +87,18 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
 
 
 def read_encoder(name: str, image_size: int | None, *, trust: bool = False) -> Encoder:
-    """Any encoder.
+    """Read an encoder, for pictures of ``image_size`` pixels or, with None, of its own size.
 
-    Args:
-        name: a run folder, a checkpoint inside one, or what :func:`repr.evaluate.foreign.read_foreign` takes.
-        image_size: side in pixels; None: its own.
-        trust: see :func:`repr.runs.folder.load_run`.
+    ``name`` is a run folder, a checkpoint inside one, or what :func:`repr.evaluate.foreign.read_foreign` takes; for
+    ``trust`` see :func:`repr.runs.folder.load_run`.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such encoder.
         ValueError: it cannot take pictures of that size.
     """
     from hydra.utils import instantiate
 
-    from repr.evaluate.encoder import Encoder, check_size, resize
+    from repr.evaluate.encoder import Encoder, set_size
     from repr.evaluate.foreign import HINT, read_foreign
     from repr.runs.folder import stage_folders
     from repr.runs.trained import Trained
@@ -114,28 +115,16 @@ def read_encoder(name: str, image_size: int | None, *, trust: bool = False) -> E
     else:
         trained = Trained.read(name, trust=trust)
         module, run = trained.objective, trained.cfg
-    own = run.data.image_size
-    size = image_size or own
-    if not stages:
-        resize(module.backbone, size, own, name)
-    check_size(module, size, name)
+    size = image_size or run.data.image_size
+    set_size(module, size, name, own=None if stages else run.data.image_size)
     tokenizer = instantiate(run.tokenizer) if run.get("tokenizer") else None
     return Encoder.of_objective(module, size, run.data.mean, run.data.std, tokenizer)
 
 
-def evaluation_folder(name: str) -> Path:
-    """Where evaluations of a model are kept: below its run folder, or below ``runs`` in the working folder."""
-    if name.startswith(FOREIGN):
-        return Path("runs", EVALUATIONS, re.sub(r"[^\w.-]+", "_", name).strip("_"))
-    return holder(name) / EVALUATIONS
-
-
 def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[DictConfig, str, list[Path]]:
-    """Compose ``conf/evaluate.yaml``; a run is evaluated on its own data unless others are named.
+    """Compose ``conf/evaluate.yaml`` with overrides and a user's folder of configs, as :func:`repr.config.compose`.
 
-    Args:
-        overrides: as on the command line.
-        config_dir: a folder of one's own, laid out like ``conf/``.
+    A run is evaluated on its own data unless others are named.
 
     Returns:
         The config, what the data are called, and the class files that are at hand.
@@ -159,9 +148,3 @@ def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Dic
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]
     files = [path for root in roots for path in sorted((root / "eval" / "classes").glob("*.yaml"))]
     return cfg, "own" if of_run else given.get("data", "emoji"), files
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {"repr": version("repr-pretrain")} | {name: version(name) for name in ("torch", "timm", "open_clip_torch")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -21,20 +22,17 @@ from repr.distributed import rank
 from repr.evaluate.protocol import Parts, Protocol, Values
 from repr.evaluate.stored_tables import StoredTables
 from repr.evaluate.tables import Tables
-from repr.metrics.tables import accuracy, labelled
+from repr.metrics.features import labelled
+from repr.metrics.scores import accuracy
 from repr.objectives.base import share_of_step
 from repr.optim import Optim
 from repr.training.trainer import make_trainer
 
 
 class Classifier(pl.LightningModule):
-    """A backbone and a linear layer over all labels of an attribute.
+    """A backbone of timm's, trained in place, and a linear layer over all labels of an attribute.
 
-    Args:
-        backbone: a timm model, trained in place.
-        num_classes: C.
-        column: of the attribute in ``label``.
-        optim: optimizer and schedule.
+    The labels of the attribute are ``column`` of a batch's ``label``.
     """
 
     def __init__(self, backbone: Any, num_classes: int, column: int, optim: Optim) -> None:
@@ -45,52 +43,42 @@ class Classifier(pl.LightningModule):
         self.column, self.optim = column, optim
 
     def embed(self, batch: Batch) -> Embeddings:
-        """Scores (B, C) of an evaluation batch, in the place of embeddings."""
+        """Give the scores (B, C) of an evaluation batch in the place of embeddings."""
         scores = self.head(self.backbone(batch["image"]))
         return Embeddings(image=scores, trunk=scores)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross-entropy of the labelled rows."""
+        """Compute the cross-entropy of the labelled rows."""
         scores, label = self.head(self.backbone(batch["views"][0])).float(), batch["label"][:, self.column]
         loss = F.cross_entropy(scores, label, ignore_index=-1, reduction="sum") / max(int((label >= 0).sum()), 1)
         return loss * share_of_step(self.trainer, batch_idx)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer and its schedule, stepped once per optimizer step."""
+        """Build the optimizer and its schedule, which goes on with each optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclass
 class Finetune(Protocol):
-    """All weights of a copy of the encoder and a linear classifier, trained on the labels of the training set by AdamW.
+    """All weights of a copy of the encoder and a linear classifier learn the labels of the training set by AdamW."""
 
-    Args:
-        attributes: which are learned, one after the other; None: all that a set shares with the training set.
-        epochs: passes through the training set.
-        batch_size: of all processes together.
-        lr: at its peak, of the last layer.
-        weight_decay: of AdamW.
-        layer_decay: by which the learning rate falls from each layer to the one below it.
-        warmup_epochs: in which the learning rate rises.
-    """
-
-    attributes: Sequence[str] | None
+    attributes: Sequence[str] | None  # one after the other; None: all that a set shares with the training set
     epochs: int
-    batch_size: int
-    lr: float
+    batch_size: int  # of all processes together
+    lr: float  # of the last layer, at its peak
     weight_decay: float
-    layer_decay: float
+    layer_decay: float  # by which the learning rate falls from each layer to the one below it
     warmup_epochs: float
     said: ClassVar = {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"}
     silent = ("attributes",)
 
     def __post_init__(self) -> None:
-        self._sets: dict[str, list[str]] = {}  # attribute -> sets that are asked for it
-        self._values: dict[str, Values] = {}
+        self._sets: dict[str, list[str]] = defaultdict(list)  # attribute -> sets that are asked for it
+        self._values: dict[str, Values] = defaultdict(dict)
 
     def fault(self, tables: Tables) -> str | None:
-        """During training, and of towers whose layers are not known."""
+        """Refuse training runs, and towers whose layers are not known."""
         if tables.cfg is None:
             return "trains a copy of the encoder: leave it to python -m repr.evaluate"
         if not hasattr(getattr(tables.encoder.module, "backbone", None), "group_matcher"):
@@ -98,22 +86,21 @@ class Finetune(Protocol):
         return None
 
     def want(self, tables: Tables, name: str) -> str | None:
-        """No table: pictures are embedded by the copy."""
+        """Note the set for each attribute; pictures are embedded later, by the copy."""
         if why := tables.want("labels", name):
             return why
         shared = [a for a in tables.shared_attributes(name) if self.attributes is None or a in self.attributes]
         for attribute in shared:
-            self._sets.setdefault(attribute, []).append(name)
+            self._sets[attribute].append(name)
         if not shared:
             return f"{name} has no labels of {', '.join(self.attributes or ())} that the training set has"
         return None
 
     def prepare(self, tables: Tables) -> None:
-        """Train, and classify the sets."""
+        """Train a copy for each attribute, and classify the sets with it."""
         for attribute, sets in self._sets.items():
             model = self._trained(tables, attribute)
             with tempfile.TemporaryDirectory() as folder:
-                assert tables.cfg is not None
                 encoder, cfg = replace(tables.encoder, module=model.eval()), tables.cfg.copy()
                 cfg.features = "float32"
                 scores = StoredTables(encoder, tables.data, cfg, Path(folder))
@@ -123,31 +110,24 @@ class Finetune(Protocol):
                 for name in sets if not rank() else ():
                     table = scores.pictures(name)
                     rows, labels = labelled(table, attribute)
-                    accuracies = accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
-                    self._values[name] = self._values.get(name, {}) | accuracies
+                    self._values[name] |= accuracy(f"finetune_{attribute}", table.image[rows].argmax(1), labels)
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """The accuracies that were found."""
-        assert tables.cfg is not None
+        """Give the accuracies of the copies."""
         views = OmegaConf.to_container(tables.cfg.views, resolve=True)
         yield self._values[name], {"seed": tables.seed, "views": views}
 
     def _trained(self, tables: Tables, attribute: str) -> Classifier:
-        """A classifier after training on all rows of the training set, with views as ``cfg.views`` says."""
-        cfg, encoder, data = tables.cfg, tables.encoder, tables.data
-        assert cfg is not None
+        """Train a classifier on all rows of the training set, with views as ``cfg.views`` says."""
+        cfg, data = tables.cfg.copy(), tables.data
         train = instantiate(cfg.data, batch_size=self.batch_size)
+        warmup_steps = int(self.warmup_epochs * (len(train.order) // self.batch_size))
         optim = Optim(
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            layer_decay=self.layer_decay,
-            warmup_steps=int(self.warmup_epochs * (len(train.order) // self.batch_size)),
+            lr=self.lr, weight_decay=self.weight_decay, layer_decay=self.layer_decay, warmup_steps=warmup_steps
         )
         pl.seed_everything(tables.seed, verbose=False)
-        backbone = deepcopy(encoder.module.backbone)
-        model = Classifier(backbone, len(data.attributes[attribute]), list(data.attributes).index(attribute), optim)
-        told = cfg.copy()
-        told.trainer.update({"max_epochs": self.epochs, "max_steps": -1, "limit_val_batches": 0})
-        progress = [instantiate(node) for node in cfg.callbacks.values() if node]
-        make_trainer(told, progress, []).fit(model, train)
+        classes, column = data.attributes[attribute], list(data.attributes).index(attribute)
+        model = Classifier(deepcopy(tables.encoder.module.backbone), len(classes), column, optim)
+        cfg.trainer.update({"max_epochs": self.epochs, "max_steps": -1, "limit_val_batches": 0})
+        make_trainer(cfg, [instantiate(node) for node in cfg.callbacks.values() if node], []).fit(model, train)
         return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, ClassVar
 
 from repr.evaluate.protocol import Parts, Protocol, Values
@@ -11,26 +12,21 @@ from repr.evaluate.tables import Tables
 from repr.metrics.knn import knn, knn_sweep, sweep_name
 from repr.metrics.linear import logistic, sgd
 from repr.metrics.ridge import ridge
-from repr.metrics.tables import CHANCE
+from repr.metrics.scores import CHANCE
 
 
 class Probe(Protocol):
-    """A classifier of the bank's labels, one attribute after the other, of each pooling of the trunk.
+    """A classifier of the labels that the bank and a set share, one attribute after the other.
 
-    Attributes whose classes the bank and the set share are probed. Numbers of the poolings that a flow gives beside the
-    trunk are called ``<pooling>_<name>``.
-
-    Attributes:
-        metric: function ``(bank, query, attribute=..., **options) -> values``.
-        seeded: whether it takes a ``seed``, that of the evaluation.
+    It sees the trunk, and then each pooling that a flow gives beside it, whose numbers are called ``<pooling>_<name>``.
     """
 
     needs = ("labels", "bank", "pictures")
-    metric: ClassVar[Callable[..., Values]]
-    seeded: ClassVar[bool] = False
+    metric: ClassVar[Callable[..., Values]]  # (bank, query, attribute=..., **options) -> values
+    seeded: ClassVar[bool] = False  # whether the metric takes the seed of the evaluation
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """The accuracy of every attribute and pooling."""
+        """Compute the accuracy of every attribute and pooling."""
         bank, query = tables.pictures("bank"), tables.pictures(name)
         seed = {"seed": tables.seed} if self.seeded else {}
         learned = {"bank": tables.data.bank_size, **seed}
@@ -43,13 +39,13 @@ class Probe(Protocol):
                     yield {f"{prefix}{key}": value for key, value in part.items()}, facts | more
 
     def parts(self, attribute: str, values: Values) -> Iterator[tuple[Values, dict[str, Any]]]:
-        """The values of an attribute, apart where their records differ."""
+        """Take the values of an attribute apart where their records differ."""
         yield values, {}
 
 
 @dataclass
 class KNN(Probe):
-    """Weighted vote of the k nearest rows of the training set, by cosine (:func:`repr.metrics.knn.knn`)."""
+    """Weighted vote of the k rows of the training set that are nearest by cosine (:func:`repr.metrics.knn.knn`)."""
 
     k: int
     temperature: float
@@ -64,7 +60,7 @@ class KNN(Probe):
 
 @dataclass
 class KNNSweep(Probe):
-    """As :class:`KNN`, for every k and temperature from one search (:func:`repr.metrics.knn.knn_sweep`)."""
+    """The vote of :class:`KNN`, for every k and temperature from one search (:func:`repr.metrics.knn.knn_sweep`)."""
 
     ks: Sequence[int]
     temperatures: Sequence[float]
@@ -74,12 +70,10 @@ class KNNSweep(Probe):
     silent = ("ks", "temperatures", "memory")
 
     def parts(self, attribute: str, values: Values) -> Iterator[tuple[Values, dict[str, Any]]]:
-        """Each number with its own k and temperature."""
-        for k in self.ks:
-            for temperature in self.temperatures:
-                key = sweep_name(attribute, k, temperature)
-                own = {name: value for name, value in values.items() if name in (key, key + CHANCE)}
-                yield own, {"k": k, "temperature": temperature}
+        """Give each number its own k and temperature."""
+        for k, temperature in product(self.ks, self.temperatures):
+            key = sweep_name(attribute, k, temperature)
+            yield {name: values[name] for name in (key, key + CHANCE)}, {"k": k, "temperature": temperature}
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""What an evaluation protocol is, and how protocols become numbers: the same during training and in ``repr.evaluate``.
+"""What an evaluation protocol is, and how protocols become numbers.
 
 A protocol is one object: it asks for the tables that it needs, computes numbers from them, and says how these came
-about. Where the tables come from (:mod:`repr.evaluate.during_training`, :mod:`repr.evaluate.stored_tables`) it does
-not know.
+about. It does not know where the tables come from: :mod:`repr.evaluate.during_training` or
+:mod:`repr.evaluate.stored_tables`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra.utils import get_object, instantiate
 from repr.config import ConfigError
 from repr.evaluate.tables import Tables, short_hash
 from repr.metrics.exhibits import Exhibits
-from repr.metrics.tables import CHANCE
+from repr.metrics.scores import CHANCE
 
 Values = dict[str, float]  # name -> value, and name + CHANCE -> its level at chance, where it has one
 Parts = Iterable[tuple[Values, Mapping[str, Any]]]  # values, and what their record says beside the options
@@ -30,11 +30,11 @@ class Protocol:
 
     Attributes:
         key: its name below ``eval`` in the config.
-        needs: the tables that it reads of a set, of ``pictures``, ``bank`` (pictures of the training set), ``labels``
-            (that the set and the bank share), ``captions``, ``captions_if_any`` and ``questions``. A set that lacks
-            one of them is left out.
+        needs: the tables that it reads of a set: ``pictures``, ``bank`` (pictures of the training set), ``labels``
+            (that the set and the bank share), ``captions``, ``captions_if_any``, ``questions``. A set that lacks one
+            of them is left out.
         said: what its records say that no option does, such as the solver.
-        silent: options that its records leave out, since no number depends on them or it is said otherwise.
+        silent: options that its records leave out.
     """
 
     key: str = "protocol"
@@ -48,45 +48,44 @@ class Protocol:
         return {k: v for k, v in vars(self).items() if k != "key" and not k.startswith("_") and v is not None}
 
     def fault(self, tables: Tables) -> str | None:
-        """Why the encoder or the data cannot be evaluated so at all, a predicate such as "needs feature maps"; or None.
+        """Say why the encoder or the data cannot be evaluated so at all, such as "needs feature maps", or give None.
 
         A training run that asks for such a protocol is refused; ``repr.evaluate`` leaves it out.
         """
         return None
 
     def want(self, tables: Tables, name: str) -> str | None:
-        """Ask for the tables of a set, by default those of ``needs``; every process calls this.
+        """Ask for the tables of a set, by default those of ``needs``, or say why nothing can be computed for it.
 
-        Returns:
-            Why nothing can be computed for this set; None: it can.
+        Every process calls this.
         """
         return next((why for need in self.needs if (why := tables.want(need, name))), None)
 
     def prepare(self, tables: Tables) -> None:
-        """What all processes do together once the tables are there, such as training; nothing by default."""
+        """Do what all processes do together once the tables are there, such as training; by default nothing."""
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """The numbers of a set; the first process alone calls this.
+        """Compute the numbers of a set, on the first process.
 
         Yields:
-            Values (``name`` and, where there is one, its level at chance as ``name + CHANCE``), and what the record of
-            these values says beside the options.
+            Values, each with its level at chance as ``name + CHANCE`` where there is one, and what the record of these
+            values says beside the options.
         """
         return ()
 
     def show(self, tables: Tables, name: str) -> Exhibits | None:
-        """What the report shows of a set; the first process alone calls this."""
+        """Make what the report shows of a set, on the first process."""
         return None
 
     def record(self, tables: Tables, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """How a number came about: how the features were taken, ``said``, the options, and ``facts`` over these."""
+        """Tell how a number came about: how features were taken, ``said``, the options, and ``facts`` over these."""
         told = {name: value for name, value in self.options.items() if name not in self.silent}
         return {"eval": self.key, **tables.taken, **self.said, **told, **facts}
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of an evaluation, with how it came about."""
+    """One number of an evaluation, its level at chance, and how it came about."""
 
     value: float
     chance: float | None
@@ -94,12 +93,12 @@ class Number:
 
     @property
     def hash(self) -> str:
-        """Of the protocol's record; numbers with equal hashes may be compared."""
+        """The hash of the protocol's record; numbers with equal hashes may be compared."""
         return short_hash(self.protocol)
 
 
 def check_protocols(options: Mapping[str, Any]) -> None:
-    """Refuse nodes of a config that are no protocols: key -> node with ``_target_``, a protocol, or None.
+    """Refuse options that are neither a node with ``_target_`` of a protocol, nor a protocol, nor None.
 
     Raises:
         ConfigError: there is one.
@@ -109,24 +108,24 @@ def check_protocols(options: Mapping[str, Any]) -> None:
         kind = get_object(target) if isinstance(node, Mapping) and target else type(node)
         if node is not None and not (isinstance(kind, type) and issubclass(kind, Protocol)):
             fault = f"eval.{key} is no protocol (its _target_ is {target})"
-            base = f"{Protocol.__module__}.{Protocol.__name__}"
-            raise ConfigError([f"{fault}: set eval.{key}._target_ to a subclass of {base}, or eval.{key}=null"])
+            advice = f"set eval.{key}._target_ to a subclass of {Protocol.__module__}.Protocol, or eval.{key}=null"
+            raise ConfigError([f"{fault}: {advice}"])
 
 
 def read_protocols(options: Mapping[str, Any]) -> dict[str, Protocol]:
-    """The protocols of a config by their keys, without those that are None; see :func:`check_protocols`."""
+    """Build the protocols of a config by their keys, without those that are None; see :func:`check_protocols`."""
     check_protocols(options)
-    protocols = {}
+    protocols: dict[str, Protocol] = {}
     for key, node in options.items():
         if node is not None:
-            made = node if isinstance(node, Protocol) else instantiate(node, _convert_="all", _recursive_=False)
-            made.key = key
-            protocols[key] = made
+            built = isinstance(node, Protocol)
+            protocols[key] = node if built else instantiate(node, _convert_="all", _recursive_=False)
+            protocols[key].key = key
     return protocols
 
 
 def plan(protocols: Mapping[str, Protocol], tables: Tables) -> list[tuple[str, Protocol]]:
-    """Let all protocols ask for their tables; gives the sets with the protocols that can be computed for them.
+    """Let all protocols ask for their tables, and list each set with each protocol that can be computed for it.
 
     ``tables.left_out`` gets the reasons for the others.
     """
@@ -143,7 +142,7 @@ def plan(protocols: Mapping[str, Protocol], tables: Tables) -> list[tuple[str, P
 
 @torch.no_grad()
 def compute(asked: Sequence[tuple[str, Protocol]], tables: Tables) -> tuple[dict[str, Number], dict[str, Exhibits]]:
-    """What :func:`plan` gives, computed from tables that are there: ``<set>/<name>`` -> number, and set -> exhibits."""
+    """Compute what :func:`plan` lists from tables that are there: ``<set>/<name>`` -> number, and set -> exhibits."""
     numbers: dict[str, Number] = {}
     shown: dict[str, Exhibits] = {}
     for name, protocol in asked:

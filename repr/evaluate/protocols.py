@@ -16,9 +16,9 @@ from repr.metrics.classes import Classes, load_classes
 from repr.metrics.classification import heads
 from repr.metrics.compositional import compositional
 from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
+from repr.metrics.features import one_caption
 from repr.metrics.geometry import geometry, lidar
 from repr.metrics.retrieval import retrieval
-from repr.metrics.tables import one_caption
 from repr.metrics.zero_shot import zero_shot
 
 
@@ -33,12 +33,12 @@ class Retrieval(Protocol):
     needs = ("captions",)
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Both directions, of the pictures that have captions."""
+        """Compute both directions for the pictures that have captions."""
         query, captioned = tables.pictures(name), tables.captioned(name)
         assert captioned is not None
         if missing := len(query.image) - len(captioned.image):
             tables.left_out[f"{name}/{self.key}"] = f"{missing} of {len(query.image)} pictures have no caption"
-        yield retrieval(query, captioned, **self.options), tables.tokens
+        yield retrieval(captioned, **self.options), tables.tokens
 
 
 @dataclass
@@ -53,10 +53,10 @@ class Geometry(Protocol):
     needs = ("pictures", "captions_if_any")
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Of the pictures that have captions, or of all pictures where none has."""
-        query, captioned = tables.pictures(name), tables.captioned(name)
-        table = query if captioned is None else one_caption(captioned)
-        yield geometry(query, table, **self.options), {} if captioned is None else tables.tokens
+        """Take the pictures that have captions, or all where none has."""
+        captioned = tables.captioned(name)
+        table = tables.pictures(name) if captioned is None else one_caption(captioned)
+        yield geometry(table, **self.options), {} if captioned is None else tables.tokens
 
 
 @dataclass
@@ -67,21 +67,19 @@ class Heads(Protocol):
     said: ClassVar = {"features": "logits"}
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Of every head that has logits of the set."""
+        """Score every head that has logits of the set."""
         query = tables.pictures(name)
         if not query.logits:
             tables.left_out[f"{name}/{self.key}"] = "the encoder has no heads that know classes"
-        yield heads(query, query, **self.options), {}
+        yield heads(query, **self.options), {}
 
 
 @dataclass
 class ZeroShot(Protocol):
     """Each picture goes to the class with the nearest sentences (:func:`repr.metrics.zero_shot.zero_shot`).
 
-    Args:
-        ks: the k.
-        classes: set -> class file, or several (:func:`repr.metrics.classes.load_classes`). A set that is not named gets
-            those of ``tables.class_files`` that name all its labels.
+    ``classes`` names the class files of a set (:func:`repr.metrics.classes.load_classes`). A set that it does not name
+    gets those of ``tables.class_files`` that name all its labels.
     """
 
     ks: Sequence[int]
@@ -93,7 +91,7 @@ class ZeroShot(Protocol):
         self._given = {name: load_classes(files) for name, files in (self.classes or {}).items()}
 
     def fault(self, tables: Tables) -> str | None:
-        """Classes of a set that there is not, and of an encoder that cannot read them."""
+        """Refuse classes of a set that does not exist, or that the encoder cannot read."""
         if unknown := [name for name in self._given if name not in tables.sets]:
             known = ", ".join(tables.sets) or "none"
             return f"names the set '{unknown[0]}', and data.eval has {known}: set eval=default, or name one of these"
@@ -102,52 +100,38 @@ class ZeroShot(Protocol):
         return None
 
     def want(self, tables: Tables, name: str) -> str | None:
-        """Pictures and class sentences.
+        """Ask for pictures and class sentences.
 
         Raises:
             ConfigError: a class file that is given does not name all labels of its set.
         """
         if tables.encoder.tokenizer is None:
             return NO_TEXT
-        chosen = self._given.get(name) or self._fitting(tables, name)
+        present = {
+            attribute: [tables.data.attributes[attribute][label] for label in sorted(set(labels.tolist()) - {-1})]
+            for attribute, labels in tables.labels(name).items()
+        }
+        if not (chosen := self._given.get(name)):
+            fitting = [str(path) for path in tables.class_files if Classes.load(path).fault(present, name) is None]
+            chosen = load_classes(fitting[0] if len(fitting) == 1 else fitting)
         if not chosen:
             return f"no class file names the labels of {name}: set eval.{self.key}.classes.{name} to one"
         for classes in chosen.values():
-            if fault := classes.fault(_present(tables, name), name):
+            if fault := classes.fault(present, name):
                 raise ConfigError([f"eval.{self.key}.classes.{name}: {fault}"])
             tables.want_texts(classes.sentences(), f"sentences of the classes of {classes.attribute}")
         tables.classes[name] = chosen
         return super().want(tables, name)
 
-    def _fitting(self, tables: Tables, name: str) -> dict[str, Classes]:
-        present = _present(tables, name)
-        fitting = [str(path) for path in tables.class_files if Classes.load(path).fault(present, name) is None]
-        return load_classes(fitting[0] if len(fitting) == 1 else fitting)
-
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Of every class file of the set."""
+        """Classify by every class file of the set."""
         query = tables.pictures(name)
         for kind, classes in tables.classes[name].items():
             embeddings, ids = tables.class_embeddings(classes)
-            values = zero_shot(
-                query,
-                query,
-                attribute=classes.attribute,
-                class_embeddings=embeddings,
-                class_labels=ids,
-                ks=self.ks,
-                name=kind,
-            )
+            known: Any = {"attribute": classes.attribute, "class_embeddings": embeddings, "class_labels": ids}
+            values = zero_shot(query, ks=self.ks, name=kind, **known)
             facts = {"attribute": classes.attribute, "num_classes": len(classes.names), "templates": classes.templates}
             yield values, facts | {"classes": short_hash(list(classes.names.values())), **tables.tokens}
-
-
-def _present(tables: Tables, name: str) -> dict[str, list[str]]:
-    """Attribute -> the labels that rows of a set have."""
-    return {
-        attribute: [tables.data.attributes[attribute][label] for label in sorted(set(labels.tolist()) - {-1})]
-        for attribute, labels in tables.labels(name).items()
-    }
 
 
 @dataclass
@@ -158,11 +142,10 @@ class Compositional(Protocol):
     needs = ("questions", "pictures")
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """By split."""
+        """Score the questions, of all splits and of each."""
         query, asked = tables.pictures(name), tables.questions(name)
         assert asked is not None
         values = compositional(
-            query,
             query,
             captions=tables.texts(asked.texts),
             candidates=asked.candidates,
@@ -177,20 +160,16 @@ class Compositional(Protocol):
 class Dense(Protocol):
     """What feature maps know of their places: segmentation where there are masks, and correspondence.
 
-    Args:
-        metrics: name -> function ``(bank, query) -> values`` of :class:`repr.metrics.features.DenseFeatures`.
-        views: how two crops of each picture are drawn, as the views of training.
-        num_images: at most so many pictures of each set, evenly spread. The maps and masks of all are held at once:
-            of 500 pictures of 224 pixels, 200 MB a set with the 7 x 7 x 2,048 maps of a ResNet-50 and as much for
-            each crop.
+    The maps and masks of all pictures are held at once: of 500 pictures of 224 pixels, 200 MB a set with the
+    7 x 7 x 2,048 maps of a ResNet-50, and as much for each crop.
 
     Raises:
         ValueError: ``views`` are not two crops, or there is no picture.
     """
 
-    metrics: Mapping[str, Any]
-    views: Mapping[str, Any]
-    num_images: int
+    metrics: Mapping[str, Any]  # name -> function ``(bank, query) -> values`` of DenseFeatures
+    views: Mapping[str, Any]  # how two crops of each picture are drawn, as the views of training
+    num_images: int  # at most so many pictures of each set, evenly spread
     said: ClassVar = {"features": "maps"}
     silent = ("metrics",)
 
@@ -204,19 +183,19 @@ class Dense(Protocol):
             )
 
     def fault(self, tables: Tables) -> str | None:
-        """An encoder without maps."""
-        if tables.encoder.has_maps:
+        """Refuse an encoder without maps."""
+        if hasattr(getattr(tables.encoder.module, "backbone", None), "forward_intermediates"):  # one of timm's
             return None
         return "needs feature maps, and the image tower gives none: set backbone.name to a timm ResNet, ConvNeXt or ViT"
 
     def want(self, tables: Tables, name: str) -> str | None:
-        """Maps of the set and the bank."""
+        """Ask for maps of the set and the bank."""
         for of in ("bank", name):
             tables.want_maps(of, self._views, self.num_images)
         return None
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Of every metric."""
+        """Compute every metric."""
         bank, query = (tables.maps(of, self._views, self.num_images) for of in ("bank", name))
         # Crops and masks are cut by one code for every encoder, whatever its own transform.
         cut = {"resize": "shorter side to the resolution", "crop": "centre", "interpolation": "bicubic"}
@@ -227,32 +206,25 @@ class Dense(Protocol):
 
 @dataclass
 class LiDAR(Protocol):
-    """The rank of what tells pictures apart against what tells their views apart (:func:`repr.metrics.geometry.lidar`).
+    """The rank of what tells pictures apart against what tells views apart (:func:`repr.metrics.geometry.lidar`)."""
 
-    Args:
-        num_samples: pictures of each set at most, evenly spread.
-        num_views: of each picture.
-        view: how each is drawn.
-        delta: in the units of the features' variance.
-    """
-
-    num_samples: int
-    num_views: int
-    view: Mapping[str, Any]
-    delta: float
+    num_samples: int  # pictures of each set at most, evenly spread
+    num_views: int  # of each picture
+    view: Mapping[str, Any]  # how each is drawn
+    delta: float  # in the units of the features' variance
 
     def _wanted(self) -> dict[str, Any]:
         return {"view": instantiate(self.view), "num_samples": self.num_samples, "num_views": self.num_views}
 
     def want(self, tables: Tables, name: str) -> str | None:
-        """Augmented views."""
+        """Ask for augmented views."""
         if len(tables.data.eval[name]) < 2:
             return f"{name} has one picture"
         tables.want_views(name, **self._wanted())
         return None
 
     def compute(self, tables: Tables, name: str) -> Parts:
-        """Of the embeddings and of the trunk."""
+        """Compute the rank of the embeddings and of the trunk."""
         views = tables.views(name, **self._wanted())
         # Views are cut by one code for every encoder, whatever its own transform.
         facts: dict[str, Any] = {"resize": "none", "crop": "drawn", "interpolation": "bicubic", "seed": tables.seed}
@@ -272,7 +244,7 @@ class ForReport(Protocol):
     needs = ("bank", "pictures", "captions_if_any")
 
     def show(self, tables: Tables, name: str) -> Exhibits:
-        """The exhibits of a set, with the classes that zero-shot classification has chosen."""
+        """Make the exhibits of a set, with the classes that zero-shot classification has chosen."""
         query, captioned = tables.pictures(name), tables.captioned(name)
         # Only where every picture has a caption do both tables have the same rows.
         if captioned is not None and len(captioned.image) == len(query.image):

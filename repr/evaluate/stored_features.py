@@ -1,9 +1,9 @@
-"""Feature tables on disk: written row by row while Lightning predicts, read as memory maps."""
+"""The columns of a feature table, written row by row while Lightning predicts: on disk, or in memory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,35 @@ from repr.distributed import gather, rank
 CONTENT = "content.json"  # written last: columns with dtype, shape and bytes
 READ = "read"  # (N,) uint8, whether the row could be read
 EXACT = ("boxes",)  # columns that half precision would move
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
+TYPES = {  # in the table, and as numpy has them
+    "float32": (torch.float32, np.float32), "bfloat16": (torch.bfloat16, np.uint16), "uint8": (torch.uint8, np.uint8)
+}  # fmt: skip
 
 
 class TableWriter(pl.Callback):
-    """Write what ``predict_step`` gives into ``<column>.npy``, each row at its place; the first process writes.
+    """Put what ``predict_step`` gives for each row at its place, on the first process.
 
-    Each process embeds its share of every batch; rows are gathered and put to their places by index, so that those
-    which only fill up the last batch change nothing.
+    Rows are put to their places by index, so that those which only fill up the last batch change nothing. Rows that
+    could not be read are zero.
 
     Args:
-        folder: an empty one; None on the other processes.
         rows: (N,) int64, rising: the indices of the data set, in the order of the table.
         dtype: ``float32`` or ``bfloat16``, of floating columns.
+        folder: an empty one for the columns, ``<column>.npy``; None: they are in memory.
+        select: gives the columns of a batch from what ``predict_step`` gives.
+
+    Attributes:
+        columns: name -> (N, ...), and ``READ``; empty on the other processes.
     """
 
-    def __init__(self, folder: Path | None, rows: Tensor, dtype: str) -> None:
-        self.folder, self.rows, self.dtype = folder, rows, dtype
+    def __init__(
+        self,
+        rows: Tensor,
+        dtype: str = "float32",
+        folder: Path | None = None,
+        select: Callable[[Any], Mapping[str, Tensor]] = dict,
+    ) -> None:
+        self.rows, self.dtype, self.folder, self.select = rows, dtype, folder, select
         self.columns: dict[str, np.ndarray] = {}
         self.content: dict[str, Any] = {}
 
@@ -49,7 +61,7 @@ class TableWriter(pl.Callback):
     ) -> None:
         """Write the rows of a batch."""
         index = gather(batch["index"])
-        gathered = {name: gather(values.contiguous()) for name, values in outputs.items()}
+        gathered = {name: gather(values.contiguous()) for name, values in self.select(outputs).items()}
         if rank():
             return
         good = index >= 0  # negative: could not be read
@@ -57,10 +69,11 @@ class TableWriter(pl.Callback):
         gathered[READ] = torch.ones(len(index), dtype=torch.uint8, device=index.device)
         for name, values in gathered.items():
             column = self._column(name, values)
-            column[places] = self._stored(name, values[good].cpu())
+            stored = values[good].cpu().to(TYPES[self.content[name]["dtype"]][0])
+            column[places] = (stored.view(torch.uint16) if stored.dtype is torch.bfloat16 else stored).numpy()
 
     def on_predict_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Flush all columns and say what they are."""
+        """Flush all columns on disk and say what they are."""
         if self.folder is None:
             return
         for name, column in self.columns.items():
@@ -70,25 +83,20 @@ class TableWriter(pl.Callback):
 
     def _column(self, name: str, values: Tensor) -> np.ndarray:
         if name not in self.columns:
-            assert self.folder is not None
-            floating = values.is_floating_point()
-            dtype = ("float32" if name in EXACT else self.dtype) if floating else "uint8"
-            shape = (len(self.rows), *values.shape[1:])
-            on_disk = {"float32": np.float32, "bfloat16": np.uint16, "uint8": np.uint8}[dtype]
+            floating = "float32" if name in EXACT else self.dtype
+            dtype = floating if values.is_floating_point() else "uint8"
+            shape, array_type = (len(self.rows), *values.shape[1:]), TYPES[dtype][1]
             self.content[name] = {"dtype": dtype, "shape": shape}
-            self.columns[name] = np.lib.format.open_memmap(
-                self.folder / f"{name}.npy", mode="w+", dtype=on_disk, shape=shape
-            )
+            if self.folder is None:
+                self.columns[name] = np.zeros(shape, array_type)
+            else:
+                path = self.folder / f"{name}.npy"
+                self.columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=array_type, shape=shape)
         return self.columns[name]
-
-    def _stored(self, name: str, values: Tensor) -> np.ndarray:
-        dtype = TYPES[self.content[name]["dtype"]]
-        values = values.to(dtype)
-        return values.view(torch.uint16).numpy() if dtype is torch.bfloat16 else values.numpy()
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a stored table, or None; a table that is not there is none."""
+    """Say what is missing or cut short in a stored table; None: nothing."""
     try:
         content = json.loads((folder / CONTENT).read_text())
     except FileNotFoundError:
@@ -105,10 +113,9 @@ def damage(folder: Path) -> str | None:
 
 def read_columns(folder: Path) -> dict[str, Tensor]:
     """The columns of a stored table, mapped into memory: nothing is read before it is used."""
-    content: Mapping[str, Any] = json.loads((folder / CONTENT).read_text())
-    found = {}
-    for name, column in content.items():
+    columns = {}
+    for name, column in json.loads((folder / CONTENT).read_text()).items():
         # Copy on write: torch takes no read-only arrays, and nobody can change the file.
         values = torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
-        found[name] = values.view(torch.bfloat16) if column["dtype"] == "bfloat16" else values
-    return found
+        columns[name] = values.view(torch.bfloat16) if column["dtype"] == "bfloat16" else values
+    return columns

@@ -6,12 +6,11 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
 
 from repr.batch import Batch, Embeddings
@@ -38,41 +37,31 @@ class Request(NamedTuple):
     dataset: Callable[[], Any]  # what is embedded
     rows: Tensor  # (N,) int64, rising; what `index` of the batches may be
     told: str  # what messages call it
-    set: str | None = None  # the evaluation set that its pictures are of; None for texts
+    set: str | None = None  # the evaluation set that its pictures belong to; None for texts
 
 
 class Tables(ABC):
-    """The tables of one encoder. Ask for them, let them be extracted by all processes, then read them.
+    """The tables of one encoder: protocols ask for them, all processes extract them, then protocols read them.
 
-    Args:
-        encoder: what is evaluated.
-        data: the sets.
-        precision: of the encoder, as the Trainer calls it.
-        dtype: in which features are kept.
-        seed: of held-out parts and the like.
-        class_files: those that may name the labels of a set for which none is given.
+    ``precision`` is that of the encoder, as the Trainer calls it; features are kept in ``dtype``; ``seed`` is for
+    held-out parts and the like.
 
     Attributes:
-        cfg: a whole config of ``repr.evaluate``, for what trains a copy of the encoder; None during training.
+        cfg: the config of ``repr.evaluate``, for what trains a copy of the encoder; None during training.
+        class_files: zero-shot classification chooses among them for a set that names none.
         device: where tables are read to.
         classes: set -> name of a number -> the classes that zero-shot classification has chosen.
-        left_out: ``<set>/<what>`` -> why it is not computed, or computed on fewer rows.
+        left_out: ``<set>/<key of the protocol>`` -> why it is not computed, or computed on fewer rows.
     """
 
-    cfg: DictConfig | None = None
+    cfg: Any = None
+    class_files: Sequence[Path] = ()
+    _data: Mapping[str, str]  # set -> what tells its pictures from those of other sets
 
     def __init__(
-        self,
-        encoder: Encoder,
-        data: DataModule,
-        *,
-        precision: str,
-        dtype: str = "float32",
-        seed: int = 0,
-        class_files: Sequence[Path] = (),
+        self, encoder: Encoder, data: DataModule, *, precision: str, dtype: str = "float32", seed: int = 0
     ) -> None:
-        self.encoder, self.data, self.precision, self.dtype = encoder, data, precision, dtype
-        self.seed, self.class_files = seed, class_files
+        self.encoder, self.data, self.precision, self.dtype, self.seed = encoder, data, precision, dtype, seed
         self.device = torch.device("cpu")
         self.classes: dict[str, dict[str, Classes]] = {}
         self.left_out: dict[str, str] = {}
@@ -83,17 +72,20 @@ class Tables(ABC):
 
     @property
     def sets(self) -> list[str]:
-        """The names of the evaluation sets; the rows of the training set are ``bank``."""
+        """The names of the evaluation sets, without ``bank``, the rows of the training set."""
         return self.data.eval_names[1:]
 
     @cached_property
     def taken(self) -> dict[str, Any]:
-        """How the features of pictures are taken."""
-        return {**self.encoder.preprocessing, "precision": self.precision, "stored": self.dtype}
+        """How the features of pictures are taken, for the record of a number."""
+        encoder = self.encoder
+        words = {"resize": encoder.resize, "crop": encoder.crop, "interpolation": encoder.interpolation}
+        pixels = {"resolution": encoder.image_size, **words, "mean": list(encoder.mean), "std": list(encoder.std)}
+        return {**pixels, "precision": self.precision, "stored": self.dtype}
 
     @property
     def tokens(self) -> dict[str, Any]:
-        """How texts become tokens."""
+        """How texts become tokens, for the record of a number."""
         tokenizer: Any = self.encoder.tokenizer
         return {"tokenizer": type(tokenizer).__name__, "context_length": getattr(tokenizer, "context_length", None)}
 
@@ -103,26 +95,22 @@ class Tables(ABC):
 
     @abstractmethod
     def _columns(self, key: str) -> dict[str, Tensor]:
-        """The columns of a table, of the rows that could be read, and ``index``, which these are."""
+        """Read the columns of the rows that could be embedded, and ``index``, which tells these rows."""
 
     @abstractmethod
-    def _data(self, name: str) -> str:
-        """What tells the pictures of a set from those of others."""
-
-    @abstractmethod
-    def want_captions(self, name: str) -> str | None:
-        """Ask for the embeddings of a set's pictures and captions; gives the reason where there are none."""
+    def _want_captions(self, name: str) -> str | None:
+        """Ask for the embeddings of a set's pictures and captions, or say why there are none."""
 
     @abstractmethod
     def captioned(self, name: str) -> Features | None:
         """The rows of a set that have captions, with ``text``; None where there are none."""
 
     def want(self, need: str, name: str) -> str | None:
-        """Ask for what a protocol ``needs`` of a set; gives the reason where there is no such thing."""
+        """Ask for what a protocol ``needs`` of a set, or say why there is no such thing."""
         if need == "labels":
             return self._unlabelled(name)
         if need.startswith("captions"):
-            why = self.want_captions(name)
+            why = NO_TEXT if self.encoder.tokenizer is None else self._want_captions(name)
             return why if need == "captions" else None
         if need == "questions":
             if (asked := self.questions(name)) is None:
@@ -134,51 +122,48 @@ class Tables(ABC):
         return None
 
     def want_pictures(self, name: str) -> str:
-        """Ask for the embeddings of a set's pictures; like its siblings, it gives the key of the table."""
+        """Ask for the embeddings of a set's pictures; as all of its kind, it gives the key of the table."""
         source, rows = self.data.evaluated(name)
         none, size, transform = torch.zeros(len(source), 0), self.encoder.image_size, self.encoder.transform
-        request = Request(lambda: EvalDataset(source, rows, size, none, None, transform), rows, name, name)
-        return self._want(self._pictures(name), request)
+        pictures = partial(EvalDataset, source, rows, size, none, None, transform)
+        return self._want(self._pictures(name), Request(pictures, rows, name, name))
 
     def want_texts(self, texts: Sequence[str], told: str = "texts") -> str:
         """Ask for the embeddings of texts, which messages call ``told``."""
         tokenizer, how = self.encoder.tokenizer, {"precision": self.precision, "stored": self.dtype}
         assert tokenizer is not None
-        request = Request(lambda: TextDataset(texts, tokenizer), torch.arange(len(texts)), told)
+        request = Request(partial(TextDataset, texts, tokenizer), torch.arange(len(texts)), told)
         return self._want(f"texts-{of_texts(texts)[:12]}-{short_hash(how)}", request)
 
     def want_maps(self, name: str, views: Mapping[str, View], num_images: int) -> str:
         """Ask for the feature maps of some pictures of a set and of two crops of each."""
         source, rows = self.data.evaluated(name, num_images)
         crops, size, masks = expand(views.values()), self.encoder.image_size, self.data.mask_classes
-        request = Request(lambda: DenseDataset(source, rows, size, crops, masks), rows, f"feature maps of {name}", name)
+        pictures = partial(DenseDataset, source, rows, size, crops, masks)
         how = {"views": [str(view) for view in views.values()], "num_images": num_images, "masks": masks}
-        return self._want(f"maps-{self._data(name)}-{short_hash(self.taken | how)}", request)
+        key = f"maps-{self._data[name]}-{short_hash(self.taken | how)}"
+        return self._want(key, Request(pictures, rows, f"feature maps of {name}", name))
 
     def want_views(self, name: str, view: View, num_samples: int, num_views: int) -> str:
         """Ask for the embeddings of several augmented views of some pictures of a set, drawn from the seed."""
         source, rows = self.data.evaluated(name, num_samples)
         places = torch.arange(len(rows) * num_views)
-        request = Request(
-            lambda: RepeatedViews(source, rows, num_views, view, self.seed), places, f"views of {name}", name
-        )
+        views = partial(RepeatedViews, source, rows, num_views, view, self.seed)
         how = {"view": str(view), "samples": num_samples, "views": num_views, "seed": self.seed}
-        return self._want(f"views-{self._data(name)}-{short_hash(self.taken | how)}", request)
+        key = f"views-{self._data[name]}-{short_hash(self.taken | how)}"
+        return self._want(key, Request(views, places, f"views of {name}", name))
 
     def pictures(self, name: str) -> Features:
         """The table of a set, or of the ``bank``: rows that could be read, with their labels."""
-        if name not in self._read:  # of the sets, only the one at hand is held
-            self._read = {kept: self._read[kept] for kept in ("bank",) if kept in self._read}
-            self._read[name] = self._features(name)
-        return self._read[name]
-
-    def _features(self, name: str) -> Features:
+        if name in self._read:
+            return self._read[name]
+        self._read = {kept: table for kept, table in self._read.items() if kept == "bank"}  # one set at a time
         columns = self._columns(self._pictures(name))
-        source, _ = self.data.evaluated(name)
         if (labels := columns.get("label")) is None:
+            source, _ = self.data.evaluated(name)
             labels = class_ids(source, self.data.attributes)[columns["index"].cpu()].to(self.device)
         tokens = columns.get("tokens")
-        return Features(
+        self._read[name] = Features(
             index=columns["index"],
             image=columns["image"],
             trunk=columns["trunk"],
@@ -188,9 +173,10 @@ class Tables(ABC):
             poolings={key.removeprefix(TRUNK): x for key, x in columns.items() if key.startswith(TRUNK)},
             logits={key.removeprefix(LOGITS): x for key, x in columns.items() if key.startswith(LOGITS)},
         )
+        return self._read[name]
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings of texts: (len, D)."""
+        """Embeddings of texts, (len, D)."""
         return self._columns(self.want_texts(texts))["text"]
 
     def class_embeddings(self, classes: Classes) -> tuple[Tensor, Tensor]:
@@ -221,7 +207,7 @@ class Tables(ABC):
         return {key: columns[key][whole].unflatten(0, (-1, num_views)) for key in ("image", "trunk")}
 
     def questions(self, name: str) -> Questions | None:
-        """What a set asks; None where its source has no questions, or the encoder no text tower."""
+        """The questions of a set; None where its source has no questions, or the encoder no text tower."""
         if name not in self._questions:
             source = self.data.eval[name]
             asks = self.encoder.tokenizer is not None and has_questions(source)
@@ -229,7 +215,7 @@ class Tables(ABC):
         return self._questions[name]
 
     def labels(self, name: str) -> dict[str, Tensor]:
-        """The labels of the evaluated rows, of each attribute that some of them have; before extraction, too."""
+        """The labels of the evaluated rows, of each attribute that some of them have, also before extraction."""
         if name not in self._labels:
             source, rows = self.data.evaluated(name)
             ids = dict(zip(self.data.attributes, class_ids(source, self.data.attributes)[rows].T, strict=True))
@@ -238,15 +224,14 @@ class Tables(ABC):
 
     def shared_attributes(self, name: str) -> list[str]:
         """Attributes with two classes or more in a set, of which the bank has at least one."""
-        bank, shared = self.labels("bank"), []
-        for attribute, labels in self.labels(name).items():
-            present = set(labels.tolist()) - {-1}
-            if len(present) > 1 and attribute in bank and present & set(bank[attribute].tolist()):
-                shared.append(attribute)
-        return shared
+        known, asked = (
+            {attribute: set(labels.tolist()) - {-1} for attribute, labels in self.labels(of).items()}
+            for of in ("bank", name)
+        )
+        return [a for a, classes in asked.items() if len(classes) > 1 and classes & known.get(a, set())]
 
     def _unlabelled(self, name: str) -> str | None:
-        """Why no classifier of the bank's labels can be asked about a set, or None."""
+        """Say why no classifier of the bank's labels can be asked about a set, or give None."""
         if not self.labels(name):
             return f"{name} has no labels"
         if not self.labels("bank"):
@@ -260,16 +245,16 @@ class Tables(ABC):
         return key
 
     def _pictures(self, name: str) -> str:
-        return f"pictures-{self._data(name)}-{short_hash(self.taken)}"
+        return f"pictures-{self._data[name]}-{short_hash(self.taken)}"
 
 
 def short_hash(told: Any) -> str:
-    """Eight hexadecimal digits of what can be written as JSON, whatever the order of its keys."""
+    """Hash what can be written as JSON, whatever the order of its keys, to eight hexadecimal digits."""
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def columns_of(embeddings: Embeddings) -> dict[str, Tensor]:
-    """What a flow gives for a batch as columns of a table, in float32."""
+    """Turn what a flow gives for a batch into columns of a table, in float32."""
     columns = {"image": embeddings.image, "trunk": embeddings.trunk, "text": embeddings.text}
     columns |= {f"{TRUNK}{name}": pooled for name, pooled in embeddings.poolings.items()}
     columns |= {f"{LOGITS}{name}": logits for name, logits in embeddings.logits.items()}
@@ -277,7 +262,7 @@ def columns_of(embeddings: Embeddings) -> dict[str, Tensor]:
 
 
 def embed(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The columns of a batch on the device: of texts, of pictures or a view of each, or maps where there are crops."""
+    """Embed a batch on the device: its texts, its pictures or a view of each, or where there are crops maps of all."""
     if "crops" in batch:
         pictures = zip(("maps", "first", "second"), (batch["image"], *batch["crops"]), strict=True)
         columns = {name: feature_map(module.backbone, picture).float() for name, picture in pictures}

@@ -15,7 +15,7 @@ from repr.files import yaml_text
 
 @dataclass(frozen=True)
 class Classes:
-    """What a class file says.
+    """The content of a class file.
 
     Attributes:
         attribute: the labelled attribute that is predicted.
@@ -62,23 +62,18 @@ class Classes:
         return [template.replace("{}", name) for name in self.names.values() for template in self.templates]
 
     def ids(self, vocabulary: Sequence[str]) -> list[int]:
-        """Label ids of the names, for the labels of an attribute in the data.
+        """Give the label id of each name, for the labels of an attribute in the data.
 
-        Args:
-            vocabulary: the labels of the data; an id is a position in it.
-
-        Returns:
-            One id a name. Names of labels that the data do not have are candidates all the same, with ids beyond.
+        An id is a position in ``vocabulary``, the labels of the data. Names of labels that the data do not have are
+        candidates all the same, with ids beyond.
         """
         position = {label: i for i, label in enumerate(vocabulary)}
         return [position.get(label, len(vocabulary) + i) for i, label in enumerate(self.names)]
 
     def fault(self, labels: Mapping[str, Sequence[str]], name: str) -> str | None:
-        """Why these are not the classes of a set, or None; they may be more than there are in the set.
+        """Tell why these are not the classes of the set ``name``, whose rows have ``labels`` by attribute, or None.
 
-        Args:
-            labels: attribute -> the labels that rows of the set have.
-            name: of the set.
+        They may be more than there are in the set.
         """
         if self.attribute not in labels:
             return f"{name} has no labels of '{self.attribute}'; it has {', '.join(labels) or 'none'}"
@@ -93,13 +88,10 @@ class Classes:
 
 
 def load_classes(files: str | Sequence[str] | Mapping[str, str]) -> dict[str, Classes]:
-    """The class files of a set.
-
-    Args:
-        files: one file; several, each named by its stem; or name -> file.
+    """Read the class files of a set: one file; several, each named by its stem; or name -> file.
 
     Returns:
-        The name of the number they give -> classes: ``zero_shot`` of one file, ``zero_shot_<name>`` of several.
+        The name of the number that they give -> classes: ``zero_shot`` of one file, ``zero_shot_<name>`` of several.
     """
     if isinstance(files, str):
         return {"zero_shot": Classes.load(files)}

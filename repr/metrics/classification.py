@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, multiclass_accuracy, multiclass_f1_score
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, finite, labelled
+from repr.metrics.scores import CHANCE, accuracy
 
 
 @torch.no_grad()
-def heads(bank: Features, query: Features, *, attribute: str | None = None) -> dict[str, float]:
+def heads(query: Features, *, attribute: str | None = None) -> dict[str, float]:
     """Accuracy, F1 and area under the ROC curve of every head, by torchmetrics.
 
     Args:
-        bank: not looked at; a head has learnt its classes.
         query: ``logits`` by head, (N, C) each, and labels; unlabelled rows are left out.
         attribute: which labels the heads were trained on; None: the first.
 
@@ -26,7 +25,7 @@ def heads(bank: Features, query: Features, *, attribute: str | None = None) -> d
         second labelled class there is no ``auc``, and without logits nothing at all.
 
     Raises:
-        ValueError: the table lacks the attribute or has no labelled row; logits are not finite; a label has no logit.
+        ValueError: there are no such labels; logits are not finite; a label has no logit.
     """
     if not query.logits:
         return {}
@@ -44,9 +43,8 @@ def heads(bank: Features, query: Features, *, attribute: str | None = None) -> d
 
 def _scores(head: str, logits: Tensor, labels: Tensor) -> dict[str, float]:
     num, predicted, share = logits.shape[1], logits.argmax(1), logits.softmax(1)
-    chance = accuracy(head, predicted, labels)[f"{head}.chance"]
     right = multiclass_accuracy(predicted, labels, num_classes=num, average="micro")
-    values = {f"{head}_accuracy": right.item(), f"{head}_accuracy.chance": chance}
+    values = accuracy(f"{head}_accuracy", predicted, labels) | {f"{head}_accuracy": right.item()}
     for average in ("macro", "weighted"):
         f1 = multiclass_f1_score(predicted, labels, num_classes=num, average=average)
         values[f"{head}_f1_{average}"] = f1.item()
@@ -54,5 +52,5 @@ def _scores(head: str, logits: Tensor, labels: Tensor) -> dict[str, float]:
     if len(present) > 1:
         wanted = [1] if num == 2 else present
         areas = [binary_auroc(share[:, c], (labels == c).int()) for c in wanted]
-        values |= {f"{head}_auc": torch.stack(areas).mean().item(), f"{head}_auc.chance": 0.5}
+        values |= {f"{head}_auc": torch.stack(areas).mean().item(), f"{head}_auc{CHANCE}": 0.5}
     return values

@@ -12,14 +12,10 @@ def feature_std(features: Tensor) -> float:
     r"""Give the spread of features on the sphere.
 
     :math:`\sqrt{\frac{1}{N} \sum_i |x_i - \bar x|^2}` with :math:`x_i` at unit length, which is
-    :math:`\sqrt{1 - |\bar x|^2}`.
-
-    Args:
-        features: (N, D), normalised inside, in float64.
+    :math:`\sqrt{1 - |\bar x|^2}`, in float64. The features (N, D) are normalised inside.
 
     Returns:
-        0 = all the same, 1 = spread around the origin. (Times :math:`1/\sqrt D` it is the deviation of one feature
-        that SimSiam's paper draws.)
+        0 = all the same, 1 = spread around the origin. (SimSiam's paper draws :math:`1/\sqrt D` of it.)
 
     Source: Chen & He, 2021 (SimSiam), arXiv 2011.10566, section 4.1.
     """
@@ -31,11 +27,9 @@ def feature_std(features: Tensor) -> float:
 def assignment_entropy(assignments: Tensor) -> float:
     r"""Give the mean entropy of the samples' assignments, :math:`-\frac{1}{N} \sum_n \sum_k Q_{nk} \ln Q_{nk}`.
 
-    Args:
-        assignments: (N, K), rows sum to 1.
-
     Returns:
-        Nats in [0, ln K]; ln K = every sample belongs to all prototypes alike, as at collapse.
+        Nats in [0, ln K], of assignments (N, K) whose rows sum to 1; ln K = every sample belongs to all prototypes
+        alike, as at collapse.
     """
     return torch.special.entr(assignments.double()).sum(1).mean().item()
 
@@ -47,11 +41,8 @@ def prototype_entropy(scores: Tensor) -> float:
     :math:`p_k` is the share of samples whose nearest prototype is k. The scores themselves tell it: assignments are
     balanced by construction, even where all samples are the same.
 
-    Args:
-        scores: (N, K), cosines.
-
     Returns:
-        Nats in [0, ln min(N, K)]; 0 = one prototype is the nearest to all.
+        Nats in [0, ln min(N, K)] for cosines (N, K); 0 = one prototype is the nearest to all.
     """
     share = scores.argmax(1).bincount(minlength=scores.shape[1]).double() / len(scores)
     return torch.special.entr(share).sum().item()

@@ -12,15 +12,14 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import TIE
+from repr.metrics.features import Features, labels_of
+from repr.metrics.scores import CHANCE, TIE
 
 GROUP_CHANCE = 1 / 6  # of the 4! orders of four scores, 2! 2! have both right ones before both wrong ones
 
 
 @torch.no_grad()
 def compositional(
-    bank: Features,
     query: Features,
     *,
     captions: Tensor,
@@ -42,15 +41,12 @@ def compositional(
 
     with W wrong captions of a row. An item of one row has no image score, and one whose rows have no wrong captions no
     text score. A tie is no success, nor is a comparison with NaN: an encoder that maps everything to one point gets
-    0. So does a text encoder that adds up vectors of words, where all candidates have the same words; if rounding
-    parts its ties, it gets chance. An item of which a row could not be read is left out.
+    0. An item of which a row could not be read is left out.
 
     Args:
-        bank: not used.
         query: ``image`` (N, D), normalised inside; ``index``, the rows' positions in the source; labels.
         captions: (T, D), embeddings of all different captions, normalised inside.
-        candidates: (M, K) int64 of all M rows of the source: positions in ``captions``, the right one first, -1 for
-            none.
+        candidates: (M, K) int64 of all rows of the source: positions in ``captions``, the right one first, -1: none.
         items: (I, G) int64: the rows of each item, in the source; -1 where it has fewer.
         attribute: the labels that name the split of an item.
         names: class names of the attribute.
@@ -58,8 +54,7 @@ def compositional(
 
     Returns:
         Of each score that there is: ``<score>``, the share of items; ``<score>_<split>``; and, of two splits or more,
-        ``macro_<score>``, the mean over splits, so that each weighs the same; all with their ``.chance``. And
-        ``num_items``.
+        ``macro_<score>``, the mean over splits; all with their ``.chance``. And ``num_items``.
 
     Raises:
         ValueError: no such labels, no whole item, or an item of two splits.
@@ -69,9 +64,7 @@ def compositional(
     attributes as the mean over splits; Tong et al., 2024, arXiv 2401.06209 (MMVP-VLM): the image score. ARO's code
     takes the first of equal captions, so that in its sets of order a tie is a success.
     """
-    if attribute not in query.labels:
-        raise ValueError(f"no labels named {attribute!r}; choose one of {sorted(query.labels)}")
-    device = query.image.device
+    row_labels, device = labels_of(query, attribute), query.image.device
     place = torch.full((len(candidates) + 1,), -1, device=device)  # row of the source -> row of the table
     place[query.index] = torch.arange(len(query.index), device=device)
     items, candidates = items.to(device), candidates.to(device)
@@ -80,7 +73,7 @@ def compositional(
     items, rows = items[whole], rows[whole]
     if len(rows) == 0:
         raise ValueError("no item has all its rows: evaluate the whole set")
-    labels = query.labels[attribute][rows]  # (I, G)
+    labels = row_labels[rows]  # (I, G)
     if ((labels != labels[:, :1]) & (rows >= 0)).any():
         raise ValueError(f"the rows of an item differ in {attribute!r}")
     image, text = F.normalize(query.image.double(), dim=1), F.normalize(captions.double(), dim=1)
@@ -129,14 +122,12 @@ def _shares(name: str, right: Tensor, chance: Tensor, labels: Tensor, names: Seq
     """The share of right items, of all and of each split, beside chance; nothing where no item has the score."""
     if len(right) == 0:
         return {}
-    values = {name: right.mean().item(), f"{name}.chance": chance.mean().item()}
+    values: dict[str, float] = {}
     splits = labels[labels >= 0].unique().tolist()
-    for label in splits:
-        of = labels == label
-        values[f"{name}_{names[label]}"] = right[of].mean().item()
-        values[f"{name}_{names[label]}.chance"] = chance[of].mean().item()
-    if len(splits) > 1:
-        for ending in ("", ".chance"):
-            shares = [values[f"{name}_{names[label]}{ending}"] for label in splits]
-            values[f"macro_{name}{ending}"] = sum(shares) / len(shares)
+    for ending, of_item in (("", right), (CHANCE, chance)):
+        values[f"{name}{ending}"] = of_item.mean().item()
+        shares = {names[label]: of_item[labels == label].mean().item() for label in splits}
+        values |= {f"{name}_{split}{ending}": share for split, share in shares.items()}
+        if len(shares) > 1:
+            values[f"macro_{name}{ending}"] = sum(shares.values()) / len(shares)
     return values

@@ -9,8 +9,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import NO_CLASS
-from repr.metrics.features import DenseFeatures
-from repr.metrics.tables import TIE, finite
+from repr.metrics.features import DenseFeatures, finite, standardisation
+from repr.metrics.scores import TIE
 
 Scorer = Callable[[Tensor], Mapping[str, Tensor]]  # cells (M, C) -> mask -> scores (M, K)
 
@@ -31,14 +31,13 @@ def linear_segmentation(
         \qquad \hat y_p = \arg\max_c \mathrm{enlarged}(x W + b)_{pc}
 
     :math:`s_i` are the shares of the classes among the pixels of cell i, so this is the cross-entropy of each pixel,
-    given the features of its cell. As is usual for frozen features, the scores of cells are enlarged to pixels
-    (bilinear) and compared there. The features are standardised with the bank's mean and deviation; the problem is
-    convex, and L-BFGS solves it without randomness. (Ridge regression, as for whole pictures, would name the ground
-    nearly everywhere: least squares hides classes that are rare.)
+    given the features of its cell. The scores of cells are enlarged to pixels (bilinear) and compared there. The
+    features are standardised with the bank's mean and deviation; L-BFGS solves the convex problem without randomness.
+    (Ridge regression would name the ground nearly everywhere: least squares hides classes that are rare.)
 
     Args:
-        bank: ``maps`` (N, C, h, w) and ``masks``.
-        query: the same, of other pictures.
+        bank: its maps and masks.
+        query: likewise, of other pictures.
         penalty: :math:`\lambda`, of the weights without the intercept.
         max_cells: at most so many cells of the bank, drawn with a fixed seed.
         num_steps: of L-BFGS at most.
@@ -46,8 +45,7 @@ def linear_segmentation(
 
     Returns:
         ``linear_miou_<mask>`` and ``linear_pixels_<mask>`` as in :func:`segmentation_scores`, for every mask of which
-        the bank shows two classes or more and the query one. Pixels without a class are left out, cells of the bank
-        that have no others too.
+        the bank shows two classes or more and the query one. Pixels without a class are left out.
 
     Raises:
         ValueError: features are not finite, or the penalty is not positive.
@@ -59,9 +57,7 @@ def linear_segmentation(
     cells, shares = _bank_cells(bank, query, max_cells)
     if not shares:
         return {}
-    deviation, mean = torch.std_mean(cells, 0, correction=0)
-    constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()  # rounding is not scaled up to a signal
-    scale = deviation.masked_fill(constant, torch.inf).reciprocal()
+    mean, scale = standardisation(cells)
     layers = {mask: _fit_linear((cells - mean) * scale, share, penalty, num_steps) for mask, share in shares.items()}
 
     def scorer(queries: Tensor) -> dict[str, Tensor]:
@@ -109,8 +105,8 @@ def knn_segmentation(
     with the votes of a cell divided by their sum. Enlarged and compared as in :func:`linear_segmentation`.
 
     Args:
-        bank: ``maps`` (N, C, h, w) and ``masks``.
-        query: the same, of other pictures.
+        bank: its maps and masks.
+        query: likewise, of other pictures.
         k: neighbours, clipped to the cells of the bank.
         temperature: T.
         max_cells: at most so many cells of the bank, drawn with a fixed seed.
@@ -143,15 +139,14 @@ def correspondence(
 ) -> dict[str, float]:
     r"""How often the nearest neighbour of a cell in another crop of the picture is the cell that shows the same place.
 
-    Asked are the cells of the first crop whose centre lies in the second. The nearest cell (by cosine) of the second
-    is right where its centre is at most ``tolerance`` cells from that place, along both axes: with 0.5 it is the cell
-    that holds the place, with 1 one of the up to nine next to it. As everywhere, a tie is no success: the nearest
-    right cell must be strictly nearer than every wrong one.
+    Every cell of the first crop whose centre lies in the second looks for its nearest cell (by cosine) there. This is
+    right where its centre is at most ``tolerance`` cells from that place, along both axes: with 0.5 it is the cell that
+    holds the place, with 1 one of the up to nine next to it. A tie is no success: the nearest right cell must be
+    strictly nearer than every wrong one.
 
     Args:
         bank: is not used.
-        query: ``crops`` (N, C, h, w) twice, and ``boxes`` (N, 2, 4) float32 of :func:`repr.data.views.boxes`, where
-            a flip swaps the ends.
+        query: ``crops`` and ``boxes``, where a flip swaps the ends.
         tolerances: in cells of the second crop.
         chunk_size: pictures compared at a time, in float64.
 
@@ -187,17 +182,17 @@ def correspondence(
 def cell_offsets(
     box_a: Tensor, box_b: Tensor, *, grid_a: Sequence[int], grid_b: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Where the cells of one crop lie on the grid of another.
+    """Tell where the cells of one crop lie on the grid of another.
 
     Args:
         box_a: (N, 4) ``(x0, y0, x1, y1)`` of the first crops in their pictures; a flip swaps the ends.
-        box_b: (N, 4) of the second.
+        box_b: (N, 4), likewise.
         grid_a: rows and columns of the first map.
-        grid_b: rows and columns of the second.
+        grid_b: likewise.
 
     Returns:
-        Which cells of the first have their centre in the second crop, (N, HWa) bool, and from there to the centre of
-        every cell of the second, (N, HWa, HWb, 2), down and right, in cells of the second.
+        Which cells of the first crop have their centre in the second, (N, HWa) bool, and the way from there to the
+        centre of every cell of the second, (N, HWa, HWb, 2), down and right, in cells of the second.
     """
     places = []  # down and right, in cells of b
     for axis, (x0, x1) in enumerate(((1, 3), (0, 2))):
@@ -214,16 +209,12 @@ def cell_offsets(
 
 
 def segmentation_scores(name: str, confusion: Tensor) -> dict[str, float]:
-    """Scores of a segmentation.
-
-    Args:
-        name: of the scores, with ``{}`` where their kind goes.
-        confusion: (K, K) number of pixels, by true and predicted class.
+    """Score a segmentation by its numbers of pixels (K, K), by true and predicted class.
 
     Returns:
-        ``miou``, the mean over classes of intersection / union over all pixels, of the classes that are true or
-        predicted somewhere; and ``pixels``, the share of pixels that are right. ``.chance`` is the better of two
-        that do not look: naming the largest class everywhere, and drawing classes at their true shares.
+        ``miou``, the mean over the classes that are true or predicted somewhere of intersection / union over all
+        pixels; and ``pixels``, the share of right pixels. Their names are put where ``name`` has ``{}``. ``.chance`` is
+        the better of two that do not look: naming the largest class everywhere, and drawing classes at true shares.
     """
     confusion = confusion.double()
     true, predicted, hits = confusion.sum(1), confusion.sum(0), confusion.diagonal()
@@ -240,7 +231,7 @@ def segmentation_scores(name: str, confusion: Tensor) -> dict[str, float]:
 def _segmentation(
     kind: str, query: DenseFeatures, shares: Mapping[str, Tensor], scorer: Scorer, chunk_size: int
 ) -> dict[str, float]:
-    """Score the cells of the query, enlarge, and compare with its masks."""
+    """Score the cells of the query, enlarge the scores to pixels, and compare with the masks."""
     confusion = {mask: share.new_zeros(share.shape[1] ** 2, dtype=torch.int64) for mask, share in shares.items()}
     for rows in torch.arange(len(query.index)).split(chunk_size) if shares else ():
         maps = finite(query.maps[rows])
@@ -266,19 +257,14 @@ def _bank_cells(bank: DenseFeatures, query: DenseFeatures, max_cells: int) -> tu
         classes, asked = (table.masks[mask][table.masks[mask] != NO_CLASS] for table in (bank, query))
         if len(asked) and len(classes.unique()) > 1:
             num_classes = int(max(classes.max(), asked.max())) + 1
-            whole = [class_shares(part, num_classes, bank.maps.shape[2:]) for part in bank.masks[mask].split(32)]
-            shares[mask] = torch.cat(whole)[drawn.to(classes.device)]
+            parts = [class_shares(part, num_classes, bank.maps.shape[2:]) for part in bank.masks[mask].split(32)]
+            shares[mask] = torch.cat(parts)[drawn.to(classes.device)]
     cells = _cells(bank.maps)[drawn.to(bank.maps.device)] if shares else bank.maps.new_empty(0, bank.maps.shape[1])
     return finite(cells), dict(sorted(shares.items()))
 
 
 def class_shares(masks: Tensor, num_classes: int, grid: Sequence[int]) -> Tensor:
-    """The shares of the classes among the classed pixels of each cell.
-
-    Args:
-        masks: (N, H, W) uint8.
-        num_classes: K.
-        grid: rows and columns of the map.
+    """Give the shares of the K classes in masks (N, H, W) among the classed pixels of each cell of a grid.
 
     Returns:
         (N * rows * columns, K) float32, row-major; a row is zero where no pixel has a class.

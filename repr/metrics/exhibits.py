@@ -11,9 +11,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.batch import evenly_spread
-from repr.metrics.features import Features
+from repr.metrics.features import Features, distinct_captions, one_caption
 from repr.metrics.geometry import spectrum
-from repr.metrics.tables import one_caption
 
 # Flat names with slashes, as they stand in an .npz file; :func:`exhibits` says which there are.
 Exhibits = dict[str, np.ndarray]
@@ -24,7 +23,7 @@ SAMPLE = 20_000  # rows of which spectrum and principal axes are computed
 
 
 class NamedClasses(NamedTuple):
-    """What zero-shot classification chooses among; see :func:`repr.metrics.zero_shot.zero_shot`."""
+    """The classes that zero-shot classification chooses among; see :func:`repr.metrics.zero_shot.zero_shot`."""
 
     attribute: str
     embeddings: Tensor  # (C, D)
@@ -45,11 +44,10 @@ def exhibits(
 ) -> Exhibits:
     """Reduce the feature tables of an evaluation to what a page can show; small, whatever N.
 
-    Points and queries are rows evenly spread over the set, so they are the same in every run on the same data, and none
-    is picked for looking good. Rows are those of the data source (``Features.index``).
+    Points and queries are evenly spread over the set, so that none is picked for looking good.
 
     Args:
-        bank: rows of the training set, ``trunk`` and labels, among which pictures find their nearest.
+        bank: rows of the training set, among which pictures find their nearest by ``trunk``.
         query: the evaluated set; text and labels are optional.
         attributes: attribute -> class names; the position of a name is its label.
         classes: kind of zero-shot classification -> what it chooses among.
@@ -58,7 +56,7 @@ def exhibits(
         num_nearest: neighbours of a query, k; fewer where the table is smaller.
 
     Returns:
-        Arrays by name, in numpy on the CPU:
+        Arrays by name, in numpy on the CPU; rows are those of the data source (``Features.index``):
 
         ============================== ================= ======================================================
         ``rows``                       (M,) int64        of the source, on the map
@@ -76,9 +74,8 @@ def exhibits(
 
         Kinds of galleries: ``image_to_text`` and ``text_to_image`` (cosine of the embeddings, over distinct captions,
         as in retrieval), ``image_to_image`` (cosine of ``trunk``). Kinds of confusion: those of ``classes``, over
-        all rows, and ``nearest`` (the label of the nearest row of the bank), over the M rows. Where images have several
-        captions, the first one of each counts. A table that is not finite, or has
-        fewer than three rows, has only ``left_out``.
+        all rows, and ``nearest`` (the label of the nearest row of the bank), over the M rows. The first caption of each
+        image counts. A table that is not finite, or has fewer than three rows, has only ``left_out``.
     """
     if len(query.image) < 3:
         return {"left_out/all": np.array(f"the set has {len(query.image)} rows; three are the least that can be drawn")}
@@ -124,20 +121,16 @@ def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
     mean = of.double().mean(0)
     centred = of.double() - mean
     axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(dim, len(of), of.shape[1])]  # (D, dim)
-    if axes.shape[1] < 2:
-        axes = F.pad(axes, (0, 2 - axes.shape[1]))
+    axes = F.pad(axes, (0, max(0, 2 - axes.shape[1])))
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return ((x.double() - mean) @ (axes * signs)).float()
 
 
 def _spectra(query: Features) -> dict[str, Tensor]:
     sample = evenly_spread(len(query.image), SAMPLE, query.image.device)
-    spectra = {"spectrum/image": spectrum(query.image[sample])}
-    if query.trunk.shape != query.image.shape or not torch.equal(query.trunk, query.image):
-        spectra["spectrum/trunk"] = spectrum(query.trunk[sample])
-    if query.text is not None:
-        spectra["spectrum/text"] = spectrum(query.text[sample])
-    return spectra
+    same = query.trunk.shape == query.image.shape and torch.equal(query.trunk, query.image)
+    tables = {"image": query.image, "trunk": None if same else query.trunk, "text": query.text}
+    return {f"spectrum/{name}": spectrum(table[sample]) for name, table in tables.items() if table is not None}
 
 
 def _neighbours(
@@ -169,19 +162,15 @@ def _neighbours(
 def _captions(query: Features, queries: Tensor, num_nearest: int) -> dict[str, Tensor | np.ndarray]:
     """Pictures that look for their caption, and captions for their picture."""
     if query.text is None:
-        reason = np.array("the encoder or the set has no captions")
-        return {"left_out/image_to_text": reason}
-    rows = torch.arange(len(query.image), device=query.image.device)
-    ids = rows if query.caption is None else query.caption
-    distinct, caption = ids.unique(return_inverse=True)
-    first = torch.full_like(distinct, len(rows)).scatter_reduce(0, caption, rows, "amin")  # (C,) as in retrieval
+        return {"left_out/image_to_text": np.array("the encoder or the set has no captions")}
+    first, caption = distinct_captions(query)  # as in retrieval
     asked = first[caption[queries]].unique()  # a caption looks once
     image, text = F.normalize(query.image, dim=1), F.normalize(query.text, dim=1)
     to_text = first[(image[queries] @ text[first].T).topk(min(num_nearest, len(first)))[1]]
-    to_image = (text[asked] @ image.T).topk(min(num_nearest, len(rows)))[1]
+    to_image = (text[asked] @ image.T).topk(min(num_nearest, len(image)))[1]
     arrays: dict[str, Tensor | np.ndarray] = {}
     for kind, start, nearest in (("image_to_text", queries, to_text), ("text_to_image", asked, to_image)):
-        right = (ids[nearest] == ids[start][:, None]).to(torch.int8)
+        right = (caption[nearest] == caption[start][:, None]).to(torch.int8)
         arrays |= {f"gallery/{kind}/query": query.index[start], f"gallery/{kind}/nearest": query.index[nearest]}
         arrays[f"gallery/{kind}/right/caption"] = right
     return arrays

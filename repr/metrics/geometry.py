@@ -8,20 +8,15 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
-from repr.metrics.features import Features
-from repr.metrics.tables import finite
+from repr.metrics.features import Features, finite
+from repr.metrics.scores import CHANCE
+
+EPSILON = 1e-7  # that RankMe's and LiDAR's authors add to a share, against the logarithm of 0
 
 
 @torch.no_grad()
 def geometry(
-    bank: Features,
-    query: Features,
-    *,
-    chunk_size: int = 1024,
-    k: int = 10,
-    num_splits: int = 5,
-    max_pairs: int = 5000,
-    seed: int = 0,
+    query: Features, *, chunk_size: int = 1024, k: int = 10, num_splits: int = 5, max_pairs: int = 5000, seed: int = 0
 ) -> dict[str, float]:
     r"""Describe the spread of the embeddings and the gap between the modalities.
 
@@ -44,22 +39,18 @@ def geometry(
     ``robin_hood_<a>``        see :func:`hubness`, of the k-occurrence                        [0, 1)
     ========================= =============================================================== ===============
 
-    Lower uniformity is more spread. Rows are taken as they come: samples that share a caption are
-    still different ``i`` and ``j``. A table without text gives the image values only. Hubness is that of ``image`` and
-    ``text``, each row's nearest among the others of its kind, and across: ``t2i``, how often an image is among the
-    nearest of a text, and ``i2t``.
+    Only the separability has a level at chance, 0.5. Lower uniformity is more spread. Samples that share a caption are
+    still different ``i`` and ``j``. A table without text gives the image values only. ``<a>`` is ``image`` or ``text``,
+    where each row looks among the others of its kind; ``t2i``, how often an image is among the nearest of a text; or
+    ``i2t``.
 
     Args:
-        bank: not used.
         query: ``image`` (N, D) and, where there is one, ``text`` (N, D); N >= 2, normalised inside.
         chunk_size: rows of the pairwise terms held at a time.
         k: neighbours that hubness counts, at most N - 1.
-        num_splits: splits of the separability.
-        max_pairs: image-text pairs that the separability takes, drawn from ``seed`` where there are more.
-        seed: of the splits; the global generators are not touched.
-
-    Returns:
-        The values above; only the separability has a chance level, 0.5.
+        num_splits: of the separability.
+        max_pairs: so many image-text pairs the separability takes at most, drawn from ``seed``.
+        seed: of the splits, too; the global generators are not touched.
 
     Raises:
         ValueError: the table has fewer than two rows; features are not finite.
@@ -87,7 +78,7 @@ def geometry(
     values["modality_separability"] = separability(
         image, text, num_splits=num_splits, max_pairs=max_pairs, generator=np.random.default_rng(seed)
     )
-    values["modality_separability.chance"] = 0.5
+    values[f"modality_separability{CHANCE}"] = 0.5
     values["effective_rank_text"] = effective_rank(query.text)
     values["rankme_text"] = rankme(query.text)
     values |= hubness(text, None, "text", k=k, chunk_size=chunk_size)
@@ -100,12 +91,7 @@ def geometry(
 def spectrum(features: Tensor) -> Tensor:
     r"""Give the eigenvalues of the features' covariance, :math:`\frac{1}{N} \sum_i (x_i - \bar x)(x_i - \bar x)^T`.
 
-    Args:
-        features: (N, D), as they are: not normalised, in float64 inside.
-
-    Returns:
-        (D,) float64, the largest first; their sum is the variance. What rounding alone leaves is 0, as are those past
-        the N - 1 that N rows can have.
+    They are (D,) float64, the largest first, and their sum is the variance. Those that only rounding leaves are 0.
     """
     singular = _singular(features)
     return F.pad(singular.square() / len(features), (0, features.shape[1] - len(singular)))
@@ -122,11 +108,8 @@ def _singular(features: Tensor) -> Tensor:
 def effective_rank(features: Tensor) -> float:
     r"""Give the number of directions that the features fill.
 
-    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j` over the singular
-    values :math:`\sigma` of the features less their mean.
-
-    Args:
-        features: (N, D), as they are: not normalised, in float64 inside.
+    :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j` over the singular values
+    :math:`\sigma` of the features (N, D) less their mean, in float64; they are not normalised.
 
     Returns:
         0 when all rows are equal, else in [1, min(N - 1, D)]; 1 = all on a line, D = the same spread in
@@ -134,34 +117,27 @@ def effective_rank(features: Tensor) -> float:
 
     Source: Roy & Vetterli, 2007, EUSIPCO, "The effective rank", definition 1 (there without centring).
     """
-    singular = _singular(features)
-    if not singular.any():
-        return 0.0
-    return torch.special.entr(singular / singular.sum()).sum().exp().item()
+    return _entropy_rank(_singular(features), 0)
 
 
 @torch.no_grad()
-def rankme(features: Tensor, *, eps: float = 1e-7) -> float:
+def rankme(features: Tensor) -> float:
     r"""Give the number of directions that the features fill, their mean included.
 
     :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \sigma_k / \sum_j \sigma_j + \epsilon` over the singular
-    values :math:`\sigma` of the features as they are. Against :func:`effective_rank` a common mean counts as a
-    direction, mostly the strongest.
-
-    Args:
-        features: (N, D), not normalised, in float64 inside.
-        eps: the paper's, against the logarithm of 0.
+    values :math:`\sigma` of the features (N, D) as they are, in float64. Against :func:`effective_rank` a common mean
+    counts as a direction, mostly the strongest.
 
     Returns:
-        0 when all features are 0, else in [1, min(N, D)], up to eps.
+        0 when all features are 0, else in [1, min(N, D)], up to :math:`\epsilon`.
 
     Source: Garrido, Balestriero, Najman & LeCun, 2023, arXiv 2210.02885, equation 1.
     """
-    return _entropy_rank(torch.linalg.svdvals(features.double()), eps)
+    return _entropy_rank(torch.linalg.svdvals(features.double()), EPSILON)
 
 
 @torch.no_grad()
-def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
+def lidar(views: Tensor, *, delta: float = 1e-4) -> float:
     r"""Give the number of directions in which samples differ by more than their views do.
 
     :math:`\exp(-\sum_k p_k \ln p_k)` with :math:`p_k = \lambda_k / \sum_j \lambda_j + \epsilon` over the
@@ -173,10 +149,9 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
         views: (N, Q, D), embeddings of Q augmented views of each of N samples, not normalised, in float64 inside.
             The paper takes 1,000 samples and 50 views; with fewer samples than dimensions the rank is at most N - 1.
         delta: the paper's, in the units of the features' variance.
-        eps: the paper's, against the logarithm of 0.
 
     Returns:
-        0 when all samples have the same mean, else in [1, min(N - 1, D)], up to eps.
+        0 when all samples have the same mean, else in [1, min(N - 1, D)], up to :math:`\epsilon`.
 
     Raises:
         ValueError: fewer than two samples or views; features are not finite.
@@ -194,31 +169,25 @@ def lidar(views: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
     values, vectors = torch.linalg.eigh(within)
     # The singular values of the whitened means are the square roots of the eigenvalues, without squaring rounding.
     singular = torch.linalg.svdvals((means - means.mean(0)) @ (vectors * values.rsqrt()) / num**0.5)
-    return _entropy_rank(singular.square(), eps)
+    return _entropy_rank(singular.square(), EPSILON)
 
 
-def _entropy_rank(values: Tensor, eps: float) -> float:
-    """Exponential of the entropy of non-negative values as shares, as RankMe and LiDAR have it."""
-    if not values.any():
-        return 0.0
-    return torch.special.entr(values / values.sum() + eps).sum().exp().item()
+def _entropy_rank(values: Tensor, epsilon: float) -> float:
+    """Exponential of the entropy of non-negative values as shares."""
+    return torch.special.entr(values / values.sum() + epsilon).sum().exp().item() if values.any() else 0.0
 
 
 @torch.no_grad()
 def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_size: int) -> dict[str, float]:
     r"""Tell how unevenly the rows of a bank are among the k nearest of the queries.
 
-    :math:`N_j` is the number of queries that have row j of the bank among their k nearest by cosine, and m their mean.
+    :math:`N_j` is the number of queries that have row j of the bank among their k nearest by cosine, and m the mean.
     The skewness is :math:`\mathrm{mean}_j (N_j - m)^3 / \mathrm{std}(N)^3`; the Robin Hood index,
-    :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share of all places that would have to be given away for
-    all rows to have the same.
+    :math:`\frac{1}{2} \sum_j |N_j - m| / \sum_j N_j`, is the share that would have to be given away for all rows to
+    have the same.
 
-    Args:
-        queries: (Q, D), normalised inside.
-        bank: (M, D), normalised inside; None: the other queries.
-        name: what is appended to the names.
-        k: neighbours, at most as many as there are.
-        chunk_size: queries compared at a time; memory is chunk_size x M.
+    Queries (Q, D) and bank (M, D) are normalised inside; without a bank the queries look among the other queries.
+    Memory is ``chunk_size`` x M.
 
     Returns:
         ``hubness_<name>``, the skewness (0 where all have the same; the more hubs, the larger), and
@@ -233,8 +202,7 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
     for start in range(0, len(queries), chunk_size):
         cosine = F.normalize(queries[start : start + chunk_size].double(), dim=1) @ bank.T  # (chunk, M)
         if own:
-            rows = torch.arange(len(cosine), device=bank.device)
-            cosine[rows, start + rows] = -torch.inf
+            cosine[:, start:].fill_diagonal_(-torch.inf)
         nearest = cosine.topk(min(k, len(bank) - own), dim=1).indices
         counts += nearest.flatten().bincount(minlength=len(bank))
     off = counts.double() - counts.double().mean()
@@ -246,23 +214,13 @@ def hubness(queries: Tensor, bank: Tensor | None, name: str, *, k: int, chunk_si
 def separability(
     image: Tensor, text: Tensor, *, num_splits: int, max_pairs: int, generator: np.random.Generator
 ) -> float:
-    """Give the accuracy with which a linear classifier tells images from texts it was not fitted to.
+    """Give the accuracy with which a linear classifier tells images from texts that it was not fitted to.
 
-    Logistic regression (L2 penalty, C = 1, with intercept) is fitted to 80 % of the pairs and asked about
-    both halves of the other 20 %; the mean over splits is given. A pair is never torn apart: both sides
-    then hold as many images as texts, and equal modalities give 0.5 exactly, where a split by rows
-    would show the classifier the twin of a test row under the other name. (Fahim et al. split by pairs
-    too, once, with the global generator; published versions of their code fit to 20 %, not 80 %.)
-
-    Args:
-        image: (N, D) of unit length.
-        text: (N, D) of unit length.
-        num_splits: number of random splits.
-        max_pairs: pairs used at most.
-        generator: draws the pairs and the splits.
-
-    Returns:
-        Accuracy in [0, 1]; 0.5 at chance, 1 = the modalities are linearly separable.
+    1 means that the modalities are linearly separable; 0.5 is chance. Logistic regression (L2 penalty, C = 1, with
+    intercept) is fitted to 80 % of the pairs, of unit length, and asked about both halves of the other 20 %; the mean
+    over random splits is given. A pair is never torn apart: both sides then hold as many images as texts, and equal
+    modalities give 0.5 exactly, where a split by rows would show the classifier the twin of a test row under the other
+    name. (Fahim et al. split by pairs too, once; published versions of their code fit to 20 %, not 80 %.)
     """
     from sklearn.linear_model import LogisticRegression  # a tenth of a second that the first step need not wait for
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, finite, labelled
+from repr.metrics.scores import accuracy
 
-Search = Callable[[Tensor], tuple[Tensor, Tensor]]  # queries at unit length -> cosines and places of the k nearest
+BLOCK = 32  # entries whose maximum is found at once; of 16 to 128 the fastest on a CPU with AVX-512
 
 
 @torch.no_grad()
 def knn(
-    bank: Features,
-    query: Features,
-    *,
-    attribute: str,
-    k: int = 20,
-    temperature: float = 0.07,
-    chunk_size: int = 256,
+    bank: Features, query: Features, *, attribute: str, k: int = 20, temperature: float = 0.07, chunk_size: int = 256
 ) -> dict[str, float]:
     r"""Accuracy of the weighted vote of the k bank rows nearest to a query.
 
@@ -32,7 +26,7 @@ def knn(
     Args:
         bank: ``trunk`` (N, T), normalised inside, and labels; unlabelled rows are left out. It must not
             hold the query's own samples, which would vote for themselves.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         k: neighbours, clipped to the rows of the bank.
         temperature: T.
@@ -42,14 +36,12 @@ def knn(
         ``knn_<attribute>`` in [0, 1]; chance is the share of the query's largest class.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; k or temperature is
-            not positive.
+        ValueError: there are no such labels; features are not finite; k or temperature is not positive.
 
     Source: Wu, Xiong, Yu & Lin, 2018, arXiv 1805.01978, section 3.4.
     """
     options = _pairs([k], [temperature])
-    search = _Exact(bank.trunk, labelled(bank, attribute)[0], k)
-    (predicted,) = _predict(search, bank, query, attribute, options, chunk_size)
+    (predicted,) = _predict(bank, query, attribute, options, len(bank.trunk), chunk_size)
     return accuracy(f"knn_{attribute}", predicted, labelled(query, attribute)[1])
 
 
@@ -63,29 +55,27 @@ def knn_sweep(
     temperatures: Sequence[float],
     memory: float = 1.0,
 ) -> dict[str, float]:
-    """As :func:`knn`, for every k and temperature from one search of the neighbours.
+    """Accuracy of :func:`knn`, for every k and temperature from one search of the neighbours.
 
     Args:
         bank: as for :func:`knn`.
         query: likewise.
-        attribute: which labels.
+        attribute: likewise.
         ks: the numbers of neighbours.
         temperatures: the T.
-        memory: gigabytes that the search may take beside the tables. If the bank at unit length takes more than half
-            of it, it is searched in blocks.
+        memory: gigabytes that the search may take beside the tables; a bank too large for that is searched in blocks.
 
     Returns:
-        ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance; which is the best is not told,
-        since that would be chosen on the query.
+        ``knn_<attribute>_k<k>_t<T>`` (:func:`sweep_name`), each with its chance. The best is not named, since it would
+        be chosen on the query.
 
     Raises:
-        ValueError: as for :func:`knn`; the budget is not positive.
+        ValueError: as for :func:`knn`; the memory is not positive.
     """
     options = _pairs(ks, temperatures)
     rows, bank_labels = labelled(bank, attribute)
     block, chunk_size = sizes(memory, bank.trunk, rows, max(ks), len(bank_labels.unique()))
-    search = _Exact(bank.trunk, rows, max(ks), block)
-    predicted = _predict(search, bank, query, attribute, options, chunk_size)
+    predicted = _predict(bank, query, attribute, options, block, chunk_size)
     labels = labelled(query, attribute)[1]
     values: dict[str, float] = {}
     for (k, temperature), classes in zip(options, predicted, strict=True):
@@ -94,16 +84,12 @@ def knn_sweep(
 
 
 def sweep_name(attribute: str, k: int, temperature: float) -> str:
-    """What :func:`knn_sweep` calls a number."""
+    """The name of a number of :func:`knn_sweep`."""
     return f"knn_{attribute}_k{k}_t{temperature:g}"
 
 
 def _pairs(ks: Sequence[int], temperatures: Sequence[float]) -> list[tuple[int, float]]:
-    """Every k with every temperature.
-
-    Raises:
-        ValueError: there is none, or one that is not positive.
-    """
+    """Pair every k with every temperature; there must be one of each, and all must be positive."""
     if not ks or not temperatures or min(ks) < 1 or min(temperatures) <= 0:
         raise ValueError(
             f"set k >= 1 and temperature > 0, not k={min(ks, default=None)}, "
@@ -113,55 +99,59 @@ def _pairs(ks: Sequence[int], temperatures: Sequence[float]) -> list[tuple[int, 
 
 
 def _predict(
-    search: Search, bank: Features, query: Features, attribute: str, options: Sequence[tuple[int, float]], size: int
+    bank: Features, query: Features, attribute: str, options: Sequence[tuple[int, float]], block: int, chunk_size: int
 ) -> list[Tensor]:
-    """Classes (M,) of the labelled queries for every k and temperature, ``size`` queries at a time."""
-    classes, target = labelled(bank, attribute)[1].unique(return_inverse=True)
-    rows, _ = labelled(query, attribute)
+    """Classes (M,) of the labelled queries for every k and temperature, from ``block`` rows of the bank at a time."""
+    rows, labels = labelled(bank, attribute)
+    classes, target = labels.unique(return_inverse=True)
+    blocks = rows.split(block)
+    kept = [_unit(bank.trunk, rows)] if len(blocks) == 1 else None
     predicted: list[list[Tensor]] = []
-    for part in rows.split(size):
-        cosine, neighbour = search(_unit(query.trunk, part))  # (part, k)
+    for part in labelled(query, attribute)[0].split(chunk_size):
+        keys = kept or (_unit(bank.trunk, places) for places in blocks)
+        cosine, neighbour = _nearest(_unit(query.trunk, part), keys, max(k for k, _ in options))
         near = target[neighbour]
-        predicted.append([classes[vote(cosine[:, :k], near[:, :k], t, len(classes)).argmax(1)] for k, t in options])
+        predicted.append([classes[_vote(cosine[:, :k], near[:, :k], t, len(classes)).argmax(1)] for k, t in options])
     return [torch.cat(parts) for parts in zip(*predicted, strict=True)]
 
 
-def vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
+def _vote(cosine: Tensor, label: Tensor, temperature: float, num_classes: int) -> Tensor:
     """The votes (M, C) of neighbours (M, k), the nearest of which stands first."""
-    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # a factor a query: the same vote, no overflow
+    weight = ((cosine - cosine[:, :1]) / temperature).exp()  # less the nearest's: the same vote, no overflow
     return weight.new_zeros(len(cosine), num_classes).scatter_add_(1, label, weight)
 
 
-BLOCK = 32  # entries whose maximum is found at once; of 16 to 128 the fastest on a CPU with AVX-512
+def _nearest(queries: Tensor, keys: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and positions (M, k) of the nearest keys, which come in blocks; all are there where they are fewer."""
+    cosine = position = queries.new_empty(len(queries), 0)
+    start = 0
+    for block in keys:
+        near, place = largest(queries @ block.T, min(k, len(block)))
+        if start:
+            near, order = torch.cat([cosine, near], 1).topk(min(k, start + len(block)))
+            place = torch.cat([position, place + start], 1).gather(1, order)
+        cosine, position, start = near, place, start + len(block)
+    return cosine, position
 
 
 def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What ``values.topk(k)`` gives, for long rows and few k up to three times faster.
+    """Give what ``values.topk(k)`` gives for rows (M, N), for long ones and few k up to three times faster.
 
-    A row is cut into blocks. At most k blocks hold an entry of the k largest, and those are among the k blocks with
-    the largest maxima, which a processor finds at the speed of its memory: so only their entries are searched. Which
-    of equal entries is taken is open, as in torch's.
-
-    Args:
-        values: (M, N).
-        k: at most N.
-
-    Returns:
-        The k largest of each row in falling order, and their positions: (M, k) each.
+    A row is cut into blocks. The k largest entries are in the k blocks with the largest maxima, which a processor finds
+    at the speed of its memory, so only these are searched. Which of equal entries is taken is open, as in torch's.
     """
     num_blocks = values.shape[1] // BLOCK
     if num_blocks < 4 * k:
         return values.topk(k)
     blocks = values[:, : num_blocks * BLOCK].unflatten(1, (num_blocks, BLOCK))
     chosen = blocks.amax(2).topk(k, sorted=False)[1][:, :, None]  # (M, k, 1)
-    found = blocks.gather(1, chosen.expand(-1, -1, BLOCK)).flatten(1)  # (M, k BLOCK)
+    candidates = blocks.gather(1, chosen.expand(-1, -1, BLOCK)).flatten(1)  # (M, k BLOCK)
     entries = torch.arange(BLOCK, device=values.device)
     positions = (chosen * BLOCK + entries).flatten(1)
     rest = torch.arange(num_blocks * BLOCK, values.shape[1], device=values.device)
-    found = torch.cat([found, values[:, rest]], 1)
     positions = torch.cat([positions, rest.expand(len(values), -1)], 1)
-    found, place = found.topk(k)
-    return found, positions.gather(1, place)
+    best, place = torch.cat([candidates, values[:, rest]], 1).topk(k)
+    return best, positions.gather(1, place)
 
 
 def _unit(features: Tensor, rows: Tensor) -> Tensor:
@@ -173,30 +163,11 @@ def _consecutive(rows: Tensor) -> bool:
     return int(rows[-1] - rows[0]) + 1 == len(rows)
 
 
-class _Exact:
-    """Exact search among rows of a bank, a block of them at a time; None: all at once."""
-
-    def __init__(self, bank: Tensor, rows: Tensor, k: int, block: int | None = None) -> None:
-        self.bank, self.k, self.blocks = bank, min(k, len(rows)), rows.split(block or len(rows))
-        self.keys = _unit(bank, rows) if len(self.blocks) == 1 else None
-
-    def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        if self.keys is not None:
-            return largest(queries @ self.keys.T, self.k)
-        cosine, place, start = queries.new_empty(len(queries), 0), self.blocks[0].new_empty(len(queries), 0), 0
-        for rows in self.blocks:
-            near, of_block = largest(queries @ _unit(self.bank, rows).T, min(self.k, len(rows)))
-            cosine, place = torch.cat([cosine, near], 1), torch.cat([place, of_block + start], 1)
-            cosine, order = cosine.topk(min(self.k, cosine.shape[1]))
-            place, start = place.gather(1, order), start + len(rows)
-        return cosine, place
-
-
 def sizes(memory: float, bank: Tensor, rows: Tensor, k: int, num_classes: int) -> tuple[int, int]:
-    """How many rows of the bank and how many queries may be compared at a time.
+    """Tell how many rows of the bank and how many queries may be compared at a time.
 
     Raises:
-        ValueError: the budget is not positive.
+        ValueError: the memory is not positive.
     """
     if memory <= 0:
         raise ValueError(f"memory={memory} gigabytes; set it above 0")

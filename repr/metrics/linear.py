@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, labelled_trunk
+from repr.metrics.scores import accuracy
 
 CHUNK = 8192  # rows classified at a time
 
@@ -45,19 +45,18 @@ def logistic(
     .. math::
         \min_{W, b}\ \frac12 \lVert W \rVert^2 + C \sum_i -\log \mathrm{softmax}(W x_i + b)_{y_i}
 
-    which is what scikit-learn's ``LogisticRegression(C=C)`` minimises, for two classes too. C is searched as CLIP's
-    authors do it: first every second power of ten between the exponents, then around the best one with half the
-    distance, until there are ``steps_per_decade`` in a decade. Of equals the smallest C is taken. The classifier with
-    that C is fitted to the whole bank, and the query is looked at once, after that.
+    as scikit-learn's ``LogisticRegression(C=C)`` does, for two classes too. C is searched as CLIP's authors do: every
+    second power of ten between the exponents, then around the best one at half the distance, down to
+    ``steps_per_decade``. Of equally good ones the smallest is taken, and the whole bank fitted with it.
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, in its own precision, and labels; unlabelled rows are left out.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
-        exponents: of ten, the smallest and the largest C.
+        exponents: the smallest and the largest C are ten to these powers.
         steps_per_decade: how finely C is searched.
         held_out: share of the bank, drawn from ``seed``, on which C is chosen.
-        max_iter: of each fit.
+        max_iter: steps of L-BFGS in each fit at most.
         tolerance: a fit ends where no derivative of the objective above, divided by C N, is larger.
         seed: of the held-out part; the global generators are not touched.
 
@@ -66,15 +65,14 @@ def logistic(
         ``linear_<attribute>_C``, the C that was chosen.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; fewer than two rows
-            or classes to fit.
+        ValueError: there are no such labels; features are not finite; fewer than two rows or classes to fit.
 
     Source: Radford et al., 2021, arXiv 2103.00020, section A.3.
     """
     x, target, classes = _bank(bank, attribute)
-    rows, labels = labelled(query, attribute)
-    probed = finite(query.trunk[rows])
+    probed, labels = labelled_trunk(query, attribute)
     fit, held = split(len(x), held_out, seed)
+    stop: Any = {"max_iter": max_iter, "tolerance": tolerance}
     probes: dict[float, tuple[float, Linear]] = {}  # exponent -> accuracy on the held-out part, classifier
 
     def look(exponent: float) -> None:
@@ -82,9 +80,7 @@ def logistic(
             return
         weaker = [e for e in probes if e < exponent]  # a start from there takes a fraction of the steps
         start = probes[max(weaker)][1] if weaker else None
-        probe = fit_logistic(
-            x[fit], target[fit], len(classes), c=10**exponent, start=start, max_iter=max_iter, tolerance=tolerance
-        )
+        probe = fit_logistic(x[fit], target[fit], len(classes), c=10**exponent, start=start, **stop)
         probes[exponent] = (probe.predict(x[held]) == target[held]).double().mean().item(), probe
 
     step = 2.0
@@ -96,9 +92,7 @@ def logistic(
         look(best - step)
         look(best + step)
     best = _best(probes)
-    probe = fit_logistic(
-        x, target, len(classes), c=10**best, start=probes[best][1], max_iter=max_iter, tolerance=tolerance
-    )
+    probe = fit_logistic(x, target, len(classes), c=10**best, start=probes[best][1], **stop)
     name = f"linear_{attribute}"
     return accuracy(name, classes[probe.predict(probed)], labels) | {f"{name}_C": 10**best}
 
@@ -118,19 +112,10 @@ def fit_logistic(
     max_iter: int = 1000,
     tolerance: float = 1e-4,
 ) -> Linear:
-    """Minimise the objective of :func:`logistic`.
+    """Minimise the objective of :func:`logistic` for rows ``x`` (N, T) of the classes ``target`` (N,), counted from 0.
 
-    Args:
-        x: (N, T).
-        target: (N,) classes 0..num_classes-1.
-        num_classes: C.
-        c: the inverse of the regularisation.
-        start: where to start; None: at zero.
-        max_iter: steps of L-BFGS at most.
-        tolerance: see :func:`logistic`.
-
-    Returns:
-        The classifier. Its rows sum to zero (of two classes, their difference is scikit-learn's ``coef_``).
+    The search begins at ``start``, or else at zero. The rows of the weight sum to zero; of two classes, the difference
+    is scikit-learn's ``coef_``.
     """
     num, width = x.shape
     # scikit-learn fits two classes with one weight w; the rows are then -w/2 and w/2, whose squares sum to half of w's.
@@ -181,14 +166,14 @@ def sgd(
 ) -> dict[str, float]:
     """Accuracy of the best of many linear classifiers that SGD trains at once, each at a rate of its own.
 
-    Each batch is read once and classified by all, whose weights are stacked. Rates fall to zero along a cosine; there
-    is no weight decay. The best on the held-out part of the bank is the one that the query is shown.
+    Rates fall to zero along a cosine; there is no weight decay. The query is shown to the classifier that is the best
+    on the held-out part of the bank.
 
     Args:
         bank: ``trunk`` (N, T), taken as it is, and labels; unlabelled rows are left out.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
-        rates: learning rates, used as they are; the authors' are those of DINOv2 times batch_size / 256.
+        rates: learning rates, used as they are.
         epochs: passes through the rest of the bank.
         batch_size: rows a step.
         momentum: of SGD.
@@ -207,19 +192,11 @@ def sgd(
     if not rates or min(rates) <= 0:
         raise ValueError(f"set at least one rate, all above 0, not {[*rates]}")
     x, target, classes = _bank(bank, attribute)
-    rows, labels = labelled(query, attribute)
-    probed = finite(query.trunk[rows])
+    probed, labels = labelled_trunk(query, attribute)
     fit, held = split(len(x), held_out, seed)
-    heads = fit_sgd(
-        x[fit],
-        target[fit],
-        len(classes),
-        rates=rates,
-        epochs=epochs,
-        batch_size=batch_size,
-        momentum=momentum,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    options: Any = {"rates": rates, "epochs": epochs, "batch_size": batch_size, "momentum": momentum}
+    generator = torch.Generator().manual_seed(seed)
+    heads = fit_sgd(x[fit], target[fit], len(classes), generator=generator, **options)
     hits = (heads.predict(x[held]) == target[held]).double().mean(1)  # (H,)
     best = int(hits.argmax())
     predicted = classes[Linear(heads.weight[best], heads.bias[best]).predict(probed)]
@@ -239,20 +216,10 @@ def fit_sgd(
     momentum: float,
     generator: torch.Generator,
 ) -> Linear:
-    """Train one classifier a rate, all on the same batches.
+    """Train a classifier at each of the H rates, all on the same batches, as :func:`sgd` has it.
 
-    Args:
-        x: (N, T).
-        target: (N,) classes 0..num_classes-1.
-        num_classes: C.
-        rates: H learning rates.
-        epochs: see :func:`sgd`.
-        batch_size: likewise.
-        momentum: likewise.
-        generator: of the weights at the start, the same for all, and of the order; on the CPU.
-
-    Returns:
-        H classifiers.
+    Rows ``x`` (N, T) have the classes ``target`` (N,), counted from 0. The generator, on the CPU, draws the weights at
+    the start, which are the same for all, and the order.
     """
     num, width = x.shape
     weight = (0.01 * torch.randn(num_classes, width, generator=generator)).to(x).repeat(len(rates), 1)  # (H C, T)
@@ -276,10 +243,10 @@ def fit_sgd(
 
 
 def split(num: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Rows to fit and rows held out, at least one each, drawn from the seed: int64.
+    """Draw rows to fit and rows to hold out from the seed, at least one each: int64.
 
     Raises:
-        ValueError: there are fewer than two rows, or the share is not one.
+        ValueError: there are fewer than two rows, or the share is not between 0 and 1.
     """
     if num < 2 or not 0 < held_out < 1:
         raise ValueError(f"{num} rows and held_out={held_out}: give at least 2 rows, and a share between 0 and 1")
@@ -290,8 +257,8 @@ def split(num: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
 
 def _bank(bank: Features, attribute: str) -> tuple[Tensor, Tensor, Tensor]:
     """Features (N, T) of the labelled rows, their classes (N,) from 0, and the labels (C,) of these."""
-    rows, labels = labelled(bank, attribute)
+    features, labels = labelled_trunk(bank, attribute)
     classes, target = labels.unique(return_inverse=True)
     if len(classes) < 2:
         raise ValueError(f"all labels of {attribute!r} in the bank are equal: a classifier needs two classes")
-    return finite(bank.trunk[rows]), target, classes
+    return features, target, classes

@@ -8,20 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import accuracy, finite, labelled
+from repr.metrics.features import Features, labelled_trunk, standardisation
+from repr.metrics.scores import accuracy
 
 PENALTIES = tuple(10.0**power for power in range(-6, 3))
+CHUNK = 8192  # rows classified at a time
 
 
 @torch.no_grad()
 def ridge(
-    bank: Features,
-    query: Features,
-    *,
-    attribute: str,
-    penalties: Sequence[float] = PENALTIES,
-    chunk_size: int = 8192,
+    bank: Features, query: Features, *, attribute: str, penalties: Sequence[float] = PENALTIES
 ) -> dict[str, float]:
     r"""Accuracy of a linear classifier that ridge regression fits to the bank's one-hot labels.
 
@@ -29,36 +25,33 @@ def ridge(
         \min_{W, b} \frac{1}{N} \lVert Y - X W - 1 b^\top \rVert^2 + \lambda \lVert W \rVert^2,
         \qquad \hat y_q = \arg\max_c\, (x_q W + b)_c
 
-    X is standardised with the bank's mean and deviation, the intercept is not penalised. One
-    eigendecomposition (of the covariance or, where the trunk is wider than the bank is long, of the
-    Gram matrix) serves all penalties. The penalty is the one with the best exact leave-one-out accuracy
-    on the bank, the largest of equals; the query is looked at once, after that.
+    X is standardised with the bank's mean and deviation, the intercept is not penalised. One eigendecomposition serves
+    all penalties. The one with the best exact leave-one-out accuracy on the bank is taken, of equally good ones the
+    largest; only then the query is looked at.
 
     Args:
         bank: ``trunk`` (N, T) and labels; unlabelled rows are left out. T > N is fine.
-        query: the same; unlabelled rows are left out, a label that the bank lacks counts as wrong.
+        query: the same; a label that the bank lacks counts as wrong.
         attribute: which labels.
         penalties: candidates for :math:`\lambda`, positive. The unit is the variance of one standardised
             feature, so that a grid fits banks of any length (scikit-learn's ``alpha`` is :math:`\lambda N`).
-        chunk_size: rows classified at a time.
 
     Returns:
         ``ridge_<attribute>`` in [0, 1]; chance is the share of the query's largest class.
 
     Raises:
-        ValueError: a table lacks the attribute or has no labelled row; features are not finite; a penalty is not
-            positive.
+        ValueError: there are no such labels; features are not finite; a penalty is not positive.
 
     Source: Hoerl & Kennard, 1970 (ridge); Allen, 1974 (leave-one-out in closed form).
     """
     if not penalties or min(penalties) <= 0:
         raise ValueError(f"set at least one penalty, all above 0, not {tuple(penalties)}")
-    bank_rows, bank_labels = labelled(bank, attribute)
-    rows, labels = labelled(query, attribute)
+    learned, bank_labels = labelled_trunk(bank, attribute)
+    probed, labels = labelled_trunk(query, attribute)
     classes, target = bank_labels.unique(return_inverse=True)
-    probe = fit(finite(bank.trunk[bank_rows]), target)
-    scored = [(probe.leave_one_out(penalty, chunk_size=chunk_size), penalty) for penalty in penalties]
-    predicted = probe.predict(finite(query.trunk[rows]), max(scored)[1], chunk_size=chunk_size)
+    probe = fit(learned, target)
+    best = max(penalties, key=lambda penalty: (probe.leave_one_out(penalty), penalty))
+    predicted = probe.predict(probed, best)
     return accuracy(f"ridge_{attribute}", classes[predicted], labels)
 
 
@@ -78,13 +71,13 @@ class Probe:
     coordinates: Tensor  # (N, r), the bank's
     target: Tensor  # (N,), the bank's classes
 
-    def predict(self, features: Tensor, penalty: float, *, chunk_size: int) -> Tensor:
+    def predict(self, features: Tensor, penalty: float, *, chunk_size: int = CHUNK) -> Tensor:
         """Classify rows (M, T) into (M,) classes."""
         weight = self.rotation @ (self.moment / (self.spectrum + penalty)[:, None])  # (T, C)
         chunks = features.split(chunk_size)
         return torch.cat([((chunk.double() - self.mean) @ weight + self.prior).argmax(1) for chunk in chunks])
 
-    def leave_one_out(self, penalty: float, *, chunk_size: int) -> float:
+    def leave_one_out(self, penalty: float, *, chunk_size: int = CHUNK) -> float:
         r"""Give the accuracy on the bank when every row is classified by the fit to all others.
 
         Without row i the fit at row i is :math:`(\hat y_i - h_i y_i) / (1 - h_i)`, with the leverage
@@ -104,28 +97,19 @@ class Probe:
 
 
 def fit(features: Tensor, target: Tensor) -> Probe:
-    """Decompose the bank once, for all penalties.
+    """Decompose the bank (N, T) of classes (N,) 0 to C - 1, each present, once for all penalties.
 
-    Args:
-        features: (N, T).
-        target: (N,) classes 0..C-1, each present.
-
-    Returns:
-        The probe. A feature whose deviation is below float32's resolution of its mean is constant and
-        has no weight, so that rounding noise is never scaled up to a signal.
+    Constant features (:func:`repr.metrics.features.standardisation`) have no weight. Where the trunk is wider than the
+    bank is long, the Gram matrix is decomposed instead of the covariance.
     """
     x, num = features.double(), len(features)
-    deviation, mean = torch.std_mean(x, 0, correction=0)
-    constant = deviation <= torch.finfo(torch.float32).eps * mean.abs()
-    scale = deviation.masked_fill(constant, torch.inf).reciprocal()  # (T,)
+    mean, scale = standardisation(x)
     x = (x - mean) * scale
-    if x.shape[1] <= num:
-        spectrum, basis = torch.linalg.eigh(x.T @ x / num)  # (T,), (T, T)
-    else:
-        spectrum, basis = torch.linalg.eigh(x @ x.T / num)  # (N,), (N, N)
+    wide = x.shape[1] > num
+    spectrum, basis = torch.linalg.eigh((x @ x.T if wide else x.T @ x) / num)  # (R,), (R, R) with R = min(N, T)
     kept = spectrum > spectrum[-1] * max(x.shape) * torch.finfo(x.dtype).eps
     spectrum, basis = spectrum[kept], basis[:, kept]
-    if x.shape[1] > num:
+    if wide:
         basis = x.T @ basis / (num * spectrum).sqrt()  # (T, r): right singular vectors from the left ones
     coordinates = x @ basis  # (N, r)
     count = target.bincount().double()

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from repr.metrics.features import Features
-from repr.metrics.tables import labelled, ranks
+from repr.metrics.features import Features, labelled
+from repr.metrics.scores import CHANCE, ranks
 
 
 @torch.no_grad()
 def zero_shot(
-    bank: Features,
     query: Features,
     *,
     attribute: str,
@@ -30,7 +29,6 @@ def zero_shot(
     as near to image i as its own: ties count against the image, and collapsed features get 0.
 
     Args:
-        bank: not used.
         query: ``image`` (N, D), normalised inside, and labels; unlabelled rows are left out.
         attribute: which labels.
         class_embeddings: (C, D), one a class (see :func:`average_templates`), normalised inside.
@@ -43,8 +41,7 @@ def zero_shot(
         ``<name>_topk`` in [0, 1]; chance is k/C.
 
     Raises:
-        ValueError: the table lacks the attribute or has no labelled row; shapes differ; a class is given
-            twice; a label of the query has no class.
+        ValueError: there are no such labels; shapes differ; a class is given twice; a label of the query has no class.
 
     Source: Radford et al., 2021, arXiv 2103.00020, section 3.1.
     """
@@ -56,26 +53,19 @@ def zero_shot(
         raise ValueError("class_labels hold a label twice: average the embeddings of a class into one")
     rows, labels = labelled(query, attribute)
     class_labels, class_embeddings = class_labels.to(labels.device), class_embeddings.to(query.image.device)
-    unknown = labels[~torch.isin(labels, class_labels)].unique().tolist()
-    if unknown:
+    if unknown := labels[~torch.isin(labels, class_labels)].unique().tolist():
         raise ValueError(f"labels {unknown} of {attribute!r} have no class embedding: add them to class_labels")
     right = (labels[:, None] == class_labels).nonzero()  # (M, 2)
     rank = ranks(query.image[rows], class_embeddings, right, chunk_size=chunk_size)
     values = {}
     for k in ks:
         values[f"{name}_top{k}"] = (rank < k).double().mean().item()
-        values[f"{name}_top{k}.chance"] = min(k / len(class_labels), 1.0)
+        values[f"{name}_top{k}{CHANCE}"] = min(k / len(class_labels), 1.0)
     return values
 
 
 def average_templates(embeddings: Tensor) -> Tensor:
-    """Average the text embeddings of every class's prompts: normalise each, take the mean, normalise it.
-
-    Args:
-        embeddings: (C, T, D), T prompts for each of C classes, not normalised.
-
-    Returns:
-        (C, D) of unit length.
+    """Average the text embeddings (C, T, D) of each class's T prompts: normalise, take the mean, normalise it: (C, D).
 
     Source: Radford et al., 2021, arXiv 2103.00020, section 3.1.4.
     """

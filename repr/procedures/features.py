@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -13,69 +12,48 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from repr.batch import Batch, Embeddings
-from repr.distributed import gather, rank
+from repr.batch import Embeddings
+from repr.evaluate.stored_features import READ, TableWriter
 from repr.fit import Run
 from repr.training.trainer import make_trainer, progress
 
 NAMES = ("image", "text", "trunk", "projection")  # the embeddings that samples may be clustered by
 
 
-class FeatureTable(pl.Callback):
-    """Collect what ``predict_step`` gives for every sample, on the first process.
-
-    Each process embeds its share of every batch; rows are gathered and put to their places by index, so that those
-    which only fill up the last batch change nothing.
+def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Embed the whole training set with the evaluation transform; every rank must call it.
 
     Args:
+        run: a finished run.
+        cfg: its config.
         names: which of ``NAMES``.
-        num_rows: N, samples of the data set.
 
-    Attributes:
-        features: name -> (N, D) float32 on the CPU, of unit length, zero where the sample was not read.
-        read: (N,) bool, the samples that were read.
+    Returns:
+        Name -> (N, D) float32 of unit length, zero where the sample could not be read, and which samples could,
+        (N,) bool; both are filled on the first process alone.
+
+    Raises:
+        ValueError: the flow gives no such output.
     """
 
-    def __init__(self, names: Sequence[str], num_rows: int) -> None:
-        self.names, self.num_rows = names, num_rows
-        self.features: dict[str, Tensor] = {}
-        self.read = torch.zeros(num_rows, dtype=torch.bool)
-
-    def on_predict_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Embeddings, batch: Batch, *args: Any
-    ) -> None:
-        """Keep the embeddings of a batch, and refuse those that the flow does not give."""
+    def select(outputs: Embeddings) -> dict[str, Tensor]:
         given = {name: values for name in NAMES if (values := getattr(outputs, name)) is not None}
-        if missing := [name for name in self.names if name not in given]:
+        if missing := [name for name in names if name not in given]:
             raise ValueError(
-                f"{type(pl_module).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
+                f"{type(run.objective).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
                 f"{', '.join(given)}: set procedure.cluster_by to one of them (text needs captions)"
             )
-        index = gather(batch["index"])
-        kept = {name: gather(F.normalize(given[name].float(), dim=1)) for name in self.names}
-        if rank():
-            return
-        good = index >= 0  # negative: could not be read
-        rows = index[good].cpu()
-        self.read[rows] = True
-        for name, values in kept.items():
-            table = self.features.setdefault(name, torch.zeros(self.num_rows, values.shape[1]))
-            table[rows] = values[good].cpu()
+        return {name: F.normalize(given[name].float(), dim=1) for name in names}
 
-
-def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> FeatureTable:
-    """Features of the training set of a finished run, with the evaluation transform; every rank must call it.
-
-    They are those outputs of the objective's ``predict_step`` that ``names`` tells, and lie on the first process.
-    """
-    table = FeatureTable(names, len(run.datamodule.train))
-    make_trainer(cfg, [table, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
+    writer = TableWriter(torch.arange(len(run.datamodule.train)), select=select)
+    make_trainer(cfg, [writer, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
     run.datamodule.gather_bad()
-    return table
+    read = writer.columns.pop(READ, np.zeros(len(run.datamodule.train))).astype(bool)
+    return writer.columns, read
 
 
 def cluster(
-    features: Mapping[str, Tensor], read: np.ndarray, clustering: Mapping[str, Any], seed: int
+    features: Mapping[str, np.ndarray], read: np.ndarray, clustering: Mapping[str, Any], seed: int
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Cluster one table of features, or several into the product of their clusters.
 
@@ -95,7 +73,7 @@ def cluster(
     ids, factor, centroids = np.full(len(read), -1, dtype=np.int64), 1, {}
     ids[read] = 0
     for name, table in features.items():
-        rows = table.numpy() if read.all() else table.numpy()[read]
+        rows = table if read.all() else table[read]
         estimator = instantiate(clustering)
         num_clusters = getattr(estimator, "n_clusters", 1)
         if len(rows) < num_clusters:

@@ -29,7 +29,7 @@ from repr.evaluate.during_training import Evaluation
 from repr.export.folders import STAGED, export
 from repr.fit import Run, train
 from repr.models.concat import Norm
-from repr.procedures.features import FeatureTable, cluster, extract
+from repr.procedures.features import cluster, extract
 from repr.procedures.stage_table import stage_table, write_table
 from repr.report.exhibits import save_exhibits
 from repr.report.page import write_report
@@ -226,13 +226,15 @@ class Multistage:
         table = extract(run, stage_cfg, self.cluster_by) if stage + 1 < self.num_stages else None
         return on_first(lambda: self._close_stage(cfg, stage, keys, run, table))
 
-    def _close_stage(self, cfg: DictConfig, stage: int, keys: str, run: Run, table: FeatureTable | None) -> StageRecord:
+    def _close_stage(
+        self, cfg: DictConfig, stage: int, keys: str, run: Run, table: tuple[dict[str, np.ndarray], np.ndarray] | None
+    ) -> StageRecord:
         """Cluster and write, on the first process."""
         folder, seed = stage_folder(cfg.run_folder, stage), _seed(cfg, stage)
         clustering, coverage = {}, {}
         if table is not None:
-            read = table.read.numpy()
-            labels, centroids = cluster(table.features, read, self.clustering, seed)
+            features, read = table
+            labels, centroids = cluster(features, read, self.clustering, seed)
             before = read_arrays(stage_folder(cfg.run_folder, stage - 1) / CLUSTERS) if stage else {}
             ids = np.stack([*before.get("ids", ()), labels])
             kept = [

@@ -23,7 +23,7 @@ def table(num: int, num_classes: int, seed: int = 0, absent: int | None = None) 
 @pytest.mark.parametrize(("num_classes", "absent"), [(2, None), (4, None), (5, 3)])
 def test_they_are_those_of_scikit_learn(num_classes: int, absent: int | None) -> None:
     query = table(300, num_classes, absent=absent)
-    values = heads(query, query, attribute="class")
+    values = heads(query, attribute="class")
     label, logits = query.labels["class"][5:].numpy(), query.logits["fusion"][5:]
     predicted, share = logits.argmax(1).numpy(), logits.softmax(1).numpy()
     assert values["fusion_accuracy"] == pytest.approx(metrics.accuracy_score(label, predicted))
@@ -41,13 +41,13 @@ def test_they_are_those_of_scikit_learn(num_classes: int, absent: int | None) ->
 
 def test_what_cannot_be_told_is_left_out_or_refused() -> None:
     query = table(50, 3)
-    assert heads(query, Features(query.index, query.image, query.trunk, labels=query.labels)) == {}
-    assert "fusion_auc" not in heads(query, query)  # of the first attribute, style, which has one class
+    assert heads(Features(query.index, query.image, query.trunk, labels=query.labels)) == {}
+    assert "fusion_auc" not in heads(query)  # of the first attribute, style, which has one class
     with pytest.raises(ValueError, match="no labels named 'species'"):
-        heads(query, query, attribute="species")
+        heads(query, attribute="species")
     query.logits["fusion"] = query.logits["fusion"][:, :2]
     with pytest.raises(ValueError, match=r"the data has 3 classes or more, and the head 'fusion' 2"):
-        heads(query, query, attribute="class")
+        heads(query, attribute="class")
     query.logits["fusion"] = torch.full((50, 3), torch.nan)
     with pytest.raises(ValueError, match="NaN"):
-        heads(query, query, attribute="class")
+        heads(query, attribute="class")

@@ -23,7 +23,6 @@ Table = Callable[..., Features]
 def score(query: Features, captions: Tensor, candidates: Tensor, items: Tensor, names: str = "abcdefghi") -> dict:
     return compositional(
         query,
-        query,
         captions=captions,
         candidates=candidates,
         items=items,

@@ -42,7 +42,7 @@ def test_they_agree_with_the_metrics(tables: tuple[Features, Features]) -> None:
     }
     known = {"zero_shot": NamedClasses(*classes.values(), ["see", "ay", "bee"])}
     found = exhibits(bank, query, attributes=NAMES, num_queries=60, classes=known)
-    values = retrieval(bank, query) | zero_shot(bank, query, **classes)
+    values = retrieval(query) | zero_shot(query, **classes)
     right = found["gallery/image_to_text/right/caption"]
     assert right.shape == (60, 5)
     assert (right == 1).any(1).mean() == pytest.approx(values["i2t_R@5"])

@@ -19,7 +19,7 @@ def test_equals_the_plain_formulas(table, pairs):
     def spread(a, b):
         return (-2 * (a[:, None] - b).square().sum(-1)).exp()[off].mean().log().item()
 
-    values = geometry(table(pairs[0]), table(*pairs))
+    values = geometry(table(*pairs))
     expected = {
         "uniformity_image": spread(x, x),
         "uniformity_text": spread(y, y),
@@ -40,22 +40,22 @@ def test_equals_the_plain_formulas(table, pairs):
 
 
 def test_chunks_and_lengths_of_vectors_change_nothing(table, pairs):
-    values = geometry(table(pairs[0]), table(*pairs))
-    assert geometry(table(pairs[0]), table(*pairs), chunk_size=7) == pytest.approx(values, rel=1e-9)
-    scaled = geometry(table(pairs[0]), table(pairs[0] * torch.linspace(0.1, 9, 40)[:, None], pairs[1]))
+    values = geometry(table(*pairs))
+    assert geometry(table(*pairs), chunk_size=7) == pytest.approx(values, rel=1e-9)
+    scaled = geometry(table(pairs[0] * torch.linspace(0.1, 9, 40)[:, None], pairs[1]))
     del scaled["effective_rank_image"], scaled["rankme_image"]  # of the features as they are
     assert scaled == pytest.approx({name: values[name] for name in scaled}, rel=1e-9)
 
 
 def test_without_text_the_image_values_remain(table, pairs):
-    values = geometry(table(*pairs), table(*pairs))
-    alone = geometry(table(pairs[0]), table(pairs[0]))
+    values = geometry(table(*pairs))
+    alone = geometry(table(pairs[0]))
     names = ("uniformity_image", "effective_rank_image", "rankme_image", "hubness_image", "robin_hood_image")
     assert alone == {name: values[name] for name in names}
 
 
 def test_equal_modalities_cannot_be_told_apart(table, pairs):
-    values = geometry(table(pairs[0]), table(pairs[0], pairs[0]))
+    values = geometry(table(pairs[0], pairs[0]))
     assert values["modality_separability"] == values["modality_separability.chance"] == 0.5
     assert (values["alignment"], values["centroid_distance"]) == (0, 0)
     assert values["pair_cosine"] == pytest.approx(1)
@@ -63,13 +63,13 @@ def test_equal_modalities_cannot_be_told_apart(table, pairs):
 
 def test_independent_samples_of_one_law_are_near_chance(table, rng):
     query = table(*torch.randn(2, 1500, 8, generator=rng))
-    assert geometry(query, query)["modality_separability"] == pytest.approx(0.5, abs=0.05)
+    assert geometry(query)["modality_separability"] == pytest.approx(0.5, abs=0.05)
 
 
 def test_modalities_far_apart_are_separable(table, pairs):
     shift = torch.zeros(7).double()
     shift[0] = 10
-    values = geometry(table(pairs[0]), table(pairs[0] + shift, pairs[1] - shift))
+    values = geometry(table(pairs[0] + shift, pairs[1] - shift))
     assert values["modality_separability"] == 1
     assert values["centroid_distance"] > 1.9
 
@@ -77,19 +77,19 @@ def test_modalities_far_apart_are_separable(table, pairs):
 def test_the_separability_takes_a_bounded_sample_and_its_own_generator(table, pairs):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     query = table(*pairs)
-    values = geometry(query, query, max_pairs=20)
-    assert geometry(query, query, max_pairs=20) == values
+    values = geometry(query, max_pairs=20)
+    assert geometry(query, max_pairs=20) == values
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     tested = values["modality_separability"] * 5 * 4 * 2  # five splits, each with 4 of the 20 pairs
     assert tested == pytest.approx(round(tested))
-    others = {geometry(query, query, max_pairs=20, seed=seed)["modality_separability"] for seed in range(4)}
+    others = {geometry(query, max_pairs=20, seed=seed)["modality_separability"] for seed in range(4)}
     assert len(others) > 1
 
 
 def test_a_collapsed_model(table):
     query = table(torch.full((10, 5), 0.3), torch.full((10, 5), 0.3))
-    values = geometry(query, query)
+    values = geometry(query)
     assert values["modality_separability"] == 0.5
     assert (values["effective_rank_image"], values["effective_rank_text"]) == (0, 0)
     assert values["uniformity"] == pytest.approx(0, abs=1e-5)
@@ -97,17 +97,17 @@ def test_a_collapsed_model(table):
 
 def test_two_rows_suffice_and_one_does_not(table):
     query = table(torch.eye(2), torch.eye(2))
-    assert geometry(query, query)["uniformity"] == pytest.approx(-4)
+    assert geometry(query)["uniformity"] == pytest.approx(-4)
     for num in (0, 1):
         with pytest.raises(ValueError, match="at least 2"):
-            geometry(query, table(torch.eye(2)[:num]))
+            geometry(table(torch.eye(2)[:num]))
 
 
 def test_features_must_be_finite(table):
     whole, broken = torch.eye(2), torch.tensor([[1.0, 0.0], [torch.nan, 1.0]])
     for query in (table(broken), table(broken, whole), table(whole, broken)):
         with pytest.raises(ValueError, match="1 of 2 rows hold NaN"):
-            geometry(query, query)
+            geometry(query)
 
 
 def test_effective_rank_of_known_sets(rng):

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from repr.metrics.features import Features
+from repr.metrics.features import Features, one_caption
 from repr.metrics.retrieval import chance, retrieval
-from repr.metrics.tables import one_caption
 
 CAPTION = [5, 2, 5, 9, 2, 5, 0, 7, 7, 3, 5, 1, 0, 4, 6]  # 15 images, 9 captions, neither sorted nor dense
 
@@ -31,16 +30,16 @@ def shared(values, caption):
     return values[[caption.index(c) for c in caption]]
 
 
-@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+@pytest.mark.parametrize("memory", [1e-9, 2e-6, 1.0])  # for 1, 4 and all queries at a time
 @pytest.mark.parametrize("kind", ["random", "ties", "paired"])
-def test_equals_brute_force(table, rng, kind, chunk_size):
+def test_equals_brute_force(table, rng, kind, memory):
     image, text = torch.randn(2, 15, 6, generator=rng)
     if kind == "ties":
         image, text = torch.randint(1, 3, (2, 15, 2), generator=rng).float()  # four points only, in three directions
     if kind == "paired":
         text = image + 0.7 * text
     text = shared(text, CAPTION)
-    values = retrieval(table(image), table(image, text, CAPTION), ks=(1, 2, 5), chunk_size=chunk_size)
+    values = retrieval(table(image, text, CAPTION), ks=(1, 2, 5), memory=memory)
     for k in (1, 2, 5):
         i2t, t2i = brute(image.double().numpy(), text.double().numpy(), CAPTION, k)
         assert (values[f"i2t_R@{k}"], values[f"t2i_R@{k}"]) == pytest.approx((i2t, t2i))
@@ -49,18 +48,18 @@ def test_equals_brute_force(table, rng, kind, chunk_size):
 def test_without_captions_every_row_is_its_own(table, rng):
     image, text = torch.randn(2, 20, 4, generator=rng)
     query = table(image, text)
-    assert retrieval(query, query) == retrieval(query, table(image, text, list(range(20))))
+    assert retrieval(query) == retrieval(table(image, text, list(range(20))))
 
 
 def test_only_directions_matter(table, rng):
     image, text = torch.randn(2, 20, 4, generator=rng)
     scaled = table(image * torch.rand(20, 1, generator=rng), text * 7)
-    assert retrieval(scaled, scaled) == retrieval(scaled, table(image, text))
+    assert retrieval(scaled) == retrieval(table(image, text))
 
 
 def test_perfect_pairs_are_all_found(table):
     query = table(torch.eye(12), torch.eye(12))
-    values = retrieval(query, query)
+    values = retrieval(query)
     assert all(value == 1 for name, value in values.items() if not name.endswith("chance"))
     assert [values["i2t_R@1.chance"], values["t2i_R@5.chance"]] == pytest.approx([1 / 12, 5 / 12])
 
@@ -69,14 +68,14 @@ def test_perfect_pairs_are_all_found(table):
 @pytest.mark.parametrize("size", [7, 130])
 def test_a_collapsed_or_diverged_model_finds_nothing(table, value, size):
     query = table(torch.full((size, 33), value), torch.full((size, 33), value))
-    values = retrieval(query, query, ks=(1, 5))
+    values = retrieval(query, ks=(1, 5))
     assert all(value == 0 for name, value in values.items() if not name.endswith("chance"))
 
 
 def test_k_beyond_the_candidates_finds_everything(table, rng):
     image, text = torch.randn(2, 4, 3, generator=rng)
     query = table(image, shared(text, [0, 0, 1, 1]), [0, 0, 1, 1])
-    values = retrieval(query, query, ks=(2, 3, 10))
+    values = retrieval(query, ks=(2, 3, 10))
     assert all(value == 1 for name, value in values.items() if name.startswith("i2t"))  # two captions
     assert values["t2i_R@3"] == values["t2i_R@3.chance"] == values["t2i_R@10.chance"] == 1  # two images are wrong
 
@@ -97,7 +96,7 @@ def test_random_embeddings_reach_chance(table, rng):
     for _ in range(600):
         image, text = torch.randn(2, 15, 6, generator=rng)
         query = table(image, shared(text, CAPTION), CAPTION)
-        runs.append(retrieval(query, query, ks=(1, 4)))
+        runs.append(retrieval(query, ks=(1, 4)))
     for name in ("i2t_R@1", "i2t_R@4", "t2i_R@1", "t2i_R@4"):
         assert np.mean([run[name] for run in runs]) == pytest.approx(runs[0][f"{name}.chance"], abs=0.02)
     assert runs[0]["i2t_R@4.chance"] == pytest.approx(4 / 9)
@@ -106,7 +105,7 @@ def test_random_embeddings_reach_chance(table, rng):
 def test_needs_text(table):
     query = table(torch.eye(3))
     with pytest.raises(ValueError, match="text"):
-        retrieval(query, query)
+        retrieval(query)
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ def test_several_captions_equal_clip_benchmark(several):
     theirs = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval", reason="make test installs it")
     images, texts = (torch.nn.functional.normalize(x, dim=1) for x in (several.image, several.text))
     scores, right = texts @ images.T, several.pairs[:, :1] == torch.arange(30)
-    values = retrieval(several, several, ks=(1, 5))
+    values = retrieval(several, ks=(1, 5))
     for k in (1, 5):
         t2i = (theirs.batchify(theirs.recall_at_k, scores, right, 16, "cpu", k=k) > 0).double().mean().item()
         i2t = (theirs.batchify(theirs.recall_at_k, scores.T, right.T, 16, "cpu", k=k) > 0).double().mean().item()
@@ -139,7 +138,7 @@ def test_captions_shared_by_images_with_several_of_them(rng):
     right = torch.rand(12, 9, generator=rng) < 0.3
     right[torch.arange(12), torch.arange(12) % 9] = True
     query = Features(torch.arange(12), image, image, text=text, pairs=right.nonzero())
-    values = retrieval(query, query, ks=(1, 3), chunk_size=5)
+    values = retrieval(query, ks=(1, 3), memory=2e-6)
     cosine = torch.cosine_similarity(image[:, None], text[None], dim=2).numpy()
     for direction, scores, own in (("i2t", cosine, right.numpy()), ("t2i", cosine.T, right.numpy().T)):
         for k in (1, 3):
@@ -151,7 +150,7 @@ def test_captions_shared_by_images_with_several_of_them(rng):
 
 @pytest.mark.parametrize("memory", [1e-7, 1e-5, 1.0])
 def test_a_memory_budget_changes_nothing(several, memory):
-    assert retrieval(several, several, memory=memory) == retrieval(several, several)
+    assert retrieval(several, memory=memory) == retrieval(several)
 
 
 def test_one_caption_an_image_is_the_plain_case(table, rng):
@@ -159,14 +158,14 @@ def test_one_caption_an_image_is_the_plain_case(table, rng):
     rows = torch.randperm(20, generator=rng)
     pairs = torch.stack([rows, torch.arange(20)], 1)
     listed = Features(index=torch.arange(20), image=image, trunk=image, text=text[rows], pairs=pairs)
-    plain, several = retrieval(table(image), table(image, text)), retrieval(listed, listed)
+    plain, several = retrieval(table(image, text)), retrieval(listed)
     assert several == pytest.approx(plain, abs=1e-12)
 
 
 def test_an_image_without_caption_is_an_error(several):
     few = replace(several, pairs=several.pairs.clamp(min=2))
     with pytest.raises(ValueError, match="2 of 30 images have no caption"):
-        retrieval(few, few)
+        retrieval(few)
 
 
 def test_the_first_caption_of_every_image(several):

@@ -30,7 +30,7 @@ def test_equals_scikit_learn_for_a_fixed_penalty(table, rng, num, dim, penalty):
 
     probe = fit(x, y.unique(return_inverse=True)[1])
     assert probe.predict(q, penalty, chunk_size=64).tolist() == expected.tolist()
-    values = ridge(table(x, kind=y), table(q, kind=z), attribute="kind", penalties=[penalty], chunk_size=33)
+    values = ridge(table(x, kind=y), table(q, kind=z), attribute="kind", penalties=[penalty])
     classifier = RidgeClassifier(alpha=penalty * num).fit(bank, y.numpy())
     assert values["ridge_kind"] == pytest.approx(classifier.score(query, z.numpy()))
     assert values["ridge_kind.chance"] == z.bincount().max().item() / 200

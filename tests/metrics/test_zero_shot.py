@@ -19,7 +19,6 @@ def test_equals_a_plain_loop(table, rng):
             hits[k] += label.item() in order[:k]
     for chunk_size in (9, 100):
         values = zero_shot(
-            table(x),
             table(x * 3, kind=labels),
             attribute="kind",
             class_embeddings=classes,
@@ -39,9 +38,7 @@ def test_equals_a_plain_loop(table, rng):
 
 def test_unlabelled_rows_are_left_out_and_k_beyond_the_classes_gives_one(table):
     query = table(torch.eye(3), kind=[1, 0, -1])
-    values = zero_shot(
-        query, query, attribute="kind", class_embeddings=torch.eye(3)[:2], class_labels=torch.tensor([1, 0])
-    )
+    values = zero_shot(query, attribute="kind", class_embeddings=torch.eye(3)[:2], class_labels=torch.tensor([1, 0]))
     assert values == {
         "zero_shot_top1": 1,
         "zero_shot_top1.chance": 0.5,
@@ -53,15 +50,14 @@ def test_unlabelled_rows_are_left_out_and_k_beyond_the_classes_gives_one(table):
 @pytest.mark.parametrize("value", [0.3, 0.0, torch.nan])
 def test_a_collapsed_or_diverged_model_gets_nothing(table, value):
     query = table(torch.full((12, 17), value), kind=LABELS.repeat(2))
-    values = zero_shot(query, query, attribute="kind", class_embeddings=torch.full((6, 17), 0.2), class_labels=LABELS)
+    values = zero_shot(query, attribute="kind", class_embeddings=torch.full((6, 17), 0.2), class_labels=LABELS)
     assert (values["zero_shot_top1"], values["zero_shot_top5"]) == (0, 0)
 
 
 def test_random_embeddings_reach_chance(table, rng):
     query = table(torch.randn(6000, 16, generator=rng), kind=LABELS.repeat(1000))
-    values = zero_shot(
-        query, query, attribute="kind", class_embeddings=torch.randn(6, 16, generator=rng), class_labels=LABELS
-    )
+    classes = torch.randn(6, 16, generator=rng)
+    values = zero_shot(query, attribute="kind", class_embeddings=classes, class_labels=LABELS)
     assert values["zero_shot_top1"] == pytest.approx(1 / 6, abs=0.02)
     assert values["zero_shot_top5"] == pytest.approx(5 / 6, abs=0.02)
 
@@ -69,11 +65,11 @@ def test_random_embeddings_reach_chance(table, rng):
 def test_errors_name_the_labels(table):
     query = table(torch.eye(3), kind=[1, 9, 5])
     with pytest.raises(ValueError, match=r"\[5, 9\] of 'kind'"):
-        zero_shot(query, query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([0, 1, 2]))
+        zero_shot(query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([0, 1, 2]))
     with pytest.raises(ValueError, match="twice"):
-        zero_shot(query, query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([1, 1, 2]))
+        zero_shot(query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([1, 1, 2]))
     with pytest.raises(ValueError, match=r"\(2,\) labels, \(3, 3\) embeddings"):
-        zero_shot(query, query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([1, 2]))
+        zero_shot(query, attribute="kind", class_embeddings=torch.eye(3), class_labels=torch.tensor([1, 2]))
 
 
 def test_templates_are_normalised_before_and_after_the_mean(rng):
