@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from repr.files import replacing
-from repr.report import charts, confusion, evaluations, gallery, tables
-from repr.report.run import Run, Sheets, label
-from repr.runs.folder import CONFIG
+from repr.report import charts, confusion, gallery, tables
+from repr.report.run import Run, Sheets, read_runs, webp_url
+from repr.runs.folder import CONFIG, PICTURES
 
 BUDGET = 2_100_000  # bytes of all pictures, so that a page with plotly's 4.8 MB stays below 8 MB
 
@@ -27,7 +27,7 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
     Raises:
         ConfigError: a folder is not that of a run.
     """
-    runs = [Run(folder, number) for number, folder in enumerate(folders)]
+    runs = read_runs(folders)
     with replacing(out) as file:
         file.write("\n".join(_page(runs)).encode())
 
@@ -60,7 +60,7 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
     yield "differences", "What the runs differ in", tables.differences(runs)
     yield "losses", "Losses", charts.losses(losses, runs)
     yield "evaluation", "Evaluation", tables.evaluation(runs)
-    yield "protocols", "Evaluation by published protocols", evaluations.evaluations(runs)
+    yield "protocols", "Evaluation by published protocols", tables.protocols(runs)
     yield "map", "Map of the features", (*gallery.maps(runs, sheets), *gallery.left_out(runs, ["all", "labels"]))
     yield "neighbours", "Nearest neighbours", (
         *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text", "galleries"]),
@@ -74,24 +74,22 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
 
 
 def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
-    """The pictures of each run, made smaller as files."""
+    """The pictures of each run, the views first, made smaller as files."""
     for run in runs:
-        for path in run.pictures:
+        for path in sorted(run.folder.glob(f"{PICTURES}/*.png"), key=lambda path: (path.stem != "views", path.stem)):
             buffer = io.BytesIO()
             with Image.open(path) as picture:
                 picture.save(buffer, "WEBP", quality=85)
-            if (url := sheets.url(buffer.getvalue())) is not None:
+            if sheets.add(buffer.getvalue()):
                 name = html.escape(path.stem.replace("_", " "))
-                image = f'<div class="scroll"><img alt="{name}" src="{url}"></div>'
-                yield f'<figure class="card">{label(run, runs)}<h3>{name}</h3>{image}</figure>'
+                image = f'<div class="scroll"><img alt="{name}" src="{webp_url(buffer.getvalue())}"></div>'
+                yield f'<figure class="card">{run.label}<h3>{name}</h3>{image}</figure>'
 
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if not run.is_trained:
-            continue
+    for run in filter(lambda run: run.is_trained, runs):
         config = html.escape((run.folder / CONFIG).read_text())
-        yield f"{label(run, runs)}<details><summary>{CONFIG}</summary><pre>{config}</pre></details>"
+        yield f"{run.label}<details><summary>{CONFIG}</summary><pre>{config}</pre></details>"
 
 
 def _asset(name: str) -> str:
