@@ -6,17 +6,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
 from repr.export.target import Answers, Export, Loaded, Samples, Target
 from repr.export.verify import verify
 from repr.files import replacing_folder
+from repr.models.concat import Norm, join
 from repr.runs.folder import load_run, stage_folders
 from repr.runs.trained import Trained
 
@@ -82,7 +81,7 @@ def export_stages(
     out: str | Path,
     *,
     to: str,
-    norm: Literal["joined", "each"] = "joined",
+    norm: Norm = "joined",
     weights: str = "model",
     force: bool = False,
 ) -> Path:
@@ -90,17 +89,15 @@ def export_stages(
 
     ``join.py`` needs nothing of this package: ``load()`` reads the stages with their library and gives one model, whose
     ``encode_image`` (and ``encode_text``) are those of the stages joined and brought to unit length, (B, sum of D).
+    With ``to=timm`` it is the backbones that are joined. All else is as for :func:`export`.
 
     Args:
         stages: name of a folder below ``out`` -> run folder, checkpoint, or :class:`Trained`; the first stage first.
         out: the folder; it is there only if every stage and the joined model give our embeddings.
-        to: as for :func:`export`; with ``timm`` it is the backbones that are joined.
-        norm: ``joined``: one norm over the raw outputs, as the authors; ``each``: each stage at unit length first.
-        weights: as for :func:`export`.
+        to: see :func:`export`.
+        norm: see :func:`repr.models.concat.join`.
+        weights: see :func:`export`.
         force: replace an export that is there.
-
-    Returns:
-        ``out``.
 
     Raises:
         ConfigError: as for :func:`export`, and stages that do not see the same transform or tokens.
@@ -124,20 +121,13 @@ def export_stages(
         shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / READER)
         if to == HUB:
             model_card.write(trained[-1], folder, library, num_stages=len(stages))
-        answers = _join([export.answers for export in exports], norm)
+        answers = _joined_answers([export.answers for export in exports], norm)
         verify([Export("joined", folder, load_joined, {}, answers), *exports], samples)
     return Path(out)
 
 
 def write(trained: Trained, folder: Path, samples: Samples, *, to: str, untrained_text: bool = False) -> Export:
-    """Write an export into an empty folder.
-
-    Args:
-        trained: the objective.
-        folder: the folder.
-        samples: what it will be shown.
-        to: as for :func:`export`.
-        untrained_text: as for :func:`export`.
+    """Write an export into an empty folder; see :func:`export`.
 
     Raises:
         ConfigError: the library cannot express the objective.
@@ -157,7 +147,7 @@ def load_joined(folder: str) -> Loaded:
     return runpy.run_path(f"{folder}/join.py")["load"]()
 
 
-def _join(answers: Sequence[Answers], norm: str) -> dict[str, Tensor]:
+def _joined_answers(answers: Sequence[Answers], norm: Norm) -> dict[str, Tensor]:
     """What all stages together must give.
 
     Raises:
@@ -167,22 +157,18 @@ def _join(answers: Sequence[Answers], norm: str) -> dict[str, Tensor]:
     for name in ("pixels", "tokens"):
         if any(name in answer and not torch.equal(answer[name], joined[name]) for answer in answers):
             raise ConfigError([f"the stages do not take the same {name}: train them with one image_size and tokenizer"])
-    for name in ("image", "text"):
-        if name in joined:
-            parts = [normalize(answer[name], dim=-1) if norm == "each" else answer[name] for answer in answers]
-            joined[name] = normalize(torch.cat(parts, dim=-1), dim=-1)
+    for name in {"image", "text"} & joined.keys():
+        joined[name] = join([answer[name] for answer in answers], norm)
     return joined
 
 
 def _trained(source: Source, weights: str) -> Trained:
     unaveraged = weights == "unaveraged"
-    if isinstance(source, Trained):
-        if unaveraged:
-            raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
-        trained = source
-    else:
-        trained = Trained.read(source, unaveraged=unaveraged)
-    return trained.of_teacher() if weights == "teacher" else trained
+    if not isinstance(source, Trained):
+        source = Trained.read(source, unaveraged=unaveraged)
+    elif unaveraged:
+        raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
+    return source.of_teacher() if weights == "teacher" else source
 
 
 def _library(to: str, trained: Trained) -> str:
@@ -192,10 +178,10 @@ def _library(to: str, trained: Trained) -> str:
 def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights: str) -> None:
     """Raise before anything is read."""
     out = Path(out)
-    if to not in (names := list(dict.fromkeys((*STAGED, *TARGETS)))):
-        raise ConfigError([f"to={to}; set it to {', '.join(names[:-1])} or {names[-1]}"])
-    if weights not in WEIGHTS:
-        raise ConfigError([f"weights={weights}; set it to {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"])
+    for option, value, known in (("to", to, dict.fromkeys((*STAGED, *TARGETS))), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            *names, last = known
+            raise ConfigError([f"{option}={value}; set it to {', '.join(names)} or {last}"])
     if to in TARGETS and (fault := TARGETS[to].missing()):
         raise ConfigError([fault])
     if untrained_text and to != "open_clip":

@@ -171,6 +171,12 @@ def test_a_tower_that_onnx_cannot_express(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_text_tower_without_tokenizer_does_not_go_to_onnx(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="encodes text, and tokenizer is null"):
+        export(trained("clip", "tokenizer=null"), tmp_path / "out", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_objective_of_another_config() -> None:
     model = trained("clip")
     with pytest.raises(ConfigError, match=r"another version had written it: 'head.0.weight' is missing"):
