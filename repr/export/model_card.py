@@ -15,7 +15,6 @@ from repr.metrics.classes import load_classes
 from repr.runs.folder import load_evaluations, load_results
 from repr.runs.trained import Trained
 
-CARD = "README.md"
 AFTER_FIT = "end of the run"
 RECIPE = ("objective", "optim", "data", "trainer")  # parts of a config; data holds the views, objective the towers
 LICENSE = (
@@ -90,7 +89,7 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
         "\n## Evaluation\n",
         *_evaluation(trained),
     ]
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
@@ -104,22 +103,23 @@ def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
     yield f"{towers}, trained with [repr](https://pypi.org/project/repr-pretrain){stages}{weights}."
     yield ""
     doc = inspect.getdoc(type(objective)) or ""
+    summary = doc.partition("\n")[0]
     methods = next((part for part in doc.split("\n\n") if part.startswith("Method")), "")
-    summary = f"{doc.splitlines()[0] if doc else ''} {' '.join(methods.split())}"
-    yield f"- **Objective**: `{type(objective).__name__}`: {summary}"
-    terms = ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items())
-    yield f"- **Weights of its terms**: {terms}"
-    yield f"- **Data**: {_source(cfg.data.train)}"
-    yield f"- **Images**: {cfg.data.image_size} x {cfg.data.image_size} pixels, RGB"
     batch = cfg.data.batch_size * cfg.trainer.get("accumulate_grad_batches", 1)
     length = f"{cfg.trainer.max_epochs} epochs" if cfg.trainer.get("max_epochs") else f"{cfg.trainer.max_steps} steps"
-    yield f"- **Recipe**: {length} of batches of {batch}, {cfg.optim.get('name', 'adamw')} with rate {cfg.optim.lr:g}"
-    if cfg.get("init_from") or cfg.backbone.get("pretrained"):
-        yield f"- **Began with**: {_shortened(cfg.get('init_from')) or 'the pretrained weights of timm'}"
+    pretrained = "the pretrained weights of timm" if cfg.backbone.get("pretrained") else None
     kept = {"backbone"} if library == "timm" else {"backbone", "image_projection", "text"}
-    parts = [(name, part) for name, part in objective.named_children() if name not in kept]
-    if training_only := [name for name, part in parts if any(True for _ in part.parameters())]:
-        yield f"- **Not included**: {', '.join(training_only)}"
+    others = [(name, [*part.parameters()]) for name, part in objective.named_children() if name not in kept]
+    facts = {
+        "Objective": f"`{type(objective).__name__}`: {summary} {' '.join(methods.split())}",
+        "Weights of its terms": ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items()),
+        "Data": _source(cfg.data.train),
+        "Images": f"{cfg.data.image_size} x {cfg.data.image_size} pixels, RGB",
+        "Recipe": f"{length} of batches of {batch}, {cfg.optim.get('name', 'adamw')} with rate {cfg.optim.lr:g}",
+        "Began with": _shortened(cfg.get("init_from")) or pretrained,
+        "Not included": ", ".join(name for name, parameters in others if parameters),
+    }
+    yield from (f"- **{name}**: {fact}" for name, fact in facts.items() if fact)
 
 
 def _millions(module: Any) -> str:
@@ -164,16 +164,15 @@ def _row(data: str, name: str, result: Mapping[str, Any], protocol: str) -> tupl
 
 def _protocols(cfg: DictConfig) -> Iterator[str]:
     """The protocols of the config's evaluation, each with its options and its first sentence."""
-    evaluation = cfg.get("eval") or {}
+    evaluation: Any = OmegaConf.to_container(cfg.eval, resolve=True) if cfg.get("eval") else {}
     yield "\nAt the end of the run, on frozen features of the evaluation transform; what learns from labels learns"
     yield f"from {cfg.data.bank_size or 'all'} rows of the training set:\n"
     for key, node in evaluation.items():
-        if OmegaConf.is_dict(node) and key != "exhibits":
+        if isinstance(node, dict) and key != "exhibits":
             options = [f"{name}={value}" for name, value in node.items() if name not in ("_target_", "classes")]
             doc = " ".join((inspect.getdoc(get_object(node["_target_"])) or "").split("\n\n")[0].split())
             yield f"- `{key}({', '.join(options)})`: {doc}"
-    for of_set, given in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
-        files: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    for of_set, files in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
         paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)
         if not all(Path(path).is_file() for path in paths):  # of the machine that trained
             continue

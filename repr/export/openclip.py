@@ -28,7 +28,7 @@ from repr.runs.trained import Trained
 # Below the folder, since open_clip takes a file inside it for a whole model.
 IMAGE_TOWER = "image_tower/open_clip_visual.safetensors"
 
-Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors under open_clip's names
+Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors of its image tower
 
 
 def write(
@@ -45,25 +45,18 @@ def write(
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
     text_cfg(trained)  # for its errors, before anything is computed
-    ours = our_answers(trained, samples)
-    model_cfg, tensors = _image_tower(trained, ours)
-    if trained.has_text:
-        widths = f"{model_cfg['embed_dim']} and {trained.objective.text.output_dim} wide"
-        if trained.objective.text.output_dim != model_cfg["embed_dim"]:
-            fault = f"open_clip has one space for images and texts, and those of {trained.name} are {widths}"
-            raise ConfigError([f"{fault}. Export the image tower with to=timm, or both with to=onnx"])
-        tensors |= _text_tensors(trained)
-    elif untrained_text:
-        tensors = _built(model_cfg).state_dict() | tensors
-    data = trained.cfg.data
+    ours, data = our_answers(trained, samples), trained.cfg.data
+    model_cfg, visual = _image_tower(trained, ours)
     preprocess_cfg = {"mean": [*data.mean], "std": [*data.std], "interpolation": "bicubic", "resize_mode": "shortest"}
     write_json({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, folder / "open_clip_config.json")
-    if trained.has_text or untrained_text:
-        write_tensors(tensors, folder / "open_clip_model.safetensors")
-        return {}, ours
-    (folder / IMAGE_TOWER).parent.mkdir()
-    write_tensors({key.removeprefix("visual."): tensor for key, tensor in tensors.items()}, folder / IMAGE_TOWER)
-    return {"image_tower": IMAGE_TOWER}, ours
+    if not trained.has_text and not untrained_text:
+        (folder / IMAGE_TOWER).parent.mkdir()
+        write_tensors(visual, folder / IMAGE_TOWER)
+        return {"image_tower": IMAGE_TOWER}, ours
+    others = _text_tensors(trained, model_cfg["embed_dim"]) if trained.has_text else _built(model_cfg).state_dict()
+    tensors = others | {f"visual.{key}": tensor for key, tensor in visual.items()}
+    write_tensors(tensors, folder / "open_clip_model.safetensors")
+    return {}, ours
 
 
 def load(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
@@ -83,11 +76,7 @@ TARGET = Target(write, load, mark=("open_clip_config.json",))
 
 
 def _image_tower(trained: Trained, ours: Answers) -> Tower:
-    """The first of the ways to say it to open_clip that gives our embeddings: model config, tensors of ``visual``.
-
-    Raises:
-        ConfigError: none does.
-    """
+    """The first of the ways to say it to open_clip that gives our embeddings; where none does, all faults are told."""
     name, options = timm_call(trained)
     usual: Any = get_pretrained_cfg_value(name, "input_size")
     faults = []
@@ -97,7 +86,7 @@ def _image_tower(trained: Trained, ours: Answers) -> Tower:
             continue
         visual = _built(model_cfg).visual
         try:
-            visual.load_state_dict({key.removeprefix("visual."): tensor for key, tensor in tensors.items()})
+            visual.load_state_dict(tensors)
         except RuntimeError as error:
             faults.append(str(error).splitlines()[1].strip())
             continue
@@ -131,16 +120,16 @@ def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
         "timm_proj_bias": projection is not None and projection.bias is not None,
         "image_size": size,
     }
-    tensors = {f"visual.trunk.{key}": tensor for key, tensor in objective.backbone.state_dict().items()}
+    tensors = {f"trunk.{key}": tensor for key, tensor in objective.backbone.state_dict().items()}
     if projection is not None:
-        tensors |= {f"visual.head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
+        tensors |= {f"head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
     yield config | {"vision_cfg": by_name}, tensors
     own = native_vit.vision_cfg(objective.backbone, size)
     if own is None or (projection is not None and projection.bias is not None):
         return
     renamed = native_vit.visual_tensors(objective.backbone, None if projection is None else projection.weight)
     for quick in [quick_gelu] if trained.has_text else [False, True]:
-        yield config | {"vision_cfg": own, "quick_gelu": quick}, {f"visual.{k}": t for k, t in renamed.items()}
+        yield config | {"vision_cfg": own, "quick_gelu": quick}, renamed
 
 
 def _built(model_cfg: dict[str, Any]) -> Any:
@@ -150,8 +139,12 @@ def _built(model_cfg: dict[str, Any]) -> Any:
         return CustomTextCLIP(**{key: value for key, value in model_cfg.items() if key != "custom_text"})
 
 
-def _text_tensors(trained: Trained) -> dict[str, Tensor]:
+def _text_tensors(trained: Trained, embed_dim: int) -> dict[str, Tensor]:
+    """The text tower, temperature and bias; a tower of another width than that of the images is refused."""
     objective = trained.objective
+    if (width := objective.text.output_dim) != embed_dim:
+        fault = f"open_clip has one space for images and texts, and those of {trained.name} are {embed_dim} and {width}"
+        raise ConfigError([f"{fault} wide. Export the image tower with to=timm, or both with to=onnx"])
     tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
     scalars = {key: getattr(objective, key, None) for key in ("logit_scale", "logit_bias")}
     tensors |= {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
@@ -199,11 +192,7 @@ def tokenizer_options(trained: Trained, context_length: int) -> dict[str, Any]:
 
 
 def _options(trained: Trained, part: str, node: DictConfig, class_name: str) -> dict[str, Any]:
-    """The arguments of a class of open_clip in a config.
-
-    Raises:
-        ConfigError: it is another class.
-    """
+    """The arguments of a class of open_clip in a config; any other class is refused."""
     target = str(node.get("_target_"))
     if not (target.startswith("open_clip.") and target.endswith(class_name)):
         raise ConfigError([f"{trained.name}: {part} is {target}; only open_clip's {class_name} can be exported"])

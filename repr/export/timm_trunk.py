@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.target import Answers, Loaded, Samples, Target, our_answers
@@ -26,27 +26,26 @@ def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, A
     """
     data, backbone = trained.cfg.data, trained.objective.backbone
     name, options = timm_call(trained)
-    pretrained_cfg = {
-        "custom_load": False,
-        "input_size": [3, data.image_size, data.image_size],
-        "fixed_input_size": "img_size" in options,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "num_classes": 0,
-        "pool_size": None,
-        "first_conv": backbone.pretrained_cfg.get("first_conv"),
-        "classifier": backbone.pretrained_cfg.get("classifier"),
-    }
     config = {
         "architecture": name,
         "num_classes": 0,
         "num_features": backbone.num_features,
         "global_pool": pooling(backbone),
         "model_args": options,
-        "pretrained_cfg": pretrained_cfg,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, data.image_size, data.image_size],
+            "fixed_input_size": "img_size" in options,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": backbone.pretrained_cfg.get("first_conv"),
+            "classifier": backbone.pretrained_cfg.get("classifier"),
+        },
     }
     write_json(config, folder / "config.json")
     write_tensors(backbone.state_dict(), folder / "model.safetensors")
@@ -89,10 +88,9 @@ def pooling(backbone: Any) -> str:
     """How timm calls the way in which a model pools its last map."""
     for holder in (backbone, getattr(backbone, "head", None)):
         pool = getattr(holder, "global_pool", None)
+        pool = getattr(pool, "pool_type", pool)  # of a module that pools
         if isinstance(pool, str):
             return pool
-        if isinstance(pool, nn.Module) and hasattr(pool, "pool_type"):
-            return str(pool.pool_type)
     return ""
 
 

@@ -88,11 +88,8 @@ def spectra(runs: Sequence[Run]) -> Iterator[str]:
     yield '<p class="lead">Eigenvalues of the covariance, as shares of the variance, the strongest first.'
     yield ' A steep fall is a representation that uses few of its dimensions.</p><div class="plots">'
     for of_set, table in names:
-        having = [(run, run.exhibits[of_set]) for run in runs if of_set in run.exhibits]
-        yield _spectrum(
-            f"{of_set}: {table}",
-            [(run, arrays[f"spectrum/{table}"]) for run, arrays in having if f"spectrum/{table}" in arrays],
-        )
+        spectra = [(run, run.exhibits.get(of_set, {}).get(f"spectrum/{table}")) for run in runs]
+        yield _spectrum(f"{of_set}: {table}", [(run, values) for run, values in spectra if values is not None])
     yield "</div>"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from repr.files import replacing
-from repr.report import charts, confusion, gallery, tables
+from repr.report import charts, gallery, tables
 from repr.report.run import Run, Sheets, read_runs, webp_url
 from repr.runs.folder import CONFIG, PICTURES
 
@@ -18,11 +18,7 @@ BUDGET = 2_100_000  # bytes of all pictures, so that a page with plotly's 4.8 MB
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the page of one run, or of several side by side.
-
-    Args:
-        folders: run folders.
-        out: the file; replaced as a whole.
+    """Write the page of one run, or of several side by side, to ``out``, which is replaced as a whole.
 
     Raises:
         ConfigError: a folder is not that of a run.
@@ -65,7 +61,7 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
     yield "neighbours", "Nearest neighbours", (
         *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text", "galleries"]),
     )  # fmt: skip
-    yield "confusion", "Confusion of classes", (*confusion.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
+    yield "confusion", "Confusion of classes", (*gallery.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
     yield "spectrum", "Spectrum of the features", charts.spectra(runs)
     yield "pictures", "What it was trained on", _pictures(runs, sheets)
     yield "progress", "Evaluation over time", charts.over_time(evaluated, runs)

@@ -112,13 +112,10 @@ def exhibit_names(runs: Sequence[Run], prefix: str) -> list[tuple[str, str]]:
 
 
 class Sheets:
-    """The WebP pictures of a page, equal ones once, up to a number of bytes.
+    """The WebP pictures of a page, equal ones once.
 
     Args:
-        budget: bytes of all pictures together, before base64.
-
-    Attributes:
-        full: whether a picture was left out.
+        budget: bytes of all pictures together, before base64; ``full`` tells whether one was left out for them.
     """
 
     def __init__(self, budget: int) -> None:

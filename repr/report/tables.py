@@ -16,6 +16,8 @@ PLACES = ("run_folder", "resume")  # differ in any two runs
 FOLDED_FROM = 15  # options that differ
 MAX_CHARS = 160  # of a value of the config
 
+Entries = dict[Run, Mapping[str, Any]]  # of each run that has a number: its value, level at chance, ...
+
 
 def header(runs: Sequence[Run]) -> Iterator[str]:
     """What was trained on what, in a line or two a run."""
@@ -62,56 +64,62 @@ def tiles(runs: Sequence[Run]) -> Iterator[str]:
     yield '<div class="tiles">'
     for name in list(dict.fromkeys(names))[:NUM_TILES]:
         yield f'<div class="card"><h3>{html.escape(name)}</h3>'
-        for run, value in _values(name, runs):
-            yield f'<span class="value" style="color:{run.colour}">{_number(name, value)}</span>'
-        chance = _chance(name, runs)
+        entries = _entries(name, runs)
+        for run, entry in entries.items():
+            yield f'<span class="value" style="color:{run.colour}">{_number(name, entry["value"])}</span>'
+        chance = _chance(entries)
         yield "</div>" if chance is None else f"<br><small>chance {chance:.4f}</small></div>"
     yield "</div>"
 
 
 def evaluation(runs: Sequence[Run]) -> Iterator[str]:
     """A row a metric, a column a set, a bar a run: first what has a level at chance, then the rest."""
-    names = dict.fromkeys(name for run in runs for name in run.results)
-    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in names))
-    beside = {name.split("/", 1)[1] for name in names if _chance(name, runs) is not None}
-    if names:
-        yield '<p class="lead">Dotted, and in gray: the level at chance.</p><div class="tables">'
-        yield from _table("beside chance", [metric for metric in metrics if metric in beside], runs)
-        yield from _table("without a level at chance", [metric for metric in metrics if metric not in beside], runs)
-        yield "</div>"
-
-
-def _table(title: str, metrics: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    names = [name.split("/", 1) for run in runs for name in run.results]
-    sets = list(dict.fromkeys(of_set for of_set, metric in names if metric in metrics))
-    if not metrics:
+    names = {name: name.split("/", 1) for run in runs for name in run.results}  # name -> set, metric
+    beside = {metric for name, (_, metric) in names.items() if _chance(_entries(name, runs)) is not None}
+    if not names:
         return
-    yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
-    yield "".join(f"<th>{html.escape(of_set)}</th>" for of_set in sets) + "</tr>"
-    for metric in metrics:
-        cells = "".join(f"<td>{_cell(f'{of_set}/{metric}', runs)}</td>" for of_set in sets)
-        yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
-    yield "</table></div>"
+    yield '<p class="lead">Dotted, and in gray: the level at chance.</p><div class="tables">'
+    for title, has_chance in (("beside chance", True), ("without a level at chance", False)):
+        pairs = [(of_set, metric) for of_set, metric in names.values() if (metric in beside) == has_chance]
+        if not pairs:
+            continue
+        sets = dict.fromkeys(of_set for of_set, _ in pairs)
+        yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
+        yield "".join(f"<th>{html.escape(of_set)}</th>" for of_set in sets) + "</tr>"
+        for metric in dict.fromkeys(metric for _, metric in pairs):
+            cells = "".join(f"<td>{_cell(f'{of_set}/{metric}', runs)}</td>" for of_set in sets)
+            yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
+        yield "</table></div>"
+    yield "</div>"
 
 
 def _cell(name: str, runs: Sequence[Run]) -> str:
-    values, chance = _values(name, runs), _chance(name, runs)
-    shown = _shown(name, values, chance)
+    entries = _entries(name, runs)
+    shown, chance = _shown(name, entries), _chance(entries)
     return shown if chance is None else f'<div class="beside"><div>{shown}</div><small>{chance:.4f}</small></div>'
 
 
-def _shown(name: str, values: Sequence[tuple[Run, float]], chance: float | None) -> str:
+def _entries(name: str, runs: Sequence[Run]) -> Entries:
+    return {run: run.results[name] for run in runs if name in run.results}
+
+
+def _chance(entries: Entries) -> float | None:
+    return next((entry["chance"] for entry in entries.values() if entry["chance"] is not None), None)
+
+
+def _shown(name: str, entries: Entries) -> str:
     """A number of each run: as a bar from 0 to 1 with chance dotted, or as text where it has no level at chance."""
+    texts = [(run, entry["value"], _number(name, entry["value"])) for run, entry in entries.items()]
+    chance = _chance(entries)
     if chance is None:
-        texts = [(run, _number(name, value)) for run, value in values]
-        return "<br>".join(
-            f'<span style="color:{run.colour}">{text}</span>' if run.mark else text for run, text in texts
-        )
+        coloured = [f'<span style="color:{run.colour}">{text}</span>' if run.mark else text for run, _, text in texts]
+        return "<br>".join(coloured)
     dots = f'<i style="--c:{_share(chance)}"></i>'
-    return "".join(
-        f'<div class="bar" style="--v:{_share(value)};--k:{run.colour}">{dots}<span>{_number(name, value)}</span></div>'
-        for run, value in values
-    )
+    bars = [
+        f'<div class="bar" style="--v:{_share(value)};--k:{run.colour}">{dots}<span>{text}</span></div>'
+        for run, value, text in texts
+    ]
+    return "".join(bars)
 
 
 def _share(value: float) -> str:
@@ -123,34 +131,20 @@ def _number(name: str, value: float) -> str:
     return f"{value:.0f}" if name.split("/")[-1].startswith("num_") else f"{value:.3f}"
 
 
-def _values(name: str, runs: Sequence[Run]) -> list[tuple[Run, float]]:
-    return [(run, run.results[name]["value"]) for run in runs if name in run.results]
-
-
-def _chance(name: str, runs: Sequence[Run]) -> float | None:
-    levels = (run.results[name]["chance"] for run in runs if name in run.results)
-    return next((level for level in levels if level is not None), None)
-
-
 def protocols(runs: Sequence[Run]) -> Iterator[str]:
     """What ``repr.evaluate`` has written: a table a data set, a row a number and protocol; then what it left out."""
-    entries: dict[tuple[str, str, str], list[tuple[Run, dict[str, Any]]]] = {}  # (data, number, hash of its protocol)
+    rows: dict[tuple[str, str, str], Entries] = {}  # data, name of the number, hash of its protocol
     for run in runs:
-        latest = {
-            (str(content["data"]["name"]), name, str(entry["protocol_hash"])): entry
-            for content in run.evaluations.values()
-            for name, entry in content["results"].items()
-        }
-        for key, entry in latest.items():
-            entries.setdefault(key, []).append((run, entry))
-    if entries:
+        for content in run.evaluations.values():
+            for name, entry in content["results"].items():
+                key = (str(content["data"]["name"]), name, str(entry["protocol_hash"]))
+                rows.setdefault(key, {})[run] = entry  # of equal ones the latest
+    if rows:
         yield '<p class="lead">Rows of one protocol may be compared; open a protocol to read it.</p>'
-    for data in sorted({data for data, _, _ in entries}):
+    for data in sorted({data for data, _, _ in rows}):
         yield f"<h4>{html.escape(data)}</h4>" + '<div class="card scroll"><table>'
         yield "<tr><th></th><th>value</th><th>chance</th><th>protocol</th></tr>"
-        for key, of_runs in entries.items():
-            if key[0] == data:
-                yield _protocol_row(*key[1:], of_runs)
+        yield from (_protocol_row(*key[1:], entries) for key, entries in rows.items() if key[0] == data)
         yield "</table></div>"
     for run in runs:
         for folder, content in run.evaluations.items():
@@ -161,15 +155,14 @@ def protocols(runs: Sequence[Run]) -> Iterator[str]:
                 yield f"<ul>{items}</ul></details>"
 
 
-def _protocol_row(name: str, protocol_hash: str, entries: Sequence[tuple[Run, Mapping[str, Any]]]) -> str:
+def _protocol_row(name: str, protocol_hash: str, entries: Entries) -> str:
     """A number of one protocol, which is folded behind its hash."""
-    chance = next((entry["chance"] for _, entry in entries if entry["chance"] is not None), None)
-    values = _shown(name, [(run, entry["value"]) for run, entry in entries], chance)
-    protocol = html.escape(json.dumps(entries[0][1]["protocol"], indent=1, ensure_ascii=False))
+    chance = _chance(entries)
+    protocol = html.escape(json.dumps(next(iter(entries.values()))["protocol"], indent=1, ensure_ascii=False))
     return (
-        f'<tr><td>{html.escape(name)}</td><td>{values}</td><td class="dim">{"" if chance is None else f"{chance:.4f}"}'
-        f'</td><td class="left"><details><summary><code>{html.escape(protocol_hash)}</code></summary>'
-        f"<pre>{protocol}</pre></details></td></tr>"
+        f"<tr><td>{html.escape(name)}</td><td>{_shown(name, entries)}</td>"
+        f'<td class="dim">{"" if chance is None else f"{chance:.4f}"}</td><td class="left">'
+        f"<details><summary><code>{html.escape(protocol_hash)}</code></summary><pre>{protocol}</pre></details></td></tr>"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.__main__ import main, parse
-from repr.export.folders import export, export_stages
+from repr.export.folders import export
 from repr.objectives.image_text import ImageText
 from repr.runs.folder import stage_folders
 from repr.runs.trained import Trained
@@ -140,7 +140,7 @@ def test_a_flow_without_a_teacher_and_a_run_without_an_average(
 
 def test_stages_are_not_joined_by_onnxruntime(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="to=onnx is for one model: export each stage by itself"):
-        export_stages({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
+        export({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
 
 
 def test_spaces_of_two_widths(tmp_path: Path) -> None:
