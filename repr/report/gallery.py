@@ -223,8 +223,8 @@ def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) ->
         "font": {"size": size}, "plot_bgcolor": "#f8fafc",
         "xaxis": {**ticks, "tickangle": -50}, "yaxis": {**ticks, "autorange": "reversed"},
     }  # fmt: skip
-    pairs = [(true, said, count) for true, said, count in counts.tolist() if true != said][:NUM_PAIRS]
-    lines = [f"{names[true]} taken for {names[said]}: {count} of {total[true]}" for true, said, count in pairs]
+    confused = counts[counts[:, 0] != counts[:, 1]][:NUM_PAIRS].tolist()
+    pairs = [f"{names[true]} taken for {names[said]}: {count} of {total[true]}" for true, said, count in confused]
     right = counts[counts[:, 0] == counts[:, 1], 2].sum()
     note = f"{right} of {total.sum()} are right. Confused most often:"
-    return {"data": [heat], "layout": layout, "pairs": lines, "note": note}
+    return {"data": [heat], "layout": layout, "pairs": pairs, "note": note}

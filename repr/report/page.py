@@ -83,9 +83,8 @@ def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
 
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
-    for run in filter(lambda run: run.is_trained, runs):
-        config = html.escape((run.folder / CONFIG).read_text())
-        yield f"{run.label}<details><summary>{CONFIG}</summary><pre>{config}</pre></details>"
+    texts = [(run, html.escape((run.folder / CONFIG).read_text())) for run in runs if run.is_trained]
+    yield from (f"{run.label}<details><summary>{CONFIG}</summary><pre>{text}</pre></details>" for run, text in texts)
 
 
 def _asset(name: str) -> str:
