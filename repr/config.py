@@ -324,11 +324,11 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
     if not isinstance(node.get("_partial_", False), bool):
         yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"
-    if odd := [
-        key for key in ("weights", "losses") if hasattr(target, "term_names") and not _is_mapping(node.get(key))
-    ]:
+    if not hasattr(target, "term_names"):
+        return
+    if odd := [key for key in ("weights", "losses") if not _is_mapping(node.get(key))]:
         yield f"{path}.{odd[0]} maps the names of terms, and is {node[odd[0]]}"
-    elif hasattr(target, "term_names"):
+    else:
         terms = target.term_names(node)
         for key in ("weights", "losses"):
             for term in node.get(key) or {}:

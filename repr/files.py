@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -156,6 +157,15 @@ def _num_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
         children = [part for child in node.value for part in (child if isinstance(child, tuple) else (child,))]
         known[id(node)] = 1 + sum(_num_nodes(child, known) for child in children)
     return known[id(node)]
+
+
+def checksum(path: Path) -> list[int]:
+    """The size of a file, and the CRC-32 of what it holds."""
+    value = size = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            value, size = zlib.crc32(block, value), size + len(block)
+    return [size, value]
 
 
 def disk_full(error: BaseException | None) -> OSError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from repr.batch import Batch
 from repr.distributed import gather, rank
+from repr.files import checksum
 
-CONTENT = "content.json"  # written last: columns with dtype, shape and bytes
+CONTENT = "content.json"  # written last: columns with dtype, shape and checksum
 READ = "read"  # (N,) uint8, whether the row could be read
 EXACT = ("boxes",)  # columns that half precision would move
 TYPES = {  # in the table, and as numpy has them
@@ -78,7 +80,7 @@ class TableWriter(pl.Callback):
             return
         for name, column in self.columns.items():
             column.flush()  # type: ignore[attr-defined]
-            self.content[name]["bytes"] = (self.folder / f"{name}.npy").stat().st_size
+            self.content[name]["checksum"] = checksum(self.folder / f"{name}.npy")
         (self.folder / CONTENT).write_text(json.dumps(self.content, indent=1))
 
     def _column(self, name: str, values: Tensor) -> np.ndarray:
@@ -92,11 +94,16 @@ class TableWriter(pl.Callback):
             else:
                 path = self.folder / f"{name}.npy"
                 self.columns[name] = np.lib.format.open_memmap(path, mode="w+", dtype=array_type, shape=shape)
+                if hasattr(
+                    os, "posix_fallocate"
+                ):  # on a full disk a write to a hole of a mapped file kills the process
+                    with path.open("r+b") as file:
+                        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return self.columns[name]
 
 
 def damage(folder: Path) -> str | None:
-    """Say what is missing or cut short in a stored table; None: nothing."""
+    """Say what is missing or changed in a stored table, of which every byte is read; None: nothing."""
     try:
         content = json.loads((folder / CONTENT).read_text())
     except FileNotFoundError:
@@ -105,9 +112,8 @@ def damage(folder: Path) -> str | None:
         return f"{folder / CONTENT} is cut short"
     for name, column in content.items():
         path = folder / f"{name}.npy"
-        size = path.stat().st_size if path.is_file() else 0
-        if size != column["bytes"]:
-            return f"{path} has {size} bytes of {column['bytes']}"
+        if not path.is_file() or checksum(path) != column.get("checksum"):
+            return f"{path} is not the file that was written"
     return None
 
 

@@ -9,15 +9,10 @@ from typing import Any
 from repr.cli import one_line_errors
 from repr.config import ConfigError, nearest
 
+# None: it must be given.
 DEFAULTS: dict[str, Any] = {
-    "run": None,
-    "to": None,
-    "out": None,
-    "weights": "model",
-    "force": False,
-    "untrained_text": False,
-    "trust": False,
-}
+    "run": None, "to": None, "out": None, "weights": "model", "force": False, "untrained_text": False, "trust": False
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,18 +43,21 @@ def parse(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: an unknown one, one of another kind, or one that is missing.
     """
-    options, faults = dict(DEFAULTS), []
+    options: dict[str, Any] = dict(DEFAULTS)
+    faults = []
     for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or not value:
+        key, _, value = word.partition("=")
+        if not value:
             faults.append(f"{word} is not of the form key=value")
         elif key not in options:
             faults.append(f"there is no option '{key}'; {nearest(key, options)}")
-        elif isinstance(DEFAULTS[key], bool) and value not in ("true", "false"):
-            faults.append(f"{key} takes true or false, but got '{value}'")
+        elif not isinstance(DEFAULTS[key], bool):
+            options[key] = value
+        elif value in ("true", "false"):
+            options[key] = value == "true"
         else:
-            options[key] = value == "true" if isinstance(DEFAULTS[key], bool) else value
-    faults += [f"{key} has no value: set it" for key, value in options.items() if value is None and not faults]
+            faults.append(f"{key} takes true or false, but got '{value}'")
+    faults = faults or [f"{key} has no value: set it" for key, value in options.items() if value is None]
     if faults:
         raise ConfigError(faults)
     return options

@@ -6,17 +6,16 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
 from repr.export.target import Answers, Export, Loaded, Samples, Target
 from repr.export.verify import verify
 from repr.files import replacing_folder
+from repr.models.concat import Norm, join
 from repr.runs.folder import load_run, stage_folders
 from repr.runs.trained import Trained
 
@@ -34,19 +33,25 @@ Source = str | Path | Trained
 
 
 def export(
-    source: Source,
+    source: Source | Mapping[str, Source],
     out: str | Path,
     *,
     to: str,
     weights: str = "model",
+    norm: Norm = "joined",
     untrained_text: bool = False,
     force: bool = False,
     trust: bool = False,
 ) -> Path:
-    """Export one objective, or all stages of a multistage run folder; of several processes one calls this.
+    """Export one objective, or all stages of multistage learning; of several processes one calls this.
+
+    Every stage becomes a model of its own, beside ``stages.json`` and ``join.py``, which needs nothing of this package:
+    its ``load()`` reads the stages with their library and gives one model, whose ``encode_image`` (and ``encode_text``)
+    are those of the stages joined, (B, sum of D). With ``to=timm`` it is the backbones that are joined.
 
     Args:
-        source: a run folder, a checkpoint inside one, or :meth:`Trained.copy_of` an objective in memory.
+        source: a run folder, a checkpoint inside one, or :meth:`Trained.copy_of` an objective in memory; of stages the
+            folder of the whole run, or name of a folder below ``out`` -> source of a stage, the first stage first.
         out: the folder; it is there only if the library it is for gives our embeddings, transform included.
         to: ``open_clip`` (both towers, or the image tower), ``timm`` (the backbone), or ``hf``: the first where a text
             tower was trained and otherwise the second, with a model card, as Hugging Face's hub takes it. ``onnx``:
@@ -54,6 +59,7 @@ def export(
         weights: ``model``: those that the run evaluates; where a callback of Lightning averages weights
             (``EMAWeightAveraging``), the average, and ``unaveraged`` those that are trained. ``teacher``: those of the
             moving average that the flow keeps.
+        norm: of stages that are given by name, see :func:`repr.models.concat.join`.
         untrained_text: of an objective on images, a whole open_clip model with a random text tower.
         force: replace an export that is there.
         trust: see :func:`repr.runs.folder.load_run`.
@@ -62,87 +68,52 @@ def export(
         ``out``.
 
     Raises:
-        ConfigError: the source, the folder, or a tower that the library cannot express.
+        ConfigError: the source, the folder, a tower that the library cannot express, or stages that do not see the
+            same transform or tokens.
         ValueError: the library gives something else; nothing was kept.
     """
     _check(out, to, force, untrained_text, weights)
-    if not isinstance(source, Trained) and (stages := stage_folders(source)):
+    if isinstance(source, str | Path) and (stages := stage_folders(source)):
         if untrained_text:
             raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
         procedure = load_run(source, built=()).get("procedure") or {}
         if len(stages) < (num_stages := procedure.get("num_stages", 0)):
             raise ConfigError([f"run={source} has {len(stages)} of its {num_stages} stages: resume it first"])
-        norm = procedure.get("norm", "joined")
-        return export_stages(stages, out, to=to, norm=norm, weights=weights, force=force, trust=trust)
+        source, norm = stages, procedure.get("norm", "joined")
     with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
-        samples, trained = Samples(Path(work)), _trained(source, weights, trust)
-        verify([write(trained, folder, samples, to=to, untrained_text=untrained_text)], samples)
+        samples = Samples(Path(work))
+        if isinstance(source, Mapping):
+            exports = _write_stages(source, folder, samples, to, norm, weights, trust)
+        else:
+            exports = [write(_trained(source, weights, trust), folder, samples, to=to, untrained_text=untrained_text)]
+        verify(exports, samples)
     return Path(out)
 
 
-def export_stages(
-    stages: Mapping[str, Source],
-    out: str | Path,
-    *,
-    to: str,
-    norm: Literal["joined", "each"] = "joined",
-    weights: str = "model",
-    force: bool = False,
-    trust: bool = False,
-) -> Path:
-    """Export every stage of multistage learning as a model of its own, ``stages.json``, and ``join.py``.
-
-    ``join.py`` needs nothing of this package: ``load()`` reads the stages with their library and gives one model, whose
-    ``encode_image`` (and ``encode_text``) are those of the stages joined and brought to unit length, (B, sum of D).
-
-    Args:
-        stages: name of a folder below ``out`` -> run folder, checkpoint, or :class:`Trained`; the first stage first.
-        out: the folder; it is there only if every stage and the joined model give our embeddings.
-        to: as for :func:`export`; with ``timm`` it is the backbones that are joined.
-        norm: ``joined``: one norm over the raw outputs, as the authors; ``each``: each stage at unit length first.
-        weights: as for :func:`export`.
-        force: replace an export that is there.
-        trust: see :func:`repr.runs.folder.load_run`.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        ConfigError: as for :func:`export`, and stages that do not see the same transform or tokens.
-        ValueError: likewise.
-    """
-    _check(out, to, force, untrained_text=False, weights=weights)
+def _write_stages(
+    stages: Mapping[str, Source], folder: Path, samples: Samples, to: str, norm: Norm, weights: str, trust: bool
+) -> list[Export]:
     if to not in STAGED:
         raise ConfigError([f"to={to} is for one model: export each stage by itself, run=RUN_FOLDER/stage-0 and so on"])
     if not stages or any(name != Path(name).name for name in stages):
         raise ConfigError([f"stages are {list(stages)}; give each the name of a folder"])
-    with replacing_folder(Path(out)) as folder, tempfile.TemporaryDirectory() as work:
-        samples = Samples(Path(work))
-        trained = [_trained(source, weights, trust) for source in stages.values()]
-        library = _library(to, trained[-1])
-        exports = []
-        for name, stage in zip(stages, trained, strict=True):
-            (folder / name).mkdir()
-            exports.append(write(stage, folder / name, samples, to=library))
-        entries = [{"to": library, "folder": export.folder.name, **export.arguments} for export in exports]
-        timm_trunk.write_json({"stages": entries, "norm": norm}, folder / STAGES)
-        shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / READER)
-        if to == HUB:
-            model_card.write(trained[-1], folder, library, num_stages=len(stages))
-        answers = _join([export.answers for export in exports], norm)
-        verify([Export("joined", folder, load_joined, {}, answers), *exports], samples)
-    return Path(out)
+    trained = [_trained(source, weights, trust) for source in stages.values()]
+    library = _library(to, trained[-1])
+    exports = []
+    for name, stage in zip(stages, trained, strict=True):
+        (folder / name).mkdir()
+        exports.append(write(stage, folder / name, samples, to=library))
+    entries = [{"to": library, "folder": export.folder.name, **export.arguments} for export in exports]
+    timm_trunk.write_json({"stages": entries, "norm": norm}, folder / STAGES)
+    shutil.copyfile(Path(__file__).with_name("join_stages.py"), folder / READER)
+    if to == HUB:
+        model_card.write(trained[-1], folder, library, num_stages=len(stages))
+    answers = _joined_answers([export.answers for export in exports], norm)
+    return [Export("joined", folder, load_joined, {}, answers), *exports]
 
 
 def write(trained: Trained, folder: Path, samples: Samples, *, to: str, untrained_text: bool = False) -> Export:
-    """Write an export into an empty folder.
-
-    Args:
-        trained: the objective.
-        folder: the folder.
-        samples: what it will be shown.
-        to: as for :func:`export`.
-        untrained_text: as for :func:`export`.
+    """Write an export into an empty folder; see :func:`export`.
 
     Raises:
         ConfigError: the library cannot express the objective.
@@ -162,32 +133,24 @@ def load_joined(folder: str) -> Loaded:
     return runpy.run_path(f"{folder}/join.py")["load"]()
 
 
-def _join(answers: Sequence[Answers], norm: str) -> dict[str, Tensor]:
-    """What all stages together must give.
-
-    Raises:
-        ConfigError: the stages see other pixels or tokens.
-    """
+def _joined_answers(answers: Sequence[Answers], norm: Norm) -> dict[str, Tensor]:
+    """What all stages together must give; stages that see different pixels or tokens are refused."""
     joined = dict(answers[0])
     for name in ("pixels", "tokens"):
         if any(name in answer and not torch.equal(answer[name], joined[name]) for answer in answers):
             raise ConfigError([f"the stages do not take the same {name}: train them with one image_size and tokenizer"])
-    for name in ("image", "text"):
-        if name in joined:
-            parts = [normalize(answer[name], dim=-1) if norm == "each" else answer[name] for answer in answers]
-            joined[name] = normalize(torch.cat(parts, dim=-1), dim=-1)
+    for name in {"image", "text"} & joined.keys():
+        joined[name] = join([answer[name] for answer in answers], norm)
     return joined
 
 
 def _trained(source: Source, weights: str, trust: bool) -> Trained:
     unaveraged = weights == "unaveraged"
-    if isinstance(source, Trained):
-        if unaveraged:
-            raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
-        trained = source
-    else:
-        trained = Trained.read(source, unaveraged=unaveraged, trust=trust)
-    return trained.of_teacher() if weights == "teacher" else trained
+    if not isinstance(source, Trained):
+        source = Trained.read(source, unaveraged=unaveraged)
+    elif unaveraged:
+        raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
+    return source.of_teacher() if weights == "teacher" else source
 
 
 def _library(to: str, trained: Trained) -> str:
@@ -197,10 +160,10 @@ def _library(to: str, trained: Trained) -> str:
 def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights: str) -> None:
     """Raise before anything is read."""
     out = Path(out)
-    if to not in (names := list(dict.fromkeys((*STAGED, *TARGETS)))):
-        raise ConfigError([f"to={to}; set it to {', '.join(names[:-1])} or {names[-1]}"])
-    if weights not in WEIGHTS:
-        raise ConfigError([f"weights={weights}; set it to {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"])
+    for option, value, known in (("to", to, dict.fromkeys((*STAGED, *TARGETS))), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            *names, last = known
+            raise ConfigError([f"{option}={value}; set it to {', '.join(names)} or {last}"])
     if to in TARGETS and (fault := TARGETS[to].missing()):
         raise ConfigError([fault])
     if untrained_text and to != "open_clip":

@@ -3,8 +3,7 @@
 Nothing of the package is imported here, and the network is closed. The job names ``exports``, ``pictures``,
 ``captions``, and ``answer``, a safetensors file that receives for the i-th export ``i/pixels``, ``i/image`` and, where
 there is text, ``i/tokens`` and ``i/text``. An export has the ``source`` of the function ``name`` that loads it, its
-``folder``, further ``arguments``, and ``hub``: the library that is to find it by its name on Hugging Face's hub, or
-null.
+``folder``, further ``arguments``, and ``hub``: the library that finds it by its name on Hugging Face's hub, or null.
 """
 
 import json
@@ -27,13 +26,17 @@ def close_network(event: str, arguments: tuple) -> None:
 
 
 def load(export: dict[str, Any]) -> tuple[Any, Any, Any]:
-    """Model, transform and tokenizer of an export."""
+    """Model, transform and tokenizer of an export, whose model card, if it is for the hub, is checked, too."""
     functions: dict[str, Any] = {}
     exec("from __future__ import annotations\n" + export["source"], functions)
     load = functions[export["name"]]
     if export["hub"] is None:
         return load(export["folder"], **export["arguments"])
-    check_card(export["folder"], export["hub"])
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(Path(export["folder"], "README.md"))
+    if card.data.library_name != export["hub"] or not card.text.strip():
+        raise ValueError(f"the model card names {card.data.library_name}, not {export['hub']}")
     with tempfile.TemporaryDirectory() as cache:  # laid out as huggingface_hub keeps what it has downloaded
         copy = Path(cache, "models--someone--encoder")
         for name in ("refs", "snapshots"):
@@ -41,15 +44,6 @@ def load(export: dict[str, Any]) -> tuple[Any, Any, Any]:
         (copy / "refs" / "main").write_text("0" * 40)
         (copy / "snapshots" / ("0" * 40)).symlink_to(Path(export["folder"]).absolute())
         return load("hf-hub:someone/encoder", cache_dir=cache)
-
-
-def check_card(folder: str, library: str) -> None:
-    """Raise an error where the model card is not valid, or names another library."""
-    from huggingface_hub import ModelCard
-
-    card = ModelCard.load(Path(folder, "README.md"))
-    if card.data.library_name != library or not card.text.strip():
-        raise ValueError(f"the model card in {folder} names {card.data.library_name}, not {library}")
 
 
 def embed(loaded: tuple[Any, Any, Any], pictures: list[str], captions: list[str]) -> dict[str, torch.Tensor]:

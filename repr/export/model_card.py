@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,17 @@ from repr.metrics.classes import load_classes
 from repr.runs.folder import load_evaluations, load_results
 from repr.runs.trained import Trained
 
-CARD = "README.md"
 AFTER_FIT = "end of the run"
 RECIPE = ("objective", "optim", "data", "trainer")  # parts of a config; data holds the views, objective the towers
 LICENSE = (
     "# license: yours to choose, one of hf.co/docs/hub/repositories-licenses; mind the licences of the data\n"
     "# and of the weights that training began with\n"
 )
+TOLD = {  # of weights that are not simply the trained ones
+    "teacher": "those of the teacher, the moving average of the trained ones",
+    "average": "the average that was kept of the trained ones",
+    "unaveraged": "the trained ones, and not the average that was kept of them",
+}
 USE = {
     "open_clip": """\
 import open_clip
@@ -56,8 +60,6 @@ features = model.encode_image(preprocess(Image.open("picture.jpg").convert("RGB"
 """,
 }
 
-Entry = dict[str, Any]  # set, metric, value, chance, protocol
-
 
 def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) -> None:
     """Write ``README.md``; the licence is left open.
@@ -71,154 +73,106 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
     from huggingface_hub import ModelCardData
 
     cfg = trained.cfg
-    found = [] if trained.run is None else [*_evaluated(trained), *_after_fit(trained.run)]
-    entries = [entry for entry in found if math.isfinite(entry["value"])]
-    title = f"{cfg.name}-{cfg.backbone.get('name', 'encoder')}"
-    text = trained.has_text and library == "open_clip"
+    has_text = trained.has_text and library == "open_clip"
     data = ModelCardData(
         library_name=library,
-        pipeline_tag="zero-shot-image-classification" if text else "image-feature-extraction",
-        tags=["representation-learning", "repr-pretrain", get_object(cfg.objective["_target_"]).__name__.lower()],
-        model_name=title,
-        eval_results=_model_index(entries) or None,
+        pipeline_tag="zero-shot-image-classification" if has_text else "image-feature-extraction",
+        tags=["representation-learning", "repr-pretrain", type(trained.objective).__name__.lower()],
     )
+    recipe = {name: _shortened(OmegaConf.to_container(cfg[name], resolve=True)) for name in RECIPE}
     lines = [
+        f"---\n{data.to_yaml()}\n{LICENSE}---\n\n# {cfg.name}-{cfg.backbone.get('name', 'encoder')}\n",
         *_about(trained, library, num_stages),
-        *_use(library, num_stages),
-        *_recipe(cfg),
-        *_metrics(trained, entries),
+        f"\n## Use\n\n```python\n{USE['stages' if num_stages else library]}```",
+        f"\n## Recipe\n\nSeed {cfg.seed}. Paths are shortened to their last name.\n",
+        f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(recipe))}```",
+        "\n## Evaluation\n",
+        *_evaluation(trained),
     ]
-    content = f"---\n{data.to_yaml()}\n{LICENSE}---\n\n# {title}\n\n" + "\n".join(lines) + "\n"
-    (folder / CARD).write_text(content, encoding="utf-8")
-
-
-TOLD = {  # of weights that are not simply the trained ones
-    "teacher": "those of the teacher, the moving average of the trained ones",
-    "average": "the average that was kept of the trained ones",
-    "unaveraged": "the trained ones, and not the average that was kept of them",
-}
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _about(trained: Trained, library: str, num_stages: int) -> Iterator[str]:
     """What was trained, how, on what."""
-    cfg, flow = trained.cfg, type(trained.objective)
-    backbone = trained.objective.backbone
-    towers = f"an image encoder ({cfg.backbone.get('name')}, {_millions(backbone)} M parameters)"
+    cfg, objective = trained.cfg, trained.objective
+    towers = f"An image encoder ({cfg.backbone.get('name')}, {_millions(objective.backbone)} M parameters)"
     if trained.has_text and library == "open_clip":
-        towers += f" and a text encoder ({_millions(trained.objective.text)} M parameters)"
+        towers += f" and a text encoder ({_millions(objective.text)} M parameters)"
     stages = f" in {num_stages} stages of multistage learning, each a model of its own" if num_stages else ""
     weights = f"; the weights are {TOLD[trained.weights]}" if trained.weights in TOLD else ""
-    yield f"{towers[0].upper()}{towers[1:]}, trained with [repr](https://pypi.org/project/repr-pretrain){stages}{weights}."
+    yield f"{towers}, trained with [repr](https://pypi.org/project/repr-pretrain){stages}{weights}."
     yield ""
-    doc = inspect.getdoc(flow) or ""
-    methods = next((part for part in doc.split("\n\n") if part.startswith(("Method", "Methods"))), "")
-    yield f"- **Objective**: `{flow.__name__}`: {doc.splitlines()[0] if doc else ''} {' '.join(methods.split())}"
-    terms = ", ".join(f"{name} {weight:g}" for name, weight in trained.objective.weights.items())
-    yield f"- **Weights of its terms**: {terms}"
-    yield f"- **Data**: {_source(cfg.data.train)}"
-    yield f"- **Images**: {cfg.data.image_size} x {cfg.data.image_size} pixels, RGB"
+    doc = inspect.getdoc(type(objective)) or ""
+    summary = doc.partition("\n")[0]
+    methods = next((part for part in doc.split("\n\n") if part.startswith("Method")), "")
     batch = cfg.data.batch_size * cfg.trainer.get("accumulate_grad_batches", 1)
     length = f"{cfg.trainer.max_epochs} epochs" if cfg.trainer.get("max_epochs") else f"{cfg.trainer.max_steps} steps"
-    yield f"- **Recipe**: {length} of batches of {batch}, {cfg.optim.get('name', 'adamw')} with rate {cfg.optim.lr:g}"
-    if cfg.get("init_from") or cfg.backbone.get("pretrained"):
-        yield f"- **Began with**: {_shortened(cfg.get('init_from')) or 'the pretrained weights of timm'}"
-    if parts := _left_out(trained.objective, library):
-        yield f"- **Not included**: {', '.join(parts)}"
-
-
-def _left_out(objective: Any, library: str) -> list[str]:
-    """The parts with weights that served the training alone."""
+    pretrained = "the pretrained weights of timm" if cfg.backbone.get("pretrained") else None
     kept = {"backbone"} if library == "timm" else {"backbone", "image_projection", "text"}
-    return [
-        name for name, part in objective.named_children() if name not in kept and any(True for _ in part.parameters())
-    ]
+    others = [(name, [*part.parameters()]) for name, part in objective.named_children() if name not in kept]
+    facts = {
+        "Objective": f"`{type(objective).__name__}`: {summary} {' '.join(methods.split())}",
+        "Weights of its terms": ", ".join(f"{name} {weight:g}" for name, weight in objective.weights.items()),
+        "Data": _source(cfg.data.train),
+        "Images": f"{cfg.data.image_size} x {cfg.data.image_size} pixels, RGB",
+        "Recipe": f"{length} of batches of {batch}, {cfg.optim.get('name', 'adamw')} with rate {cfg.optim.lr:g}",
+        "Began with": _shortened(cfg.get("init_from")) or pretrained,
+        "Not included": ", ".join(name for name, parameters in others if parameters),
+    }
+    yield from (f"- **{name}**: {fact}" for name, fact in facts.items() if fact)
 
 
 def _millions(module: Any) -> str:
     return f"{sum(parameter.numel() for parameter in module.parameters()) / 1e6:.1f}"
 
 
-def _use(library: str, num_stages: int) -> Iterator[str]:
-    yield "\n## Use\n"
-    yield f"```python\n{USE['stages' if num_stages else library]}```"
-
-
-def _recipe(cfg: DictConfig) -> Iterator[str]:
-    """The parts of the config that decide what was learned; of paths the last name."""
-    parts = {name: OmegaConf.to_container(cfg[name], resolve=True) for name in RECIPE}
-    yield "\n## Recipe\n"
-    yield f"Seed {cfg.seed}. Paths are shortened to their last name.\n"
-    yield f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(_shortened(parts)))}```"
-
-
-def _metrics(trained: Trained, entries: list[Entry]) -> Iterator[str]:
-    yield "\n## Evaluation\n"
-    if not entries:
+def _evaluation(trained: Trained) -> Iterator[str]:
+    """The numbers of these weights, what the sets are, and the protocols of the run."""
+    rows = [] if trained.run is None else _rows(trained.run, trained.name)
+    if not rows:
         yield "These weights were not evaluated by the run that they come from."
         return
     yield "| set | metric | value | chance | protocol |\n|---|---|---:|---:|---|"
-    for entry in entries:
-        chance = "" if entry["chance"] is None else f"{entry['chance']:.4f}"
-        protocol = str(entry["protocol"]).replace("|", "\\|").replace("\n", " ")
-        yield f"| {entry['set']} | {entry['metric']} | {entry['value']:.4f} | {chance} | {protocol} |"
-    sets = {name: _source(node) for name, node in (trained.cfg.data.get("eval") or {}).items()}
-    if sets:
-        yield "\nSets: " + "; ".join(f"`{name}`: {told}" for name, told in sets.items()) + "."
-    if any(entry["protocol"] == AFTER_FIT for entry in entries):
-        yield from _protocol(trained.cfg)
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+    if sets := trained.cfg.data.get("eval"):
+        yield "\nSets: " + "; ".join(f"`{name}`: {_source(node)}" for name, node in sets.items()) + "."
+    if any(row[-1] == AFTER_FIT for row in rows):
+        yield from _protocols(trained.cfg)
 
 
-def _model_index(entries: list[Entry]) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="zero-shot-image-classification"
-            if "zero_shot" in entry["metric"]
-            else "image-feature-extraction",
-            dataset_type=entry["set"],
-            dataset_name=entry["set"],
-            metric_type=entry["metric"],
-            metric_name=entry["metric"],
-            metric_value=entry["value"],
-            metric_args={"protocol": entry["protocol"]},
-        )
-        for entry in entries
-    ]
-
-
-def _after_fit(run: Path) -> Iterator[Entry]:
-    """``results.json``, the evaluation after the last step."""
-    for name, result in load_results(run).items():
-        of_set, _, metric = name.partition("/")
-        yield {**result, "set": of_set, "metric": metric, "protocol": AFTER_FIT}
-
-
-def _evaluated(trained: Trained) -> Iterator[Entry]:
-    """What ``repr.evaluate`` has found for the run or for the checkpoint."""
-    assert trained.run is not None
-    for _, evaluation in sorted(load_evaluations(trained.run).items()):
-        if Path(evaluation["model"]["name"]).name not in (trained.run.name, Path(trained.name).name):
+def _rows(run: Path, checkpoint: str) -> list[tuple[str, ...]]:
+    """Set, metric, value, chance and protocol of every finite number, each number once."""
+    rows = []
+    for _, evaluation in sorted(load_evaluations(run).items()):
+        if Path(evaluation["model"]["name"]).name not in (run.name, Path(checkpoint).name):
             continue  # of another checkpoint of the run
         data = "" if evaluation["data"]["name"] == "own" else f"{evaluation['data']['name']}/"
         for name, result in evaluation["results"].items():
-            of_set, _, metric = name.partition("/")
-            told = ", ".join(f"{key}={value}" for key, value in result["protocol"].items())
-            yield {**result, "set": data + of_set, "metric": metric, "protocol": told}
+            protocol = ", ".join(f"{key}={value}" for key, value in result["protocol"].items())
+            rows.append(_row(data, name, result, protocol.replace("|", "\\|").replace("\n", " ")))
+    known = {row[:3] for row in rows}  # repr.evaluate tells the protocol whole
+    after_fit = [_row("", name, result, AFTER_FIT) for name, result in load_results(run).items()]
+    rows += [row for row in after_fit if row[:3] not in known]
+    return [row for row in dict.fromkeys(rows) if math.isfinite(float(row[2]))]
 
 
-def _protocol(cfg: DictConfig) -> Iterator[str]:
+def _row(data: str, name: str, result: Mapping[str, Any], protocol: str) -> tuple[str, ...]:
+    of_set, _, metric = name.partition("/")
+    chance = "" if result["chance"] is None else f"{result['chance']:.4f}"
+    return data + of_set, metric, f"{result['value']:.4f}", chance, protocol
+
+
+def _protocols(cfg: DictConfig) -> Iterator[str]:
     """The protocols of the config's evaluation, each with its options and its first sentence."""
-    evaluation = cfg.get("eval") or {}
+    evaluation: Any = OmegaConf.to_container(cfg.eval, resolve=True) if cfg.get("eval") else {}
     yield "\nAt the end of the run, on frozen features of the evaluation transform; what learns from labels learns"
     yield f"from {cfg.data.bank_size or 'all'} rows of the training set:\n"
-    nodes = {key: node for key, node in evaluation.items() if OmegaConf.is_dict(node) and key != "exhibits"}
-    for key, node in nodes.items():
-        told = ", ".join(f"{name}={value}" for name, value in node.items() if name != "_target_" and name != "classes")
-        doc = " ".join((inspect.getdoc(get_object(node["_target_"])) or "").split("\n\n")[0].split())
-        yield f"- `{key}({told})`: {doc}"
-    for of_set, given in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
-        files: Any = OmegaConf.to_container(given, resolve=True) if OmegaConf.is_config(given) else given
+    for key, node in evaluation.items():
+        if isinstance(node, dict) and key != "exhibits":
+            options = [f"{name}={value}" for name, value in node.items() if name not in ("_target_", "classes")]
+            doc = " ".join((inspect.getdoc(get_object(node["_target_"])) or "").split("\n\n")[0].split())
+            yield f"- `{key}({', '.join(options)})`: {doc}"
+    for of_set, files in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
         paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)
         if not all(Path(path).is_file() for path in paths):  # of the machine that trained
             continue

@@ -55,13 +55,9 @@ def vision_cfg(vit: nn.Module, image_size: int) -> dict[str, Any] | None:
 def visual_tensors(vit: Any, projection: Tensor | None) -> dict[str, Tensor]:
     """The tensors of a ViT for which :func:`vision_cfg` has an answer, under open_clip's names.
 
-    Args:
-        vit: width W.
-        projection: (D, W) from the pooled features to the embedding; None: open_clip's is the identity.
+    ``projection`` (D, width) leads from the pooled features to the embedding; None: open_clip's is the identity.
     """
-    width, own = vit.embed_dim, vit.state_dict()
-    cls_token = own["cls_token"].flatten()
-    num_patches = vit.patch_embed.num_patches
+    width, own, num_patches = vit.embed_dim, vit.state_dict(), vit.patch_embed.num_patches
     table = own["pos_embed"][0] if "pos_embed" in own else own["cls_token"].new_zeros(num_patches, width)
     if len(table) == num_patches:  # the class token has no place of its own
         table = torch.cat([torch.zeros_like(table[:1]), table])
@@ -69,7 +65,7 @@ def visual_tensors(vit: Any, projection: Tensor | None) -> dict[str, Tensor]:
     if "patch_embed.proj.bias" in own:  # open_clip has none there; added to every patch, as the table is
         table[1:] += own["patch_embed.proj.bias"]
     tensors = {
-        "class_embedding": cls_token,
+        "class_embedding": own["cls_token"].flatten(),
         "positional_embedding": table,
         "conv1.weight": own["patch_embed.proj.weight"],
         "proj": torch.eye(width) if projection is None else projection.T,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from repr.config import ConfigError
-from repr.export.openclip import tokenizer_cfg
+from repr.export.openclip import tokenizer_options
 from repr.export.target import Answers, Loaded, Samples, Target, our_answers
 from repr.export.timm_trunk import write_json
 from repr.models.concat import Encoder
@@ -31,26 +31,19 @@ def missing() -> str | None:
 def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:
     """Write ``image.onnx``, ``text.onnx`` where text was trained, ``settings.json`` and ``load.py``.
 
-    The batch is the first dimension of inputs and outputs, of any size; the others are those of the training.
-
-    Args:
-        trained: the objective.
-        folder: an empty folder.
-        samples: what it is shown.
-
-    Returns:
-        See :class:`repr.export.target.Target`.
+    The batch is the first dimension of inputs and outputs, of any size; the others are those of the training. See
+    :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: the tokenizer is not one that the reader can make, or torch cannot translate a tower.
     """
-    ours = our_answers(trained, samples)
-    data, settings = trained.cfg.data, {}
-    image: dict[str, Any] = {"size": data.image_size, "mean": [*data.mean], "std": [*data.std]}
-    settings["image"] = {**image, "resize": "the shorter side to size, bicubic; then the central square"}
+    ours, data = our_answers(trained, samples), trained.cfg.data
+    resize = "the shorter side to size, bicubic; then the central square"
+    image = {"size": data.image_size, "mean": [*data.mean], "std": [*data.std], "resize": resize}
+    settings: dict[str, dict[str, Any]] = {"image": image}
     if trained.has_text:
         length = ours["tokens"].shape[1]
-        options = tokenizer_cfg(trained.cfg, trained.name, length).get("tokenizer_kwargs", {})
+        options = tokenizer_options(trained, length)
         settings["text"] = {"tokenizer": "open_clip.SimpleTokenizer", "context_length": length, **options}
         _translate(trained, "text", ours["tokens"], folder)
     _translate(trained, "image", ours["pixels"], folder)

@@ -28,25 +28,16 @@ from repr.runs.trained import Trained
 # Below the folder, since open_clip takes a file inside it for a whole model.
 IMAGE_TOWER = "image_tower/open_clip_visual.safetensors"
 
-Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors under open_clip's names
+Tower = tuple[dict[str, Any], dict[str, Tensor]]  # config of a model, tensors of its image tower
 
 
 def write(
     trained: Trained, folder: Path, samples: Samples, *, untrained_text: bool = False
 ) -> tuple[dict[str, Any], Answers]:
-    """Write ``open_clip_config.json`` and the tensors.
+    """Write ``open_clip_config.json`` and the tensors; see :class:`repr.export.target.Target`.
 
     An image-text objective gives ``open_clip_model.safetensors``. One of images alone gives the image tower for
     ``pretrained_image_path``; with ``untrained_text`` it gives a whole model whose text tower has random weights.
-
-    Args:
-        trained: the objective.
-        folder: an empty folder.
-        samples: what it is shown.
-        untrained_text: see above.
-
-    Returns:
-        See :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: open_clip has no such tower or tokenizer.
@@ -54,39 +45,24 @@ def write(
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
     text_cfg(trained)  # for its errors, before anything is computed
-    ours = our_answers(trained, samples)
-    model_cfg, tensors = _image_tower(trained, ours["pixels"])
-    if trained.has_text and (width := trained.objective.text.output_dim) != model_cfg["embed_dim"]:
-        raise ConfigError(
-            [
-                "open_clip has one space for images and texts, and those of "
-                f"{trained.name} are {model_cfg['embed_dim']} and {width} wide. "
-                "Export the image tower with to=timm, or both with to=onnx"
-            ]
-        )
-    if trained.has_text:
-        tensors |= _text_tensors(trained)
-    elif untrained_text:
-        tensors = _built(model_cfg).state_dict() | tensors
-    data = trained.cfg.data
+    ours, data = our_answers(trained, samples), trained.cfg.data
+    model_cfg, visual = _image_tower(trained, ours)
     preprocess_cfg = {"mean": [*data.mean], "std": [*data.std], "interpolation": "bicubic", "resize_mode": "shortest"}
-    config = {"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}
-    write_json(config, folder / "open_clip_config.json")
-    if trained.has_text or untrained_text:
-        write_tensors(tensors, folder / "open_clip_model.safetensors")
-        return {}, ours
-    (folder / IMAGE_TOWER).parent.mkdir()
-    write_tensors({key.removeprefix("visual."): tensor for key, tensor in tensors.items()}, folder / IMAGE_TOWER)
-    return {"image_tower": IMAGE_TOWER}, ours
+    write_json({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, folder / "open_clip_config.json")
+    if not trained.has_text and not untrained_text:
+        (folder / IMAGE_TOWER).parent.mkdir()
+        write_tensors(visual, folder / IMAGE_TOWER)
+        return {"image_tower": IMAGE_TOWER}, ours
+    others = _text_tensors(trained, model_cfg["embed_dim"]) if trained.has_text else _built(model_cfg).state_dict()
+    tensors = others | {f"visual.{key}": tensor for key, tensor in visual.items()}
+    write_tensors(tensors, folder / "open_clip_model.safetensors")
+    return {}, ours
 
 
 def load(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
-    """Read a whole model, or one whose image tower lies in a file of its own.
+    """Read a whole model, or one whose image tower is a file of its own below the folder.
 
-    Args:
-        folder: of the export.
-        image_tower: that file, below the folder.
-        where: given with a name on the hub in the place of the folder.
+    Where ``where`` is given, ``folder`` is a name on the hub.
     """
     import open_clip
 
@@ -99,40 +75,33 @@ def load(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
 TARGET = Target(write, load, mark=("open_clip_config.json",))
 
 
-def _image_tower(trained: Trained, pixels: Tensor) -> Tower:
-    """The first of the ways to say it to open_clip that gives our embeddings: model config, tensors of ``visual``.
-
-    Raises:
-        ConfigError: none does.
-    """
-    with torch.inference_mode():
-        ours = {"embedding": trained.objective.encode_image(pixels)}
+def _image_tower(trained: Trained, ours: Answers) -> Tower:
+    """The first of the ways to say it to open_clip that gives our embeddings; where none does, all faults are told."""
     name, options = timm_call(trained)
     usual: Any = get_pretrained_cfg_value(name, "input_size")
     faults = []
-    for model_cfg, tensors in _candidates(trained, ours["embedding"].shape[1]):
+    for model_cfg, tensors in _candidates(trained, ours["image"].shape[1]):
         if "timm_model_name" in model_cfg["vision_cfg"] and options.get("img_size", usual[-1]) != usual[-1]:
             faults.append(f"{name} is built for {usual[-2]} x {usual[-1]} pixels")
             continue
         visual = _built(model_cfg).visual
         try:
-            visual.load_state_dict({key.removeprefix("visual."): tensor for key, tensor in tensors.items()})
+            visual.load_state_dict(tensors)
         except RuntimeError as error:
             faults.append(str(error).splitlines()[1].strip())
             continue
         with torch.inference_mode():
-            fault = difference({"embedding": visual.eval()(pixels)}, ours)
+            fault = difference({"embedding": visual.eval()(ours["pixels"])}, {"embedding": ours["image"]})
         if fault is None:
             return model_cfg, tensors
         faults.append(fault)
     told = ", ".join(f"{key}={value}" for key, value in options.items()) or "no arguments"
-    raise ConfigError(
-        [
-            f"open_clip {open_clip.__version__} cannot express the backbone of {trained.name}: it makes timm's {name} "
-            f"by name alone, here with {told}, and this is none of its own ViTs ({'; '.join(dict.fromkeys(faults))}). "
-            "Export it with to=timm"
-        ]
+    fault = (
+        f"open_clip {open_clip.__version__} cannot express the backbone of {trained.name}: it makes timm's {name} by "
+        f"name alone, here with {told}, and this is none of its own ViTs ({'; '.join(dict.fromkeys(faults))}). "
+        "Export it with to=timm"
     )
+    raise ConfigError([fault])
 
 
 def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
@@ -151,16 +120,16 @@ def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
         "timm_proj_bias": projection is not None and projection.bias is not None,
         "image_size": size,
     }
-    tensors = {f"visual.trunk.{key}": tensor for key, tensor in objective.backbone.state_dict().items()}
+    tensors = {f"trunk.{key}": tensor for key, tensor in objective.backbone.state_dict().items()}
     if projection is not None:
-        tensors |= {f"visual.head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
+        tensors |= {f"head.proj.{key}": tensor for key, tensor in projection.state_dict().items()}
     yield config | {"vision_cfg": by_name}, tensors
     own = native_vit.vision_cfg(objective.backbone, size)
     if own is None or (projection is not None and projection.bias is not None):
         return
     renamed = native_vit.visual_tensors(objective.backbone, None if projection is None else projection.weight)
     for quick in [quick_gelu] if trained.has_text else [False, True]:
-        yield config | {"vision_cfg": own, "quick_gelu": quick}, {f"visual.{k}": t for k, t in renamed.items()}
+        yield config | {"vision_cfg": own, "quick_gelu": quick}, renamed
 
 
 def _built(model_cfg: dict[str, Any]) -> Any:
@@ -170,8 +139,12 @@ def _built(model_cfg: dict[str, Any]) -> Any:
         return CustomTextCLIP(**{key: value for key, value in model_cfg.items() if key != "custom_text"})
 
 
-def _text_tensors(trained: Trained) -> dict[str, Tensor]:
+def _text_tensors(trained: Trained, embed_dim: int) -> dict[str, Tensor]:
+    """The text tower, temperature and bias; a tower of another width than that of the images is refused."""
     objective = trained.objective
+    if (width := objective.text.output_dim) != embed_dim:
+        fault = f"open_clip has one space for images and texts, and those of {trained.name} are {embed_dim} and {width}"
+        raise ConfigError([f"{fault} wide. Export the image tower with to=timm, or both with to=onnx"])
     tensors = {f"text.{key}": tensor for key, tensor in objective.text.state_dict().items()}
     scalars = {key: getattr(objective, key, None) for key in ("logit_scale", "logit_bias")}
     tensors |= {key: tensor.detach() for key, tensor in scalars.items() if tensor is not None}
@@ -185,11 +158,8 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
     Raises:
         ConfigError: open_clip cannot be told so.
     """
-    node = trained.cfg.objective.get("text") or trained.cfg.text
-    target = str(node.get("_target_"))
-    if not (target.startswith("open_clip.") and target.endswith("TextTransformer")):
-        raise ConfigError([f"{trained.name}: text is {target}; only open_clip's TextTransformer can be exported"])
-    options = {str(key): node[key] for key in node if not str(key).startswith("_") and key != "output_dim"}
+    options = _options(trained, "text", trained.cfg.objective.get("text") or trained.cfg.text, "TextTransformer")
+    options.pop("output_dim", None)
     activation = options.pop("act_layer", None)
     activation = nn.GELU if activation is None else instantiate(activation)
     known = {field.name for field in fields(CLIPTextCfg)}
@@ -200,28 +170,31 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
     if unknown:
         told = ", ".join(f"text.{key}={value}" for key, value in unknown.items())
         raise ConfigError([f"open_clip {open_clip.__version__} cannot express {told} of {trained.name}"])
-    config: Any = OmegaConf.to_container(OmegaConf.create({k: v for k, v in options.items() if k in known}))
-    if trained.cfg.get("tokenizer") is None and trained.has_text:
-        raise ConfigError(
-            [f"{trained.name} encodes text, and tokenizer is null: set it to the one that it was trained with"]
-        )
-    return {**config, **tokenizer_cfg(trained.cfg, trained.name, options["context_length"])}, activation is QuickGELU
+    config = {key: value for key, value in options.items() if key in known}
+    if tokenizer := tokenizer_options(trained, options["context_length"]):
+        config["tokenizer_kwargs"] = tokenizer
+    return config, activation is QuickGELU
 
 
-def tokenizer_cfg(cfg: DictConfig, name: str, context_length: int) -> dict[str, Any]:
-    """The part of ``text_cfg`` that says how texts become tokens.
+def tokenizer_options(trained: Trained, context_length: int) -> dict[str, Any]:
+    """The arguments of open_clip's SimpleTokenizer beside the length; none where there is no tokenizer.
 
     Raises:
-        ConfigError: it is not open_clip's SimpleTokenizer, or gives texts of another length than the tower's.
+        ConfigError: it is another tokenizer, or gives texts of another length than the tower's.
     """
-    node = cfg.get("tokenizer")
-    if node is None:
-        return {}
-    options = {str(key): node[key] for key in node if not str(key).startswith("_")}
+    node = trained.cfg.get("tokenizer")
+    options = {} if node is None else _options(trained, "tokenizer", node, "SimpleTokenizer")
     length = options.pop("context_length", context_length)
-    target = str(node.get("_target_"))
-    if not (target.startswith("open_clip.") and target.endswith("SimpleTokenizer")):
-        raise ConfigError([f"{name}: tokenizer is {target}; only open_clip's SimpleTokenizer can be exported"])
     if length != context_length:
-        raise ConfigError([f"{name}: tokenizer.context_length={length} is not text.context_length={context_length}"])
-    return {"tokenizer_kwargs": options} if options else {}
+        fault = f"tokenizer.context_length={length} is not text.context_length={context_length}"
+        raise ConfigError([f"{trained.name}: {fault}"])
+    return options
+
+
+def _options(trained: Trained, part: str, node: DictConfig, class_name: str) -> dict[str, Any]:
+    """The arguments of a class of open_clip in a config; any other class is refused."""
+    target = str(node.get("_target_"))
+    if not (target.startswith("open_clip.") and target.endswith(class_name)):
+        raise ConfigError([f"{trained.name}: {part} is {target}; only open_clip's {class_name} can be exported"])
+    options: Any = OmegaConf.to_container(node, resolve=True)
+    return {key: value for key, value in options.items() if not key.startswith("_")}

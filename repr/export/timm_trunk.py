@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.target import Answers, Loaded, Samples, Target, our_answers
@@ -19,41 +19,33 @@ from repr.runs.trained import Trained
 def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:
     """Write ``config.json`` and ``model.safetensors``: the backbone with its arguments, and the evaluation transform.
 
-    Args:
-        trained: the objective.
-        folder: an empty folder.
-        samples: what it is shown.
-
-    Returns:
-        See :class:`repr.export.target.Target`.
+    See :class:`repr.export.target.Target`.
 
     Raises:
         ConfigError: the backbone is not one that timm can make again.
     """
     data, backbone = trained.cfg.data, trained.objective.backbone
     name, options = timm_call(trained)
-    known = backbone.pretrained_cfg
-    pretrained_cfg = {
-        "custom_load": False,
-        "input_size": [3, data.image_size, data.image_size],
-        "fixed_input_size": "img_size" in options,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(data.mean),
-        "std": list(data.std),
-        "num_classes": 0,
-        "pool_size": None,
-        "first_conv": known.get("first_conv"),
-        "classifier": known.get("classifier"),
-    }
     config = {
         "architecture": name,
         "num_classes": 0,
         "num_features": backbone.num_features,
         "global_pool": pooling(backbone),
         "model_args": options,
-        "pretrained_cfg": pretrained_cfg,
+        "pretrained_cfg": {
+            "custom_load": False,
+            "input_size": [3, data.image_size, data.image_size],
+            "fixed_input_size": "img_size" in options,
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "num_classes": 0,
+            "pool_size": None,
+            "first_conv": backbone.pretrained_cfg.get("first_conv"),
+            "classifier": backbone.pretrained_cfg.get("classifier"),
+        },
     }
     write_json(config, folder / "config.json")
     write_tensors(backbone.state_dict(), folder / "model.safetensors")
@@ -61,7 +53,7 @@ def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, A
 
 
 def load(folder: str, **where: Any) -> Loaded:
-    """Read a backbone; ``where`` is given with a name on the hub in the place of the folder."""
+    """Read a backbone from a folder, or by its name on the hub where ``where`` is given."""
     import timm
 
     model = timm.create_model(folder if where else f"local-dir:{folder}", pretrained=True, **where).eval()
@@ -81,12 +73,12 @@ def timm_call(trained: Trained) -> tuple[str, dict[str, Any]]:
     target = node.get("_target_")
     if target != "repr.models.backbone.backbone":
         raise ConfigError([f"{trained.name}: backbone is {target}; only repr.models.backbone.backbone can be exported"])
-    ours = ("_target_", "name", "image_size", "pretrained")
-    options: Any = OmegaConf.to_container(OmegaConf.create({str(k): v for k, v in node.items() if k not in ours}))
-    if objects := [key for key, value in options.items() if isinstance(value, dict) and "_target_" in value]:
-        raise ConfigError(
-            [f"{trained.name}: backbone.{objects[0]} is an object, which cannot be exported; give timm's name for it"]
-        )
+    resolved: Any = OmegaConf.to_container(node, resolve=True)
+    options = {k: v for k, v in resolved.items() if k not in ("_target_", "name", "image_size", "pretrained")}
+    for key, value in options.items():
+        if isinstance(value, dict) and "_target_" in value:
+            fault = f"backbone.{key} is an object, which cannot be exported; give timm's name for it"
+            raise ConfigError([f"{trained.name}: {fault}"])
     if node.get("image_size") is not None and takes_image_size(node.name):
         options["img_size"] = node.image_size
     return node.name, options
@@ -96,10 +88,9 @@ def pooling(backbone: Any) -> str:
     """How timm calls the way in which a model pools its last map."""
     for holder in (backbone, getattr(backbone, "head", None)):
         pool = getattr(holder, "global_pool", None)
+        pool = getattr(pool, "pool_type", pool)  # of a module that pools
         if isinstance(pool, str):
             return pool
-        if isinstance(pool, nn.Module) and hasattr(pool, "pool_type"):
-            return str(pool.pool_type)
     return ""
 
 

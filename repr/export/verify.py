@@ -25,10 +25,6 @@ LOADER_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_
 def verify(exports: Sequence[Export], samples: Samples) -> None:
     """Load every export in one fresh process without network and compare what it gives with ours.
 
-    Args:
-        exports: what was written.
-        samples: what they are shown.
-
     Raises:
         ValueError: an export does not load, or gives something else; nothing of it may be kept.
     """
@@ -68,11 +64,8 @@ def answers_elsewhere(exports: Sequence[Export], samples: Samples) -> list[dict[
             last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
             raise ValueError(f"the export does not load in a fresh process, so it was not kept: {last[0]}")
         tensors = load_file(answer)
-    answers: list[dict[str, Tensor]] = [{} for _ in exports]
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("/")
-        answers[int(index)][key] = tensor
-    return answers
+    pairs = [(name.partition("/"), tensor) for name, tensor in tensors.items()]
+    return [{key: tensor for (index, _, key), tensor in pairs if index == str(i)} for i in range(len(exports))]
 
 
 def difference(theirs: Answers, ours: Answers) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from repr.report.run import CHANCE, Run, short_name
+from repr.report.run import CHANCE, Run, exhibit_names
 
 DOTTED = {"color": "#94a3b8", "width": 1.5, "dash": "dot"}
 AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargin": False}
@@ -16,7 +16,7 @@ AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargi
 
 def curve_names(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]]:
     """The loss and its terms, what was evaluated more than once, and whatever else was logged."""
-    logged = sorted({name for run in runs for name in row_names(run) if not name.endswith(CHANCE)})
+    logged = sorted(name for name in _columns(runs) - {"step", "epoch"} if not name.endswith(CHANCE))
     weights = [run.option("objective.weights") or {} for run in runs]
     terms = {f"train/{name}" for each in weights for name in each}
     losses = [name for name in logged if name in terms]
@@ -27,32 +27,33 @@ def curve_names(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]]:
     return losses, several, [name for name in logged if name not in {"train/loss", *terms, *evaluated}]
 
 
-def row_names(run: Run) -> set[str]:
-    """Columns of the metrics of a run."""
-    return {name for row in run.rows for name in row} - {"step", "epoch"}
-
-
-def plots(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """A card a column."""
-    if names:
-        yield f'<div class="plots">{"".join(_curves(name, name.removeprefix("train/"), runs) for name in names)}</div>'
+def _columns(runs: Sequence[Run]) -> set[str]:
+    return {name for run in runs for row in run.rows for name in row}
 
 
 def losses(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """Likewise of losses, where chance is a level to get away from."""
-    if any(name + CHANCE in row_names(run) for run in runs for name in names):
+    """A card a loss, whose value at chance is a level to get away from."""
+    if not _columns(runs).isdisjoint(name + CHANCE for name in names):
         yield '<p class="lead">Dotted: the value at chance, of features that have no relation to each other.</p>'
     yield from plots(names, runs)
 
 
+def plots(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
+    """A card a column of training."""
+    if names:
+        yield f'<div class="plots">{"".join(_curves(name, name.removeprefix("train/"), runs) for name in names)}</div>'
+
+
 def over_time(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """Likewise of evaluations, set by set, in the order of the results."""
+    """A card a column of evaluation, set by set, in the order of the results."""
     order = {name: place for run in reversed(runs) for place, name in enumerate(run.results)}
-    names = sorted(names, key=lambda name: (order.get(name, len(order)), name))
-    for group in dict.fromkeys(name.split("/", 1)[0] for name in names):
-        mine = [name for name in names if name.split("/", 1)[0] == group]
-        yield f"<h4>{html.escape(group)}</h4>"
-        yield f'<div class="plots small">{"".join(_curves(name, name.split("/", 1)[1], runs) for name in mine)}</div>'
+    sets: dict[str, list[tuple[str, str]]] = {}  # set -> (column, metric)
+    for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
+        of_set, metric = name.split("/", 1)
+        sets.setdefault(of_set, []).append((name, metric))
+    for of_set, columns in sets.items():
+        yield f"<h4>{html.escape(of_set)}</h4>"
+        yield f'<div class="plots small">{"".join(_curves(name, metric, runs) for name, metric in columns)}</div>'
 
 
 def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
@@ -62,14 +63,12 @@ def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
     figure, constants, last = go.Figure(), dict[float, list[int]](), []
     for run in runs:
         steps, values = run.curve(name)
-        mode = "lines" if len(steps) > 30 else "lines+markers"
-        line = {"color": run.colour, "width": 2}
-        figure.add_scatter(x=steps, y=values, mode=mode, line=line, name=short_name(run, runs))
+        figure.add_scatter(x=steps, y=values, mode="lines" if len(steps) > 30 else "lines+markers", **_style(run))
         _, levels = run.curve(name + CHANCE)
         constant = run.results.get(name, {}).get("chance")
         if not levels and constant is not None:
             levels = [constant] * len(steps)
-        if steps and levels and len(set(levels)) == 1:  # equal ones of several runs are one line
+        if steps and len(set(levels)) == 1:  # equal ones of several runs are one line
             constants.setdefault(levels[0], []).extend(steps)
         elif levels:
             figure.add_scatter(x=steps, y=levels, mode="lines", line=DOTTED, name="chance")
@@ -77,50 +76,48 @@ def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
     for level, steps in constants.items():
         figure.add_scatter(x=[min(steps), max(steps)], y=[level, level], mode="lines", line=DOTTED, name="chance")
     shown = dict.fromkeys(f"{level:.4g}" for level in last)
-    note = f"chance {', '.join(shown)}" if shown else ""
     figure.update_yaxes(tickformat=".5~g")
-    return card(title, figure, note=note)
+    return _card(title, figure, f"chance {', '.join(shown)}" if shown else "")
 
 
 def spectra(runs: Sequence[Run]) -> Iterator[str]:
     """For each set and table of features the eigenvalues of their covariance, as shares of the variance."""
+    names = exhibit_names(runs, "spectrum/")
+    if not names:
+        return
+    yield '<p class="lead">Eigenvalues of the covariance, as shares of the variance, the strongest first.'
+    yield ' A steep fall is a representation that uses few of its dimensions.</p><div class="plots">'
+    for of_set, table in names:
+        spectra = [(run, run.exhibits.get(of_set, {}).get(f"spectrum/{table}")) for run in runs]
+        yield _spectrum(f"{of_set}: {table}", [(run, values) for run, values in spectra if values is not None])
+    yield "</div>"
+
+
+def _spectrum(title: str, spectra: Sequence[tuple[Run, np.ndarray]]) -> str:
     import plotly.graph_objects as go
+    from scipy.stats import entropy
 
-    keys = [(name, key) for run in runs for name, arrays in run.exhibits.items() for key in arrays]
-    keys = [(name, key) for name, key in dict.fromkeys(keys) if key.startswith("spectrum/")]
-    if keys:
-        yield '<p class="lead">Eigenvalues of the covariance, as shares of the variance, the strongest first.'
-        yield ' A steep fall is a representation that uses few of its dimensions.</p><div class="plots">'
-    for name, key in keys:
-        figure, ranks = go.Figure(), []
-        for run in runs:
-            values = run.exhibits.get(name, {}).get(key)
-            if values is None or not values.sum():
-                continue
-            share = values / values.sum()
-            kept = share > 1e-12  # what rounding leaves is none
-            x, y = np.arange(1, len(share) + 1)[kept], share[kept]
-            figure.add_scatter(
-                x=x, y=y, mode="lines", line={"color": run.colour, "width": 2}, name=short_name(run, runs)
-            )
-            ranks.append(f'<b style="color:{run.colour}">{effective_rank(values):.1f}</b>')
-        figure.update_yaxes(type="log", exponentformat="power", dtick=2)
-        figure.update_xaxes(title={"text": "direction", "standoff": 4})
-        dim = max(len(run.exhibits[name][key]) for run in runs if key in run.exhibits.get(name, {}))
-        note = f"effective rank {' · '.join(ranks)} of {dim}" if ranks else "all features are equal"
-        yield card(f"{name}: {key.removeprefix('spectrum/')}", figure, note=note, legible=True)
-    if keys:
-        yield "</div>"
+    figure, ranks = go.Figure(), []
+    for run, eigenvalues in spectra:
+        if not eigenvalues.sum():
+            continue
+        share = eigenvalues / eigenvalues.sum()
+        kept = share > 1e-12  # what rounding leaves is none
+        figure.add_scatter(x=np.arange(1, len(share) + 1)[kept], y=share[kept], mode="lines", **_style(run))
+        rank = np.exp(entropy(np.sqrt(eigenvalues)))  # as repr.metrics.geometry.effective_rank
+        ranks.append(f'<b style="color:{run.colour}">{rank:.1f}</b>')
+    figure.update_yaxes(type="log", exponentformat="power", dtick=2)
+    figure.update_xaxes(title={"text": "direction", "standoff": 4})
+    dim = max(len(eigenvalues) for _, eigenvalues in spectra)
+    note = f"effective rank {' · '.join(ranks)} of {dim}" if ranks else "all features are equal"
+    return _card(title, figure, note, legible=True)
 
 
-def effective_rank(eigenvalues: np.ndarray) -> float:
-    """Exponential of the entropy of the singular values, see :func:`repr.metrics.geometry.effective_rank`."""
-    singular = np.sqrt(eigenvalues[eigenvalues > 0])
-    p = singular / singular.sum()
-    return float(np.exp(-(p * np.log(p)).sum()))
+def _style(run: Run) -> dict[str, Any]:
+    return {"line": {"color": run.colour, "width": 2}, "name": run.name}
 
 
-def card(title: str, figure: Any, *, note: str = "", legible: bool = False) -> str:
+def _card(title: str, figure: Any, note: str, *, legible: bool = False) -> str:
     """A small figure under its title; the note is HTML."""
     figure.update_layout(
         template="plotly_white", height=230 if legible else 215, showlegend=False, font={"size": 11},
@@ -129,5 +126,5 @@ def card(title: str, figure: Any, *, note: str = "", legible: bool = False) -> s
     figure.update_xaxes(**AXES)
     figure.update_yaxes(**AXES)
     plot = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
-    note = f'<div class="dim">{note}</div>' if note else ""
+    note = note and f'<div class="dim">{note}</div>'
     return f'<div class="card"><h3>{html.escape(title)}</h3>{note}{plot}</div>'

@@ -1,15 +1,16 @@
-"""Exhibits in a folder: a map in two dimensions, small pictures and captions are added to what the metrics found."""
+"""Exhibits in a folder: a map in two dimensions, small pictures and captions are added to those of the metrics."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from repr.data.sources.source import Source, has_pictures
 from repr.files import replacing
 from repr.metrics.exhibits import Exhibits
 from repr.runs.folder import EXHIBITS
@@ -20,19 +21,7 @@ MAX_CHARS = 100  # of a caption
 LEAST = 10  # rows from which t-SNE can tell neighbours from others
 
 
-class Pictures(Protocol):
-    """What is needed of a data source; one without pictures has no ``image``."""
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB."""
-        ...
-
-    def captions(self, index: int) -> list[str]:
-        """Its texts, the main one first."""
-        ...
-
-
-def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mapping[str, Pictures]) -> None:
+def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mapping[str, Source]) -> None:
     """Write ``<folder>/exhibits/<set>.npz`` of every set, each replaced as a whole.
 
     Call it on one process. It reads at most ``num_points`` pictures of a set and those of its galleries, and adds to
@@ -48,15 +37,15 @@ def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mappi
 
     Args:
         folder: of the run, or of an evaluation.
-        exhibits: set -> what was found.
+        exhibits: set -> what the metrics give.
         sources: set -> its data source, and ``bank`` -> the training set.
     """
-    for name, found in exhibits.items():
-        arrays: dict[str, Any] = dict(found)
+    for name, given in exhibits.items():
+        arrays: dict[str, Any] = dict(given)
         if "rows" in arrays:
             if len(arrays["rows"]) >= LEAST:
                 arrays["map/tsne"] = tsne(arrays["map/pca"])
-            if hasattr(sources[name], "image"):
+            if has_pictures(sources[name]):
                 arrays["sheet/map"] = sheet(sources[name], arrays["rows"], POINT)
                 if any(captions := first_captions(sources[name], arrays["rows"])):
                     arrays["captions"] = np.array(captions, dtype=np.str_)
@@ -70,11 +59,11 @@ def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mappi
 
 def load_exhibits(folder: Path) -> dict[str, Exhibits]:
     """What was saved: set -> arrays; empty where there is nothing."""
-    found = {}
+    exhibits = {}
     for path in sorted(folder.glob(f"{EXHIBITS}/*.npz")):
         with np.load(path, allow_pickle=False) as arrays:
-            found[path.stem] = dict(arrays)
-    return found
+            exhibits[path.stem] = dict(arrays)
+    return exhibits
 
 
 def tsne(coordinates: np.ndarray) -> np.ndarray:
@@ -86,7 +75,7 @@ def tsne(coordinates: np.ndarray) -> np.ndarray:
     return TSNE(init=init, perplexity=perplexity, max_iter=500, random_state=0).fit_transform(coordinates)
 
 
-def sheet(source: Pictures, rows: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
+def sheet(source: Source, rows: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
     """The centres of pictures side by side, as the bytes of a WebP file; gray where one cannot be read."""
     num_lines = -(-len(rows) // COLUMNS)
     canvas = Image.new("RGB", (COLUMNS * side, num_lines * side), "#e2e8f0")
@@ -102,7 +91,7 @@ def sheet(source: Pictures, rows: Sequence[int] | np.ndarray, side: int) -> np.n
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 
-def first_captions(source: Pictures, rows: Sequence[int] | np.ndarray) -> list[str]:
+def first_captions(source: Source, rows: Sequence[int] | np.ndarray) -> list[str]:
     """The main caption of each row on one line, cut to 100 characters; '' where there is none."""
     captions = []
     for row in rows:
@@ -115,17 +104,17 @@ def first_captions(source: Pictures, rows: Sequence[int] | np.ndarray) -> list[s
     return captions
 
 
-def _gallery_pictures(arrays: Exhibits, source: Pictures, bank: Pictures) -> Exhibits:
-    found = {}
+def _gallery_pictures(arrays: Exhibits, source: Source, bank: Source) -> Exhibits:
+    """Sheets and captions of the galleries."""
+    added = {}
     for kind in gallery_kinds(arrays):
-        for part in ("query", "nearest"):
+        for part, shown in zip(("query", "nearest"), kind.split("_to_"), strict=True):
             owner = bank if (kind, part) == ("image_to_image", "nearest") else source
             rows = arrays[f"gallery/{kind}/{part}"].flatten()
-            start, _, end = kind.partition("_to_")
-            if (start if part == "query" else end) == "image":
-                found[f"sheet/{kind}/{part}"] = sheet(owner, rows, NEIGHBOUR)
-            found[f"captions/{kind}/{part}"] = np.array(first_captions(owner, rows), dtype=np.str_)
-    return found
+            if shown == "image":
+                added[f"sheet/{kind}/{part}"] = sheet(owner, rows, NEIGHBOUR)
+            added[f"captions/{kind}/{part}"] = np.array(first_captions(owner, rows), dtype=np.str_)
+    return added
 
 
 def gallery_kinds(arrays: Exhibits) -> list[str]:

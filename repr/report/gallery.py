@@ -1,4 +1,4 @@
-"""Pictures of a page: the map of the features, galleries of nearest neighbours."""
+"""The exhibits on a page: the map of the features, galleries of nearest neighbours, confusions of classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from repr.metrics.exhibits import Exhibits
 from repr.report.exhibits import COLUMNS, gallery_kinds
-from repr.report.run import Run, Sheets, label
+from repr.report.run import Run, Sheets, exhibit_names
 
 FEW = range(2, 13)  # classes that can have a colour each
 KINDS = {
@@ -19,22 +19,33 @@ KINDS = {
     "text_to_image": "Which pictures a caption finds",
     "image_to_image": "Which pictures of the training set a picture is nearest to",
 }
+MOST_CLASSES = 30  # of a confusion; of more, those that are confused most are drawn
+NUM_PAIRS = 12  # of confused classes that are listed
+SHADES = [[0, "#f8fafc"], [0.02, "#dbeafe"], [0.5, "#3b82f6"], [1, "#1e3a8a"]]
 
 
 def embed_json(name: str, value: Any) -> str:
-    """Data for the page's script; nothing in it can end the element."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/").replace("<!--", "<\\!--")
+    """Data for the page's script; nothing in it can end the element, or begin a comment or script inside it."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>'
 
 
-def select(name: str, title: str) -> str:
-    """A labelled choice that the page's script fills."""
-    return f'<label>{title} <select id="{name}"></select></label>'
+def select(name: str, title: str, options: Sequence[str] = ()) -> str:
+    """A labelled choice; the page's script fills one without options."""
+    items = "".join(f"<option>{html.escape(option)}</option>" for option in options)
+    return f'<label>{title} <select id="{name}">{items}</select></label>'
 
 
-def sets_of(runs: Sequence[Run]) -> list[str]:
-    """Evaluation sets of which a run has exhibits."""
-    return list(dict.fromkeys(name for run in runs for name in run.exhibits))
+def left_out(runs: Sequence[Run], parts: Sequence[str]) -> Iterator[str]:
+    """Why sets have no such part."""
+    reasons: dict[str, list[str]] = {}  # reason -> sets
+    for of_set in dict.fromkeys(of_set for run in runs for of_set in run.exhibits):
+        arrays = next(run.exhibits[of_set] for run in runs if of_set in run.exhibits)
+        for name in (f"left_out/{part}" for part in parts):
+            if name in arrays:
+                reasons.setdefault(str(arrays[name]), []).append(of_set)
+    for reason, sets in reasons.items():
+        yield f'<p class="dim"><small>{html.escape(", ".join(sets))}: {html.escape(reason)}.</small></p>'
 
 
 # The map ------------------------------------------------------------------------------------------------------------
@@ -42,17 +53,15 @@ def sets_of(runs: Sequence[Run]) -> list[str]:
 
 def maps(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
     """A map a run, of the set, layout and attribute that are chosen."""
-    data = {name: [_map(run.exhibits.get(name, {}), sheets) for run in runs] for name in sets_of(runs)}
-    data = {name: found for name, found in data.items() if any(found)}
+    sets = [of_set for of_set, _ in exhibit_names(runs, "rows")]
+    data = {of_set: [_map(run.exhibits.get(of_set, {}), sheets) for run in runs] for of_set in sets}
     if not data:
         return
     yield '<p class="lead">A point is a sample, evenly spread over the set; what lies together looks alike to the'
     yield " encoder. Point at one to see it.</p>"
     choices = (("map-set", "set"), ("map-layout", "layout"), ("map-attribute", "coloured by"))
     yield f'<div class="controls">{"".join(select(*choice) for choice in choices)}</div><div class="side">'
-    yield from (
-        f'<div class="card">{label(run, runs)}<div class="map"></div><div class="legend"></div></div>' for run in runs
-    )
+    yield from (f'<div class="card">{run.label}<div class="map"></div><div class="legend"></div></div>' for run in runs)
     yield f"</div>{embed_json('map-data', data)}"
 
 
@@ -66,16 +75,16 @@ def _map(arrays: Exhibits, sheets: Sheets) -> dict[str, Any] | None:
     if "map/pairs" in arrays:
         both = {part: _xy(arrays["map/pairs"][:, i], 4) for i, part in enumerate(("picture", "caption"))}
         layouts["pictures and captions (principal axes)"] = both
-    labels = {name.removeprefix("labels/"): values for name, values in arrays.items() if name.startswith("labels/")}
+    labels = {name.removeprefix("labels/"): arrays[name].tolist() for name in arrays if name.startswith("labels/")}
     return {
         "rows": list(range(len(arrays["rows"]))),
         "layouts": layouts,
-        "labels": {name: values.tolist() for name, values in labels.items()},
+        "labels": labels,
         "names": {name: arrays[f"names/{name}"].tolist() for name in labels},
         # Those whose classes can be told apart by colour come first.
-        "order": sorted(labels, key=lambda name: len(set(labels[name].tolist()) - {-1}) not in FEW),
+        "order": sorted(labels, key=lambda name: len({*labels[name]} - {-1}) not in FEW),
         "captions": arrays["captions"].tolist() if "captions" in arrays else None,
-        "sheet": sheets.sheet(arrays["sheet/map"].tobytes()) if "sheet/map" in arrays else None,
+        "sheet": sheets.add(arrays["sheet/map"].tobytes()) if "sheet/map" in arrays else None,
         "columns": COLUMNS,
     }
 
@@ -89,74 +98,58 @@ def _xy(points: np.ndarray, digits: int) -> list[list[float]]:
 
 def galleries(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
     """Queries and what they find, nearest first, right or wrong; runs beside each other."""
-    found = {name: gallery_kinds(arrays) for run in runs for name, arrays in run.exhibits.items()}
-    found = {name: kinds for name, kinds in found.items() if kinds}
-    if not found:
+    sets = dict.fromkeys(of_set for of_set, name in exhibit_names(runs, "gallery/") if name.endswith("/query"))
+    if not sets:
         return
     yield '<p class="lead">Queries are evenly spread over the set, not picked. Nearest first; ✓ right, ✗ wrong.</p>'
-    options = "".join(f"<option>{html.escape(name)}</option>" for name in found)
-    yield f'<div class="controls"><label>set <select id="gallery-set">{options}</select></label>'
-    if attributes := _marked(runs):
-        options = "".join(f"<option>{html.escape(name)}</option>" for name in attributes)
-        yield f'<label>pictures are right if they share the <select id="gallery-attribute">{options}</select></label>'
+    yield f'<div class="controls">{select("gallery-set", "set", list(sets))}'
+    if attributes := dict.fromkeys(name for _, name in exhibit_names(runs, "gallery/image_to_image/right/")):
+        yield select("gallery-attribute", "pictures are right if they share the", list(attributes))
     yield "</div>"
-    for name in found:
-        yield f'<div data-set="{html.escape(name)}">'
+    for of_set in sets:
+        yield f'<div data-set="{html.escape(of_set)}">'
         for kind, title in KINDS.items():
-            having = [run for run in runs if kind in gallery_kinds(run.exhibits.get(name, {}))]
+            having = [run for run in runs if kind in gallery_kinds(run.exhibits.get(of_set, {}))]
             if having:
                 yield f'<h4>{title}</h4><div class="side">'
-                yield from (_gallery(run, runs, name, kind, sheets) for run in having)
+                for run in having:
+                    queries = "".join(_queries(run.exhibits[of_set], kind, sheets))
+                    yield f'<div class="card">{run.label}<div class="asks">{queries}</div></div>'
                 yield "</div>"
         yield "</div>"
 
 
-def _marked(runs: Sequence[Run]) -> list[str]:
-    """Attributes by which neighbours are marked."""
-    start = "gallery/image_to_image/right/"
-    keys = (key for run in runs for arrays in run.exhibits.values() for key in arrays if key.startswith(start))
-    return list(dict.fromkeys(key.removeprefix(start) for key in keys))
-
-
-def _gallery(run: Run, runs: Sequence[Run], name: str, kind: str, sheets: Sheets) -> str:
-    arrays, start = run.exhibits[name], f"gallery/{kind}/"
-    num_queries, num_nearest = arrays[f"{start}nearest"].shape
-    asked, found = (_items(arrays, kind, part, sheets) for part in ("query", "nearest"))
-    right = {
-        key.removeprefix(f"{start}right/"): arrays[key].tolist() for key in arrays if key.startswith(f"{start}right/")
-    }
-    parts = []
-    for q in range(num_queries):
-        picture, caption = asked[q]
+def _queries(arrays: Exhibits, kind: str, sheets: Sheets) -> Iterator[str]:
+    """Each query of a gallery, with what it finds."""
+    queries, neighbours = (_items(arrays, f"{kind}/{part}", sheets) for part in ("query", "nearest"))
+    marked = f"gallery/{kind}/right/"
+    right = {name.removeprefix(marked): arrays[name] for name in arrays if name.startswith(marked)}  # (Q, k) each
+    finds_pictures = kind.endswith("_image")
+    num_nearest = arrays[f"gallery/{kind}/nearest"].shape[1]
+    for q, (picture, caption) in enumerate(queries):
         cells = []
-        for k in range(num_nearest):
-            marks = {of: values[q][k] for of, values in right.items()}
-            near, words = found[q * num_nearest + k]
-            cells.append(_cell(near, words, marks, pictures=kind.endswith("_image")))
-        style = "pictures" if kind.endswith("_image") else "texts"
-        parts.append(
-            f'<div class="ask"><div>{picture if kind.startswith("image_") else ""}'
-            f'<div>{html.escape(caption)}</div></div><ol class="found {style}">{"".join(cells)}</ol></div>'
-        )
-    return f'<div class="card">{label(run, runs)}<div class="asks">{"".join(parts)}</div></div>'
+        for k, (near, words) in enumerate(neighbours[q * num_nearest : (q + 1) * num_nearest]):
+            state = _state({of: int(values[q, k]) for of, values in right.items()})
+            words = html.escape(words)
+            cells.append(f'<li{state} title="{words}">{near}</li>' if finds_pictures else f"<li{state}>{words}</li>")
+        yield f'<div class="ask"><div>{picture}<div>{html.escape(caption)}</div></div>'
+        yield f'<ol class="found {"pictures" if finds_pictures else "texts"}">{"".join(cells)}</ol></div>'
 
 
-def _cell(picture: str, caption: str, marks: dict[str, int], *, pictures: bool) -> str:
+def _state(marks: dict[str, int]) -> str:
+    """HTML attributes that mark a neighbour as right or wrong, or by which the page's script does so."""
     if "caption" in marks:
-        state = {1: ' class="right"', 0: ' class="wrong"'}.get(marks["caption"], "")
-    else:
-        state = f" data-right='{html.escape(json.dumps(marks), quote=True)}'" if marks else ""
-    if pictures:
-        return f'<li{state} title="{html.escape(caption)}">{picture}</li>'
-    return f"<li{state}>{html.escape(caption)}</li>"
+        return {1: ' class="right"', 0: ' class="wrong"'}.get(marks["caption"], "")
+    return f" data-right='{html.escape(json.dumps(marks))}'" if marks else ""
 
 
-def _items(arrays: Exhibits, kind: str, part: str, sheets: Sheets) -> list[tuple[str, str]]:
-    """Picture, as HTML, and caption of each."""
-    captions = arrays[f"captions/{kind}/{part}"].tolist()
-    data = arrays.get(f"sheet/{kind}/{part}")
-    sheet = None if data is None else sheets.sheet(data.tobytes())
-    return [("" if data is None else _thumb(sheet, i, captions[i]), captions[i]) for i in range(len(captions))]
+def _items(arrays: Exhibits, part: str, sheets: Sheets) -> list[tuple[str, str]]:
+    """Picture as HTML, '' where texts are shown, and caption of each row."""
+    captions = arrays[f"captions/{part}"].tolist()
+    if f"sheet/{part}" not in arrays:
+        return [("", caption) for caption in captions]
+    sheet = sheets.add(arrays[f"sheet/{part}"].tobytes())
+    return [(_thumb(sheet, position, caption), caption) for position, caption in enumerate(captions)]
 
 
 def _thumb(sheet: str | None, position: int, caption: str) -> str:
@@ -166,13 +159,72 @@ def _thumb(sheet: str | None, position: int, caption: str) -> str:
     return f'<span class="thumb {sheet or ""}" role="img" aria-label="{name}" style="{style}"></span>'
 
 
-def left_out(runs: Sequence[Run], parts: Sequence[str]) -> Iterator[str]:
-    """Why sets have no such part."""
-    reasons: dict[str, list[str]] = {}
-    for name in sets_of(runs):
-        arrays = next(run.exhibits[name] for run in runs if name in run.exhibits)
-        for part in parts:
-            if (said := arrays.get(f"left_out/{part}")) is not None:
-                reasons.setdefault(str(said), []).append(name)
-    for reason, names in reasons.items():
-        yield f'<p class="dim"><small>{html.escape(", ".join(names))}: {html.escape(reason)}.</small></p>'
+# Confusions ---------------------------------------------------------------------------------------------------------
+
+
+def confusions(runs: Sequence[Run]) -> Iterator[str]:
+    """A matrix a run, of the set and classes that are chosen, and the classes that are confused most."""
+    names = exhibit_names(runs, "confusion/")
+    data = {}
+    for of_set, name in sorted(names, key=lambda pair: pair[1].startswith("nearest/")):  # zero-shot first
+        kind, attribute = name.split("/", 1)
+        how = "nearest neighbour" if kind == "nearest" else kind.replace("_", " ")
+        of_runs = [run.exhibits.get(of_set, {}) for run in runs]
+        counts = [arrays.get(f"confusion/{name}") for arrays in of_runs]
+        kept = _classes([table for table in counts if table is not None])
+        data[f"{of_set}: {attribute} by {how}"] = [
+            None if table is None else _confusion(table, arrays[f"names/{attribute}"].tolist(), kept)
+            for table, arrays in zip(counts, of_runs, strict=True)
+        ]
+    if not data:
+        return
+    yield '<p class="lead">Rows are true classes, columns what was said, each as a share of its row. Of many classes'
+    yield " those that are confused most are drawn.</p>"
+    yield f'<div class="controls">{select("confusion-choice", "classes")}</div><div class="side">'
+    parts = '<div class="confusion"></div><p class="dim"></p><ol class="pairs"></ol>'
+    yield from (f'<div class="card">{run.label}{parts}</div>' for run in runs)
+    yield f"</div>{embed_json('confusion-data', data)}"
+
+
+def _classes(tables: Sequence[np.ndarray]) -> list[int]:
+    """The labels that are drawn, the same of all runs: all, or those of the pairs that are confused most."""
+    pairs = np.concatenate(tables)
+    if len(every := np.unique(pairs[:, :2])) <= MOST_CLASSES:
+        return every.tolist()
+    kept: set[int] = set()
+    for true, said, _ in sorted(pairs.tolist(), key=lambda pair: -pair[2]):
+        if true != said and len(kept | {true, said}) <= MOST_CLASSES:
+            kept |= {true, said}
+    return sorted(kept)
+
+
+def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) -> dict[str, Any]:
+    """What plotly draws, and the list of pairs; ``counts`` (P, 3): true label, predicted label, how often."""
+    total, table = np.zeros(len(names), dtype=int), np.zeros((len(kept), len(kept)), dtype=int)
+    np.add.at(total, counts[:, 0], counts[:, 2])
+    drawn = counts[np.isin(counts[:, :2], kept).all(1)]
+    table[np.searchsorted(kept, drawn[:, 0]), np.searchsorted(kept, drawn[:, 1])] = drawn[:, 2]
+    share = table / np.maximum(1, total[kept])[:, None]
+    axis = [names[one] if len(names[one]) <= 22 else f"{names[one][:21]}…" for one in kept]
+    numbers = list(range(len(kept)))
+    ticks = {"tickvals": numbers, "ticktext": axis, "showgrid": False, "zeroline": False}
+    hover = [
+        [f"{names[a]} → {names[b]}: {count} of {total[a]}" for b, count in zip(kept, row, strict=True)]
+        for a, row in zip(kept, table, strict=True)
+    ]
+    heat = {
+        "type": "heatmap", "x": numbers, "y": numbers, "z": share.round(3).tolist(), "zmin": 0, "zmax": 1,
+        "colorscale": SHADES, "showscale": False, "xgap": 1, "ygap": 1, "text": hover, "hoverinfo": "text",
+    }  # fmt: skip
+    size = 10 if len(kept) > 15 else 12
+    room = 14 + 0.58 * size * max(map(len, axis))  # pixels of the longest name
+    layout = {
+        "height": 2 * room + max(200, 16 * len(kept)), "margin": {"l": room, "r": 10, "t": 10, "b": room},
+        "font": {"size": size}, "plot_bgcolor": "#f8fafc",
+        "xaxis": {**ticks, "tickangle": -50}, "yaxis": {**ticks, "autorange": "reversed"},
+    }  # fmt: skip
+    confused = counts[counts[:, 0] != counts[:, 1]][:NUM_PAIRS].tolist()
+    pairs = [f"{names[true]} taken for {names[said]}: {count} of {total[true]}" for true, said, count in confused]
+    right = counts[counts[:, 0] == counts[:, 1], 2].sum()
+    note = f"{right} of {total.sum()} are right. Confused most often:"
+    return {"data": [heat], "layout": layout, "pairs": pairs, "note": note}

@@ -54,19 +54,19 @@ function traces(one, clouds, attribute) {
     rows: one.rows.filter((row) => labels[row] === label) }));
   const rest = one.rows.filter((row) => !labels || !frequent.includes(labels[row]));
   if (rest.length) groups.unshift({ name: labels ? "other" : "sample", colour: labels ? GRAY : PALETTE[0], rows: rest });
-  const found = [];
+  const drawn = [];
   const parts = Object.entries(clouds);
   if (parts.length > 1) {
     const [a, b] = parts.map((part) => part[1]);
-    found.push({ x: one.rows.flatMap((i) => [a[0][i], b[0][i], null]), y: one.rows.flatMap((i) => [a[1][i], b[1][i], null]),
+    drawn.push({ x: one.rows.flatMap((i) => [a[0][i], b[0][i], null]), y: one.rows.flatMap((i) => [a[1][i], b[1][i], null]),
       mode: "lines", line: { color: GRAY, width: .5 }, hoverinfo: "skip", showlegend: false });
   }
   for (const group of groups) for (const [i, [part, [x, y]]] of parts.entries()) {
-    found.push({ x: group.rows.map((row) => x[row]), y: group.rows.map((row) => y[row]), customdata: group.rows,
+    drawn.push({ x: group.rows.map((row) => x[row]), y: group.rows.map((row) => y[row]), customdata: group.rows,
       name: parts.length > 1 ? `${group.name}: ${part}` : group.name, mode: "markers", hoverinfo: "none",
       marker: { color: group.colour, size: 7, symbol: i ? "diamond-open" : "circle", opacity: .85 } });
   }
-  return found;
+  return drawn;
 }
 
 /* A legend that wraps; a click hides a class, or shows it again. */

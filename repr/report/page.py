@@ -10,24 +10,20 @@ from pathlib import Path
 from PIL import Image
 
 from repr.files import replacing
-from repr.report import charts, confusion, evaluations, gallery, tables
-from repr.report.run import Run, Sheets, label
-from repr.runs.folder import CONFIG
+from repr.report import charts, gallery, tables
+from repr.report.run import Run, Sheets, read_runs, webp_url
+from repr.runs.folder import CONFIG, PICTURES
 
 BUDGET = 2_100_000  # bytes of all pictures, so that a page with plotly's 4.8 MB stays below 8 MB
 
 
 def write_report(folders: Sequence[Path], out: Path) -> None:
-    """Write the page of one run, or of several side by side.
-
-    Args:
-        folders: run folders.
-        out: the file; replaced as a whole.
+    """Write the page of one run, or of several side by side, to ``out``, which is replaced as a whole.
 
     Raises:
         ConfigError: a folder is not that of a run.
     """
-    runs = [Run(folder, number) for number, folder in enumerate(folders)]
+    runs = read_runs(folders)
     with replacing(out) as file:
         file.write("\n".join(_page(runs)).encode())
 
@@ -60,12 +56,12 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
     yield "differences", "What the runs differ in", tables.differences(runs)
     yield "losses", "Losses", charts.losses(losses, runs)
     yield "evaluation", "Evaluation", tables.evaluation(runs)
-    yield "protocols", "Evaluation by published protocols", evaluations.evaluations(runs)
+    yield "protocols", "Evaluation by published protocols", tables.protocols(runs)
     yield "map", "Map of the features", (*gallery.maps(runs, sheets), *gallery.left_out(runs, ["all", "labels"]))
     yield "neighbours", "Nearest neighbours", (
         *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text", "galleries"]),
     )  # fmt: skip
-    yield "confusion", "Confusion of classes", (*confusion.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
+    yield "confusion", "Confusion of classes", (*gallery.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
     yield "spectrum", "Spectrum of the features", charts.spectra(runs)
     yield "pictures", "What it was trained on", _pictures(runs, sheets)
     yield "progress", "Evaluation over time", charts.over_time(evaluated, runs)
@@ -74,24 +70,21 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
 
 
 def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
-    """The pictures of each run, made smaller as files."""
+    """The pictures of each run, the views first, made smaller as files."""
     for run in runs:
-        for path in run.pictures:
+        for path in sorted(run.folder.glob(f"{PICTURES}/*.png"), key=lambda path: (path.stem != "views", path.stem)):
             buffer = io.BytesIO()
             with Image.open(path) as picture:
                 picture.save(buffer, "WEBP", quality=85)
-            if (url := sheets.url(buffer.getvalue())) is not None:
+            if sheets.add(buffer.getvalue()):
                 name = html.escape(path.stem.replace("_", " "))
-                image = f'<div class="scroll"><img alt="{name}" src="{url}"></div>'
-                yield f'<figure class="card">{label(run, runs)}<h3>{name}</h3>{image}</figure>'
+                image = f'<div class="scroll"><img alt="{name}" src="{webp_url(buffer.getvalue())}"></div>'
+                yield f'<figure class="card">{run.label}<h3>{name}</h3>{image}</figure>'
 
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
-    for run in runs:
-        if not run.is_trained:
-            continue
-        config = html.escape((run.folder / CONFIG).read_text())
-        yield f"{label(run, runs)}<details><summary>{CONFIG}</summary><pre>{config}</pre></details>"
+    texts = [(run, html.escape((run.folder / CONFIG).read_text())) for run in runs if run.is_trained]
+    yield from (f"{run.label}<details><summary>{CONFIG}</summary><pre>{text}</pre></details>" for run, text in texts)
 
 
 def _asset(name: str) -> str:

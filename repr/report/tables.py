@@ -1,165 +1,196 @@
-"""Numbers beside chance: the headline, the table of all sets, and what the configs of several runs differ in."""
+"""Numbers beside chance, of the run and of published protocols; the facts of runs and what they differ in."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from repr.report.run import Run, short_name
+from repr.report.run import Run
 
 NUM_TILES = 5
 PLACES = ("run_folder", "resume")  # differ in any two runs
 FOLDED_FROM = 15  # options that differ
 MAX_CHARS = 160  # of a value of the config
 
+Entries = dict[Run, Mapping[str, Any]]  # of each run that has a number: its value, level at chance, ...
+
 
 def header(runs: Sequence[Run]) -> Iterator[str]:
     """What was trained on what, in a line or two a run."""
     yield '<div class="runs">'
     for run in runs:
-        mark = f'<span class="mark" style="--k:{run.colour}"></span>' if len(runs) > 1 else ""
-        facts = "".join(f"<li><span>{html.escape(k)}</span>{html.escape(v)}</li>" for k, v in _facts(run).items())
-        yield f'<div class="run">{mark}<code>{html.escape(str(run.folder))}</code><ul class="facts">{facts}</ul></div>'
+        facts = "".join(f"<li><span>{name}</span>{html.escape(str(value))}</li>" for name, value in _facts(run).items())
+        folder = html.escape(str(run.folder))
+        yield f'<div class="run">{run.mark}<code>{folder}</code><ul class="facts">{facts}</ul></div>'
     yield "</div>"
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: Run) -> dict[str, Any]:
     weights = {name: weight for name, weight in (run.option("objective.weights") or {}).items() if weight}
-    flow = _last(run.option("objective._target_"))
     terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
-    found = {
+    flow, text, data = (_class_name(run, node) for node in ("objective", "text", "data.train"))
+    facts = {
         "objective": flow and f"{flow} ({terms})",
         "backbone": run.option("backbone.name"),
-        "text": _last(run.option("text._target_")) if run.option("objective.text") else None,
-        "data": _last(run.option("data.train._target_")),
+        "text": text if run.option("objective.text") else None,
+        "data": data,
         "pixels": run.option("image_size"),
         "batch": run.option("data.batch_size"),
         "optimizer": f"{run.option('optim.name')}, lr {run.option('optim.lr'):g}" if run.option("optim.lr") else None,
-        "steps": run.num_steps or None,
+        "steps": max((int(row["step"]) + 1 for row in run.rows), default=None),
         "seed": run.option("seed"),
     }
-    return {name: str(value) for name, value in found.items() if value is not None}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
-def _last(target: str | None) -> str | None:
+def _class_name(run: Run, node: str) -> str | None:
+    target = run.option(f"{node}._target_")
     return target and target.rpartition(".")[2]
 
 
 def tiles(runs: Sequence[Run]) -> Iterator[str]:
     """The headline of the evaluation, large; where there is none, the first numbers that have a level at chance."""
     headline = [name for run in runs for name in run.option("callbacks.evaluation.headline") or ()]
-    names = [name for name in dict.fromkeys(headline) if any(name in run.results for run in runs)]
+    names = [name for name in headline if any(name in run.results for run in runs)]
     if not names:
-        names = [name for run in runs for name, result in run.results.items() if result["chance"] is not None]
-        names = [name for name in dict.fromkeys(names) if not name.startswith("bank/")]
-    if names:
-        yield '<div class="tiles">'
-    for name in names[:NUM_TILES]:
+        results = [item for run in runs for item in run.results.items()]
+        names = [name for name, result in results if result["chance"] is not None and not name.startswith("bank/")]
+    if not names:
+        return
+    yield '<div class="tiles">'
+    for name in list(dict.fromkeys(names))[:NUM_TILES]:
         yield f'<div class="card"><h3>{html.escape(name)}</h3>'
-        for run in runs:
-            if (result := run.results.get(name)) is not None:
-                yield f'<span class="value" style="color:{run.colour}">{number(name, result["value"])}</span>'
-        chance = _chance(name, runs)
+        entries = _entries(name, runs)
+        for run, entry in entries.items():
+            yield f'<span class="value" style="color:{run.colour}">{_number(name, entry["value"])}</span>'
+        chance = _chance(entries)
         yield "</div>" if chance is None else f"<br><small>chance {chance:.4f}</small></div>"
-    if names:
-        yield "</div>"
+    yield "</div>"
 
 
 def evaluation(runs: Sequence[Run]) -> Iterator[str]:
     """A row a metric, a column a set, a bar a run: first what has a level at chance, then the rest."""
-    names = list(dict.fromkeys(name for run in runs for name in run.results))
-    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in names))
-    beside = [
-        metric for metric in metrics if any(_chance(n, runs) is not None for n in names if n.endswith(f"/{metric}"))
-    ]
-    rest = [metric for metric in metrics if metric not in beside]
-    if names:
-        yield '<p class="lead">Dotted, and in gray: the level at chance.</p><div class="tables">'
-        yield from _table("beside chance", beside, names, runs, _bars)
-        yield from _table("without a level at chance", rest, names, runs, _plain)
-        yield "</div>"
-
-
-def _table(title: str, metrics: Sequence[str], names: Sequence[str], runs: Sequence[Run], cell: Any) -> Iterator[str]:
-    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in names if name.split("/", 1)[1] in metrics))
-    if not metrics:
+    names = {name: name.split("/", 1) for run in runs for name in run.results}  # name -> set, metric
+    beside = {metric for name, (_, metric) in names.items() if _chance(_entries(name, runs)) is not None}
+    if not names:
         return
-    yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
-    yield "".join(f"<th>{html.escape(name)}</th>" for name in sets) + "</tr>"
-    for metric in metrics:
-        cells = "".join(f"<td>{cell(f'{name}/{metric}', runs)}</td>" for name in sets)
-        yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
-    yield "</table></div>"
+    yield '<p class="lead">Dotted, and in gray: the level at chance.</p><div class="tables">'
+    for title, has_chance in (("beside chance", True), ("without a level at chance", False)):
+        pairs = [(of_set, metric) for of_set, metric in names.values() if (metric in beside) == has_chance]
+        if not pairs:
+            continue
+        sets = dict.fromkeys(of_set for of_set, _ in pairs)
+        yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
+        yield "".join(f"<th>{html.escape(of_set)}</th>" for of_set in sets) + "</tr>"
+        for metric in dict.fromkeys(metric for _, metric in pairs):
+            cells = "".join(f"<td>{_cell(f'{of_set}/{metric}', runs)}</td>" for of_set in sets)
+            yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
+        yield "</table></div>"
+    yield "</div>"
 
 
-def _bars(name: str, runs: Sequence[Run]) -> str:
-    """A bar a run."""
-    values = [run.results.get(name, {}).get("value") for run in runs]
-    chance = _chance(name, runs)
-    parts = [
-        bar(number(name, value), value, chance, run.colour)
-        for run, value in zip(runs, values, strict=True)
-        if value is not None
+def _cell(name: str, runs: Sequence[Run]) -> str:
+    entries = _entries(name, runs)
+    shown, chance = _shown(name, entries), _chance(entries)
+    return shown if chance is None else f'<div class="beside"><div>{shown}</div><small>{chance:.4f}</small></div>'
+
+
+def _entries(name: str, runs: Sequence[Run]) -> Entries:
+    return {run: run.results[name] for run in runs if name in run.results}
+
+
+def _chance(entries: Entries) -> float | None:
+    return next((entry["chance"] for entry in entries.values() if entry["chance"] is not None), None)
+
+
+def _shown(name: str, entries: Entries) -> str:
+    """A number of each run: as a bar from 0 to 1 with chance dotted, or as text where it has no level at chance."""
+    texts = [(run, entry["value"], _number(name, entry["value"])) for run, entry in entries.items()]
+    chance = _chance(entries)
+    if chance is None:
+        coloured = [f'<span style="color:{run.colour}">{text}</span>' if run.mark else text for run, _, text in texts]
+        return "<br>".join(coloured)
+    dots = f'<i style="--c:{_share(chance)}"></i>'
+    bars = [
+        f'<div class="bar" style="--v:{_share(value)};--k:{run.colour}">{dots}<span>{text}</span></div>'
+        for run, value, text in texts
     ]
-    shown = "" if chance is None else f"<small>{chance:.4f}</small>"
-    return f'<div class="beside"><div>{"".join(parts)}</div>{shown}</div>' if parts else ""
+    return "".join(bars)
 
 
-def bar(text: str, value: float, chance: float | None, colour: str) -> str:
-    """A number as a bar from 0 to 1, with chance dotted."""
-    length, tick = (min(max(share, 0.0), 1.0) for share in (value, chance or 0.0))
-    mark = "" if chance is None else f'<i style="--c:{tick:.4f}"></i>'
-    style = f"--v:{length:.4f};--k:{colour}"
-    return f'<div class="bar" style="{style}">{mark}<span>{text}</span></div>'
+def _share(value: float) -> str:
+    return f"{min(max(value, 0.0), 1.0):.4f}"
 
 
-def _plain(name: str, runs: Sequence[Run]) -> str:
-    values = [(run.colour, run.results[name]["value"]) for run in runs if name in run.results]
-    if len(runs) == 1:
-        return "".join(number(name, value) for _, value in values)
-    return "<br>".join(f'<span style="color:{colour}">{number(name, value)}</span>' for colour, value in values)
+def _number(name: str, value: float) -> str:
+    """A number as it is shown; counts have no digits after the point."""
+    return f"{value:.0f}" if name.split("/")[-1].startswith("num_") else f"{value:.3f}"
+
+
+def protocols(runs: Sequence[Run]) -> Iterator[str]:
+    """What ``repr.evaluate`` has written: a table a data set, a row a number and protocol; then what it left out."""
+    rows: dict[tuple[str, str, str], Entries] = {}  # data, name of the number, hash of its protocol
+    for run in runs:
+        for content in run.evaluations.values():
+            for name, entry in content["results"].items():
+                key = (str(content["data"]["name"]), name, str(entry["protocol_hash"]))
+                rows.setdefault(key, {})[run] = entry  # of equal ones the latest
+    if rows:
+        yield '<p class="lead">Rows of one protocol may be compared; open a protocol to read it.</p>'
+    for data in sorted({data for data, _, _ in rows}):
+        yield f"<h4>{html.escape(data)}</h4>" + '<div class="card scroll"><table>'
+        yield "<tr><th></th><th>value</th><th>chance</th><th>protocol</th></tr>"
+        yield from (_protocol_row(*key[1:], entries) for key, entries in rows.items() if key[0] == data)
+        yield "</table></div>"
+    for run in runs:
+        for folder, content in run.evaluations.items():
+            reasons = [f"{name}: {why}" for name, why in content.get("left_out", {}).items()] + content.get("notes", [])
+            if reasons:
+                items = "".join(f"<li>{html.escape(reason)}</li>" for reason in reasons)
+                yield f"{run.label}<details><summary>What {html.escape(folder)} left out, and notes</summary>"
+                yield f"<ul>{items}</ul></details>"
+
+
+def _protocol_row(name: str, protocol_hash: str, entries: Entries) -> str:
+    """A number of one protocol, which is folded behind its hash."""
+    chance = _chance(entries)
+    protocol = html.escape(json.dumps(next(iter(entries.values()))["protocol"], indent=1, ensure_ascii=False))
+    return (
+        f"<tr><td>{html.escape(name)}</td><td>{_shown(name, entries)}</td>"
+        f'<td class="dim">{"" if chance is None else f"{chance:.4f}"}</td><td class="left">'
+        f"<details><summary><code>{html.escape(protocol_hash)}</code></summary><pre>{protocol}</pre></details></td></tr>"
+    )
 
 
 def differences(runs: Sequence[Run]) -> Iterator[str]:
     """What the configs of trained runs differ in, a row an option; many are folded."""
     trained = [run for run in runs if run.is_trained]
     flat = [_flat(OmegaConf.to_container(run.config, resolve=False)) for run in trained]
-    names = [name for name in dict.fromkeys(name for one in flat for name in one) if name not in PLACES]
-    names = [name for name in names if len({one.get(name) for one in flat}) > 1]
+    names = [name for name in dict.fromkeys(name for options in flat for name in options) if name not in PLACES]
+    names = [name for name in names if len({options.get(name) for options in flat}) > 1]
     if not names:
         return
     folded = "" if len(names) > FOLDED_FROM else " open"
     yield f"<details{folded}><summary>{len(names)} options</summary>"
     yield '<div class="tables"><div class="card scroll"><table><tr><th></th>'
-    for run in trained:
-        yield f'<th><span class="mark" style="--k:{run.colour}"></span>{html.escape(short_name(run, runs))}</th>'
+    yield from (f"<th>{run.mark}{html.escape(run.name)}</th>" for run in trained)
     yield "</tr>"
     for name in names:
-        cells = "".join(f'<td class="long">{html.escape(one.get(name, "–")[:MAX_CHARS])}</td>' for one in flat)
+        cells = "".join(f'<td class="long">{html.escape(options.get(name, "–")[:MAX_CHARS])}</td>' for options in flat)
         yield f"<tr><td><code>{html.escape(name)}</code></td>{cells}</tr>"
     yield "</table></div></div></details>"
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, str]:
-    """Option -> value as text; lists are values."""
-    found: dict[str, str] = {}
+    """Dotted option -> value as text; lists are values."""
+    options: dict[str, str] = {}
     for key, value in config.items():
-        found |= (
-            _flat(value, f"{prefix}{key}.")
-            if isinstance(value, dict)
-            else {f"{prefix}{key}": "null" if value is None else str(value)}
-        )
-    return found
-
-
-def number(name: str, value: float | None) -> str:
-    """A number as it is shown; counts have no digits after the point."""
-    return "" if value is None else f"{value:.0f}" if name.split("/")[-1].startswith("num_") else f"{value:.3f}"
-
-
-def _chance(name: str, runs: Sequence[Run]) -> float | None:
-    results = [run.results.get(name) for run in runs]
-    return next((result["chance"] for result in results if result and result["chance"] is not None), None)
+        if isinstance(value, dict):
+            options |= _flat(value, f"{prefix}{key}.")
+        else:
+            options[f"{prefix}{key}"] = "null" if value is None else str(value)
+    return options

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from repr.distributed import gather_objects, on_first, rank
-from repr.files import PART, disk_full, put_in_place
+from repr.files import PART, checksum, disk_full, put_in_place
 
 CHECKSUMS, METADATA, REST = "checksums.json", ".metadata", "meta.pt"
 _WEIGHTS, _OPTIMIZERS = "state_dict", "optimizer_states"
@@ -57,12 +56,12 @@ def write_shards(checkpoint: dict[str, Any], path: Path) -> None:
         raise OSError(
             full.errno, f"{path} cannot be written ({full.strerror}); what was saved before is kept"
         ) from None
-    mine = {file.name: _checksum(file) for file in partial.glob(f"__{rank()}_*")}
+    mine = {file.name: checksum(file) for file in partial.glob(f"__{rank()}_*")}
     sums = {name: value for part in gather_objects(mine) for name, value in part.items()}
 
     def finish() -> None:
         torch.save(rest, partial / REST)
-        others = {name: _checksum(partial / name) for name in (METADATA, REST)}
+        others = {name: checksum(partial / name) for name in (METADATA, REST)}
         (partial / CHECKSUMS).write_text(json.dumps(sums | others, indent=1))
         put_in_place(partial, path)
 
@@ -83,21 +82,12 @@ def _split(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any
     return tensors, {**checkpoint, _WEIGHTS: {}, _OPTIMIZERS: rest}
 
 
-def _checksum(path: Path) -> list[int]:
-    """Size and CRC-32."""
-    value = size = 0
-    with path.open("rb") as file:
-        while block := file.read(2**24):
-            value, size = zlib.crc32(block, value), size + len(block)
-    return [size, value]
-
-
 def shards_fault(path: Path) -> str | None:
     """What is wrong with a folder of shards, or None; every byte is compared with the checksums."""
     try:
         sums = json.loads((path / CHECKSUMS).read_bytes())
         for name, expected in sums.items():
-            found = _checksum(path / name)
+            found = checksum(path / name)
             if found != expected:
                 reason = "was cut short" if found[0] != expected[0] else "does not have its checksum"
                 return f"{name} {reason}"

@@ -137,7 +137,7 @@ def test_the_report_shows_it(trained: tuple[Path, dict[str, Any]], of_run: dict[
     assert page.partition("</table>")[0] in (tmp_path / "other.html").read_text()
 
 
-def test_features_are_taken_once_and_again_where_a_file_is_cut_short(
+def test_features_are_taken_once_and_again_where_a_file_is_damaged(
     trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = trained[0] / "evaluation" / "features"
@@ -151,10 +151,11 @@ def test_features_are_taken_once_and_again_where_a_file_is_cut_short(
     assert stamps() == before
     victim = max((path for path in before if path.name == "trunk.npy"), key=lambda path: path.stat().st_size)
     whole = victim.read_bytes()
-    victim.write_bytes(whole[:-100])
-    capsys.readouterr()
-    again = run(*words)
-    assert f"extracted anew: {victim} has {len(whole) - 100} bytes of {len(whole)}" in capsys.readouterr().out
+    for damaged in (whole[:-100], whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]):
+        victim.write_bytes(damaged)
+        capsys.readouterr()
+        again = run(*words)
+        assert f"extracted anew: {victim} is not the file that was written" in capsys.readouterr().out
     assert {path for path, stamp in stamps().items() if stamp != before[path]} == set(victim.parent.glob("*.npy"))
     assert victim.read_bytes() == whole
     same = values(again).keys() & values(of_run).keys()

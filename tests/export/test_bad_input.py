@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export.__main__ import main, parse
-from repr.export.folders import export, export_stages
+from repr.export.folders import export
 from repr.objectives.image_text import ImageText
 from repr.runs.folder import stage_folders
 from repr.runs.trained import Trained
@@ -140,7 +140,7 @@ def test_a_flow_without_a_teacher_and_a_run_without_an_average(
 
 def test_stages_are_not_joined_by_onnxruntime(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="to=onnx is for one model: export each stage by itself"):
-        export_stages({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
+        export({"stage-0": trained("clip")}, tmp_path / "out", to="onnx")
 
 
 def test_spaces_of_two_widths(tmp_path: Path) -> None:
@@ -168,6 +168,12 @@ def test_a_tower_that_onnx_cannot_express(tmp_path: Path) -> None:
     model = trained("clip", "objective._target_=tests.export.test_bad_input.Eigenvalues")
     with pytest.raises(ConfigError, match="torch cannot write the image tower of clip with test_resnet as ONNX: "):
         export(model, tmp_path / "out", to="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_text_tower_without_tokenizer_does_not_go_to_onnx(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="encodes text, and tokenizer is null"):
+        export(trained("clip", "tokenizer=null"), tmp_path / "out", to="onnx")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -20,6 +21,12 @@ def card_of(model: Trained, folder: Path, library: str = "open_clip") -> tuple[M
     return ModelCard.load(folder / "README.md"), (folder / "README.md").read_text()
 
 
+def numbers(card: ModelCard) -> list[tuple[str, ...]]:
+    """Name, value, chance and protocol of each row of the table."""
+    rows = re.findall(r"^\| (\S+) \| (\S+) \| (\S+) \| (\S*) \| (.+) \|$", card.text, re.MULTILINE)
+    return [(f"{of_set}/{metric}", *cells) for of_set, metric, *cells in rows if of_set != "set"]
+
+
 def test_the_card_of_a_run(run_and_export: tuple[Path, Path], tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_and_export[0], tmp_path / "run"))
     results = json.loads((run / "results.json").read_text())
@@ -30,8 +37,17 @@ def test_the_card_of_a_run(run_and_export: tuple[Path, Path], tmp_path: Path) ->
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert card.data.license is None  # the user's to choose, and the header says so
     assert "\n# license: yours to choose" in text.split("\n---\n")[0]
-    told = {f"{r.dataset_name}/{r.metric_type}": r.metric_value for r in card.data.eval_results}
-    assert told == {name: result["value"] for name, result in results.items() if name != "val/not_a_number"}
+    assert numbers(card) == [
+        (
+            name,
+            f"{result['value']:.4f}",
+            "" if result["chance"] is None else f"{result['chance']:.4f}",
+            "end of the run",
+        )
+        for name, result in results.items()
+        if name != "val/not_a_number"
+    ]
+    assert card.data.eval_results is None  # each number is there once
     assert "`ImageText`: Two towers on one sphere. Methods: CLIP (Radford et al., 2021, arXiv 2103.00020)" in card.text
     assert "`Emoji(split=train, captions=['caption'])`" in card.text
     assert "`knn(k=20, temperature=0.07" in card.text
@@ -51,12 +67,12 @@ def test_weights_that_were_not_evaluated_have_no_numbers(run_and_export: tuple[P
     run = Path(shutil.copytree(run_and_export[0], tmp_path / "run"))
     (last,) = (run / "checkpoints").iterdir()
     earlier = Path(shutil.copy(last, last.with_name("step=1.ckpt")))
-    assert card_of(Trained.read(last), tmp_path / "last")[0].data.eval_results
+    assert numbers(card_of(Trained.read(last), tmp_path / "last")[0])
     card, _ = card_of(Trained.read(earlier), tmp_path / "earlier")
-    assert card.data.eval_results is None
+    assert numbers(card) == []
     assert "were not evaluated by the run" in card.text
     card, _ = card_of(trained("pixpro").of_teacher(), tmp_path / "teacher", "timm")
-    assert card.data.eval_results is None
+    assert numbers(card) == []
     assert "those of the teacher" in card.text
     assert card.data.pipeline_tag == "image-feature-extraction"
 
@@ -72,9 +88,30 @@ def test_evaluations_of_the_run_are_told_with_their_protocols(
         (run / "evaluation" / folder).mkdir(parents=True)
         (run / "evaluation" / folder / "metrics.json").write_text(json.dumps(found))
     card, _ = card_of(Trained.read(run), tmp_path / "card")
-    assert "| val | knn_category | 0.5000 | 0.1000 | eval=knn, k=20 |" in card.text
-    told = [(r.dataset_name, r.metric_args["protocol"]) for r in card.data.eval_results if r.metric_value == 0.5]
-    assert told == [("val", "eval=knn, k=20"), ("emoji/val", "eval=knn, k=20")]
+    told = [number for number in numbers(card) if number[1] == "0.5000"]
+    cells = ("0.5000", "0.1000", "eval=knn, k=20")
+    assert told == [("val/knn_category", *cells), ("emoji/val/knn_category", *cells)]
+
+
+def test_what_evaluate_has_found_again_is_told_once(run_and_export: tuple[Path, Path], tmp_path: Path) -> None:
+    """A number of the run's end that is another by the protocol of ``repr.evaluate`` stays beside it."""
+    run = Path(shutil.copytree(run_and_export[0], tmp_path / "run"))
+    results = {"val/a": {"value": 0.5, "chance": 0.1}, "val/b": {"value": 0.25, "chance": None}}
+    (run / "results.json").write_text(json.dumps(results))
+    again = {
+        "val/a": {**results["val/a"], "protocol": {"k": 20}},
+        "val/b": {"value": 0.75, "chance": None, "protocol": {"k": 9}},
+    }
+    for folder in ("a", "b"):
+        found = {"model": {"name": "runs/run"}, "data": {"name": "own"}, "results": again}
+        (run / "evaluation" / folder).mkdir(parents=True)
+        (run / "evaluation" / folder / "metrics.json").write_text(json.dumps(found))
+    card, _ = card_of(Trained.read(run), tmp_path / "card")
+    assert numbers(card) == [
+        ("val/a", "0.5000", "0.1000", "k=20"),
+        ("val/b", "0.7500", "", "k=9"),
+        ("val/b", "0.2500", "", "end of the run"),
+    ]
 
 
 def test_the_card_of_every_stage_together(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from repr.config import CONF, ConfigError
 from repr.data.sources.emoji import Emoji
-from repr.export.folders import TARGETS, export_stages, load_joined, write
+from repr.export.folders import TARGETS, export, load_joined, write
 from repr.export.target import Export, Samples
 from repr.export.verify import LOADER, TOLERANCE, answers_elsewhere, difference
 from repr.runs.trained import Trained
@@ -82,8 +82,8 @@ class Exports:
 
     def load(self) -> None:
         answers = answers_elsewhere(self.exports, self.samples)
-        for export, theirs in zip(self.exports, answers, strict=True):
-            self.faults[export.folder.relative_to(self.root).as_posix()] = difference(theirs, export.answers)
+        for one, theirs in zip(self.exports, answers, strict=True):
+            self.faults[one.folder.relative_to(self.root).as_posix()] = difference(theirs, one.answers)
 
     def files(self, name: str) -> set[str]:
         return {path.name for path in (self.root / name).rglob("*.*")}
@@ -120,8 +120,8 @@ def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) 
     assert loaded.files("timm/clip-test_vit") == {"config.json", "model.safetensors"}
     assert loaded.files("open_clip/clip-test_vit") == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert loaded.files("open_clip/simclr-test_vit") == {"open_clip_config.json", "open_clip_visual.safetensors"}
-    for name, export, has_text in zip(loaded.faults, loaded.exports, loaded.have_text, strict=True):
-        answers = export.answers
+    for name, one, has_text in zip(loaded.faults, loaded.exports, loaded.have_text, strict=True):
+        answers = one.answers
         assert ("text" in answers) == has_text, name
         for kind in ("image", "text") if has_text else ("image",):
             apart = torch.pdist(answers[kind]) / answers[kind].norm(dim=1).mean()
@@ -250,14 +250,14 @@ def test_any_change_of_an_export_is_found(samples: Samples, tmp_path: Path) -> N
 def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
     """Their file says how, and its reader needs nothing of ours; the fresh process has compared what it gives."""
     models = {"stage-0": trained("clip"), "stage-1": trained("clip", backbone="test_vit")}
-    export_stages(models, tmp_path / "clip", to="open_clip", norm="each")
+    export(models, tmp_path / "clip", to="open_clip", norm="each")
     manifest = json.loads((tmp_path / "clip" / "stages.json").read_text())
     assert manifest == {"stages": [{"to": "open_clip", "folder": name} for name in models], "norm": "each"}
     assert "repr" not in imported((tmp_path / "clip" / "join.py").read_text())
     with pytest.raises(ConfigError, match="do not take the same pixels"):
-        export_stages({"a": models["stage-0"], "b": trained("clip", "image_size=48")}, tmp_path / "new", to="open_clip")
+        export({"a": models["stage-0"], "b": trained("clip", "image_size=48")}, tmp_path / "new", to="open_clip")
     with pytest.raises(ConfigError, match="give each the name of a folder"):
-        export_stages({"a/b": models["stage-0"]}, tmp_path / "new", to="open_clip")
+        export({"a/b": models["stage-0"]}, tmp_path / "new", to="open_clip")
     assert {path.name for path in tmp_path.iterdir()} == {"clip"}
 
 
@@ -265,7 +265,7 @@ def test_stages_are_exported_and_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("to", ["open_clip", "timm", "hf"])
 def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> None:
     models = {f"stage-{i}": trained("simclr", backbone=backbone) for i, backbone in enumerate(BACKBONES)}
-    export_stages(models, tmp_path / "images", to=to)
+    export(models, tmp_path / "images", to=to)
     card = {"README.md"} if to == "hf" else set()
     assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py", *card}
 
@@ -300,12 +300,12 @@ def num_right(scores: Tensor, target: Tensor, topk: tuple[int, ...]) -> list[flo
 def test_zero_shot_by_open_clip_is_the_number_of_evaluate(
     run_and_export: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, export = run_and_export
+    run, folder = run_and_export
     monkeypatch.setattr("open_clip_train.zero_shot.accuracy", num_right)
     results = json.loads((run.parent / "evaluation" / "metrics.json").read_text())["results"]
-    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{export}")
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     classes = yaml.safe_load((CONF / "eval/classes/emoji_val.yaml").read_text())
-    tokenizer, names = open_clip.get_tokenizer(f"local-dir:{export}"), list(classes["names"].values())
+    tokenizer, names = open_clip.get_tokenizer(f"local-dir:{folder}"), list(classes["names"].values())
     weights = open_clip.build_zero_shot_classifier(model.eval(), tokenizer, names, classes["templates"])
     source, keys = Emoji("val"), list(classes["names"])
     rows = [(preprocess(source.image(i)), keys.index(source.attributes["concept"][i])) for i in range(len(source))]

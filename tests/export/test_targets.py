@@ -37,7 +37,7 @@ def test_a_target_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="set it to open_clip, timm, hf, onnx or torch"):
         folders.export(model, out, to="tensorflow")
     with pytest.raises(ConfigError, match="to=torch is for one model"):
-        folders.export_stages({"stage-0": model}, tmp_path / "stages", to="torch")
+        folders.export({"stage-0": model}, tmp_path / "stages", to="torch")
     wrong = as_module(
         source.replace('v2.CenterCrop(told["size"])', 'v2.CenterCrop(told["size"]), v2.Grayscale(3)'), tmp_path
     )

@@ -22,6 +22,7 @@ from repr.metrics.exhibits import exhibits
 from repr.metrics.features import Features
 from repr.report.__main__ import main
 from repr.report.exhibits import load_exhibits, save_exhibits
+from repr.report.gallery import embed_json
 from repr.report.run import COLOURS, POINTS, Run
 
 TINY = [
@@ -94,6 +95,14 @@ def test_several_runs_stand_side_by_side(folder: Path, both: Path) -> None:
     assert re.findall(r"<code>(.*?)</code>", differences) == ["optim.lr"]
     assert "0.123" in differences
     assert len(text) < 1.2 * len(single)  # equal pictures are there once
+
+
+def test_no_caption_ends_the_script_of_the_data_or_opens_one_in_it() -> None:
+    """After ``<!--`` and ``<script`` a browser looks for the end of the inner script first."""
+    data = {"captions": ["<!-- <script>", "</script>", "a < b"]}
+    content = re.fullmatch(r'<script type="application/json" id="data">([^<]*)</script>', embed_json("data", data))
+    assert content is not None
+    assert json.loads(content[1]) == data
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
