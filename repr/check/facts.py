@@ -18,8 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from repr.batch import evenly_spread
+from repr.data.bad_rows import one_line
 from repr.data.datamodule import DataModule
-from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer, one_line
+from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer
 from repr.data.sources.source import Source
 from repr.data.workers import Loader
 

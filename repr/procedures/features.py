@@ -87,7 +87,7 @@ def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> FeatureTable:
     """
     table = FeatureTable(names, len(run.datamodule.train))
     make_trainer(cfg, [table, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
-    run.datamodule.gather_bad()
+    run.datamodule.bad.gather()
     return table
 
 
