@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
-from typing import cast
+from itertools import accumulate, islice
+from typing import NamedTuple, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +19,7 @@ from repr.data.datasets import TrainDataset, draw_caption
 from repr.data.samplers import EpochBatchSampler
 from repr.data.sources.source import Source
 from repr.data.views import Purpose, evaluation_view, stream
+from repr.drawing import shown
 from repr.seeds import uniform
 
 Font = ImageFont.FreeTypeFont
@@ -36,8 +37,7 @@ FONTS = (
 )  # fmt: skip
 
 
-@dataclass
-class Cell:
+class Cell(NamedTuple):
     """One sample: its pictures (a view each), caption ('' for none) and key."""
 
     pictures: list[Image.Image]
@@ -45,8 +45,7 @@ class Cell:
     key: str
 
 
-@dataclass
-class Section:
+class Section(NamedTuple):
     """Cells under a title, so many a line."""
 
     title: str
@@ -71,12 +70,10 @@ def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple
         ValueError: no such font.
     """
     sides = [view.size for view in datamodule.views]
-    scale = max(1, round(TARGET / max(sides)))
-    columns = _columns([scale * side for side in sides])
+    scale, columns = _layout(sides)
     title = f"train: from the first batch of epoch 0, augmented, {' + '.join(map(str, sides))} pixels"
     sections = [Section(title, columns, train_cells(datamodule, columns * TRAIN_LINES, scale))]
-    scale = max(1, round(TARGET / datamodule.image_size))
-    columns = _columns([scale * datamodule.image_size])
+    scale, columns = _layout([datamodule.image_size])
     for name, source in islice(datamodule.eval.items(), MAX_SETS):
         title = f"{name}: evaluation, {datamodule.image_size} pixels, not augmented"
         sections.append(Section(title, columns, evaluation_cells(datamodule, source, columns, scale)))
@@ -97,7 +94,7 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
     usable = (
         place
         for place in next(iter(cast(EpochBatchSampler, loader.batch_sampler)))
-        if not (facts := row_facts(source, place.row, None)).fault and (facts.captions or silent)
+        if not (facts := row_facts(source, place.row)).fault and (facts.captions or silent)
     )
     places = list(islice(usable, num))
     if not places:
@@ -114,7 +111,7 @@ def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: in
     """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
     cells = []
     for row in evenly_spread(len(source), num).tolist():
-        if not row_facts(source, row, None).fault:
+        if not row_facts(source, row).fault:
             image = evaluation_view(source.image(row), datamodule.image_size)[None]
             batch = datamodule.on_after_batch_transfer(Batch(index=torch.tensor([row]), image=image), 0)
             texts = source.captions(row)
@@ -124,9 +121,8 @@ def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: in
 
 def _pictures(images: Tensor, datamodule: DataModule, scale: int) -> list[Image.Image]:
     """(B, 3, H, W) float, normalised -> B pictures, every pixel a square of ``scale``."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (datamodule.mean, datamodule.std))
-    pixels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(p.repeat(scale, axis=0).repeat(scale, axis=1)) for p in pixels]
+    pixels = shown(images, datamodule.mean, datamodule.std).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).numpy()]
 
 
 def choose_font(texts: Iterable[str], font_file: str | None) -> tuple[Font, set[str]]:
@@ -176,20 +172,28 @@ def _place(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int
     return corners, width, y + line
 
 
-def _columns(sides: Sequence[int]) -> int:
-    """How many cells fit beside each other."""
-    return max(1, (WIDTH - 2 * MARGIN + GAP) // (_place([(side, side) for side in sides])[1] + GAP))
+def _layout(sides: Sequence[int]) -> tuple[int, int]:
+    """By what views of these sides are enlarged, and how many cells of them fit beside each other."""
+    scale = max(1, round(TARGET / max(sides)))
+    _, width, _ = _place([(scale * side, scale * side) for side in sides])
+    return scale, max(1, (WIDTH - 2 * MARGIN + GAP) // (width + GAP))
 
 
 def _paint(sections: Sequence[Section], font: Font) -> Image.Image:
     """All sections, one below the other."""
     strips = [strip for section in sections if section.cells for strip in _strips(section, font)]
-    width = 2 * MARGIN + max((strip.width for strip in strips), default=0)
-    sheet = Image.new("RGB", (width, 2 * MARGIN + sum(strip.height for strip in strips)), PAPER)
-    y = MARGIN
-    for strip in strips:
-        sheet.paste(strip, (MARGIN, y))
-        y += strip.height
+    width = max((strip.width for strip in strips), default=0)
+    *tops, end = accumulate((strip.height for strip in strips), initial=MARGIN)
+    return _pasted(strips, [(MARGIN, top) for top in tops], width + 2 * MARGIN, end + MARGIN)
+
+
+def _pasted(
+    pictures: Sequence[Image.Image], corners: Sequence[tuple[int, int]], width: int, height: int
+) -> Image.Image:
+    """A sheet with these pictures at these upper left corners."""
+    sheet = Image.new("RGB", (width, height), PAPER)
+    for picture, corner in zip(pictures, corners, strict=True):
+        sheet.paste(picture, corner)
     return sheet
 
 
@@ -202,22 +206,15 @@ def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
     cells = [_paint_cell(cell, font) for cell in section.cells]
     for start in range(0, len(cells), section.columns):
         line = cells[start : start + section.columns]
-        width = sum(cell.width + GAP for cell in line) - GAP
-        strip = Image.new("RGB", (width, max(cell.height for cell in line) + GAP), PAPER)
-        x = 0
-        for cell in line:
-            strip.paste(cell, (x, 0))
-            x += cell.width + GAP
-        yield strip
+        *lefts, end = accumulate((cell.width + GAP for cell in line), initial=0)
+        yield _pasted(line, [(left, 0) for left in lefts], end - GAP, max(cell.height for cell in line) + GAP)
 
 
 def _paint_cell(cell: Cell, font: Font) -> Image.Image:
     corners, width, height = _place([picture.size for picture in cell.pictures])
     lines = wrap(cell.caption, width, CAPTION_LINES, font)
     step = TEXT + 4
-    image = Image.new("RGB", (width, height + 6 + step * (len(lines) + 1)), PAPER)
-    for picture, corner in zip(cell.pictures, corners, strict=True):
-        image.paste(picture, corner)
+    image = _pasted(cell.pictures, corners, width, height + 6 + step * (len(lines) + 1))
     canvas = ImageDraw.Draw(image)
     for number, line in enumerate(lines):
         canvas.text((0, height + 4 + step * number), line, "black", font)
@@ -227,18 +224,16 @@ def _paint_cell(cell: Cell, font: Font) -> Image.Image:
 
 def wrap(text: str, width: int, num_lines: int, font: Font) -> list[str]:
     """Lines of at most ``width`` pixels; what does not fit in ``num_lines`` is cut, with three dots."""
-    lines: list[str] = []
-    rest = _printable(text)
-    while rest and len(lines) < num_lines:
-        if len(lines) == num_lines - 1:
-            lines.append(rest if font.getlength(rest) <= width else _fitting(rest, width, font, "...") + "...")
-            break
+    lines, rest = list[str](), _printable(text)
+    while rest and len(lines) < num_lines - 1:
         line = _fitting(rest, width, font)
         if len(line) < len(rest) and rest[len(line)] != " " and " " in line:
             line = line[: line.rindex(" ")]
         lines.append(line.rstrip())
         rest = rest[len(line) :].lstrip()
-    return lines
+    if font.getlength(rest) > width:
+        rest = _fitting(rest, width, font, "...") + "..."
+    return [*lines, rest] if rest else lines
 
 
 def shorten(text: str, width: int, font: Font) -> str:
@@ -252,11 +247,8 @@ def shorten(text: str, width: int, font: Font) -> str:
 
 def _fitting(text: str, width: int, font: Font, end: str = "") -> str:
     """The longest beginning of a text that, with ``end``, is at most ``width`` pixels; at least one character."""
-    low, high = 1, min(len(text), width)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(text[:middle] + end) <= width else (low, middle - 1)
-    return text[:low]
+    numbers = range(1, min(len(text), width) + 1)
+    return text[: max(1, bisect_right(numbers, width, key=lambda num: font.getlength(text[:num] + end)))]
 
 
 def _printable(text: str) -> str:
