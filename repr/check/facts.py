@@ -35,7 +35,10 @@ Report = dict[str, Any]
 
 
 class CaptionFacts(NamedTuple):
-    """Of one caption; ``tokens`` counts those before any is cut, start and end included, 0 where that is unknown."""
+    """What is kept of one caption.
+
+    ``tokens`` counts those before any is cut, start and end included; it is 0 where that is unknown.
+    """
 
     row: int
     digest: int
@@ -45,7 +48,7 @@ class CaptionFacts(NamedTuple):
 
 
 class RowFacts(NamedTuple):
-    """Of one row; where ``fault`` says why it cannot be read, nothing else is known.
+    """What is known of one row; where ``fault`` says why it cannot be read, nothing else is known.
 
     Width and height are those of the upright picture, mode and format Pillow's names of what is stored.
     """
@@ -109,16 +112,6 @@ class Scan:
     Args:
         source: the rows.
         facts: of those rows that are read.
-
-    Attributes:
-        faults: row -> why it cannot be read; all else is of the other rows, M of them.
-        formats: name of a format -> number of pictures.
-        modes: likewise.
-        without_caption: rows.
-        rows: (M,) int64.
-        digests: (M, 2) uint64, of the pictures' files.
-        sizes: (M, 2) int64, width and height.
-        captions: (C, 5) uint64, the :class:`CaptionFacts` of all captions.
     """
 
     def __init__(self, source: Source, facts: Iterable[RowFacts]) -> None:
@@ -126,7 +119,6 @@ class Scan:
         self.faults: dict[int, str] = {}
         self.formats: Counter[str] = Counter()
         self.modes: Counter[str] = Counter()
-        self.without_caption = array("q")
         rows, digests, sizes, captions = array("q"), bytearray(), array("q"), array("Q")
         for fact in facts:
             if fact.fault:
@@ -138,12 +130,10 @@ class Scan:
             self.formats[fact.format] += 1
             self.modes[fact.mode] += 1
             captions.extend(chain.from_iterable(fact.captions))
-            if not fact.captions:
-                self.without_caption.append(fact.row)
-        self.rows = np.array(rows, np.int64)
-        self.digests = np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)
-        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self.captions = np.array(captions, np.uint64).reshape(-1, len(CaptionFacts._fields))
+        self.rows = np.array(rows, np.int64)  # (M,), those that can be read
+        self.digests = np.frombuffer(bytes(digests), np.uint64).reshape(-1, 2)  # (M, 2)
+        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)  # (M, 2), width and height
+        self.captions = np.array(captions, np.uint64).reshape(-1, len(CaptionFacts._fields))  # (C, 5)
 
 
 def check_data(datamodule: DataModule, *, num_rows: int | None = None, progress: Progress | None = None) -> Report:
@@ -155,8 +145,8 @@ def check_data(datamodule: DataModule, *, num_rows: int | None = None, progress:
         progress: has a bar for each set.
 
     Returns:
-        The report, of plain values: ``sets`` (by name) and ``leakage`` (evaluation set -> pictures that the
-        training set has too).
+        The report, of plain values: ``sets`` (by name) and ``leakage`` (evaluation set -> pictures that the training
+        set has too).
     """
     tokenizer, progress = datamodule.tokenizer, progress or Progress(disable=True)
     scans = {}
@@ -230,14 +220,12 @@ def equal_groups(digests: np.ndarray) -> list[list[int]]:
 
 def caption_report(scan: Scan, context_length: int | None) -> Report:
     """Lengths, repetitions and lack of captions; ``context_length`` None where tokens were not counted."""
-    report: Report = {
-        "captions": len(scan.captions),
-        "rows_without": len(scan.without_caption),
-        "keys_without": [scan.source.key(row) for row in scan.without_caption],
-    }
+    row, digest, characters, words, tokens = scan.captions.T
+    without = np.setdiff1d(scan.rows, row.astype(np.int64)).tolist()
+    report: Report = {"captions": len(scan.captions), "rows_without": len(without)}
+    report["keys_without"] = [scan.source.key(row) for row in without]
     if not len(scan.captions):
         return report
-    row, digest, characters, words, tokens = scan.captions.T
     report |= {"characters": spread(characters), "words": spread(words)}
     if context_length is not None:
         cut = tokens > context_length

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,24 +16,11 @@ NUM_LISTED = 10  # faults that are printed; check.json has all
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the report."""
     sets = report["sets"]
-    for table in (_overview(report), _kinds(sets), _captions(sets), _labels(sets)):
+    tables = [_overview(report), _kinds(sets), _captions(sets), _labels(sets), _frequent(sets["train"]["captions"])]
+    tables += [_equal_pictures(sets), *_leakage(report["leakage"]), _unreadable(sets)]
+    for table in tables:
         if table.row_count:
             console.print(table, "")
-    frequent = sets["train"]["captions"].get("frequent", [])
-    if frequent and frequent[0]["count"] > 1:
-        table = _table("Most frequent captions of train", "caption", ">rows", ">share")
-        for entry in (entry for entry in frequent[:5] if entry["count"] > 1):
-            share = entry["count"] / sets["train"]["captions"]["captions"]
-            table.add_row(_plain(entry["caption"], 200), f"{entry['count']:,}", f"{share:.1%}")
-        console.print(table, "")
-    _show_groups(report, console)
-    faults = [(name, fault) for name, facts in sets.items() for fault in facts["unreadable"]]
-    if faults:
-        title = "Unreadable rows" + (f", the first {NUM_LISTED} of {len(faults):,}" if len(faults) > NUM_LISTED else "")
-        table = _table(title, "set", "reason")
-        for name, fault in faults[:NUM_LISTED]:
-            table.add_row(name, _plain(fault["reason"], 300))
-        console.print(table, "")
     for remark in report["remarks"]:
         console.print(f"note: {_plain(remark, 500)}")
     for sentence in report["too_many_bad"]:
@@ -104,22 +92,41 @@ def _labels(sets: dict[str, Any]) -> Table:
     return table
 
 
-def _show_groups(report: dict[str, Any], console: Console) -> None:
-    """Pictures that occur more than once, and those of evaluation sets that training sees."""
-    groups = [(name, keys) for name, facts in report["sets"].items() for keys in facts["duplicates"]["keys"]]
-    if groups:
-        total = sum(facts["duplicates"]["groups"] for facts in report["sets"].values())
-        table = _table(f"Equal pictures within a set, {min(total, 5)} of {total:,} groups", "set", "keys")
-        for name, keys in groups[:5]:
-            table.add_row(name, _keys(keys))
-        console.print(table, "")
-    for name, leaked in report["leakage"].items():
-        if leaked["rows"]:
-            table = _table(f"{name}: {leaked['rows']:,} of its pictures are in train too", "in train", f"in {name}")
-            table.title_style = "bold red"
-            for pair in leaked["keys"][:5]:
-                table.add_row(_keys(pair["train"]), _keys(pair["set"]))
-            console.print(table, "")
+def _frequent(captions: dict[str, Any]) -> Table:
+    table = _table("Most frequent captions of train", "caption", ">rows", ">share")
+    for entry in captions.get("frequent", [])[:5]:
+        if entry["count"] > 1:
+            share = entry["count"] / captions["captions"]
+            table.add_row(_plain(entry["caption"], 200), f"{entry['count']:,}", f"{share:.1%}")
+    return table
+
+
+def _equal_pictures(sets: dict[str, Any]) -> Table:
+    groups = [(name, keys) for name, facts in sets.items() for keys in facts["duplicates"]["keys"]]
+    total = sum(facts["duplicates"]["groups"] for facts in sets.values())
+    table = _table(f"Equal pictures within a set, {min(total, 5)} of {total:,} groups", "set", "keys")
+    for name, keys in groups[:5]:
+        table.add_row(name, _keys(keys))
+    return table
+
+
+def _leakage(leakage: dict[str, Any]) -> Iterator[Table]:
+    """For each evaluation set, its pictures that training sees."""
+    for name, leaked in leakage.items():
+        table = _table(f"{name}: {leaked['rows']:,} of its pictures are in train too", "in train", f"in {name}")
+        table.title_style = "bold red"
+        for pair in leaked["keys"][:5]:
+            table.add_row(_keys(pair["train"]), _keys(pair["set"]))
+        yield table
+
+
+def _unreadable(sets: dict[str, Any]) -> Table:
+    faults = [(name, fault) for name, facts in sets.items() for fault in facts["unreadable"]]
+    title = "Unreadable rows" + (f", the first {NUM_LISTED} of {len(faults):,}" if len(faults) > NUM_LISTED else "")
+    table = _table(title, "set", "reason")
+    for name, fault in faults[:NUM_LISTED]:
+        table.add_row(name, _plain(fault["reason"], 300))
+    return table
 
 
 def _keys(keys: list[str]) -> str:

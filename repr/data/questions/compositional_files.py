@@ -59,7 +59,7 @@ class SugarCrepe(Cases):
     def __init__(self, root: str | Path, pictures: str | Path, *, splits: Sequence[str] = SUGAR_CREPE) -> None:
         cases = []
         for split in splits:
-            path = os.path.join(os.path.expanduser(root), f"{split}.json")
+            path = os.path.join(root, f"{split}.json")
             rows = _json(path, dict, "SugarCrepe: set root to the folder that holds add_obj.json and the others")
             for number, row in rows.items():
                 where = f"{path}, {number!r}"
@@ -120,10 +120,9 @@ class ARORelation(Cases):
     """
 
     def __init__(self, root: str | Path) -> None:
-        root = os.path.expanduser(root)
         cases = []
-        for row, case, where in _boxes(os.path.join(root, "visual_genome_relation.json"), type(self).__name__):
-            (relation,) = _texts(row, ("relation_name",), where)
+        for row, case, where in _boxes(os.path.join(root, "visual_genome_relation.json"), "ARORelation"):
+            relation = _value(row, "relation_name", str, where)
             cases.append(case._replace(split="" if relation in LEFT_OUT else relation))
         super().__init__(os.path.join(root, "images"), cases, split="relation")
 
@@ -143,9 +142,8 @@ class AROAttribution(Cases):
     """
 
     def __init__(self, root: str | Path) -> None:
-        root = os.path.expanduser(root)
         cases = []
-        for row, case, where in _boxes(os.path.join(root, "visual_genome_attribution.json"), type(self).__name__):
+        for row, case, where in _boxes(os.path.join(root, "visual_genome_attribution.json"), "AROAttribution"):
             cases.append(case._replace(split="_".join(_strings(row, "attributes", where)[:2])))
         counts = Counter(case.split for case in cases)
         cases = [case if counts[case.split] >= MIN_OF_ATTRIBUTES else case._replace(split="") for case in cases]
@@ -183,12 +181,11 @@ class AROOrder(Cases):
         seed: int = 0,
         max_words: int = 30,
     ) -> None:
-        root = os.path.expanduser(root)
         path = os.path.join(root, annotations)
         cases: list[Case] = []
         for number, row in enumerate(_json(path, list, "AROOrder: set root and annotations to where it is")):
             where = f"{path}, entry {number}"
-            (file,) = _texts(row, ("image",), where)
+            file = _value(row, "image", str, where)
             for of, text in enumerate(_strings(row, "caption", where)):
                 caption = " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()[:max_words])
                 rng = np.random.Generator(np.random.Philox(key=[seed, len(cases)]))
@@ -208,11 +205,7 @@ def _boxes(path: str, owner: str) -> Iterator[tuple[Any, Case, str]]:
 
 
 def _json(path: str, kind: type, hint: str) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: no such file, no JSON, or nothing of this kind.
-    """
+    """What a JSON file holds, which must be a filled list or dict, as ``kind`` says."""
     content = _parsed(_text(path, hint), path)
     if not isinstance(content, kind) or not content:
         raise ValueError(f"{path}: holds no cases; a {kind.__name__} of objects is expected")
@@ -228,8 +221,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _text(path: str, hint: str) -> str:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path!r}; {hint}") from error
     except UnicodeDecodeError as error:
@@ -237,11 +229,7 @@ def _text(path: str, hint: str) -> str:
 
 
 def _value(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """The value of a key.
-
-    Raises:
-        ValueError: there is no such key, or its value is of another kind or empty.
-    """
+    """The value of a key; ValueError if there is none, or one of another kind, or an empty one."""
     if not isinstance(row, Mapping) or key not in row:
         has = list(row) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(f"{where}: no key {key!r}; it has {has}")
@@ -256,7 +244,7 @@ def _texts(row: Any, keys: Sequence[str], where: str) -> list[str]:
 
 
 def _strings(row: Any, key: str, where: str) -> list[str]:
-    """A list of strings; ValueError if it is none."""
+    """The value of a key, which must be a list of texts."""
     values = _value(row, key, list, where)
     if not all(isinstance(value, str) and value for value in values):
         raise ValueError(f"{where}: {key!r} is {values!r}, not a list of texts")
