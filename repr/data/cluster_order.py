@@ -19,26 +19,20 @@ class ClusterOrder(Order):
     """The order of an epoch in batches that each hold rows of one cluster, from which all negatives then come.
 
     Every rank takes its slice of the same batch, hence of the same cluster, and no row is in a batch twice. Every epoch
-    has the same number of batches. For a row that cannot be read stands one of the same cluster.
+    has the same number of batches. A row that cannot be read is replaced by one of the same cluster.
 
-    Method: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
+    Source: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
     between ranks, so that rows repeat within a batch; here the order is a function of (seed, epoch).
 
-    Args:
-        clusters: of all rows.
-        batch_size: of all ranks together.
-        seed: the run's.
-
     Raises:
-        ValueError: no cluster fills a batch.
+        ValueError: no cluster fills a batch (of ``batch_size`` rows on all ranks together).
     """
 
     def __init__(self, clusters: Clusters, batch_size: int, seed: int) -> None:
         self.batch_size, self.seed, self.mode, self.leftovers = batch_size, seed, clusters.mode, clusters.leftovers
         self.cluster_sizes = torch.bincount(clusters.ids[clusters.ids >= 0])
-        groups = torch.arange(len(self.cluster_sizes))
-        if self.leftovers != "drop":
-            groups = _merged(self.cluster_sizes, batch_size)
+        drop = self.leftovers == "drop"
+        groups = torch.arange(len(self.cluster_sizes)) if drop else _merged(self.cluster_sizes, batch_size)
         self.group = torch.full_like(clusters.ids, -1)  # (N,)
         self.group[clusters.ids >= 0] = groups[clusters.ids[clusters.ids >= 0]]
         self.sizes = torch.bincount(self.group[self.group >= 0])  # (G,)
@@ -73,12 +67,12 @@ class ClusterOrder(Order):
     def coverage(self) -> dict[str, int]:
         """What an epoch shows: counts of rows, clusters and batches."""
         small = self.cluster_sizes < self.batch_size
-        never = self.group[self.group >= 0][self.num_batches[self.group[self.group >= 0]] == 0]
+        never = self.sizes[self.num_batches == 0].sum()
         return {
             "samples": len(self.group),
             "samples_an_epoch": len(self),
             "batches_an_epoch": len(self) // self.batch_size,
-            "samples_never_drawn": len(never) + self._without,
+            "samples_never_drawn": int(never) + self._without,
             "samples_without_cluster": self._without,
             "clusters": int((self.cluster_sizes > 0).sum()),
             "clusters_smaller_than_a_batch": int((small & (self.cluster_sizes > 0)).sum()),

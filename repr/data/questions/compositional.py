@@ -1,8 +1,8 @@
-"""What a set of compositional questions is, and such sets as files of cases: a picture, its caption and wrong captions.
+"""What a set of compositional questions is, and a source of such questions whose pictures are files.
 
 The benchmarks are read in :mod:`repr.data.questions.compositional_files` and :mod:`repr.data.questions.mmvp`; one that
 needs no files is drawn by :mod:`repr.data.drawn.composition`. :func:`repr.metrics.compositional.compositional` scores
-them.
+all of them.
 """
 
 from __future__ import annotations

@@ -76,9 +76,6 @@ class Winoground(Cases):
     ``root/images`` or ``root/images.zip``. Rows 2i and 2i + 1 are an item. Attribute and split: ``tag`` (``object``,
     ``relation``, ``both``).
 
-    Args:
-        root: the folder of the files.
-
     Raises:
         ValueError: a file, a key or a picture is missing.
     """
@@ -110,9 +107,6 @@ class ARORelation(Cases):
     ``root/images``. Attribute and split: ``relation``; empty for those that the published mean leaves out, so that
     ``macro_text_score`` is the published number.
 
-    Args:
-        root: the folder.
-
     Raises:
         ValueError: a file, a key or a picture is missing.
 
@@ -133,9 +127,6 @@ class AROAttribution(Cases):
     As :class:`ARORelation`, but ``root/visual_genome_attribution.json`` with ``attributes``, a list of two, in place of
     ``relation_name``. Attribute and split: ``attributes``, the two joined by ``_``; empty for pairs with fewer than 25
     cases, which the published mean leaves out.
-
-    Args:
-        root: the folder.
 
     Raises:
         ValueError: a file, a key or a picture is missing.
