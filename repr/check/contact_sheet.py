@@ -8,12 +8,12 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import NamedTuple, cast
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from repr.batch import Batch, evenly_spread
+from repr.batch import evenly_spread
 from repr.check.facts import row_facts
+from repr.data.bad_rows import read_each
 from repr.data.datamodule import DataModule
 from repr.data.datasets import TrainDataset, draw_caption
 from repr.data.samplers import EpochBatchSampler
@@ -56,8 +56,8 @@ class Section(NamedTuple):
 def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple[Image.Image, list[str]]:
     """Draw the sheet.
 
-    The training samples are the first of the first batch of epoch 0 that can be read, exactly as the model gets
-    them: worker half and device half of the views, only the normalisation undone.
+    The training samples are the first of the first batch of epoch 0 that can be read, exactly as the model gets them:
+    worker half and device half of the views, only the normalisation undone.
 
     Args:
         datamodule: with a batch that its training set can fill.
@@ -73,10 +73,11 @@ def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple
     scale, columns = _layout(sides)
     title = f"train: from the first batch of epoch 0, augmented, {' + '.join(map(str, sides))} pixels"
     sections = [Section(title, columns, train_cells(datamodule, columns * TRAIN_LINES, scale))]
-    scale, columns = _layout([datamodule.image_size])
+    size = datamodule.image_size
+    scale, columns = _layout([size])
     for name, source in islice(datamodule.eval.items(), MAX_SETS):
-        title = f"{name}: evaluation, {datamodule.image_size} pixels, not augmented"
-        sections.append(Section(title, columns, evaluation_cells(datamodule, source, columns, scale)))
+        title = f"{name}: evaluation, {size} pixels, not augmented"
+        sections.append(Section(title, columns, evaluation_cells(source, size, columns, scale)))
     remarks = [f"{section.title.partition(':')[0]}: no row can be shown" for section in sections if not section.cells]
     font, lacking = choose_font([cell.caption + cell.key for part in sections for cell in part.cells], font_file)
     if lacking:
@@ -103,25 +104,23 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
     index = batch["index"].tolist()
     draws = uniform(stream(batch["seed"], Purpose.CAPTION), 1)[:, 0].tolist()
     captions = ["" if silent else draw_caption(source, *drawn) for drawn in zip(index, draws, strict=True)]
-    views = [_pictures(view, datamodule, scale) for view in batch["views"]]
+    views = [_pictures(shown(view, datamodule.mean, datamodule.std), scale) for view in batch["views"]]
     return [Cell([view[b] for view in views], captions[b], source.key(row)) for b, row in enumerate(index)]
 
 
-def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: int) -> list[Cell]:
+def evaluation_cells(source: Source, image_size: int, num: int, scale: int) -> list[Cell]:
     """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
-    cells = []
-    for row in evenly_spread(len(source), num).tolist():
-        if not row_facts(source, row).fault:
-            image = evaluation_view(source.image(row), datamodule.image_size)[None]
-            batch = datamodule.on_after_batch_transfer(Batch(index=torch.tensor([row]), image=image), 0)
-            texts = source.captions(row)
-            cells.append(Cell(_pictures(batch["image"], datamodule, scale), texts[0] if texts else "", source.key(row)))
-    return cells
+
+    def read(row: int) -> list[Cell]:
+        pixels = evaluation_view(source.image(row), image_size)[None]
+        return [Cell(_pictures(pixels, scale), next(iter(source.captions(row)), ""), source.key(row))]
+
+    return [cell for cells in read_each(read, [], {}, evenly_spread(len(source), num).tolist()) for cell in cells]
 
 
-def _pictures(images: Tensor, datamodule: DataModule, scale: int) -> list[Image.Image]:
-    """(B, 3, H, W) float, normalised -> B pictures, every pixel a square of ``scale``."""
-    pixels = shown(images, datamodule.mean, datamodule.std).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+def _pictures(pixels: Tensor, scale: int) -> list[Image.Image]:
+    """(B, 3, H, W) uint8 -> B pictures, every pixel a square of ``scale``."""
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
     return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).numpy()]
 
 

@@ -26,7 +26,7 @@ class EpochBatchSampler(Sampler[list[Place]]):
     """Batches of rows in the order of each epoch.
 
     Global batch k of an epoch is places ``[k * G, (k + 1) * G)`` of its order, G the batch size of all ranks together;
-    rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is dropped. Every place names
+    rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is dropped. Each place has
     its epoch, so that workers need not be told of it.
 
     Args:
