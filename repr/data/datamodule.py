@@ -131,16 +131,9 @@ class DataModule(LightningDataModule):
         """Training batches of this rank; starts where a loaded state says."""
         epoch, start = self._position["epoch"], self._position["batch"]
         sampler = EpochBatchSampler(self.order, self.batch_size, **self._rank(), epoch=epoch, start=start)
-        dataset = TrainDataset(
-            self.train,
-            self.views,
-            class_ids(self.train, self.attributes),
-            self.tokenizer,
-            self.seed,
-            replacement=partial(self.order.replacement, batch_size=self.batch_size),
-            max_bad=self.bad.limit("train"),
-            tables=list(self.tables["train"].values()),
-        )
+        labels, tables = class_ids(self.train, self.attributes), list(self.tables["train"].values())
+        replacement, max_bad = partial(self.order.replacement, batch_size=self.batch_size), self.bad.limit("train")
+        dataset = TrainDataset(self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables)
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
     def predict_dataloader(self) -> DataLoader:

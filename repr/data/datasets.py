@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import cast
@@ -35,28 +35,16 @@ BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture that cannot be 
 
 @dataclass(eq=False)
 class TrainDataset(Dataset[Batch]):
-    """Whole training batches from places of an epoch, drawn vectorised over the batch.
-
-    Args:
-        source: the pictures.
-        views: V views, expanded; without any, no pictures are read.
-        labels: (N, A) int64, -1 where there is none; A may be 0.
-        tokenizer: None for images only.
-        seed: the run's seed.
-        replacement: (place, attempt from 1) -> the place whose row stands in for its own, if that cannot be read.
-        max_bad: so many rows may be bad; a batch that finds more by itself ends the run.
-        tables: T blocks of numbers, (N, F) each.
-    """
+    """Whole training batches from places of an epoch, drawn vectorised over the batch."""
 
     source: Source
-    views: Sequence[View]
-    labels: Tensor
-    tokenizer: Tokenizer | None
-    seed: int
-    _: KW_ONLY
-    replacement: Callable[[Place, int], Place]
-    max_bad: int
-    tables: Sequence[Tensor] = ()
+    views: Sequence[View]  # V views, expanded; without any, no pictures are read
+    labels: Tensor  # (N, A) int64, -1 where there is none; A may be 0
+    tokenizer: Tokenizer | None  # None for images only
+    seed: int  # the run's seed
+    replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
+    max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
+    tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
 
     def __len__(self) -> int:
         return len(self.source)

@@ -27,23 +27,14 @@ from repr.seeds import sample_seed
 
 @dataclass(eq=False)
 class EvalDataset(Dataset[Batch]):
-    """Batches of ``index``, ``image`` (black where it cannot be read), first caption and label.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        transform: RGB picture -> (3, S, S) uint8 or normalised float; None: no pictures are read.
-        labels: (N, A) int64 of the whole source.
-        tokenizer: None leaves ``text`` out.
-        tables: T blocks of numbers of the whole source, (N, F) each.
-    """
+    """Batches of ``index``, ``image`` (black where it cannot be read), first caption and label."""
 
     source: Source
-    rows: Tensor
-    transform: Callable[[Image.Image], Tensor] | None
-    labels: Tensor
-    tokenizer: Tokenizer | None
-    tables: Sequence[Tensor] = ()
+    rows: Tensor  # (M,) int64, the rows of the source that are evaluated; `index` is the source's
+    transform: Callable[[Image.Image], Tensor] | None  # RGB -> (3, S, S), uint8 or normalised; None: no pictures
+    labels: Tensor  # (N, A) int64 of the whole source
+    tokenizer: Tokenizer | None  # None leaves `text` out
+    tables: Sequence[Tensor] = ()  # T blocks of numbers of the whole source, (N, F) each
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,20 +79,13 @@ class DenseDataset(Dataset[Batch]):
     """Batches of dense evaluation: ``index``, ``image``, ``crops`` (uint8), ``boxes`` and, where known, ``mask``.
 
     The crops of a row are the same in every run.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        image_size: side in pixels of ``image`` and ``mask``.
-        views: how the two crops are drawn.
-        mask_names: the masks, in the order of their planes; a source without masks leaves ``mask`` out.
     """
 
     source: Source
-    rows: Tensor
-    image_size: int
-    views: Sequence[View]
-    mask_names: Collection[str]
+    rows: Tensor  # (M,) int64, the rows of the source that are evaluated; `index` is the source's
+    image_size: int  # side in pixels of `image` and `mask`
+    views: Sequence[View]  # how the two crops are drawn
+    mask_names: Collection[str]  # in the order of the planes; a source without masks leaves `mask` out
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,19 +111,12 @@ class RepeatedViews(Dataset[Batch]):
 
     A view is that of visit q in training with ``seed``. ``index`` is the position, ``-1 - position`` where the row
     cannot be read.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, rows of the source.
-        num_views: Q.
-        view: how each is drawn.
-        seed: of the draws.
     """
 
     source: Source
-    rows: Tensor
-    num_views: int
-    view: View
+    rows: Tensor  # (M,) int64, rows of the source
+    num_views: int  # Q
+    view: View  # how each is drawn
     seed: int
 
     def __len__(self) -> int:

@@ -49,40 +49,24 @@ class Purpose(IntEnum):
 class View:
     """How a view is made; every colour option is neutral unless set.
 
-    Args:
-        size: side of the square view in pixels.
-        scale: range of the crop's share of the image area.
-        ratio: range of the crop's width / height, drawn log-uniformly.
-        count: how many views are drawn so.
-        flip: probability of a horizontal flip.
-        brightness: factor drawn from [max(0, 1 - x), 1 + x]; so are ``contrast`` and ``saturation``.
-        contrast: see ``brightness``.
-        saturation: see ``brightness``.
-        hue: shift drawn from [-x, x] turns, at most 0.5.
-        jitter_prob: probability of the four above together.
-        gray_prob: probability of a gray view.
-        blur_prob: probability of a Gaussian blur.
-        blur_sigma: range of its standard deviation in pixels.
-        solarize_prob: probability of inverting all pixels from 128 of 255 on.
-
     Raises:
         ValueError: an option outside its range, with what to set.
     """
 
-    size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    count: int = 1
-    flip: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter_prob: float = 1.0
-    gray_prob: float = 0.0
-    blur_prob: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_prob: float = 0.0
+    size: int  # side of the square view in pixels
+    scale: tuple[float, float]  # range of the crop's share of the image area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height, drawn log-uniformly
+    count: int = 1  # how many views are drawn so
+    flip: float = 0.0  # probability of a horizontal flip
+    brightness: float = 0.0  # x: a factor drawn from [max(0, 1 - x), 1 + x]
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
+    hue: float = 0.0  # x: a shift drawn from [-x, x] turns; at most 0.5
+    jitter_prob: float = 1.0  # probability of the four above together
+    gray_prob: float = 0.0  # probability of a gray view
+    blur_prob: float = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # range of its standard deviation in pixels
+    solarize_prob: float = 0.0  # probability of inverting all pixels from 128 of 255 on
 
     def __post_init__(self) -> None:
         for name, high in {"scale": 1.0, "ratio": math.inf, "blur_sigma": math.inf}.items():
