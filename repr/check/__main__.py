@@ -24,15 +24,11 @@ WIDTH = 100  # columns of the terminal at most
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; leaves with 1 where training would stop because too many rows are bad."""
-    parser = argparse.ArgumentParser(
-        prog="python -m repr.check",
-        description="Tell what is in a data set, and draw what the model will see.",
-    )
+    description = "Tell what is in a data set, and draw what the model will see."
+    parser = argparse.ArgumentParser(prog="python -m repr.check", description=description)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for repr.fit: data=folder, ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument(
-        "--out", type=Path, default=Path("data-check"), help="folder for check.json and contact_sheet.png"
-    )
+    parser.add_argument("--out", type=Path, default=Path("data-check"), help="folder of check.json, contact_sheet.png")
     parser.add_argument("--rows", type=int, help="read at most so many rows of each set, evenly spread")
     parser.add_argument("--font", help="a TrueType font for the captions on the contact sheet")
     options = parser.parse_intermixed_args(arguments)

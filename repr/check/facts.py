@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from io import BytesIO
@@ -35,16 +35,13 @@ Report = dict[str, Any]
 
 
 class CaptionFacts(NamedTuple):
-    """What is kept of one caption.
-
-    ``tokens`` counts those before any is cut, start and end included; it is 0 where that is unknown.
-    """
+    """What is kept of one caption."""
 
     row: int
     digest: int
     characters: int
     words: int
-    tokens: int
+    tokens: int  # see num_tokens
 
 
 class RowFacts(NamedTuple):
@@ -63,7 +60,7 @@ class RowFacts(NamedTuple):
     captions: Sequence[CaptionFacts] = ()
 
 
-def row_facts(source: Source, row: int, count_tokens: Callable[[str], int] | None = None) -> RowFacts:
+def row_facts(source: Source, row: int, tokenizer: Tokenizer | None = None) -> RowFacts:
     """Read one row as training would."""
     try:
         data = source.encoded(row)
@@ -77,7 +74,7 @@ def row_facts(source: Source, row: int, count_tokens: Callable[[str], int] | Non
     except UnidentifiedImageError:  # a source with a decoder of its own
         kind, mode = "unknown", image.mode
     captions = [
-        CaptionFacts(row, caption_digest(text), len(text), len(text.split()), count_tokens(text) if count_tokens else 0)
+        CaptionFacts(row, caption_digest(text), len(text), len(text.split()), num_tokens(tokenizer, text))
         for text in texts
     ]
     return RowFacts(row, "", blake2b(data, digest_size=16).digest(), *image.size, kind, mode, captions)
@@ -88,10 +85,10 @@ def caption_digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-def token_counter(tokenizer: Tokenizer | None) -> Callable[[str], int] | None:
-    """How many tokens a text has; None where the tokenizer cannot tell before it cuts them (it has no ``encode``)."""
+def num_tokens(tokenizer: Tokenizer | None, text: str) -> int:
+    """Tokens of a text before any is cut, start and end included; 0 of a tokenizer that cannot tell (has no encode)."""
     encode = getattr(tokenizer, "encode", None)
-    return None if encode is None else lambda text: len(encode(text[:MAX_CAPTION_CHARS])) + 2  # start and end
+    return 0 if encode is None else len(encode(text[:MAX_CAPTION_CHARS])) + 2
 
 
 @dataclass(eq=False)
@@ -102,8 +99,7 @@ class _Reader(Dataset[list[RowFacts]]):
     tokenizer: Tokenizer | None
 
     def __getitems__(self, rows: Sequence[int]) -> list[RowFacts]:
-        count_tokens = token_counter(self.tokenizer)
-        return [row_facts(self.source, int(row), count_tokens) for row in rows]
+        return [row_facts(self.source, int(row), self.tokenizer) for row in rows]
 
 
 class Scan:
@@ -142,11 +138,10 @@ def check_data(datamodule: DataModule, *, num_rows: int | None = None, progress:
     Args:
         datamodule: names the sets, the tokenizer and the number of workers.
         num_rows: at most so many rows of a set are read, evenly spread; None: all.
-        progress: has a bar for each set.
+        progress: gets a bar for each set.
 
     Returns:
-        The report, of plain values: ``sets`` (by name) and ``leakage`` (evaluation set -> pictures that the training
-        set has too).
+        The report, of plain values: ``sets`` by name, and ``leakage``, the pictures that evaluation and training share.
     """
     tokenizer, progress = datamodule.tokenizer, progress or Progress(disable=True)
     scans = {}
@@ -156,7 +151,7 @@ def check_data(datamodule: DataModule, *, num_rows: int | None = None, progress:
         facts = progress.track(chain.from_iterable(loader), total=len(rows), description=name)
         scans[name] = Scan(source, facts)
     duplicates, leakage = equal_pictures(scans)
-    context = None if tokenizer is None or token_counter(tokenizer) is None else tokenizer([""]).shape[1]
+    context = None if tokenizer is None or not hasattr(tokenizer, "encode") else tokenizer([""]).shape[1]
     classes = {name: set(labels) for name, labels in datamodule.train.attributes.items()}
     return {
         "sets": {
@@ -179,7 +174,7 @@ def check_data(datamodule: DataModule, *, num_rows: int | None = None, progress:
 
 
 def spread(values: np.ndarray) -> dict[str, float] | None:
-    """Least, median and greatest value; None of nothing."""
+    """Least, median and greatest value; None where there are no values."""
     if not len(values):
         return None
     return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}

@@ -145,12 +145,7 @@ class DataModule(LightningDataModule):
         return [self._eval_loader(_set_of(name), self.evaluated(name)[1]) for name in self.eval_names]
 
     def evaluated(self, name: str, at_most: int | None = None) -> tuple[Source, Tensor]:
-        """The source of one of ``eval_names``, and the rows of it that are evaluated: (M,) int64, rising.
-
-        Args:
-            name: of the set.
-            at_most: so many of its rows, evenly spread; None: all.
-        """
+        """The source of one of ``eval_names``, and those of its rows that are evaluated: (M,) int64, rising."""
         source = self.sources[_set_of(name)]
         num = self.bank_size if name == "bank" else len(source)
         return source, evenly_spread(len(source), num if at_most is None else min(num, at_most))
@@ -188,7 +183,7 @@ class DataModule(LightningDataModule):
         """As Lightning's, but ``colour`` stays behind: the device half reads it without waiting for the device.
 
         Raises:
-            ValueError: with the rows of this batch, too many of a set are bad.
+            ValueError: too many rows of a set are bad.
         """
         if "bad" in batch:
             of_train = "seed" in batch or (self.trainer is not None and self.trainer.predicting)
@@ -218,8 +213,8 @@ class DataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """The next batch, ``{"epoch": e, "batch": b}``, the options it depends on, and the rows found to be bad.
 
-        It comes from the optimizer's steps, not from what workers have fetched ahead; micro-batches
-        of a step that was not finished are run again.
+        It comes from the optimizer's steps, not from what workers have fetched ahead; micro-batches of a step that was
+        not finished are run again.
         """
         if self.trainer is None:
             return {**self._position, "bad": dict(self.bad)}
