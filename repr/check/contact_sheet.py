@@ -111,11 +111,12 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
 def evaluation_cells(source: Source, image_size: int, num: int, scale: int) -> list[Cell]:
     """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
 
-    def read(row: int) -> list[Cell]:
+    def read(row: int) -> Cell | None:
         pixels = evaluation_view(source.image(row), image_size)[None]
-        return [Cell(_pictures(pixels, scale), next(iter(source.captions(row)), ""), source.key(row))]
+        return Cell(_pictures(pixels, scale), next(iter(source.captions(row)), ""), source.key(row))
 
-    return [cell for cells in read_each(read, [], {}, evenly_spread(len(source), num).tolist()) for cell in cells]
+    cells = read_each(read, None, {}, evenly_spread(len(source), num).tolist())
+    return [cell for cell in cells if cell is not None]
 
 
 def _pictures(pixels: Tensor, scale: int) -> list[Image.Image]:
@@ -247,7 +248,7 @@ def shorten(text: str, width: int, font: Font) -> str:
 def _fitting(text: str, width: int, font: Font, end: str = "") -> str:
     """The longest beginning of a text that, with ``end``, is at most ``width`` pixels; at least one character."""
     numbers = range(1, min(len(text), width) + 1)
-    return text[: max(1, bisect_right(numbers, width, key=lambda num: font.getlength(text[:num] + end)))]
+    return text[: max(1, bisect_right(numbers, float(width), key=lambda num: font.getlength(text[:num] + end)))]
 
 
 def _printable(text: str) -> str:

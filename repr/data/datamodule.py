@@ -36,7 +36,7 @@ class DataModule(LightningDataModule):
     Args:
         train: the training set.
         eval: name -> evaluation set.
-        views: name -> view, large ones first; none: no pictures are read.
+        views: name -> view, large ones first; without any, no pictures are read.
         batch_size: samples of a training batch, of all ranks together.
         eval_batch_size: samples of an evaluation batch, likewise.
         image_size: side of evaluation images in pixels.
@@ -46,7 +46,7 @@ class DataModule(LightningDataModule):
         tokenizer: list of B texts -> (B, L) int64; None for images only.
         num_workers: worker processes a rank and loader.
         bank_size: at most this many rows of the training set are the bank, evenly spread; None takes all.
-        clusters: of the training set; each batch then holds rows of one of them.
+        clusters: of the training set; if given, each batch holds rows of one of them.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
         min_max: bring each column of ``tables`` (blocks of numbers) to [0, 1] by its range in ``train``.
