@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import accumulate, islice
 from typing import NamedTuple, cast
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from repr.batch import evenly_spread
@@ -160,41 +160,38 @@ def _lacks(font: Font, character: str) -> bool:
 # Painting -----------------------------------------------------------------------------------------------------------
 
 
-def _place(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int, int]:
-    """Corners of pictures side by side, on a new line where a cell is full; width and height of all."""
-    corners: list[tuple[int, int]] = []
-    x = y = line = width = 0
-    for w, h in sizes:
-        if x and x + w > CELL:
-            x, y, line = 0, y + line + SEAM, 0
-        corners.append((x, y))
-        x, line, width = x + w + SEAM, max(line, h), max(width, x + w)
-    return corners, width, y + line
+def _joined(pictures: Sequence[Image.Image], gap: int, *, below: bool = False) -> Image.Image:
+    """Pictures beside each other, or one below the other, so many pixels apart."""
+    widths, heights = [picture.width for picture in pictures], [picture.height for picture in pictures]
+    *starts, end = accumulate((length + gap for length in (heights if below else widths)), initial=0)
+    size = (max(widths, default=0), end - gap) if below else (end - gap, max(heights, default=0))
+    sheet = Image.new("RGB", size, PAPER)
+    for picture, start in zip(pictures, starts, strict=True):
+        sheet.paste(picture, (0, start) if below else (start, 0))
+    return sheet
+
+
+def _views(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The views of a sample beside each other, on a new line where a cell is full."""
+    lines: list[list[Image.Image]] = [[]]
+    for picture in pictures:
+        if lines[-1] and sum(other.width + SEAM for other in lines[-1]) + picture.width > CELL:
+            lines.append([])
+        lines[-1].append(picture)
+    return _joined([_joined(line, SEAM) for line in lines], SEAM, below=True)
 
 
 def _layout(sides: Sequence[int]) -> tuple[int, int]:
     """By what views of these sides are enlarged, and how many cells of them fit beside each other."""
     scale = max(1, round(TARGET / max(sides)))
-    _, width, _ = _place([(scale * side, scale * side) for side in sides])
+    width = _views([Image.new("RGB", (scale * side, scale * side)) for side in sides]).width
     return scale, max(1, (WIDTH - 2 * MARGIN + GAP) // (width + GAP))
 
 
 def _paint(sections: Sequence[Section], font: Font) -> Image.Image:
     """All sections, one below the other."""
     strips = [strip for section in sections if section.cells for strip in _strips(section, font)]
-    width = max((strip.width for strip in strips), default=0)
-    *tops, end = accumulate((strip.height for strip in strips), initial=MARGIN)
-    return _pasted(strips, [(MARGIN, top) for top in tops], width + 2 * MARGIN, end + MARGIN)
-
-
-def _pasted(
-    pictures: Sequence[Image.Image], corners: Sequence[tuple[int, int]], width: int, height: int
-) -> Image.Image:
-    """A sheet with these pictures at these upper left corners."""
-    sheet = Image.new("RGB", (width, height), PAPER)
-    for picture, corner in zip(pictures, corners, strict=True):
-        sheet.paste(picture, corner)
-    return sheet
+    return ImageOps.expand(_joined(strips, 0, below=True), MARGIN, PAPER)
 
 
 def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
@@ -205,21 +202,18 @@ def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
     yield title
     cells = [_paint_cell(cell, font) for cell in section.cells]
     for start in range(0, len(cells), section.columns):
-        line = cells[start : start + section.columns]
-        *lefts, end = accumulate((cell.width + GAP for cell in line), initial=0)
-        yield _pasted(line, [(left, 0) for left in lefts], end - GAP, max(cell.height for cell in line) + GAP)
+        yield ImageOps.expand(_joined(cells[start : start + section.columns], GAP), (0, 0, 0, GAP), PAPER)
 
 
 def _paint_cell(cell: Cell, font: Font) -> Image.Image:
-    corners, width, height = _place([picture.size for picture in cell.pictures])
-    lines = wrap(cell.caption, width, CAPTION_LINES, font)
+    views = _views(cell.pictures)
+    lines = [(line, "black") for line in wrap(cell.caption, views.width, CAPTION_LINES, font)]
+    lines.append((shorten(cell.key, views.width, font), "#777777"))
     step = TEXT + 4
-    image = _pasted(cell.pictures, corners, width, height + 6 + step * (len(lines) + 1))
-    canvas = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
-        canvas.text((0, height + 4 + step * number), line, "black", font)
-    canvas.text((0, height + 4 + step * len(lines)), shorten(cell.key, width, font), "#777777", font)
-    return image
+    below = Image.new("RGB", (views.width, 6 + step * len(lines)), PAPER)
+    for number, (line, colour) in enumerate(lines):
+        ImageDraw.Draw(below).text((0, 4 + step * number), line, colour, font)
+    return _joined([views, below], 0, below=True)
 
 
 def wrap(text: str, width: int, num_lines: int, font: Font) -> list[str]:
