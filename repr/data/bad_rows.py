@@ -19,9 +19,9 @@ def read_each(
     """What ``read(row, *more)`` gives for each row, one at a time, and ``blank`` for rows that cannot be read.
 
     Args:
-        read: raises ``OSError`` where a row cannot be read.
-        blank: what stands for such a row.
-        bad: row -> why it cannot be read; is added to on the way, and what is in it already is not read.
+        read: raises ``OSError`` for a row that cannot be read.
+        blank: what stands in its place.
+        bad: row -> why it cannot be read; filled on the way. Rows that are in it already are not read.
         rows: of a source.
         more: further arguments of ``read``, one a row each.
     """

@@ -54,7 +54,6 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _unit(images: Tensor) -> Tensor:
-    """Float pixels in [0, 1]."""
     return images if images.is_floating_point() else images.float().div_(255)
 
 
@@ -69,7 +68,7 @@ def _coloured(view: Tensor, colour: Tensor) -> Tensor:
     _jitter_(x, colour)
     _on_rows_(x, colour[:, Colour.GRAY] == 1, _luma)
     _on_rows_(x, colour[:, Colour.BLUR] > 0, gaussian_blur, colour[:, Colour.BLUR])
-    _on_rows_(x, colour[:, Colour.SOLARIZE] == 1, _solarize)
+    _on_rows_(x, colour[:, Colour.SOLARIZE] == 1, lambda rows: torch.where(rows >= _SOLARIZE_FROM, 1 - rows, rows))
     return x
 
 
@@ -100,14 +99,9 @@ def _jitter_(x: Tensor, colour: Tensor) -> None:
 
 
 def _blend_(x: Tensor, factor: Tensor, turn: Tensor) -> None:
-    """``clamp(f x + (1 - f) t)`` in place.
+    """``clamp(f x + (1 - f) t)`` in place; t is black for brightness, mean gray for contrast, gray for saturation.
 
-    For brightness t is black, for contrast the mean gray, for saturation the gray image.
-
-    Args:
-        x: (B, 3, H, W) in [0, 1].
-        factor: (B, 1) on the CPU; 1 changes nothing.
-        turn: (B, 1) on the CPU, a column of :class:`Colour`.
+    ``x`` is (B, 3, H, W) in [0, 1]; ``factor`` and ``turn``, a column of :class:`Colour`, are (B, 1) on the CPU.
     """
     rest = 1 - factor
     weights = torch.stack([factor, rest * (turn == Colour.CONTRAST), rest * (turn == Colour.SATURATION)])
@@ -120,11 +114,6 @@ def _blend_(x: Tensor, factor: Tensor, turn: Tensor) -> None:
 def _luma(x: Tensor) -> Tensor:
     """Gray value by ITU-R 601: (B, 3, H, W) -> (B, 1, H, W)."""
     return (x[:, 0:1] * 0.299).add_(x[:, 1:2], alpha=0.587).add_(x[:, 2:3], alpha=0.114)
-
-
-def _solarize(x: Tensor) -> Tensor:
-    """Invert what is at least 128 of 255."""
-    return torch.where(x >= _SOLARIZE_FROM, 1 - x, x)
 
 
 def shift_hue(x: Tensor, turns: Tensor) -> Tensor:

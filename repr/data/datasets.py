@@ -101,12 +101,7 @@ def _put(batch: Batch, slots: list[int], part: Batch) -> None:
 
 
 def draw_caption(source: Source, row: int, number: float) -> str:
-    """One of a row's captions: uniformly, or with the weights that the source gives.
-
-    Args:
-        source: the captions.
-        row: of the source.
-        number: uniform in [0, 1).
+    """One of a row's captions by a ``number`` in [0, 1): uniformly, or with the weights that the source gives.
 
     Raises:
         OSError: the row has none, or they cannot be read.

@@ -102,11 +102,7 @@ def stream(seed: Tensor, purpose: Purpose, view: int = 0) -> Tensor:
 
 
 def draw(seed: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
-    """Draw everything random about the views of a batch.
-
-    Args:
-        seed: (B,) int64, the batch's ``seed``.
-        views: V views (:func:`expand`).
+    """Draw everything random about the V views of a batch with this ``seed``, (B,) int64.
 
     Returns:
         Crop draws (B, V, 23) float32 in [0, 1), which :func:`crop_record` takes, and ``colour`` (B, V, 8) float32,
@@ -188,7 +184,7 @@ def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[Vie
     """Crop, resize and flip a batch; images are taken one at a time and not kept.
 
     Args:
-        images: B images, RGB.
+        images: B images in RGB.
         draws: (B, V, 23), the crop draws of :func:`draw`.
         views: the V views.
 

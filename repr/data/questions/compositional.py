@@ -64,11 +64,7 @@ class Case(NamedTuple):
 
 
 def members(path: str) -> list[str]:
-    """The names of the files in a zip.
-
-    Raises:
-        ValueError: it is no zip, or damaged.
-    """
+    """The names of the files in a zip; ValueError if it is none, or damaged."""
     try:
         return open_zip(Path(path), os.getpid()).namelist()
     except zipfile.BadZipFile as error:
@@ -78,11 +74,7 @@ def members(path: str) -> list[str]:
 class Cases:
     """A source of cases whose pictures are files of a folder, or of a zip.
 
-    Args:
-        pictures: the folder or zip.
-        cases: the rows.
-        split: name of the attribute that ``Case.split`` is.
-        rows: of each item; they follow each other.
+    ``split`` names the attribute that ``Case.split`` is. Each item has so many ``rows``, which follow each other.
 
     Raises:
         ValueError: there are no cases, or pictures are missing.
