@@ -12,7 +12,6 @@ import numpy as np
 
 Tag = tuple[str, str]  # a word and its Penn Treebank tag, such as ("dogs", "NNS")
 Tagger = Callable[[str], Sequence[Tag]]
-Shuffle = Callable[[Sequence[Tag], np.random.Generator], list[str]]
 
 TRIES = 20  # draws of a shuffle until it gives something new
 
@@ -53,10 +52,6 @@ def _threes(tags: Sequence[Tag]) -> list[list[str]]:
     return [words[start : start + 3] for start in range(0, len(words), 3)]
 
 
-BY_PLACE: tuple[Shuffle, ...] = (within_trigrams, trigrams)
-BY_TAG: tuple[Shuffle, ...] = (nouns_and_adjectives, all_but_nouns_and_adjectives)
-
-
 def shuffled(caption: str, rng: np.random.Generator, tagger: Tagger | None) -> list[str]:
     """At most four wrong captions of the same words, all different: one of each way that can give a new one.
 
@@ -68,9 +63,10 @@ def shuffled(caption: str, rng: np.random.Generator, tagger: Tagger | None) -> l
         tagger: caption -> its words with tags; None leaves out the two ways that need them.
     """
     tags = [(word, "") for word in caption.split()] if tagger is None else tagger(caption)
+    by_tag = () if tagger is None else (nouns_and_adjectives, all_but_nouns_and_adjectives)
     taken = {" ".join(word for word, _ in tags)}
     texts = []
-    for way in BY_PLACE if tagger is None else (*BY_TAG, *BY_PLACE):
+    for way in (*by_tag, within_trigrams, trigrams):
         for _ in range(TRIES):
             text = " ".join(way(tags, rng))
             if text not in taken:
