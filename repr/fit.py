@@ -144,7 +144,7 @@ def train(cfg: DictConfig) -> Run:
     if datamodule.eval_names and any(evaluation.step != trainer.global_step for evaluation in evaluations):
         trainer.validate(objective, datamodule, verbose=False)  # the run was resumed after its last step
     results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
-    bad = datamodule.gather_bad()
+    bad = datamodule.bad.gather()
     results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
     if trainer.is_global_zero:
         save_results(results, folder)

@@ -230,7 +230,7 @@ def make_shards(
         tell(f"{len(names) - len(todo)} of {len(names)} shards are there already")
     _save(out, plan, done)
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
-    records = Loader(shards, batch_size=None, sampler=todo, num_workers=workers, collate_fn=_as_it_is)
+    records = Loader(shards, batch_size=None, sampler=todo, num_workers=workers)
     for number, record in zip(todo, records, strict=True):
         done[names[number]] = record
         _save(out, plan, done)
@@ -238,10 +238,6 @@ def make_shards(
     if not any(record["samples"] for record in done.values()):
         raise ConfigError([f"none of {len(source)} rows can be read; python -m repr.check tells why"])
     return done
-
-
-def _as_it_is(record: Any) -> Any:
-    return record
 
 
 def _finished(out: Path, plan: Record) -> dict[str, Record]:

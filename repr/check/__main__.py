@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,6 @@ from repr.config import check, compose
 from repr.files import replacing
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from repr.data.datamodule import DataModule
 
 WIDTH = 100  # columns of the terminal at most
@@ -26,15 +24,11 @@ WIDTH = 100  # columns of the terminal at most
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line; leaves with 1 where training would stop because too many rows are bad."""
-    parser = argparse.ArgumentParser(
-        prog="python -m repr.check",
-        description="Tell what is in a data set, and draw what the model will see.",
-    )
+    description = "Tell what is in a data set, and draw what the model will see."
+    parser = argparse.ArgumentParser(prog="python -m repr.check", description=description)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for repr.fit: data=folder, ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument(
-        "--out", type=Path, default=Path("data-check"), help="folder for check.json and contact_sheet.png"
-    )
+    parser.add_argument("--out", type=Path, default=Path("data-check"), help="folder of check.json, contact_sheet.png")
     parser.add_argument("--rows", type=int, help="read at most so many rows of each set, evenly spread")
     parser.add_argument("--font", help="a TrueType font for the captions on the contact sheet")
     options = parser.parse_intermixed_args(arguments)
@@ -55,6 +49,7 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     """
     # Imported here, so that a mistyped option is refused before the seconds that these take.
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from repr.check.contact_sheet import contact_sheet
     from repr.check.facts import check_data
@@ -66,15 +61,12 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     if not datamodule.views:
         raise ValueError("there are no pictures to look at: views is empty. NumericTables itself checks every cell")
     out.mkdir(parents=True, exist_ok=True)
-    with _progress() as progress:
-
-        def start(name: str, num: int) -> Callable[[int], object]:
-            task = progress.add_task(name, total=num)
-            return lambda done: progress.advance(task, done)
-
-        report = check_data(datamodule, num_rows=num_rows, progress=start)
+    terminal = Console(stderr=True)  # standard output stays the report's
+    columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as progress:
+        report = check_data(datamodule, num_rows=num_rows, progress=progress)
     sheet, undrawn = contact_sheet(datamodule, font)
-    report["too_many_bad"] = too_many_bad(report, datamodule)
+    report["too_many_bad"] = unusable(report, datamodule)
     report["remarks"] = remarks + undrawn
     with replacing(out / "check.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
@@ -85,7 +77,7 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     return int(bool(report["too_many_bad"]))
 
 
-def too_many_bad(report: dict[str, Any], datamodule: DataModule) -> list[str]:
+def unusable(report: dict[str, Any], datamodule: DataModule) -> list[str]:
     """A sentence for each set on which training would stop: it counts rows without caption too, if it needs them."""
     sentences = []
     for name, facts in report["sets"].items():
@@ -111,16 +103,6 @@ def build(cfg: DictConfig) -> tuple[DataModule, list[str]]:
     if batch_size <= num:
         return datamodule, []
     return datamodule, [f"an epoch of train has {num} samples, fewer than a batch: set data.batch_size={num} or less"]
-
-
-def _progress() -> Progress:
-    """A bar for each set, on a terminal only; standard output stays the report's."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

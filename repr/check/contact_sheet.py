@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from itertools import islice
-from typing import cast
+from itertools import accumulate, islice
+from typing import NamedTuple, cast
 
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from repr.batch import Batch, evenly_spread
+from repr.batch import evenly_spread
 from repr.check.facts import row_facts
+from repr.data.bad_rows import read_each
 from repr.data.datamodule import DataModule
 from repr.data.datasets import TrainDataset, draw_caption
 from repr.data.samplers import EpochBatchSampler
 from repr.data.sources.source import Source
 from repr.data.views import Purpose, evaluation_view, stream
+from repr.drawing import shown
 from repr.seeds import uniform
 
 Font = ImageFont.FreeTypeFont
@@ -36,8 +37,7 @@ FONTS = (
 )  # fmt: skip
 
 
-@dataclass
-class Cell:
+class Cell(NamedTuple):
     """One sample: its pictures (a view each), caption ('' for none) and key."""
 
     pictures: list[Image.Image]
@@ -45,8 +45,7 @@ class Cell:
     key: str
 
 
-@dataclass
-class Section:
+class Section(NamedTuple):
     """Cells under a title, so many a line."""
 
     title: str
@@ -57,8 +56,8 @@ class Section:
 def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple[Image.Image, list[str]]:
     """Draw the sheet.
 
-    The training samples are the first of the first batch of epoch 0 that can be read, exactly as the model gets
-    them: worker half and device half of the views, only the normalisation undone.
+    The training samples are the first of the first batch of epoch 0 that can be read, exactly as the model gets them:
+    worker half and device half of the views, only the normalisation undone.
 
     Args:
         datamodule: with a batch that its training set can fill.
@@ -71,15 +70,14 @@ def contact_sheet(datamodule: DataModule, font_file: str | None = None) -> tuple
         ValueError: no such font.
     """
     sides = [view.size for view in datamodule.views]
-    scale = max(1, round(TARGET / max(sides)))
-    columns = _columns([scale * side for side in sides])
+    scale, columns = _layout(sides)
     title = f"train: from the first batch of epoch 0, augmented, {' + '.join(map(str, sides))} pixels"
     sections = [Section(title, columns, train_cells(datamodule, columns * TRAIN_LINES, scale))]
-    scale = max(1, round(TARGET / datamodule.image_size))
-    columns = _columns([scale * datamodule.image_size])
+    size = datamodule.image_size
+    scale, columns = _layout([size])
     for name, source in islice(datamodule.eval.items(), MAX_SETS):
-        title = f"{name}: evaluation, {datamodule.image_size} pixels, not augmented"
-        sections.append(Section(title, columns, evaluation_cells(datamodule, source, columns, scale)))
+        title = f"{name}: evaluation, {size} pixels, not augmented"
+        sections.append(Section(title, columns, evaluation_cells(source, size, columns, scale)))
     remarks = [f"{section.title.partition(':')[0]}: no row can be shown" for section in sections if not section.cells]
     font, lacking = choose_font([cell.caption + cell.key for part in sections for cell in part.cells], font_file)
     if lacking:
@@ -97,7 +95,7 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
     usable = (
         place
         for place in next(iter(cast(EpochBatchSampler, loader.batch_sampler)))
-        if not (facts := row_facts(source, place.row, None)).fault and (facts.captions or silent)
+        if not (facts := row_facts(source, place.row)).fault and (facts.captions or silent)
     )
     places = list(islice(usable, num))
     if not places:
@@ -106,27 +104,25 @@ def train_cells(datamodule: DataModule, num: int, scale: int) -> list[Cell]:
     index = batch["index"].tolist()
     draws = uniform(stream(batch["seed"], Purpose.CAPTION), 1)[:, 0].tolist()
     captions = ["" if silent else draw_caption(source, *drawn) for drawn in zip(index, draws, strict=True)]
-    views = [_pictures(view, datamodule, scale) for view in batch["views"]]
+    views = [_pictures(shown(view, datamodule.mean, datamodule.std), scale) for view in batch["views"]]
     return [Cell([view[b] for view in views], captions[b], source.key(row)) for b, row in enumerate(index)]
 
 
-def evaluation_cells(datamodule: DataModule, source: Source, num: int, scale: int) -> list[Cell]:
+def evaluation_cells(source: Source, image_size: int, num: int, scale: int) -> list[Cell]:
     """Evenly spread rows of an evaluation set, those that can be read, with their first caption."""
-    cells = []
-    for row in evenly_spread(len(source), num).tolist():
-        if not row_facts(source, row, None).fault:
-            image = evaluation_view(source.image(row), datamodule.image_size)[None]
-            batch = datamodule.on_after_batch_transfer(Batch(index=torch.tensor([row]), image=image), 0)
-            texts = source.captions(row)
-            cells.append(Cell(_pictures(batch["image"], datamodule, scale), texts[0] if texts else "", source.key(row)))
-    return cells
+
+    def read(row: int) -> Cell | None:
+        pixels = evaluation_view(source.image(row), image_size)[None]
+        return Cell(_pictures(pixels, scale), next(iter(source.captions(row)), ""), source.key(row))
+
+    cells = read_each(read, None, {}, evenly_spread(len(source), num).tolist())
+    return [cell for cell in cells if cell is not None]
 
 
-def _pictures(images: Tensor, datamodule: DataModule, scale: int) -> list[Image.Image]:
-    """(B, 3, H, W) float, normalised -> B pictures, every pixel a square of ``scale``."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in (datamodule.mean, datamodule.std))
-    pixels = ((images * std + mean).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(p.repeat(scale, axis=0).repeat(scale, axis=1)) for p in pixels]
+def _pictures(pixels: Tensor, scale: int) -> list[Image.Image]:
+    """(B, 3, H, W) uint8 -> B pictures, every pixel a square of ``scale``."""
+    pixels = pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return [Image.fromarray(picture) for picture in pixels.permute(0, 2, 3, 1).numpy()]
 
 
 def choose_font(texts: Iterable[str], font_file: str | None) -> tuple[Font, set[str]]:
@@ -164,33 +160,38 @@ def _lacks(font: Font, character: str) -> bool:
 # Painting -----------------------------------------------------------------------------------------------------------
 
 
-def _place(sizes: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], int, int]:
-    """Corners of pictures side by side, on a new line where a cell is full; width and height of all."""
-    corners: list[tuple[int, int]] = []
-    x = y = line = width = 0
-    for w, h in sizes:
-        if x and x + w > CELL:
-            x, y, line = 0, y + line + SEAM, 0
-        corners.append((x, y))
-        x, line, width = x + w + SEAM, max(line, h), max(width, x + w)
-    return corners, width, y + line
+def _joined(pictures: Sequence[Image.Image], gap: int, *, below: bool = False) -> Image.Image:
+    """Pictures beside each other, or one below the other, so many pixels apart."""
+    widths, heights = [picture.width for picture in pictures], [picture.height for picture in pictures]
+    *starts, end = accumulate((length + gap for length in (heights if below else widths)), initial=0)
+    size = (max(widths, default=0), end - gap) if below else (end - gap, max(heights, default=0))
+    sheet = Image.new("RGB", size, PAPER)
+    for picture, start in zip(pictures, starts, strict=True):
+        sheet.paste(picture, (0, start) if below else (start, 0))
+    return sheet
 
 
-def _columns(sides: Sequence[int]) -> int:
-    """How many cells fit beside each other."""
-    return max(1, (WIDTH - 2 * MARGIN + GAP) // (_place([(side, side) for side in sides])[1] + GAP))
+def _views(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The views of a sample beside each other, on a new line where a cell is full."""
+    lines: list[list[Image.Image]] = [[]]
+    for picture in pictures:
+        if lines[-1] and sum(other.width + SEAM for other in lines[-1]) + picture.width > CELL:
+            lines.append([])
+        lines[-1].append(picture)
+    return _joined([_joined(line, SEAM) for line in lines], SEAM, below=True)
+
+
+def _layout(sides: Sequence[int]) -> tuple[int, int]:
+    """By what views of these sides are enlarged, and how many cells of them fit beside each other."""
+    scale = max(1, round(TARGET / max(sides)))
+    width = _views([Image.new("RGB", (scale * side, scale * side)) for side in sides]).width
+    return scale, max(1, (WIDTH - 2 * MARGIN + GAP) // (width + GAP))
 
 
 def _paint(sections: Sequence[Section], font: Font) -> Image.Image:
     """All sections, one below the other."""
     strips = [strip for section in sections if section.cells for strip in _strips(section, font)]
-    width = 2 * MARGIN + max((strip.width for strip in strips), default=0)
-    sheet = Image.new("RGB", (width, 2 * MARGIN + sum(strip.height for strip in strips)), PAPER)
-    y = MARGIN
-    for strip in strips:
-        sheet.paste(strip, (MARGIN, y))
-        y += strip.height
-    return sheet
+    return ImageOps.expand(_joined(strips, 0, below=True), MARGIN, PAPER)
 
 
 def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
@@ -201,44 +202,32 @@ def _strips(section: Section, font: Font) -> Iterator[Image.Image]:
     yield title
     cells = [_paint_cell(cell, font) for cell in section.cells]
     for start in range(0, len(cells), section.columns):
-        line = cells[start : start + section.columns]
-        width = sum(cell.width + GAP for cell in line) - GAP
-        strip = Image.new("RGB", (width, max(cell.height for cell in line) + GAP), PAPER)
-        x = 0
-        for cell in line:
-            strip.paste(cell, (x, 0))
-            x += cell.width + GAP
-        yield strip
+        yield ImageOps.expand(_joined(cells[start : start + section.columns], GAP), (0, 0, 0, GAP), PAPER)
 
 
 def _paint_cell(cell: Cell, font: Font) -> Image.Image:
-    corners, width, height = _place([picture.size for picture in cell.pictures])
-    lines = wrap(cell.caption, width, CAPTION_LINES, font)
+    views = _views(cell.pictures)
+    lines = [(line, "black") for line in wrap(cell.caption, views.width, CAPTION_LINES, font)]
+    lines.append((shorten(cell.key, views.width, font), "#777777"))
     step = TEXT + 4
-    image = Image.new("RGB", (width, height + 6 + step * (len(lines) + 1)), PAPER)
-    for picture, corner in zip(cell.pictures, corners, strict=True):
-        image.paste(picture, corner)
-    canvas = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
-        canvas.text((0, height + 4 + step * number), line, "black", font)
-    canvas.text((0, height + 4 + step * len(lines)), shorten(cell.key, width, font), "#777777", font)
-    return image
+    below = Image.new("RGB", (views.width, 6 + step * len(lines)), PAPER)
+    for number, (line, colour) in enumerate(lines):
+        ImageDraw.Draw(below).text((0, 4 + step * number), line, colour, font)
+    return _joined([views, below], 0, below=True)
 
 
 def wrap(text: str, width: int, num_lines: int, font: Font) -> list[str]:
     """Lines of at most ``width`` pixels; what does not fit in ``num_lines`` is cut, with three dots."""
-    lines: list[str] = []
-    rest = _printable(text)
-    while rest and len(lines) < num_lines:
-        if len(lines) == num_lines - 1:
-            lines.append(rest if font.getlength(rest) <= width else _fitting(rest, width, font, "...") + "...")
-            break
+    lines, rest = list[str](), _printable(text)
+    while rest and len(lines) < num_lines - 1:
         line = _fitting(rest, width, font)
         if len(line) < len(rest) and rest[len(line)] != " " and " " in line:
             line = line[: line.rindex(" ")]
         lines.append(line.rstrip())
         rest = rest[len(line) :].lstrip()
-    return lines
+    if font.getlength(rest) > width:
+        rest = _fitting(rest, width, font, "...") + "..."
+    return [*lines, rest] if rest else lines
 
 
 def shorten(text: str, width: int, font: Font) -> str:
@@ -252,11 +241,8 @@ def shorten(text: str, width: int, font: Font) -> str:
 
 def _fitting(text: str, width: int, font: Font, end: str = "") -> str:
     """The longest beginning of a text that, with ``end``, is at most ``width`` pixels; at least one character."""
-    low, high = 1, min(len(text), width)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if font.getlength(text[:middle] + end) <= width else (low, middle - 1)
-    return text[:low]
+    numbers = range(1, min(len(text), width) + 1)
+    return text[: max(1, bisect_right(numbers, float(width), key=lambda num: font.getlength(text[:num] + end)))]
 
 
 def _printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -15,37 +16,26 @@ NUM_LISTED = 10  # faults that are printed; check.json has all
 def show(report: dict[str, Any], console: Console) -> None:
     """Print the report."""
     sets = report["sets"]
-    for table in (_overview(report), _kinds(sets), _captions(sets), _labels(sets)):
+    tables = [_overview(report), _kinds(sets), _captions(sets), _labels(sets), _frequent(sets["train"]["captions"])]
+    tables += [_equal_pictures(sets), *_leakage(report["leakage"]), _unreadable(sets)]
+    for table in tables:
         if table.row_count:
             console.print(table, "")
-    frequent = sets["train"]["captions"].get("frequent", [])
-    if frequent and frequent[0]["count"] > 1:
-        table = _table("Most frequent captions of train", "caption", ">rows", ">share")
-        for entry in (entry for entry in frequent[:5] if entry["count"] > 1):
-            share = entry["count"] / sets["train"]["captions"]["captions"]
-            table.add_row(_plain(entry["caption"], 200), f"{entry['count']:,}", f"{share:.1%}")
-        console.print(table, "")
-    _show_groups(report, console)
-    faults = [(name, fault) for name, facts in sets.items() for fault in facts["unreadable"]]
-    if faults:
-        title = "Unreadable rows" + (f", the first {NUM_LISTED} of {len(faults):,}" if len(faults) > NUM_LISTED else "")
-        table = _table(title, "set", "reason")
-        for name, fault in faults[:NUM_LISTED]:
-            table.add_row(name, _plain(fault["reason"], 300))
-        console.print(table, "")
     for remark in report["remarks"]:
         console.print(f"note: {_plain(remark, 500)}")
     for sentence in report["too_many_bad"]:
         console.print(f"[bold red]{sentence}")
 
 
-def _table(title: str, *columns: str) -> Table:
+def _table(title: str, rows: Iterable[Sequence[str]], *columns: str) -> Table:
     """A rich table; columns that start with > hold numbers."""
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, pad_edge=False, min_width=len(title))
     table.title_justify, table.title_style, table.caption_justify = "left", "bold", "left"
     for column in columns:
         number = column.startswith(">")
         table.add_column(column.lstrip(">"), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -61,11 +51,8 @@ def _overview(report: dict[str, Any]) -> Table:
 
 
 def _kinds(sets: dict[str, Any]) -> Table:
-    table = _table("Formats and modes", "set", "format", "mode")
-    for name, facts in sets.items():
-        if facts["formats"]:
-            table.add_row(name, *(_shares(facts[key]) for key in ("formats", "modes")))
-    return table
+    rows = [(name, _shares(facts["formats"]), _shares(facts["modes"])) for name, facts in sets.items()]
+    return _table("Formats and modes", [row for row in rows if row[1]], "set", "format", "mode")
 
 
 def _captions(sets: dict[str, Any]) -> Table:
@@ -84,42 +71,53 @@ def _captions(sets: dict[str, Any]) -> Table:
 
 def _by_set(title: str, columns: dict[str, dict[str, str]]) -> Table:
     """A row a fact and a column a set, which stays narrow."""
-    table = _table(title, "", *(f">{name}" for name in columns))
-    for label in dict.fromkeys(label for cells in columns.values() for label in cells):
-        row = [cells.get(label, "") for cells in columns.values()]
-        if any(row):
-            table.add_row(label, *row)
-    return table
+    labels = dict.fromkeys(label for cells in columns.values() for label in cells)
+    rows = [[label, *(cells.get(label, "") for cells in columns.values())] for label in labels]
+    return _table(title, [row for row in rows if any(row[1:])], "", *(f">{name}" for name in columns))
 
 
 def _labels(sets: dict[str, Any]) -> Table:
-    table = _table("Labels", "set", "attribute", ">classes", ">unlabelled", "largest", "smallest", ">not in train")
+    rows = []
     for name, facts in sets.items():
         for attribute, labels in facts["labels"].items():
             sizes = list(labels["counts"].items())
             cells = [f"{_plain(label, 24)} {count:,}" for label, count in (sizes[0], sizes[-1])] if sizes else ["", ""]
-            missing = labels.get("not_in_train")
-            cells.append("" if missing is None else _some(len(missing)))
-            table.add_row(name, _plain(attribute, 30), f"{labels['classes']:,}", _some(labels["unlabelled"]), *cells)
-    return table
+            cells.append(_some(len(labels["not_in_train"])) if "not_in_train" in labels else "")
+            rows.append([name, _plain(attribute, 30), f"{labels['classes']:,}", _some(labels["unlabelled"]), *cells])
+    columns = ("set", "attribute", ">classes", ">unlabelled", "largest", "smallest", ">not in train")
+    return _table("Labels", rows, *columns)
 
 
-def _show_groups(report: dict[str, Any], console: Console) -> None:
-    """Pictures that occur more than once, and those of evaluation sets that training sees."""
-    groups = [(name, keys) for name, facts in report["sets"].items() for keys in facts["duplicates"]["keys"]]
-    if groups:
-        total = sum(facts["duplicates"]["groups"] for facts in report["sets"].values())
-        table = _table(f"Equal pictures within a set, {min(total, 5)} of {total:,} groups", "set", "keys")
-        for name, keys in groups[:5]:
-            table.add_row(name, _keys(keys))
-        console.print(table, "")
-    for name, leaked in report["leakage"].items():
-        if leaked["rows"]:
-            table = _table(f"{name}: {leaked['rows']:,} of its pictures are in train too", "in train", f"in {name}")
-            table.title_style = "bold red"
-            for pair in leaked["keys"][:5]:
-                table.add_row(_keys(pair["train"]), _keys(pair["set"]))
-            console.print(table, "")
+def _frequent(captions: dict[str, Any]) -> Table:
+    rows = [
+        (_plain(entry["caption"], 200), f"{entry['count']:,}", f"{entry['count'] / captions['captions']:.1%}")
+        for entry in captions.get("frequent", [])[:5]
+        if entry["count"] > 1
+    ]
+    return _table("Most frequent captions of train", rows, "caption", ">rows", ">share")
+
+
+def _equal_pictures(sets: dict[str, Any]) -> Table:
+    groups = [(name, keys) for name, facts in sets.items() for keys in facts["duplicates"]["keys"]]
+    total = sum(facts["duplicates"]["groups"] for facts in sets.values())
+    title = f"Equal pictures within a set, {min(total, 5)} of {total:,} groups"
+    return _table(title, [(name, _keys(keys)) for name, keys in groups[:5]], "set", "keys")
+
+
+def _leakage(leakage: dict[str, Any]) -> Iterator[Table]:
+    """For each evaluation set, its pictures that training sees."""
+    for name, leaked in leakage.items():
+        rows = [(_keys(pair["train"]), _keys(pair["set"])) for pair in leaked["keys"][:5]]
+        table = _table(f"{name}: {leaked['rows']:,} of its pictures are in train too", rows, "in train", f"in {name}")
+        table.title_style = "bold red"
+        yield table
+
+
+def _unreadable(sets: dict[str, Any]) -> Table:
+    faults = [(name, fault) for name, facts in sets.items() for fault in facts["unreadable"]]
+    title = "Unreadable rows" + (f", the first {NUM_LISTED} of {len(faults):,}" if len(faults) > NUM_LISTED else "")
+    rows = [(name, _plain(fault["reason"], 300)) for name, fault in faults[:NUM_LISTED]]
+    return _table(title, rows, "set", "reason")
 
 
 def _keys(keys: list[str]) -> str:

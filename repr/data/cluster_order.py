@@ -19,33 +19,26 @@ class ClusterOrder(Order):
     """The order of an epoch in batches that each hold rows of one cluster, from which all negatives then come.
 
     Every rank takes its slice of the same batch, hence of the same cluster, and no row is in a batch twice. Every epoch
-    has the same number of batches. For a row that cannot be read stands one of the same cluster.
+    has the same number of batches. A row that cannot be read is replaced by one of the same cluster.
 
-    Method: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
+    Source: the sampler of MCL (Zhang et al., 2024, arXiv 2402.11816). The authors' draws from a generator that differs
     between ranks, so that rows repeat within a batch; here the order is a function of (seed, epoch).
 
-    Args:
-        clusters: of all rows.
-        batch_size: of all ranks together.
-        seed: the run's.
-
     Raises:
-        ValueError: no cluster fills a batch.
+        ValueError: no cluster fills a batch (of ``batch_size`` rows on all ranks together).
     """
 
     def __init__(self, clusters: Clusters, batch_size: int, seed: int) -> None:
         self.batch_size, self.seed, self.mode, self.leftovers = batch_size, seed, clusters.mode, clusters.leftovers
         self.cluster_sizes = torch.bincount(clusters.ids[clusters.ids >= 0])
-        groups = torch.arange(len(self.cluster_sizes))
-        if self.leftovers != "drop":
-            groups = _merged(self.cluster_sizes, batch_size)
+        drop = self.leftovers == "drop"
+        groups = torch.arange(len(self.cluster_sizes)) if drop else _merged(self.cluster_sizes, batch_size)
         self.group = torch.full_like(clusters.ids, -1)  # (N,)
         self.group[clusters.ids >= 0] = groups[clusters.ids[clusters.ids >= 0]]
         self.sizes = torch.bincount(self.group[self.group >= 0])  # (G,)
         self.num_batches = self.sizes // batch_size  # (G,)
         self._without = int((self.group < 0).sum())
-        self._first = self.sizes.cumsum(0) - self.sizes
-        self._cached: tuple[int, Tensor] | None = None
+        self._cached: tuple[int, tuple[Tensor, ...]] | None = None
         self.parts = [(len(self.group), int(self.num_batches.sum()) * batch_size)]
         if not len(self):
             raise ValueError(self._no_batch())
@@ -54,43 +47,42 @@ class ClusterOrder(Order):
 
     def rows(self, epoch: int) -> Tensor:
         """Visit and row of every place of an epoch, one batch after the other: (len, 2) int64."""
-        group = torch.repeat_interleave(torch.arange(len(self.sizes)), self.num_batches)  # of each batch
-        number = torch.arange(len(group)) - (self.num_batches.cumsum(0) - self.num_batches)[group]  # in its group
+        used = zip(self._by_group(epoch), (self.num_batches * self.batch_size).tolist(), strict=True)
+        batches = torch.cat([rows[:num] for rows, num in used]).view(-1, self.batch_size)  # group by group
         if self.mode == "round_robin":
-            order = (number * len(self.sizes) + group).argsort()
+            order = _count_up(self.num_batches).argsort(stable=True)
         else:
-            order = permutation(len(group), self.seed, epoch, _SCHEDULE)
-        first = (self._first[group] + number * self.batch_size)[order]
-        rows = self._by_group(epoch)[(first[:, None] + torch.arange(self.batch_size)).flatten()]
+            order = permutation(len(batches), self.seed, epoch, _SCHEDULE)
+        rows = batches[order].flatten()
         return torch.stack([torch.full_like(rows, epoch), rows], dim=1)
 
     def ring(self, place: Place) -> Tensor:
         """All rows of the place's cluster in the order of the epoch, those that the epoch leaves out last."""
-        group = int(self.group[place.row])
-        rows = self._by_group(place.epoch)[self._first[group] :][: self.sizes[group]]
+        rows = self._by_group(place.epoch)[int(self.group[place.row])]
         return torch.stack([torch.full_like(rows, place.epoch), rows], dim=1)
 
     def coverage(self) -> dict[str, int]:
         """What an epoch shows: counts of rows, clusters and batches."""
         small = self.cluster_sizes < self.batch_size
-        never = self.group[self.group >= 0][self.num_batches[self.group[self.group >= 0]] == 0]
+        never = self.sizes[self.num_batches == 0].sum()
         return {
             "samples": len(self.group),
             "samples_an_epoch": len(self),
             "batches_an_epoch": len(self) // self.batch_size,
-            "samples_never_drawn": len(never) + self._without,
+            "samples_never_drawn": int(never) + self._without,
             "samples_without_cluster": self._without,
             "clusters": int((self.cluster_sizes > 0).sum()),
             "clusters_smaller_than_a_batch": int((small & (self.cluster_sizes > 0)).sum()),
             "groups_that_fill_a_batch": int((self.num_batches > 0).sum()),
         }
 
-    def _by_group(self, epoch: int) -> Tensor:
-        """Rows that have a group, group by group in the epoch's order: (M,)."""
+    def _by_group(self, epoch: int) -> tuple[Tensor, ...]:
+        """The rows of each group in the epoch's order, those last that the epoch leaves out on purpose."""
         if self._cached is None or self._cached[0] != epoch:
             order = epoch_order(len(self.group), self.seed, epoch)
             key = 2 * self.group + self._left_out(epoch)
-            self._cached = epoch, order[key[order].argsort(stable=True)][self._without :]
+            ordered = order[key[order].argsort(stable=True)][self._without :]
+            self._cached = epoch, ordered.split(self.sizes.tolist())
         return self._cached[1]
 
     def _left_out(self, epoch: int) -> Tensor:
@@ -100,7 +92,7 @@ class ClusterOrder(Order):
             order = permutation(len(self.group), self.seed, 0, _TURN)
             order = order[self.group[order].argsort(stable=True)][self._without :]
             group = self.group[order]
-            turn, rest = torch.arange(len(order)) - self._first[group], (self.sizes % self.batch_size)[group]
+            turn, rest = _count_up(self.sizes), (self.sizes % self.batch_size)[group]
             out[order] = ((turn - epoch * rest) % self.sizes[group] < rest).long()
         return out
 
@@ -115,6 +107,11 @@ class ClusterOrder(Order):
             f"lower data.batch_size to {sizes[-1]} or less, or the number of clusters "
             f"(procedure.clustering.n_clusters){more}"
         )
+
+
+def _count_up(sizes: Tensor) -> Tensor:
+    """0, 1, ... up to each size, one after the other: (sum of sizes,)."""
+    return torch.cat([torch.arange(size) for size in sizes.tolist()])
 
 
 def _merged(sizes: Tensor, batch_size: int) -> Tensor:

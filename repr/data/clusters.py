@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -43,9 +43,8 @@ class Clusters:
 
     def __post_init__(self) -> None:
         for name, value, valid in (("mode", self.mode, Mode), ("leftovers", self.leftovers, Leftovers)):
-            options = valid.__args__  # type: ignore[attr-defined]
-            if value not in options:
-                raise ValueError(f"clusters: {name} is '{value}'; set it to {' or '.join(options)}")
+            if value not in get_args(valid):
+                raise ValueError(f"clusters: {name} is '{value}'; set it to {' or '.join(get_args(valid))}")
 
     def check(self, source: Source) -> None:
         """Refuse a data set that is not the one that was clustered.
@@ -63,12 +62,7 @@ class Clusters:
 
 
 def load_clusters(path: str | Path, *, mode: Mode = "round_robin", leftovers: Leftovers = "drop") -> Clusters:
-    """The clusters that :func:`save_clusters` wrote.
-
-    Args:
-        path: the file.
-        mode: see :class:`Clusters`.
-        leftovers: likewise.
+    """The accumulated clusters that :func:`save_clusters` wrote; ``mode`` and ``leftovers`` as in :class:`Clusters`.
 
     Raises:
         ValueError: there is no such file, or it is damaged.
@@ -95,14 +89,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 def save_clusters(
     path: Path, ids: np.ndarray, source: Source, centroids: Sequence[dict[str, np.ndarray]] = ()
 ) -> Clusters:
-    """Write the clusters of every stage so far, with the accumulated ones.
+    """Write the clusters of every stage so far to an ``.npz`` file, and give the accumulated ones.
 
     The file holds ``ids`` (S, N) int32, ``accumulated`` (N,) int32, ``table`` (C, S) (accumulated id -> ids of the
     stages), ``keys`` (:func:`keys_hash`), ``key_bytes`` and ``key_ends`` (the keys, UTF-8, one after the other), and
     ``centroids_<stage>_<feature>`` (K, D).
 
     Args:
-        path: ``.npz``; replaced as a whole.
+        path: of the file, which is replaced as a whole.
         ids: (S, N), see :func:`accumulate`.
         source: the data set.
         centroids: of each stage, feature -> (K, D).
@@ -111,21 +105,20 @@ def save_clusters(
         ValueError: two rows have the same key.
     """
     keys = _packed_keys(source)
-    dense, stages_of = accumulate(ids)
-    digest = _digest(keys)
+    digest, (accumulated, stages_of) = _digest(keys), accumulate(ids)
     named: Any = {f"centroids_{s}_{name}": value for s, stage in enumerate(centroids) for name, value in stage.items()}
     with replacing(path) as file:
         np.savez(
             file,
             ids=ids.astype(np.int32),
-            accumulated=dense.astype(np.int32),
+            accumulated=accumulated.astype(np.int32),
             table=stages_of.astype(np.int32),
             keys=np.array(digest),
             key_bytes=keys.buffer,
             key_ends=keys.ends,
             **named,
         )
-    return Clusters(torch.from_numpy(dense), keys=digest)
+    return Clusters(torch.from_numpy(accumulated), keys=digest)
 
 
 def accumulate(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

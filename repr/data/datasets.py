@@ -7,8 +7,9 @@ A row that cannot be read (``OSError``) does not end training: another stands in
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import cast
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repr.batch import Batch
+from repr.data.bad_rows import read_each, too_many_bad
 from repr.data.epoch_order import Place
 from repr.data.sources.columns import Labels
 from repr.data.sources.source import Source, caption_weights
@@ -31,35 +33,18 @@ MAX_CAPTION_CHARS = 2048
 BLANK = Image.new("RGB", (1, 1))  # holds the place of a picture that cannot be read
 
 
+@dataclass(eq=False)
 class TrainDataset(Dataset[Batch]):
-    """Whole training batches from places of an epoch, drawn vectorised over the batch.
+    """Whole training batches from places of an epoch, drawn vectorised over the batch."""
 
-    Args:
-        source: the pictures.
-        views: V views, expanded; without any, no pictures are read.
-        labels: (N, A) int64, -1 where there is none; A may be 0.
-        tokenizer: None for images only.
-        seed: the run's seed.
-        replacement: (place, attempt from 1) -> the place whose row stands in for its own, if that cannot be read.
-        max_bad: so many rows may be bad; a batch that finds more by itself ends the run.
-        tables: T blocks of numbers, (N, F) each.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        views: Sequence[View],
-        labels: Tensor,
-        tokenizer: Tokenizer | None,
-        seed: int,
-        *,
-        replacement: Callable[[Place, int], Place],
-        max_bad: int,
-        tables: Sequence[Tensor] = (),
-    ) -> None:
-        self.source, self.views, self.labels = source, views, labels
-        self.tokenizer, self.seed = tokenizer, seed
-        self.replacement, self.max_bad, self.tables = replacement, max_bad, tables
+    source: Source
+    views: Sequence[View]  # V views, expanded; without any, no pictures are read
+    labels: Tensor  # (N, A) int64, -1 where there is none; A may be 0
+    tokenizer: Tokenizer | None  # None for images only
+    seed: int  # the run's seed
+    replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
+    max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
+    tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
 
     def __len__(self) -> int:
         return len(self.source)
@@ -70,12 +55,12 @@ class TrainDataset(Dataset[Batch]):
         Raises:
             ValueError: more than ``max_bad`` rows were bad, or all that there are.
         """
-        stands = list(places)  # whose row is in each slot
+        stands, slots = list(places), list(range(len(places)))  # whose row is in each slot; slots that are bad
         batch, faults = self._load(stands)
-        slots, bad, attempt = list(range(len(places))), dict[int, str](), 0
+        bad, attempt = dict[int, str](), 0
         while faults:
-            slots = [slots[position] for position in faults]
-            bad |= {stands[slot].row: fault for slot, fault in zip(slots, faults.values(), strict=True)}
+            slots = [slot for slot in slots if stands[slot].row in faults]
+            bad |= faults
             attempt += 1
             if len(bad) > self.max_bad or attempt > len(self):
                 raise ValueError(too_many_bad("train", bad, len(self)))
@@ -88,39 +73,23 @@ class TrainDataset(Dataset[Batch]):
         return batch
 
     def _load(self, places: Sequence[Place]) -> tuple[Batch, dict[int, str]]:
-        """The batch of these places, and which of them (by position) are bad, and why; those are black."""
+        """The batch of these places, and why rows of them are bad; the pictures of those are black."""
         index = torch.tensor([place.row for place in places])  # (B,)
         seed = sample_seed(self.seed, torch.tensor([place.visit for place in places]), index)
-        captions: list[str] = []
-        faults: dict[int, str] = {}
-        images, batch = self._images(index, seed, captions, faults), Batch(index=index, seed=seed)
+        rows, faults, batch = index.tolist(), dict[int, str](), Batch(index=index, seed=seed)
+        if self.tokenizer is not None:
+            draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
+            captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)
+            batch["text"] = self.tokenizer(list(captions))
         if self.views:
             crops, batch["colour"] = draw(seed, self.views)
+            images = read_each(self.source.image, BLANK, faults, rows)
             batch["views"], batch["boxes"] = crop_views(images, crops, self.views)
-        elif self.tokenizer is not None:
-            deque(images, maxlen=0)  # the captions alone
         if self.tables:
             batch["tables"] = [table[index] for table in self.tables]
-        if self.tokenizer is not None:
-            batch["text"] = self.tokenizer(captions)
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return batch, faults
-
-    def _images(
-        self, index: Tensor, seed: Tensor, captions: list[str], faults: dict[int, str]
-    ) -> Iterator[Image.Image]:
-        """The pictures, one at a time; fills ``captions`` and ``faults`` on the way."""
-        draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
-        for position, (row, number) in enumerate(zip(index.tolist(), draws, strict=True)):
-            try:
-                caption = "" if self.tokenizer is None else draw_caption(self.source, row, number)
-                image = self.source.image(row) if self.views else BLANK
-            except OSError as error:
-                caption, image = "", BLANK
-                faults[position] = one_line(error)
-            captions.append(caption)
-            yield image
 
 
 def _put(batch: Batch, slots: list[int], part: Batch) -> None:
@@ -131,27 +100,8 @@ def _put(batch: Batch, slots: list[int], part: Batch) -> None:
             place[slots] = new
 
 
-def one_line(error: OSError) -> str:
-    """What an error says, so that it stays the last line of a worker's traceback."""
-    return " ".join(str(error).split())
-
-
-def too_many_bad(name: str, bad: Mapping[int, str], num_rows: int) -> str:
-    """The message that ends a run whose data are too damaged."""
-    return (
-        f"{len(bad)} of {num_rows} samples of {name} cannot be read, more than data.max_bad_fraction allows; "
-        f"the last: {list(bad.values())[-1]}. Mend or remove them (python -m repr.check lists all), "
-        "or set a larger data.max_bad_fraction"
-    )
-
-
 def draw_caption(source: Source, row: int, number: float) -> str:
-    """One of a row's captions: uniformly, or with the weights that the source gives.
-
-    Args:
-        source: the captions.
-        row: of the source.
-        number: uniform in [0, 1).
+    """One of a row's captions by a ``number`` in [0, 1): uniformly, or with the weights that the source gives.
 
     Raises:
         OSError: the row has none, or they cannot be read.
@@ -164,7 +114,7 @@ def draw_caption(source: Source, row: int, number: float) -> str:
     return captions[min(bisect_right(totals, number * totals[-1]), len(captions) - 1)][:MAX_CAPTION_CHARS]
 
 
-def vocabulary(sources: Sequence[Source]) -> dict[str, list[str]]:
+def vocabulary(sources: Iterable[Source]) -> dict[str, list[str]]:
     """Attribute -> sorted class names over all sources, without ''."""
     names: dict[str, set[str]] = {}
     for source in sources:

@@ -47,11 +47,11 @@ class Order(ABC):
     def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
         """What stands in for a row that cannot be read: the row in the same place of the next batch of its ring.
 
-        So it is none of the row's own batch, where a contrastive loss would take the copy for a negative, as long as
-        the ring has two batches or more; and two rows of a batch never get the same one.
+        If the ring has two batches or more, that row is none of the own batch, where a contrastive loss would take the
+        copy for a negative; and two rows of a batch never get the same one.
 
         Args:
-            place: the row's.
+            place: of the row that cannot be read.
             attempt: from 1; further ones are batches further on, until the ring is exhausted.
             batch_size: of all ranks together.
         """
@@ -65,8 +65,8 @@ class Order(ABC):
 class EpochOrder(Order):
     """The order of an epoch that shuffles all rows.
 
-    A data set has parts, each with a weight w: an epoch visits w times as many rows as the part has. The visits of a
-    part go through it pass by pass, so that with w = 0.5 two epochs make one pass, and with w = 2 an epoch makes two.
+    Of a part with weight w, an epoch visits w times as many rows as it has, pass by pass: with w = 0.5 two epochs make
+    one pass, with w = 2 an epoch makes two.
 
     Args:
         parts: (number of rows, weight) of each part of the data set, in the order of its rows.
@@ -91,15 +91,12 @@ class EpochOrder(Order):
                 begin, end = epoch * visits, (epoch + 1) * visits  # in the endless sequence of passes
                 for visit in range(begin // num, -(-end // num)):
                     low, high = max(begin - visit * num, 0), min(end - visit * num, num)
-                    index = torch.arange(num) if high - low == num else self._pass(part, visit)[low:high]
+                    whole = high - low == num  # else an own permutation decides how the pass is cut into epochs
+                    index = torch.arange(num) if whole else permutation(num, self.seed, visit, -2 - part)[low:high]
                     blocks.append(torch.stack([torch.full_like(index, visit), first + index], dim=1))
                 first += num
             self._cached = epoch, torch.cat(blocks)[epoch_order(len(self), self.seed, epoch)]
         return self._cached[1]
-
-    def _pass(self, part: int, visit: int) -> Tensor:
-        """The order in which a pass through a part is cut into epochs."""
-        return permutation(self.parts[part][0], self.seed, visit, -2 - part)
 
     def ring(self, place: Place) -> Tensor:
         """All places of the epoch."""

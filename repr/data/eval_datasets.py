@@ -6,9 +6,10 @@ leave it out; the batch says under ``bad`` why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -17,40 +18,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repr.batch import NO_CLASS, Batch
-from repr.data.datasets import BLANK, MAX_CAPTION_CHARS, Tokenizer, one_line
+from repr.data.bad_rows import read_each
+from repr.data.datasets import BLANK, MAX_CAPTION_CHARS, Tokenizer
 from repr.data.sources.source import Source, has_masks, named_masks
 from repr.data.views import View, crop_views, draw, evaluation_masks, evaluation_view
 from repr.seeds import sample_seed
 
-_NO_MASKS = np.empty((0, 1, 1), np.uint8)
 
-
+@dataclass(eq=False)
 class EvalDataset(Dataset[Batch]):
-    """Batches of ``index``, ``image`` (uint8; black where it cannot be read), first caption and label.
+    """Batches of ``index``, ``image`` (black where it cannot be read), first caption and label."""
 
-    Args:
-        source: the pictures.
-        rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        image_size: side in pixels; None: no pictures are read.
-        labels: (N, A) int64 of the whole source.
-        tokenizer: None leaves ``text`` out.
-        transform: RGB picture -> (3, S, S) uint8 or normalised float; None: :func:`repr.data.views.evaluation_view`.
-        tables: T blocks of numbers of the whole source, (N, F) each.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        rows: Tensor,
-        image_size: int | None,
-        labels: Tensor,
-        tokenizer: Tokenizer | None,
-        transform: Callable[[Image.Image], Tensor] | None = None,
-        tables: Sequence[Tensor] = (),
-    ) -> None:
-        self.source, self.rows, self.image_size = source, rows, image_size
-        self.labels, self.tokenizer, self.tables = labels, tokenizer, tables
-        self.transform = transform or partial(evaluation_view, size=cast(int, image_size))
+    source: Source
+    rows: Tensor  # (M,) int64, the rows of the source that are evaluated; `index` is the source's
+    transform: Callable[[Image.Image], Tensor] | None  # RGB -> (3, S, S), uint8 or normalised; None: no pictures
+    labels: Tensor  # (N, A) int64 of the whole source
+    tokenizer: Tokenizer | None  # None leaves `text` out
+    tables: Sequence[Tensor] = ()  # T blocks of numbers of the whole source, (N, F) each
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,39 +42,28 @@ class EvalDataset(Dataset[Batch]):
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions in ``rows``."""
         index = self.rows[positions]
-        images, captions, bad = [], [], {}
-        for row in index.tolist():
-            try:
-                texts = [] if self.tokenizer is None else self.source.captions(row)
-                image = BLANK if self.image_size is None else self.source.image(row)
-            except OSError as error:
-                texts, image = [], BLANK
-                bad[row] = one_line(error)
-            captions.append(texts[0][:MAX_CAPTION_CHARS] if texts else "")
-            if self.image_size is not None:
-                images.append(self.transform(image))
-        batch = Batch(index=index)
-        if images:
-            batch["image"] = torch.stack(images).contiguous()
+        rows, bad, batch = index.tolist(), dict[int, str](), Batch(index=index)
+        if self.tokenizer is not None:
+            batch["text"] = self.tokenizer(list(read_each(self._caption, "", bad, rows)))
+        if self.transform is not None:
+            images = map(self.transform, read_each(self.source.image, BLANK, bad, rows))
+            batch["image"] = torch.stack(list(images)).contiguous()
         if self.tables:
             batch["tables"] = [table[index] for table in self.tables]
-        if self.tokenizer is not None:
-            batch["text"] = self.tokenizer(captions)
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return _marked(batch, index, bad)
 
+    def _caption(self, row: int) -> str:
+        return next(iter(self.source.captions(row)), "")[:MAX_CAPTION_CHARS]
 
+
+@dataclass(eq=False)
 class TextDataset(Dataset[Batch]):
-    """Batches of texts: ``index``, their positions, and ``text``, their tokens.
+    """Batches of texts: ``index``, their positions, and ``text``, their tokens."""
 
-    Args:
-        texts: of any length.
-        tokenizer: what makes tokens of them.
-    """
-
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
-        self.texts, self.tokenizer = texts, tokenizer
+    texts: Sequence[str]
+    tokenizer: Tokenizer
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -101,91 +74,70 @@ class TextDataset(Dataset[Batch]):
         return Batch(index=torch.tensor(positions), text=self.tokenizer(texts))
 
 
+@dataclass(eq=False)
 class DenseDataset(Dataset[Batch]):
     """Batches of dense evaluation: ``index``, ``image``, ``crops`` (uint8), ``boxes`` and, where known, ``mask``.
 
     The crops of a row are the same in every run.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, the rows of the source that are evaluated; ``index`` is the source's.
-        image_size: side in pixels of ``image`` and ``mask``.
-        views: how the two crops are drawn.
-        mask_names: the masks, in the order of their planes.
     """
 
-    def __init__(
-        self, source: Source, rows: Tensor, image_size: int, views: Sequence[View], mask_names: Iterable[str]
-    ) -> None:
-        self.source, self.rows, self.image_size = source, rows, image_size
-        self.views, self.mask_names = list(views), list(mask_names) if has_masks(source) else []
+    source: Source
+    rows: Tensor  # (M,) int64, the rows of the source that are evaluated; `index` is the source's
+    image_size: int  # side in pixels of `image` and `mask`
+    views: Sequence[View]  # how the two crops are drawn
+    mask_names: Collection[str]  # in the order of the planes; a source without masks leaves `mask` out
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions in ``rows``."""
-        index = self.rows[positions]
-        pictures, masks, bad = [], [], {}
-        for row in index.tolist():
-            try:
-                picture = self.source.image(row)
-                planes = named_masks(self.source, row, self.mask_names) if self.mask_names else _NO_MASKS
-            except OSError as error:
-                picture, planes = BLANK, np.full((len(self.mask_names), 1, 1), NO_CLASS, np.uint8)
-                bad[row] = one_line(error)
-            pictures.append(picture)
-            masks.append(evaluation_masks(planes, self.image_size))
-        crops, boxes = crop_views(pictures, draw(sample_seed(0, 0, index), self.views)[0], self.views)
+        index, bad = self.rows[positions], dict[int, str]()
+        rows = index.tolist()
+        pictures = list(read_each(self.source.image, BLANK, bad, rows))
         images = [evaluation_view(picture, self.image_size) for picture in pictures]
+        crops, boxes = crop_views(pictures, draw(sample_seed(0, 0, index), self.views)[0], self.views)
         batch = Batch(index=index, image=torch.stack(images).contiguous(), crops=crops, boxes=boxes)
-        if self.mask_names:
-            batch["mask"] = torch.stack(masks)
+        if has_masks(self.source):
+            blank = np.full((len(self.mask_names), 1, 1), NO_CLASS, np.uint8)
+            masks = read_each(partial(named_masks, self.source, names=self.mask_names), blank, bad, rows)
+            batch["mask"] = torch.stack([evaluation_masks(planes, self.image_size) for planes in masks])
         return _marked(batch, index, bad)
 
 
+@dataclass(eq=False)
 class RepeatedViews(Dataset[Batch]):
     """Batches of several augmented views of each row, as LiDAR wants them: position ``i * Q + q`` is view q of row i.
 
     A view is that of visit q in training with ``seed``. ``index`` is the position, ``-1 - position`` where the row
     cannot be read.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64, rows of the source.
-        num_views: Q.
-        view: how each is drawn.
-        seed: of the draws.
     """
 
-    def __init__(self, source: Source, rows: Tensor, num_views: int, view: View, seed: int) -> None:
-        self.source, self.rows, self.num_views, self.view, self.seed = source, rows, num_views, view, seed
+    source: Source
+    rows: Tensor  # (M,) int64, rows of the source
+    num_views: int  # Q
+    view: View  # how each is drawn
+    seed: int
 
     def __len__(self) -> int:
         return len(self.rows) * self.num_views
 
     def __getitems__(self, positions: list[int]) -> Batch:
         """The batch of these positions: ``views``, one (B, 3, S, S) uint8, and its ``colour``."""
-        place = torch.tensor(positions)
+        place, bad = torch.tensor(positions), dict[int, str]()
         rows = self.rows[place // self.num_views]
         crops, colour = draw(sample_seed(self.seed, place % self.num_views, rows), [self.view])
-        pictures, bad, last = [], dict[int, str](), -1
-        for row in rows.tolist():
-            if row != last:  # the views of a row follow each other
-                last, picture = row, BLANK
-                try:
-                    picture = self.source.image(row)
-                except OSError as error:
-                    bad[row] = one_line(error)
-            pictures.append(picture)
-        views, boxes = crop_views(pictures, crops, [self.view])
+        distinct, counts = rows.unique_consecutive(return_counts=True)  # the views of a row follow each other
+        pictures = read_each(self.source.image, BLANK, bad, distinct.tolist())
+        repeated = chain.from_iterable(map(repeat, pictures, counts.tolist()))
+        views, boxes = crop_views(repeated, crops, [self.view])
         return _marked(Batch(index=place, views=views, boxes=boxes, colour=colour), rows, bad)
 
 
 def _marked(batch: Batch, rows: Tensor, bad: Mapping[int, str]) -> Batch:
     """The batch of these rows of the source (B,), those marked that cannot be read."""
     if bad:
-        unread = torch.tensor([row in bad for row in rows.tolist()])
+        unread = torch.isin(rows, torch.tensor(list(bad)))
         batch["index"] = torch.where(unread, -1 - batch["index"], batch["index"])
         batch["bad"] = list(bad.items())
     return batch

@@ -15,17 +15,10 @@ SAMPLE = 1000  # rows whose files are read at least, where there are as many
 
 
 def of_rows(source: Source, rows: Tensor) -> str:
-    """A hash of the pictures of some rows.
+    """A hash of the pictures of some rows (M,), 64 hexadecimal digits.
 
     It takes the keys of all rows and the files of every n-th of them, 1,000 to 1,999 where there are as many: a file
     that is replaced by another under the same key is noticed if it is one of those.
-
-    Args:
-        source: the pictures.
-        rows: (M,) int64.
-
-    Returns:
-        64 hexadecimal digits.
     """
     digest, step = hashlib.sha256(type(source).__qualname__.encode()), max(1, len(rows) // SAMPLE)
     for row in rows.tolist():
@@ -40,10 +33,7 @@ def of_rows(source: Source, rows: Tensor) -> str:
 
 def of_texts(texts: Iterable[str]) -> str:
     """A hash of texts in their order, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(text.encode(errors="surrogatepass") + b"\0")
-    return digest.hexdigest()
+    return hashlib.sha256("".join(f"{text}\0" for text in texts).encode(errors="surrogatepass")).hexdigest()
 
 
 def captions_of(source: Source, rows: Tensor) -> tuple[list[str], Tensor]:
@@ -53,10 +43,10 @@ def captions_of(source: Source, rows: Tensor) -> tuple[list[str], Tensor]:
         The captions, and which belong to which rows: (P, 2) int64, positions in ``rows`` and in the captions, in the
         order of the rows and of their captions. A row whose captions cannot be read has none.
     """
-    places: dict[str, int] = {}
+    numbers: dict[str, int] = {}  # caption -> its position among the distinct ones
     pairs: list[tuple[int, int]] = []
     for position, row in enumerate(rows.tolist()):
         with suppress(OSError):
             own = dict.fromkeys(source.captions(row))
-            pairs += [(position, places.setdefault(caption, len(places))) for caption in own]
-    return list(places), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+            pairs += [(position, numbers.setdefault(caption, len(numbers))) for caption in own]
+    return list(numbers), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)

@@ -1,7 +1,7 @@
 """Which rows make which batch: pure functions of (seed, epoch, rank), without state in workers.
 
-A global batch is cut into one contiguous slice a rank, so that gathering in rank order gives the
-batch that one process would have had.
+A global batch is cut into one contiguous slice a rank, so that gathering in rank order gives the batch that one process
+would have had.
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ from repr.data.epoch_order import Order, Place
 
 
 def position(step: int, num_batches: int, accumulate: int) -> tuple[int, int]:
-    """The epoch and the first batch in it of an optimizer step, counted from 0.
+    """The epoch and the first batch in it of an optimizer step, all counted from 0.
 
-    Args:
-        step: of the optimizer.
-        num_batches: batches an epoch.
-        accumulate: batches a step; the last step of an epoch takes those that are left.
+    An epoch has ``num_batches``, a step ``accumulate`` of them; the last step of an epoch takes those that are left.
     """
     epoch, step_of_epoch = divmod(step, -(-num_batches // accumulate))
     return epoch, step_of_epoch * accumulate
@@ -28,32 +25,25 @@ def position(step: int, num_batches: int, accumulate: int) -> tuple[int, int]:
 class EpochBatchSampler(Sampler[list[Place]]):
     """Batches of rows in the order of each epoch.
 
-    Global batch k of an epoch is places ``[k * G, (k + 1) * G)`` of its order, G the global batch
-    size; rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is
-    dropped. The epoch travels with the index, so workers need not be told of it.
+    Global batch k of an epoch is places ``[k * G, (k + 1) * G)`` of its order, G the batch size of all ranks together;
+    rank r takes the r-th of its ``world_size`` equal slices. A last batch that is not full is dropped. Each place has
+    its epoch, so that workers need not be told of it.
 
     Args:
         order: which rows an epoch visits.
-        batch_size: of all ranks together.
-        rank: this process.
+        batch_size: G.
+        rank: of this process.
         world_size: number of processes.
-        epoch: the epoch of the first iteration.
+        epoch: of the first iteration.
         start: batches of that epoch to leave out (resume); other epochs are whole.
 
     Raises:
-        ValueError: the batch is larger than the data set, the ranks do not divide it, or ``start``
-            lies outside the epoch.
+        ValueError: the batch is larger than the data set, the ranks do not divide it, or ``start`` lies outside the
+            epoch.
     """
 
     def __init__(
-        self,
-        order: Order,
-        batch_size: int,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        epoch: int = 0,
-        start: int = 0,
+        self, order: Order, batch_size: int, *, rank: int = 0, world_size: int = 1, epoch: int = 0, start: int = 0
     ) -> None:
         _check_batch_size("data.batch_size", batch_size, rank, world_size)
         if batch_size > len(order):
@@ -62,8 +52,7 @@ class EpochBatchSampler(Sampler[list[Place]]):
             )
         self.order, self.global_batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
-        self.epoch = self.start_epoch = epoch
-        self.start = start
+        self.epoch, self.start_epoch, self.start = epoch, epoch, start
         if not 0 <= start < len(self):
             raise ValueError(
                 f"cannot start at batch {start} of {len(self)} an epoch; "
@@ -84,30 +73,19 @@ class EpochBatchSampler(Sampler[list[Place]]):
         return len(self.order) // self.global_batch_size
 
     def __iter__(self) -> Iterator[list[Place]]:
-        # Not a generator: epoch and start are read now, not at the first `next`, so that a loader
-        # without workers (lazy) and one with workers (prefetching) see the same.
-        return self._batches(self.epoch, self.start if self.epoch == self.start_epoch else 0)
-
-    def _batches(self, epoch: int, start: int) -> Iterator[list[Place]]:
-        rows = self.order.rows(epoch)
-        size = self.global_batch_size // self.world_size
-        for batch in range(start, len(self)):
-            first = batch * self.global_batch_size + self.rank * size
-            yield [Place(epoch, visit, row) for visit, row in rows[first : first + size].tolist()]
+        # The epoch is read now, not at the first `next` as in a generator function, so that a loader without workers
+        # (lazy) and one with workers (prefetching) see the same.
+        epoch, start = self.epoch, self.start if self.epoch == self.start_epoch else 0
+        rows, size = self.order.rows(epoch), self.global_batch_size // self.world_size
+        firsts = (batch * self.global_batch_size + self.rank * size for batch in range(start, len(self)))
+        return ([Place(epoch, *place) for place in rows[first : first + size].tolist()] for first in firsts)
 
 
 class EvalBatchSampler(Sampler[list[int]]):
     """Rows in order, the same number of equal batches on every rank.
 
-    Global batch k is rows ``[k * G, (k + 1) * G)``, cut into one contiguous slice a rank. Where the
-    ranks do not divide the last one, its last row is repeated; whoever collects drops repetitions
-    by index.
-
-    Args:
-        num_samples: rows of the data set.
-        batch_size: of all ranks together.
-        rank: this process.
-        world_size: number of processes.
+    Global batch k is rows ``[k * G, (k + 1) * G)``, G the batch size of all ranks together, cut into a slice a rank.
+    Where the ranks do not divide the last one, its last row is repeated; whoever collects drops repetitions by index.
 
     Raises:
         ValueError: the ranks do not divide the batch.

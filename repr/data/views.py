@@ -1,8 +1,7 @@
 """Augmented views, worker half: draw all parameters of a batch, then crop, resize and flip.
 
-Pixels leave a worker as uint8; the colour half (:mod:`repr.data.colour`) runs on the training
-device and gets its parameters from the ``colour`` tensor. Everything random comes from the batch's
-``seed``: the whole batch can be drawn again by hand with :func:`draw` and :func:`crop_views`.
+Pixels leave a worker as uint8; the colour half (:mod:`repr.data.colour`) runs on the training device. Everything random
+comes from the batch's ``seed``, so that a batch can be drawn again by hand with :func:`draw` and :func:`crop_views`.
 """
 
 from __future__ import annotations
@@ -50,40 +49,24 @@ class Purpose(IntEnum):
 class View:
     """How a view is made; every colour option is neutral unless set.
 
-    Args:
-        size: side of the square view in pixels.
-        scale: range of the crop's share of the image area.
-        ratio: range of the crop's width / height, drawn log-uniformly.
-        count: how many views are drawn so.
-        flip: probability of a horizontal flip.
-        brightness: factor drawn from [max(0, 1 - x), 1 + x]; so are ``contrast`` and ``saturation``.
-        contrast: see ``brightness``.
-        saturation: see ``brightness``.
-        hue: shift drawn from [-x, x] turns, at most 0.5.
-        jitter_prob: probability of the four above together.
-        gray_prob: probability of a gray view.
-        blur_prob: probability of a Gaussian blur.
-        blur_sigma: range of its standard deviation in pixels.
-        solarize_prob: probability of inverting all pixels from 128 of 255 on.
-
     Raises:
         ValueError: an option outside its range, with what to set.
     """
 
-    size: int
-    scale: tuple[float, float]
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    count: int = 1
-    flip: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    jitter_prob: float = 1.0
-    gray_prob: float = 0.0
-    blur_prob: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarize_prob: float = 0.0
+    size: int  # side of the square view in pixels
+    scale: tuple[float, float]  # range of the crop's share of the image area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # range of the crop's width / height, drawn log-uniformly
+    count: int = 1  # how many views are drawn so
+    flip: float = 0.0  # probability of a horizontal flip
+    brightness: float = 0.0  # x: a factor drawn from [max(0, 1 - x), 1 + x]
+    contrast: float = 0.0  # likewise
+    saturation: float = 0.0  # likewise
+    hue: float = 0.0  # x: a shift drawn from [-x, x] turns; at most 0.5
+    jitter_prob: float = 1.0  # probability of the four above together
+    gray_prob: float = 0.0  # probability of a gray view
+    blur_prob: float = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # range of its standard deviation in pixels
+    solarize_prob: float = 0.0  # probability of inverting all pixels from 128 of 255 on
 
     def __post_init__(self) -> None:
         for name, high in {"scale": 1.0, "ratio": math.inf, "blur_sigma": math.inf}.items():
@@ -114,23 +97,16 @@ def expand(views: Iterable[View]) -> list[View]:
 
 
 def stream(seed: Tensor, purpose: Purpose, view: int = 0) -> Tensor:
-    """The seed of one purpose and view: (B,) int64, independent of those of all others.
-
-    Hashed, not counted, so that the small stream numbers of ``uniform`` stay free for the flows.
-    """
-    return sample_seed(purpose, view, seed)
+    """The seed of one purpose and view: (B,) int64, independent of those of all others."""
+    return sample_seed(purpose, view, seed)  # hashed, so that the small stream numbers of `uniform` stay the flows'
 
 
 def draw(seed: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
-    """Draw everything random about the views of a batch.
-
-    Args:
-        seed: (B,) int64, the batch's ``seed``.
-        views: V views (:func:`expand`).
+    """Draw everything random about the V views of a batch with this ``seed``, (B,) int64.
 
     Returns:
-        Crop draws (B, V, 23) float32 in [0, 1), which :func:`crop_record` needs together with the
-        image's size, and ``colour`` (B, V, 8) float32, columns as in :class:`Colour`.
+        Crop draws (B, V, 23) float32 in [0, 1), which :func:`crop_record` takes, and ``colour`` (B, V, 8) float32,
+        columns as in :class:`Colour`.
     """
     crops = [uniform(stream(seed, Purpose.CROP, v), _NUM_CROP_DRAWS) for v in range(len(views))]
     colour = [_colour(uniform(stream(seed, Purpose.COLOUR, v), 10), view) for v, view in enumerate(views)]
@@ -138,7 +114,7 @@ def draw(seed: Tensor, views: Sequence[View]) -> tuple[Tensor, Tensor]:
 
 
 def _colour(draws: Tensor, view: View) -> Tensor:
-    """Turn (B, 10) uniform draws into the (B, 8) colour columns of one view."""
+    """(B, 10) uniform draws -> the (B, 8) colour columns of one view."""
     jitter, brightness, contrast, saturation, hue, order, gray, blur, sigma, solarize = draws.unbind(dim=1)
     jittered = jitter < view.jitter_prob
     columns = torch.empty(len(draws), len(Colour))
@@ -163,13 +139,13 @@ def crop_record(draws: Sequence[float], view: View, height: int, width: int) -> 
 
     Args:
         draws: the 23 crop draws of the sample and view.
-        view: its spec.
+        view: how the view is made.
         height: of the image, in pixels.
-        width: of the image, in pixels.
+        width: likewise.
 
     Returns:
-        ``(top, left, height, width, flip)`` in pixels of the image, flip 0 or 1. Where none of ten
-        tries fits into the image: the largest centred crop with the image's ratio clipped to the range.
+        ``(top, left, height, width, flip)`` in pixels of the image, flip 0 or 1. Where none of ten tries fits into the
+        image: the largest centred crop with the image's ratio clipped to the range.
     """
     flip = int(draws[_FLIP] < view.flip)
     log_low, log_high = math.log(view.ratio[0]), math.log(view.ratio[1])
@@ -185,10 +161,9 @@ def crop_record(draws: Sequence[float], view: View, height: int, width: int) -> 
 
 
 def boxes(records: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Crop records as boxes in [0, 1] of the source image.
+    """Crop records as boxes in [0, 1] of the source image, by PixPro's convention.
 
-    Pixel centres count: the first column is 0, the last 1 (the convention of PixPro). A flip swaps
-    x0 and x1, so a negative width says that the view is mirrored. Along a side of one pixel all is 0.
+    Pixel centres count: the first column is 0, the last 1. A flip swaps x0 and x1. Along a side of one pixel all is 0.
 
     Args:
         records: (..., 5) integers as from :func:`crop_record`.
@@ -209,7 +184,7 @@ def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[Vie
     """Crop, resize and flip a batch; images are taken one at a time and not kept.
 
     Args:
-        images: B images, RGB.
+        images: B images in RGB.
         draws: (B, V, 23), the crop draws of :func:`draw`.
         views: the V views.
 
@@ -229,11 +204,9 @@ def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[Vie
 
 
 def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: int) -> np.ndarray:
-    """Crop, resize and flip one image: (3, size, size) uint8.
-
-    One call crops and resizes, so that the filter sees the pixels around the crop.
-    """
+    """Crop, resize and flip one image: (3, size, size) uint8."""
     top, left, height, width, flip = record
+    # One call crops and resizes, so that the filter sees the pixels around the crop.
     view = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # 4 times faster than numpy's reversed copy
@@ -241,30 +214,15 @@ def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: i
 
 
 def evaluation_view(image: Image.Image, size: int) -> Tensor:
-    """The evaluation transform: shorter side resized to ``size``, centre crop; no randomness.
+    """The evaluation transform, RGB -> (3, size, size) uint8: shorter side resized to ``size`` pixels, centre crop.
 
-    To the pixel what open_clip's and timm's transforms do, so that an export can name theirs.
-
-    Args:
-        image: RGB.
-        size: side in pixels.
-
-    Returns:
-        (3, size, size) uint8; :func:`repr.data.colour.normalise` makes it what a model takes.
+    It gives the very pixels of open_clip's and timm's transforms, so that an export can name theirs.
     """
     return torch.from_numpy(np.array(_central(image, size, Image.Resampling.BICUBIC))).permute(2, 0, 1)
 
 
 def evaluation_masks(masks: np.ndarray, size: int) -> Tensor:
-    """The evaluation transform of masks: the same place, every pixel the class of the nearest one.
-
-    Args:
-        masks: (A, H, W) uint8.
-        size: side in pixels.
-
-    Returns:
-        (A, size, size) uint8.
-    """
+    """The evaluation transform of masks, every pixel the class of the nearest: (M, H, W) -> (M, size, size) uint8."""
     views = [_central(Image.fromarray(mask), size, Image.Resampling.NEAREST) for mask in masks]
     return torch.from_numpy(np.array([np.asarray(view) for view in views], np.uint8))
 

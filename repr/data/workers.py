@@ -1,4 +1,4 @@
-"""Loaders whose worker processes leave it to the main process to stop a run."""
+"""A loader of ready batches whose worker processes leave it to the main process to stop a run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import signal
 import threading
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers never see Ctrl-C and SIGTERM, and end with the main process.
+    """A DataLoader of whole batches whose workers never see Ctrl-C and SIGTERM, and end with the main process.
 
     The two reach all processes of a terminal or a job, and a worker that died of them would take the run with it before
     its step is saved. They are blocked while workers are started, which inherit that: a handler of their own would come
@@ -21,8 +21,11 @@ class Loader(DataLoader):
     not at all if that process had died before the worker began.
     """
 
+    def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        # Lightning may build a loader anew, and then passes all options that the first one had.
+        super().__init__(dataset, **{"collate_fn": _as_it_is, "worker_init_fn": _end_with_parent, **options})
+
     def __iter__(self) -> Any:
-        self.worker_init_fn = _end_with_parent
         if not hasattr(signal, "pthread_sigmask"):  # on Windows
             return super().__iter__()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
@@ -30,6 +33,10 @@ class Loader(DataLoader):
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _end_with_parent(worker: int) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from repr.batch import Batch
 from repr.cli import is_first
+from repr.data.bad_rows import too_many_bad
 from repr.data.datamodule import DataModule
-from repr.data.datasets import too_many_bad
 from repr.data.fingerprint import captions_of, of_rows
 from repr.distributed import gather_objects, on_first, rank
 from repr.evaluate.encoder import Encoder

@@ -124,9 +124,9 @@ class Tables(ABC):
     def want_pictures(self, name: str) -> str:
         """Ask for the embeddings of a set's pictures; as all of its kind, it gives the key of the table."""
         source, rows = self.data.evaluated(name)
-        none, size, transform = torch.zeros(len(source), 0), self.encoder.image_size, self.encoder.transform
-        pictures = partial(EvalDataset, source, rows, size, none, None, transform)
-        return self._want(self._pictures(name), Request(pictures, rows, name, name))
+        no_labels, transform = torch.zeros(len(source), 0), self.encoder.transform
+        request = Request(lambda: EvalDataset(source, rows, transform, no_labels, None), rows, name, name)
+        return self._want(self._pictures(name), request)
 
     def want_texts(self, texts: Sequence[str], told: str = "texts") -> str:
         """Ask for the embeddings of texts, which messages call ``told``."""

@@ -47,7 +47,7 @@ def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> tuple[dict[str, 
 
     writer = TableWriter(torch.arange(len(run.datamodule.train)), select=select)
     make_trainer(cfg, [writer, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
-    run.datamodule.gather_bad()
+    run.datamodule.bad.gather()
     read = writer.columns.pop(READ, np.zeros(len(run.datamodule.train))).astype(bool)
     return writer.columns, read
 

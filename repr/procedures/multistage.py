@@ -146,7 +146,7 @@ class Multistage:
             write_report([folder / column for column in columns], folder / REPORT)
             try:
                 if self.export:
-                    out = export(folder, folder / EXPORT, to=self.export, force=True)
+                    out = export(folder, folder / EXPORT, to=self.export, force=True, trust=True)  # of this run
                     print(f"exported for {self.export}, and verified by it: {out}", flush=True)
             finally:
                 Console().print(stage_table(columns, attributes, headline))

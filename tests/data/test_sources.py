@@ -1,6 +1,7 @@
 import os
 import pickle
 from collections import Counter
+from functools import partial
 from io import BytesIO
 
 import numpy as np
@@ -13,6 +14,7 @@ from repr.data.eval_datasets import EvalDataset
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.pictures import decode
+from repr.data.views import evaluation_view
 
 ORIENTATION = 0x0112
 
@@ -87,7 +89,9 @@ def test_a_file_that_is_no_image_is_named_and_left_out_of_evaluation(tree, damag
         path.write_bytes(b"no image at all" if damage == "text" else path.read_bytes()[:-200])
     with pytest.raises(OSError, match=r"two\.JPG: not readable as an image"):
         source.image(2)
-    dataset = EvalDataset(source, torch.arange(4), 8, torch.zeros(4, 0, dtype=torch.int64), None)
+    dataset = EvalDataset(
+        source, torch.arange(4), partial(evaluation_view, size=8), torch.zeros(4, 0, dtype=torch.int64), None
+    )
     loader = DataLoader(dataset, batch_sampler=[[0, 1], [2, 3]], num_workers=1, collate_fn=lambda batch: batch)
     first, second = loader
     assert "bad" not in first
@@ -179,7 +183,8 @@ def test_emoji_can_be_read_after_a_fork_and_after_pickling():
     source = Emoji("val")
     before = np.asarray(source.image(3))  # the parent's handle is open now
     labels = torch.zeros(len(source), 0, dtype=torch.int64)
-    dataset = EvalDataset(pickle.loads(pickle.dumps(source)), torch.arange(32), 64, labels, None)
+    transform = partial(evaluation_view, size=64)
+    dataset = EvalDataset(pickle.loads(pickle.dumps(source)), torch.arange(32), transform, labels, None)
     loader = DataLoader(
         dataset, batch_sampler=torch.arange(32).reshape(8, 4).tolist(), num_workers=3, collate_fn=lambda batch: batch
     )

@@ -1,8 +1,8 @@
-"""What a set of compositional questions is, and such sets as files of cases: a picture, its caption and wrong captions.
+"""What a set of compositional questions is, and a source of such questions whose pictures are files.
 
 The benchmarks are read in :mod:`repr.data.questions.compositional_files` and :mod:`repr.data.questions.mmvp`; one that
 needs no files is drawn by :mod:`repr.data.drawn.composition`. :func:`repr.metrics.compositional.compositional` scores
-them.
+all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,18 +25,13 @@ from repr.data.sources.pictures import decode, open_zip, read_picture
 from repr.data.sources.source import QuestionSource
 
 
-@dataclass(frozen=True)
-class Questions:
-    """The questions of a source of N rows, with every different caption once.
+class Questions(NamedTuple):
+    """The questions of a source of N rows."""
 
-    ``texts`` are T captions, ``candidates`` (N, K) int64 positions in them, a row's right one first and -1 for none,
-    ``items`` (I, G) int64 the rows of each item, -1 for none, and ``split`` the attribute that names its part.
-    """
-
-    texts: list[str]
-    candidates: Tensor
-    items: Tensor
-    split: str
+    texts: list[str]  # T captions, all different
+    candidates: Tensor  # (N, K) int64, positions in `texts`, a row's right caption first and -1 for none
+    items: Tensor  # (I, G) int64, the rows of each item, -1 for none
+    split: str  # the attribute that names an item's part of the benchmark
 
 
 def questions(source: QuestionSource) -> Questions:
@@ -59,22 +53,18 @@ def questions(source: QuestionSource) -> Questions:
 
 
 class Case(NamedTuple):
-    """A row: a picture with its caption and wrong ones; ``box`` (left, upper, right, lower) is what is shown of it."""
+    """A row: a picture with its caption and wrong ones."""
 
     key: str
     file: str  # relative to the folder, or a member of the zip
     caption: str
     distractors: Sequence[str] = ()
     split: str = ""  # empty: it counts in the score of all, and in no split
-    box: tuple[float, float, float, float] | None = None
+    box: tuple[float, float, float, float] | None = None  # left, upper, right, lower of what is shown of the picture
 
 
 def members(path: str) -> list[str]:
-    """The names of the files in a zip.
-
-    Raises:
-        ValueError: it is no zip, or damaged.
-    """
+    """The names of the files in a zip; ValueError if it is none, or damaged."""
     try:
         return open_zip(Path(path), os.getpid()).namelist()
     except zipfile.BadZipFile as error:
@@ -84,11 +74,7 @@ def members(path: str) -> list[str]:
 class Cases:
     """A source of cases whose pictures are files of a folder, or of a zip.
 
-    Args:
-        pictures: the folder or zip.
-        cases: the rows.
-        split: name of the attribute that ``Case.split`` is.
-        rows: of each item; they follow each other.
+    ``split`` names the attribute that ``Case.split`` is. Each item has so many ``rows``, which follow each other.
 
     Raises:
         ValueError: there are no cases, or pictures are missing.
@@ -102,10 +88,8 @@ class Cases:
         self.attributes = {split: Labels.of(case.split for case in cases)}
         self._zipped = os.path.isfile(self.pictures)
         files = dict.fromkeys(case.file for case in cases)
-        there = set(members(self.pictures)) if self._zipped else None
-        if missing := [
-            file for file in files if not (os.path.isfile(self._path(file)) if there is None else file in there)
-        ]:
+        there = set(members(self.pictures)) if self._zipped else {f for f in files if os.path.isfile(self._path(f))}
+        if missing := [file for file in files if file not in there]:
             raise ValueError(
                 f"{type(self).__name__}: {len(missing)} of {len(files)} pictures are missing, "
                 f"the first is {self._path(missing[0])!r}"

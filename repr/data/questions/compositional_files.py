@@ -19,25 +19,24 @@ SUGAR_CREPE = ("add_obj", "add_att", "replace_obj", "replace_att", "replace_rel"
 MIN_OF_ATTRIBUTES = 25  # cases of a pair of attributes, below which ARO's mean over pairs leaves it out
 # Relations that ARO's mean leaves out, since they mostly hold both ways or tell the two things apart by themselves.
 LEFT_OUT = frozenset(
-    """adjusting; attached to; between; bigger than; biting; boarding; brushing; chewing; cleaning; climbing; close
-    to; coming from; coming out of; contain; crossing; dragging; draped over; drinking; drinking from; driving;
-    driving down; driving on; eating from; eating in; enclosing; exiting; facing; filled with; floating in;
-    floating on; flying; flying above; flying in; flying over; flying through; full of; going down; going into;
-    going through; grazing in; growing in; growing on; guiding; hanging from; hanging in; hanging off; hanging
-    over; higher than; holding onto; hugging; in between; jumping off; jumping on; jumping over; kept in; larger
-    than; leading; leaning over; leaving; licking; longer than; looking in; looking into; looking out; looking
-    over; looking through; lying next to; lying on top of; making; mixed with; mounted on; moving; on the back of;
-    on the edge of; on the front of; on the other side of; opening; painted on; parked at; parked beside; parked
-    by; parked in; parked in front of; parked near; parked next to; perched on; petting; piled on; playing;
-    playing in; playing on; playing with; pouring; reaching for; reading; reflected on; riding on; running in;
-    running on; running through; seen through; sitting behind; sitting beside; sitting by; sitting in front of;
-    sitting near; sitting next to; sitting under; skiing down; skiing on; sleeping in; sleeping on; smiling at;
-    sniffing; splashing; sprinkled on; stacked on; standing against; standing around; standing behind; standing
-    beside; standing in front of; standing near; standing next to; staring at; stuck in; surrounding; swimming in;
-    swinging; talking to; topped with; touching; traveling down; traveling on; tying; typing on; underneath;
-    wading in; waiting for; walking across; walking by; walking down; walking next to; walking through; working
-    in; working on; worn on; wrapped around; wrapped in; by; of; near; next to; with; beside; on the side of;
-    around""".replace("\n    ", " ").split("; ")
+    """adjusting; attached to; between; bigger than; biting; boarding; brushing; chewing; cleaning; climbing; close to;
+    coming from; coming out of; contain; crossing; dragging; draped over; drinking; drinking from; driving; driving
+    down; driving on; eating from; eating in; enclosing; exiting; facing; filled with; floating in; floating on;
+    flying; flying above; flying in; flying over; flying through; full of; going down; going into; going through;
+    grazing in; growing in; growing on; guiding; hanging from; hanging in; hanging off; hanging over; higher than;
+    holding onto; hugging; in between; jumping off; jumping on; jumping over; kept in; larger than; leading; leaning
+    over; leaving; licking; longer than; looking in; looking into; looking out; looking over; looking through; lying
+    next to; lying on top of; making; mixed with; mounted on; moving; on the back of; on the edge of; on the front of;
+    on the other side of; opening; painted on; parked at; parked beside; parked by; parked in; parked in front of;
+    parked near; parked next to; perched on; petting; piled on; playing; playing in; playing on; playing with; pouring;
+    reaching for; reading; reflected on; riding on; running in; running on; running through; seen through; sitting
+    behind; sitting beside; sitting by; sitting in front of; sitting near; sitting next to; sitting under; skiing down;
+    skiing on; sleeping in; sleeping on; smiling at; sniffing; splashing; sprinkled on; stacked on; standing against;
+    standing around; standing behind; standing beside; standing in front of; standing near; standing next to; staring
+    at; stuck in; surrounding; swimming in; swinging; talking to; topped with; touching; traveling down; traveling on;
+    tying; typing on; underneath; wading in; waiting for; walking across; walking by; walking down; walking next to;
+    walking through; working in; working on; worn on; wrapped around; wrapped in; by; of; near; next to; with; beside;
+    on the side of; around""".replace("\n    ", " ").split("; ")
 )
 
 
@@ -59,7 +58,7 @@ class SugarCrepe(Cases):
     def __init__(self, root: str | Path, pictures: str | Path, *, splits: Sequence[str] = SUGAR_CREPE) -> None:
         cases = []
         for split in splits:
-            path = os.path.join(os.path.expanduser(root), f"{split}.json")
+            path = os.path.join(root, f"{split}.json")
             rows = _json(path, dict, "SugarCrepe: set root to the folder that holds add_obj.json and the others")
             for number, row in rows.items():
                 where = f"{path}, {number!r}"
@@ -75,9 +74,6 @@ class Winoground(Cases):
     ``caption_0``, ``caption_1`` and ``collapsed_tag``; the picture of ``ex_0_img_0`` is ``ex_0_img_0.png`` in
     ``root/images`` or ``root/images.zip``. Rows 2i and 2i + 1 are an item. Attribute and split: ``tag`` (``object``,
     ``relation``, ``both``).
-
-    Args:
-        root: the folder of the files.
 
     Raises:
         ValueError: a file, a key or a picture is missing.
@@ -110,9 +106,6 @@ class ARORelation(Cases):
     ``root/images``. Attribute and split: ``relation``; empty for those that the published mean leaves out, so that
     ``macro_text_score`` is the published number.
 
-    Args:
-        root: the folder.
-
     Raises:
         ValueError: a file, a key or a picture is missing.
 
@@ -120,10 +113,9 @@ class ARORelation(Cases):
     """
 
     def __init__(self, root: str | Path) -> None:
-        root = os.path.expanduser(root)
         cases = []
-        for row, case, where in _boxes(os.path.join(root, "visual_genome_relation.json"), type(self).__name__):
-            (relation,) = _texts(row, ("relation_name",), where)
+        for row, case, where in _boxes(os.path.join(root, "visual_genome_relation.json"), "ARORelation"):
+            relation = _value(row, "relation_name", str, where)
             cases.append(case._replace(split="" if relation in LEFT_OUT else relation))
         super().__init__(os.path.join(root, "images"), cases, split="relation")
 
@@ -135,18 +127,14 @@ class AROAttribution(Cases):
     ``relation_name``. Attribute and split: ``attributes``, the two joined by ``_``; empty for pairs with fewer than 25
     cases, which the published mean leaves out.
 
-    Args:
-        root: the folder.
-
     Raises:
         ValueError: a file, a key or a picture is missing.
     """
 
     def __init__(self, root: str | Path) -> None:
-        root = os.path.expanduser(root)
         cases = []
-        for row, case, where in _boxes(os.path.join(root, "visual_genome_attribution.json"), type(self).__name__):
-            cases.append(case._replace(split="_".join(_strings(row, "attributes", where)[:2])))
+        for row, case, where in _boxes(os.path.join(root, "visual_genome_attribution.json"), "AROAttribution"):
+            cases.append(case._replace(split="_".join(_value(row, "attributes", list, where)[:2])))
         counts = Counter(case.split for case in cases)
         cases = [case if counts[case.split] >= MIN_OF_ATTRIBUTES else case._replace(split="") for case in cases]
         super().__init__(os.path.join(root, "images"), cases, split="attributes")
@@ -183,13 +171,12 @@ class AROOrder(Cases):
         seed: int = 0,
         max_words: int = 30,
     ) -> None:
-        root = os.path.expanduser(root)
         path = os.path.join(root, annotations)
         cases: list[Case] = []
         for number, row in enumerate(_json(path, list, "AROOrder: set root and annotations to where it is")):
             where = f"{path}, entry {number}"
-            (file,) = _texts(row, ("image",), where)
-            for of, text in enumerate(_strings(row, "caption", where)):
+            file = _value(row, "image", str, where)
+            for of, text in enumerate(_value(row, "caption", list, where)):
                 caption = " ".join(re.sub(r"[.!\"()*#:;~]", " ", text.lower()).split()[:max_words])
                 rng = np.random.Generator(np.random.Philox(key=[seed, len(cases)]))
                 cases.append(Case(f"{number}/{of}", file, caption, shuffled(caption, rng, tagger), "order"))
@@ -208,11 +195,7 @@ def _boxes(path: str, owner: str) -> Iterator[tuple[Any, Case, str]]:
 
 
 def _json(path: str, kind: type, hint: str) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: no such file, no JSON, or nothing of this kind.
-    """
+    """What a JSON file holds, which must be a filled list or dict, as ``kind`` says."""
     content = _parsed(_text(path, hint), path)
     if not isinstance(content, kind) or not content:
         raise ValueError(f"{path}: holds no cases; a {kind.__name__} of objects is expected")
@@ -228,8 +211,7 @@ def _parsed(text: str, where: str) -> Any:
 
 def _text(path: str, hint: str) -> str:
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            return file.read()
+        return Path(path).expanduser().read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise ValueError(f"there is no {path!r}; {hint}") from error
     except UnicodeDecodeError as error:
@@ -237,27 +219,17 @@ def _text(path: str, hint: str) -> str:
 
 
 def _value(row: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """The value of a key.
-
-    Raises:
-        ValueError: there is no such key, or its value is of another kind or empty.
-    """
+    """The value of a key: a filled text, a filled list of texts or a number, as ``kind`` says; else ValueError."""
     if not isinstance(row, Mapping) or key not in row:
         has = list(row) if isinstance(row, Mapping) else type(row).__name__
         raise ValueError(f"{where}: no key {key!r}; it has {has}")
     value = row[key]
     if not isinstance(value, kind) or (isinstance(value, (str, list)) and not value):
         raise ValueError(f"{where}: {key!r} is {value!r}")
+    if isinstance(value, list) and not all(isinstance(text, str) and text for text in value):
+        raise ValueError(f"{where}: {key!r} is {value!r}, not a list of texts")
     return value
 
 
 def _texts(row: Any, keys: Sequence[str], where: str) -> list[str]:
     return [_value(row, key, str, where) for key in keys]
-
-
-def _strings(row: Any, key: str, where: str) -> list[str]:
-    """A list of strings; ValueError if it is none."""
-    values = _value(row, key, list, where)
-    if not all(isinstance(value, str) and value for value in values):
-        raise ValueError(f"{where}: {key!r} is {values!r}, not a list of texts")
-    return values

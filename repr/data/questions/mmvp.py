@@ -1,7 +1,4 @@
-"""Pairs of pictures that differ in one visual pattern, each with a statement that is true of it alone.
-
-Rows 2i and 2i + 1 are an item. :func:`repr.metrics.compositional.compositional` scores them.
-"""
+"""Pairs of pictures that differ in one visual pattern, each with a statement that is true of it alone."""
 
 from __future__ import annotations
 
@@ -33,7 +30,8 @@ class MMVP(Cases):
 
     The layout is the published one: ``root/Questions.csv`` with the columns ``Question ID``, ``Type`` and
     ``Statement``, where two lines that follow each other are a pair, the first with an odd number; and the pictures
-    ``root/MLLM_VLM Images/<Type>/<Question ID>.jpg``. The attribute ``pattern`` is the pair's pattern.
+    ``root/MLLM_VLM Images/<Type>/<Question ID>.jpg``. Rows 2i and 2i + 1 are an item. The attribute ``pattern`` is the
+    pair's pattern.
 
     Args:
         root: the folder.
@@ -44,44 +42,39 @@ class MMVP(Cases):
     """
 
     def __init__(self, root: str | Path, *, prefix: str = PREFIX) -> None:
-        self.root = os.path.expanduser(root)
-        questions = self._questions()
-        # Both pictures lie in the folder of the pair's first line, which also names its pattern.
-        types = [questions[row // 2 * 2][1] for row in range(len(questions))]
-        cases = [
-            Case(str(number), os.path.join(folder, f"{number}.jpg"), prefix + statement, split=PATTERNS[folder])
-            for folder, (number, _, statement) in zip(types, questions, strict=True)
-        ]
-        super().__init__(os.path.join(self.root, IMAGES), cases, split="pattern", rows=2)
-
-    def _questions(self) -> list[tuple[int, str, str]]:
-        """Number, type and statement of each line."""
-        path = os.path.join(self.root, QUESTIONS)
-        if not os.path.isfile(path):
-            raise ValueError(
-                f"MMVP: there is no {path!r}; set root to the folder of MMVP_VLM, which holds it beside {IMAGES!r}"
-            )
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if lacking := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"{path}: no column {lacking[0]!r}; the columns are {list(reader.fieldnames or ())}")
-            questions = [_question(row, f"{path}, line {reader.line_num}") for row in reader]
-        if not questions or len(questions) % 2:
-            raise ValueError(f"{path}: {len(questions)} statements do not form pairs; two lines each are one")
-        for (first, _, _), (second, _, _) in zip(questions[::2], questions[1::2], strict=True):
+        path = os.path.join(os.path.expanduser(root), QUESTIONS)
+        lines = _lines(path)
+        if not lines or len(lines) % 2:
+            raise ValueError(f"{path}: {len(lines)} statements do not form pairs; two lines each are one")
+        cases = []
+        for pair in zip(lines[::2], lines[1::2], strict=True):
+            # Both pictures lie in the folder of the first line, which also names the pattern.
+            (first, folder, _), (second, _, _) = pair
             if first % 2 == 0 or second != first + 1:
                 raise ValueError(
                     f"{path}: {first} and {second} are no pair; an odd number and the next must follow each other"
                 )
-        return questions
+            for number, _, statement in pair:
+                file = os.path.join(folder, f"{number}.jpg")
+                cases.append(Case(str(number), file, prefix + statement, split=PATTERNS[folder]))
+        super().__init__(os.path.join(root, IMAGES), cases, split="pattern", rows=2)
 
 
-def _question(row: dict[str, str], where: str) -> tuple[int, str, str]:
-    """One line of the questions.
+def _lines(path: str) -> list[tuple[int, str, str]]:
+    """Number, type and statement of each line."""
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"MMVP: there is no {path!r}; set root to the folder of MMVP_VLM, which holds it beside {IMAGES!r}"
+        )
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        columns = list(reader.fieldnames or ())
+        if lacking := [name for name in _COLUMNS if name not in columns]:
+            raise ValueError(f"{path}: no column {lacking[0]!r}; the columns are {columns}")
+        return [_line(row, f"{path}, line {reader.line_num}") for row in reader]
 
-    Raises:
-        ValueError: a column is empty or not what it should be.
-    """
+
+def _line(row: dict[str, str], where: str) -> tuple[int, str, str]:
     number, pattern, statement = (row[name] or "" for name in _COLUMNS)
     if not number.strip().isdecimal():
         raise ValueError(f"{where}: 'Question ID' is {number!r}, not a number")
