@@ -25,7 +25,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
         v_n = 1 / sum_k exp(s_nk / epsilon) u_k
 
     Shapes: ``scores`` (N, K), cosines of N samples and K prototypes, taken as they are; the result is (N, K), float32
-    whatever comes in, also under autocast, and without gradient.
+    whatever comes in, and without gradient.
 
     Range: entries in [0, 1], every row sums to 1, every column to N / K as nearly as ``num_iters`` rounds bring it.
     Equal rows give 1 / K everywhere, the fixed point of collapse: entropy ln K nats.
@@ -79,8 +79,7 @@ def swapped_prediction(
     Source: Caron et al., 2020 (SwAV), arXiv:2006.09882, equations 1, 2 and 6.
 
     Departures: the paper's multi-crop objective (equation 6) is the plain double sum; the authors' code, and this
-    function, take the mean over the V - 1 predicting views and over the assigned views. Always float32 (float64 if a
-    score is), also under autocast; half-precision scores get a gradient of their type.
+    function, take the mean over the V - 1 predicting views and over the assigned views.
 
     Several processes: the mean over processes of their own values is the value of the global batch.
 
@@ -110,16 +109,11 @@ def check_views(num_views: int, assign_views: Sequence[int]) -> None:
     Raises:
         ValueError: fewer than two views, no assign view, one twice, or one that does not exist.
     """
-    if fault := views_fault(num_views, assign_views):
-        raise ValueError(fault)
-
-
-def views_fault(num_views: int, assign_views: Sequence[int]) -> str | None:
-    """What is wrong with a choice of assign views, or None."""
     if num_views < 2:
-        return f"swapped prediction needs two views or more of each sample, but there is {num_views}: add views"
+        raise ValueError(
+            f"swapped prediction needs two views or more of each sample, but there is {num_views}: add views"
+        )
     if wrong := [a for a in assign_views if not 0 <= a < num_views]:
-        return f"assign_views names view {wrong[0]}, but the {num_views} views are 0 to {num_views - 1}"
+        raise ValueError(f"assign_views names view {wrong[0]}, but the {num_views} views are 0 to {num_views - 1}")
     if not assign_views or len(set(assign_views)) != len(assign_views):
-        return f"assign_views={list(assign_views)}: name at least one view, and none twice"
-    return None
+        raise ValueError(f"assign_views={list(assign_views)}: name at least one view, and none twice")

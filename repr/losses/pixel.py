@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import full_precision, normalise
+from repr.losses.blockwise import full_precision, normalise, widened
 
 _NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next
 _HEADROOM = 60.0  # nats above 1 for the largest exponential of a row, so that one 147 nats below is still a number
@@ -81,15 +81,13 @@ def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
         loss = -2/N sum_n [ sum_ij mask_nij <x_ni, y_nj> / (sum_ij mask_nij + 1e-6) ]
 
-    Shapes: ``q`` (N, C, HWq) and ``k`` (N, C, HWk), not normalised: that happens inside. ``mask`` (N, HWq, HWk) bool,
-    as from :func:`positive_mask`. Both get a gradient; PixPro's flow hands over ``k`` without.
+    Shapes: ``q`` (N, C, HWq) and ``k`` (N, C, HWk); ``mask`` (N, HWq, HWk) bool, as from :func:`positive_mask`.
 
     Range: [-2, 2]. At chance (directions without relation): 0. An image without a pair counts as 0 in the mean.
 
     Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equation 5, one direction of it; the authors' code.
 
-    Departures: the paper has no factor 2, the code does; the flow adds the two directions, as the code does. Always
-    float32 (float64 if an input is), also under autocast.
+    Departures: the paper has no factor 2, the code does; the flow adds the two directions, as the code does.
 
     Several processes: the mean over processes of their own values is the value of the global batch.
 
@@ -124,8 +122,7 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     authors have published no code of it.
 
     Departures: the paper does not say what becomes of images whose crops do not overlap; here they count as in
-    :func:`pixel_consistency`. A cell lies "in the overlap" if it has a positive. Always float32 (float64 if an input
-    is), also under autocast.
+    :func:`pixel_consistency`. A cell lies "in the overlap" if it has a positive.
 
     Several processes: the mean over processes of their own values is the value of the global batch.
 
@@ -147,14 +144,7 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
 
 @torch.no_grad()
 def contrast_at_chance(mask: Tensor) -> Tensor:
-    """Value of :func:`pixel_contrast` where all cosines are equal: the mean of ``ln(HWk / |P(i)|)``.
-
-    Args:
-        mask: (N, HWq, HWk) bool.
-
-    Returns:
-        0-dim, in nats.
-    """
+    """Value of :func:`pixel_contrast`, in nats, where all cosines are equal; ``mask`` is (N, HWq, HWk) bool."""
     positives = mask.sum(2).float()  # (N, HWq)
     has_positive = positives > 0
     nats = torch.where(has_positive, math.log(mask.shape[2]) - positives.clamp(min=1).log(), 0.0)
@@ -164,9 +154,9 @@ def contrast_at_chance(mask: Tensor) -> Tensor:
 class _Contrast(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        slices = list(zip(*(x.chunk(_NUM_SLICES) for x in (q.mT, k.mT, mask)), strict=True))  # rows are cells
         losses, grads_q, grads_k = [], [], []
-        for cells_q, cells_k, pairs in slices:
+        slices = (x.chunk(_NUM_SLICES) for x in (q.mT, k.mT, mask))  # rows are cells
+        for cells_q, cells_k, pairs in zip(*slices, strict=True):
             loss, weight = _contrast(torch.bmm(cells_q, cells_k.mT).div_(temperature), pairs)
             losses.append(loss)
             weight.div_(temperature * len(q))  # d(loss) / d(cosine)
@@ -197,7 +187,11 @@ def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of length 1, in float32 or, if an input is float64, in float64."""
+    """Cells of length 1.
+
+    Raises:
+        ValueError: shapes that do not fit, or a mask that is not bool.
+    """
     if q.ndim != 3 or k.ndim != 3 or q.shape[:2] != k.shape[:2]:
         raise ValueError(f"maps must be (N, C, HW), of equal N and C; got {tuple(q.shape)} and {tuple(k.shape)}")
     if mask.dtype != torch.bool or mask.shape != (len(q), q.shape[2], k.shape[2]):
@@ -205,5 +199,5 @@ def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"the mask of maps with {q.shape[2]} and {k.shape[2]} cells must be ({len(q)}, {q.shape[2]}, {k.shape[2]}) "
             f"bool; got {tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
         )
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
-    return normalise(q.to(dtype)), normalise(k.to(dtype))
+    q, k = widened(q, k)
+    return normalise(q), normalise(k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision
+from repr.losses.blockwise import full_precision, widened
 
 
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:
@@ -54,7 +54,7 @@ def normalize_patches(tokens: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Bring every patch to mean 0 and variance 1, over all its pixels and channels together.
 
     ``(t - mean(t)) / sqrt(var(t) + eps)`` with the unbiased variance (He et al., 2021, arXiv 2111.06377, section 4.2,
-    and the authors' code). Always float32 or wider: in half precision ``eps`` would vanish, and a flat patch with it.
+    and the authors' code). In half precision ``eps`` would vanish, and a flat patch with it, so they are widened.
 
     Args:
         tokens: (B, L, D), D > 1.
@@ -63,7 +63,7 @@ def normalize_patches(tokens: Tensor, *, eps: float = 1e-6) -> Tensor:
     Returns:
         (B, L, D); a flat patch becomes zero.
     """
-    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    (tokens,) = widened(tokens)
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
     return (tokens - mean) * (variance + eps).rsqrt()
 
@@ -81,16 +81,13 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     (:func:`normalize_patches`): 1, less 1/D since that variance is the unbiased one.
 
     Source: He et al., 2021, arXiv:2111.06377, section 3; the mean is over the removed patches of the whole batch, as in
-    the authors' code, not over those of each image.
-
-    Departures: none; undefined (NaN) where nothing is removed. Always float32 (float64 if an input is), also under
-    autocast.
+    the authors' code, not over those of each image. It is undefined (NaN) where nothing is removed.
 
     Several processes: with the same number of removed patches on each, the mean of their losses is that of the global
     batch, and so is the mean of gradients that DDP takes.
     """
     with full_precision(pred):
-        dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-        error = (pred.to(dtype) - target.to(dtype)).square().mean(dim=-1)  # (B, L)
-        mask = mask.to(dtype)
+        pred, target = widened(pred, target)
+        error = (pred - target).square().mean(dim=-1)  # (B, L)
+        mask = mask.to(error.dtype)
         return (error * mask).sum() / mask.sum()
