@@ -50,12 +50,12 @@ LEVELS: Mapping[Callable, Callable[..., Level]] = {
 }
 
 
-def at_chance(loss: Callable, *, num_rows: int, dim: int, **options: Any) -> Level | None:
+def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any) -> Level | None:
     """The value of a loss for features without relation.
 
     Args:
         loss: one of :mod:`repr.losses`, or a ``functools.partial`` of it, whose options count.
-        num_rows: N, samples of the global batch.
+        num_rows: N, samples of the global batch; like ``dim`` needed where the level depends on it.
         dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``.
         options: what else the flow calls it with.
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -18,17 +17,15 @@ from repr.losses.chance import at_chance
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Objective, in_chunks
+from repr.objectives.base import Loss, Objective, chosen
 from repr.objectives.views import backbone_faults, view_sizes
 from repr.optim import Optim
 
-Loss = Callable[..., Tensor]
-
 PAIRS: dict[str, Loss] = {  # of two views
-    "contrast": partial(contrastive.nt_xent, temperature=0.1),
+    "contrast": contrastive.nt_xent,
     "alignment": hypersphere.alignment,
     "invariance": decorrelation.invariance,
-    "correlation": partial(decorrelation.cross_correlation, off_diagonal_weight=0.0051),
+    "correlation": decorrelation.cross_correlation,
 }
 SINGLES: dict[str, Loss] = {  # of one view
     "uniformity": hypersphere.uniformity,
@@ -82,13 +79,9 @@ class JointEmbedding(Objective):
         losses: Mapping[str, Loss] | None = None,
         optim: Optim | None = None,
     ) -> None:
-        weights = {"contrast": 1.0} if weights is None else weights
-        width = width_of(backbone)
+        widths = [width_of(backbone), *[hidden_dim] * (num_layers - 1), dim]
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        if unknown := sorted(set(losses or {}) - set(self.TERMS)):
-            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        self.losses = in_chunks({**PAIRS, **SINGLES, **(losses or {})}, self.PAIRWISE, chunk_size)
-        widths = [width, *[hidden_dim] * (num_layers - 1), dim]
+        self.losses = chosen({**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
@@ -101,12 +94,12 @@ class JointEmbedding(Objective):
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""
-        if len(batch["views"]) < 2:
+        num_views = len(batch["views"])
+        if num_views < 2:
             raise ValueError(f"{type(self).__name__} compares two views or more of a sample, and the batch has one")
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
-        views = [gather(view) for view in embedding.chunk(len(batch["views"]))]  # V x (N, D), N over all ranks
-        terms = {name: self._term(name, views) for name in self.weights}
-        return StepOutput(terms, {"embedding": views[0]})
+        views = [gather(view) for view in embedding.chunk(num_views)]  # V x (N, D), N over all ranks
+        return StepOutput({name: self._term(name, views) for name in self.weights}, {"embedding": views[0]})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""

@@ -16,6 +16,7 @@ from repr.models.backbone import width_of
 from repr.models.decoder import Decoder, fix_positions
 from repr.models.masking import Mask, Masking, encode_kept, num_kept, patch_similarity, take, vit_fault
 from repr.models.slicing import in_slices
+from repr.objectives.towers import captions
 from repr.objectives.views import view_sizes
 
 Positions = Literal["sincos", "learned"]
@@ -78,7 +79,7 @@ def encode_visible(
     num_views: int = 1,
     scorer: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Masked:
-    """Mask the first views of a batch by its ``seed``, and encode what is left of all in one pass.
+    """Mask the first V views of a batch by its ``seed``, and encode what is left of all in one pass.
 
     Args:
         vit: a timm ``VisionTransformer``.
@@ -109,13 +110,6 @@ def encode_visible(
     return Masked(images, mask, encode_kept(vit, images, mask.ids_keep), similarity, vit.patch_embed.patch_size[0])
 
 
-def captions(batch: Batch) -> Tensor:
-    """The captions of a batch, (B, L) token ids; where it has none, a ValueError says what to set."""
-    if "text" not in batch:
-        raise ValueError("captions are needed here: set data.tokenizer and a source that has them")
-    return batch["text"]
-
-
 def reconstruction(decoder: Decoder, masked: Masked) -> Tensor:
     """The error of the rebuilt patches over all ranks; its gradient comes from a rank's own rows, and DDP averages."""
     mask = masked.mask
@@ -125,11 +119,11 @@ def reconstruction(decoder: Decoder, masked: Masked) -> Tensor:
     return all_reduce(loss) / world_size()
 
 
-def reconstruction_at_chance(decoder: Decoder | None, num_rows: int) -> dict[str, float | Tensor | None]:
+def reconstruction_at_chance(decoder: Decoder | None) -> dict[str, float | Tensor | None]:
     """The level of ``reconstruction``, which there is where patches are normalised."""
     if decoder is None or not decoder.normalize_target:
         return {}
-    return {"reconstruction": at_chance(masked_mse, num_rows=num_rows, dim=decoder.predict.out_features)}
+    return {"reconstruction": at_chance(masked_mse, dim=decoder.predict.out_features)}
 
 
 def embed_unmasked(vit: Any, images: Tensor) -> Embeddings:
