@@ -15,7 +15,7 @@ three are needed at least. ``chunk_size=None``, the plain form, is one block tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+Scalar = float | Tensor  # a number, or a 0-dim tensor
 Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
 NEVER = -1e30  # the logit of a pair that takes no part: its exponential is 0, and unlike -inf it makes no NaN
 Block = tuple[slice, slice, Tensor]  # rows, columns, and the logits there
@@ -73,7 +74,7 @@ def normalise(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def true_logits(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:
+def true_logits(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
     """Logits (N,) of the true pairs, without gradient: as a shift they keep the digits of small losses."""
     return (scale * (x * y).sum(1)).to(x.dtype)
 
@@ -90,22 +91,36 @@ def row_blocks(num: int, chunk_size: int | None) -> list[slice]:
     return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
+def with_gradient(value: Tensor, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """A scalar that was computed together with its gradients with respect to the inputs."""
+    return _WithGradient.apply(value, grads, *inputs)
+
+
+class _WithGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*grads)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if saved is None else grad * saved for saved in ctx.saved_tensors)
+
+
 def logsumexp(
-    x: Tensor, y: Tensor, scale: float | Tensor, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
+    x: Tensor, y: Tensor, scale: Scalar, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal.
+    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (N,) each.
 
     Args:
         x: (N, D).
         y: (N, D).
-        scale: a number, or a 0-dim tensor.
+        scale: which gets its gradient if it is a tensor.
         shift: (N,), without gradient; row i is shifted by ``shift[i]``, column j by ``shift[j]``. Results close to 0
             keep the digits that a logit of 100 loses in float32.
         pairs: the entries that take part; a row or column without any gives about -1e30.
         chunk_size: how many rows of the logits exist at a time; all if None.
-
-    Returns:
-        Three tensors (N,): of rows, of columns, and the diagonal.
     """
     return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, chunk_size)
 
@@ -153,13 +168,8 @@ def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
     return (top - shift) + (logits - top.unsqueeze(dim)).exp_().sum(dim).log_()
 
 
-def softplus_sum(
-    x: Tensor, y: Tensor, scale: float | Tensor, bias: float | Tensor, *, chunk_size: int | None
-) -> Tensor:
-    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
-
-    The arguments are those of :func:`logsumexp`; ``bias`` is a number or a 0-dim tensor.
-    """
+def softplus_sum(x: Tensor, y: Tensor, scale: Scalar, bias: Scalar, *, chunk_size: int | None) -> Tensor:
+    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed."""
     return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), chunk_size)
 
 
@@ -197,8 +207,8 @@ def _margin(rows: slice, logits: Tensor, bias: Tensor, keep: bool) -> Tensor:
     return margin
 
 
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """A 0-dim tensor of the features' precision; a learned scalar keeps its gradient."""
+def _scalar(value: Scalar, like: Tensor) -> Tensor:
+    """The value as a tensor of the features' precision; a learned one keeps its gradient."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from repr.losses.blockwise import Scalar
 from repr.losses.clustering import swapped_prediction
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
@@ -20,17 +21,15 @@ from repr.losses.mixup import mixed_contrast, soft_clip
 from repr.losses.pixel import pixel_consistency
 from repr.losses.reconstruction import masked_mse
 
-Level = float | Tensor
 
-
-def _sigmoid(num_rows: int, logit_bias: Level, **_: Any) -> Level:
+def _sigmoid(num_rows: int, logit_bias: Scalar, **_: Any) -> Tensor:
     """All cosines 0, at the bias that the logits have now."""
     bias = torch.as_tensor(logit_bias, dtype=torch.float32).detach()
     return F.softplus(-bias) + (num_rows - 1) * F.softplus(bias)
 
 
 # (num_rows, dim, all options of the loss) -> value; each loss's docstring says what chance means. Variance has none.
-LEVELS: Mapping[Callable, Callable[..., Level]] = {
+LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
     clip: lambda num_rows, **_: math.log(num_rows),
     sigmoid: _sigmoid,
     mixed_contrast: lambda num_rows, **_: math.log(num_rows),
@@ -50,7 +49,7 @@ LEVELS: Mapping[Callable, Callable[..., Level]] = {
 }
 
 
-def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any) -> Level | None:
+def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any) -> Scalar | None:
     """The value of a loss for features without relation.
 
     Args:

@@ -33,13 +33,12 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
     Source: Cuturi, 2013, arXiv:1306.0895; Caron et al., 2020 (SwAV), arXiv:2006.09882, section 3.1 and appendix A.1,
     where epsilon is 0.05 and ``num_iters`` 3.
 
-    Departures: none in value. exp(1 / 0.05) has no place in half precision, nor exp(1 / 0.01) in float32: here every
-    row is divided by its own maximum, and v starts at that maximum over the global one, which is the same product.
-    (Below an epsilon of about 0.02 cosines can lie so far apart that the smaller exponential is no float32 number; it
-    counts as 0, and the result stays finite.)
+    Departures: every row is divided by its own maximum, and v starts at that maximum over the global one. The product
+    is the same, but exp(1 / 0.05) has no place in half precision, nor exp(1 / 0.01) in float32. Below an epsilon of
+    about 0.02 the smaller of two exponentials may be no float32 number; it counts as 0, and the result stays finite.
 
-    Several processes: give each its own rows and, as ``all_reduce``, a function ``(tensor, "sum" or "max")`` that
-    reduces over them (``repr.distributed.all_reduce``). It is called once for the maximum and once a round.
+    Several processes: give each its own rows and ``repr.distributed.all_reduce``, which is called once for the maximum
+    and once a round.
 
     Raises:
         ValueError: ``scores`` is not a matrix, ``epsilon`` not positive, or ``num_iters`` below 1.

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision, logsumexp, softplus_sum, true_logits, unit
+from repr.losses.blockwise import Scalar, full_precision, logsumexp, softplus_sum, true_logits, unit
 
 
-def clip(image: Tensor, text: Tensor, *, logit_scale: float | Tensor, chunk_size: int | None = None) -> Tensor:
+def clip(image: Tensor, text: Tensor, *, logit_scale: Scalar, chunk_size: int | None = None) -> Tensor:
     """Cross-entropy of finding the text of an image among all texts, and the image of a text among all images.
 
     With ``x`` and ``y`` the normalised image and text features and ``l_ij = logit_scale * <x_i, y_j>``::
 
         loss = -1/(2N) sum_i [ log(exp l_ii / sum_j exp l_ij) + log(exp l_ii / sum_j exp l_ji) ]
 
-    ``logit_scale`` is the multiplier itself, not its logarithm: a number or a 0-dim tensor, which gets its gradient.
-    There is no bias, since a number added to all logits would change nothing.
+    ``logit_scale`` is the multiplier itself, not its logarithm; a tensor gets its gradient. There is no bias, since a
+    number added to all logits would change nothing.
 
     Range: [0, 2 * logit_scale + ln N], in nats. At chance (all logits equal): ln N.
 
@@ -29,12 +29,7 @@ def clip(image: Tensor, text: Tensor, *, logit_scale: float | Tensor, chunk_size
 
 
 def sigmoid(
-    image: Tensor,
-    text: Tensor,
-    *,
-    logit_scale: float | Tensor,
-    logit_bias: float | Tensor,
-    chunk_size: int | None = None,
+    image: Tensor, text: Tensor, *, logit_scale: Scalar, logit_bias: Scalar, chunk_size: int | None = None
 ) -> Tensor:
     """Cross-entropy of telling for every image and every text, each pair by itself, whether they belong together.
 
@@ -43,8 +38,8 @@ def sigmoid(
 
         loss = -1/N sum_ij log sigmoid(z_ij l_ij)
 
-    ``logit_scale`` is the multiplier itself, not its logarithm; it and ``logit_bias`` are numbers or 0-dim tensors,
-    which get their gradients.
+    ``logit_scale`` is the multiplier itself, not its logarithm; it and ``logit_bias`` get their gradients if they are
+    tensors.
 
     Range: [0, inf), in nats per image, summed over the N texts. At chance (all cosines 0):
     softplus(-logit_bias) + (N - 1) softplus(logit_bias), which is N ln 2 without a bias, and 10 + N e^-10 at the
@@ -58,7 +53,7 @@ def sigmoid(
         return softplus_sum(x, y, logit_scale, logit_bias, chunk_size=chunk_size) / len(x)
 
 
-def nt_xent(a: Tensor, b: Tensor, *, temperature: float | Tensor = 0.1, chunk_size: int | None = None) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, *, temperature: Scalar = 0.1, chunk_size: int | None = None) -> Tensor:
     """Cross-entropy of finding, for each of 2N views, the other view of its sample among the 2N - 1 other views.
 
     With ``z`` the 2N normalised rows of ``a`` and ``b``, ``s_kl = <z_k, z_l> / temperature`` and ``p(k)`` the

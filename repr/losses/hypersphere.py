@@ -22,8 +22,6 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0) -> Tensor:
 
     Departures: the authors' code expects normalised features. The gradient of a pair that coincides is zero,
     also for alpha <= 1 where it does not exist.
-
-    Several processes: the mean of what each computes on its own features is the same number, too.
     """
     with full_precision(x):
         x, y = unit(x, y)

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from repr.losses.blockwise import full_precision, logsumexp, row_blocks, true_logits, unit
+from repr.losses.blockwise import Scalar, full_precision, logsumexp, row_blocks, true_logits, unit, with_gradient
 from repr.seeds import uniform
 
 QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
 
 
-def mix(x: Tensor, *, perm: Tensor, lam: Tensor) -> Tensor:
-    """Replace each sample by a convex combination of itself and its partner: ``lam_i x_i + (1 - lam_i) x_perm(i)``.
+def mix(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
+    """Combine each sample with its partner, ``lam_i x_i + (1 - lam_i) partner_i``.
 
-    Args:
-        x: (N, ...), which stays as it is.
-        perm: (N,) int64, the partner of each sample.
-        lam: (N,) in [0, 1].
-
-    Returns:
-        (N, ...) of the type of ``x``.
+    Shapes: ``x``, ``partner`` and the result (N, ...), ``lam`` (N,) in [0, 1].
     """
-    return blend(x, x[perm], lam=lam)
-
-
-def blend(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
-    """The same for samples whose partners lie elsewhere: ``x`` and ``partner`` (N, ...), ``lam`` (N,)."""
     weight = lam.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
     return weight * x + (1 - weight) * partner
 
@@ -49,7 +35,7 @@ def draw_mix(seed: Tensor, *, beta: float = 0.15, fraction: float = 0.5, stream:
 
     Args:
         seed: (N,) int64, the ``seed`` of the global batch.
-        beta: both parameters of the distribution, positive.
+        beta: both parameters of the distribution, positive; the defaults are M3CoL's (arXiv:2409.17777).
         fraction: share of the samples that are mixed; the others get ``lam`` 1.
         stream: draws of different streams are independent: one for each modality.
 
@@ -58,8 +44,6 @@ def draw_mix(seed: Tensor, *, beta: float = 0.15, fraction: float = 0.5, stream:
 
     Raises:
         ValueError: ``beta`` is not positive or ``fraction`` not a share.
-
-    Source: M3CoL, arXiv:2409.17777; the defaults are those of the authors' code.
     """
     if not (beta > 0 and 0 <= fraction <= 1):
         raise ValueError(f"mixing draws with beta={beta}, fraction={fraction}; set beta above 0, fraction from 0 to 1")
@@ -88,7 +72,7 @@ def mixed_contrast(
     *,
     perm: Tensor,
     lam: Tensor,
-    temperature: float | Tensor = 0.1,
+    temperature: Scalar = 0.1,
     bidirectional: bool = True,
     overwrite: bool = False,
     chunk_size: int | None = None,
@@ -129,12 +113,7 @@ def mixed_contrast(
 
 
 def soft_clip(
-    a: Tensor,
-    b: Tensor,
-    *,
-    temperature: float | Tensor = 0.125,
-    detach_targets: bool = False,
-    chunk_size: int | None = None,
+    a: Tensor, b: Tensor, *, temperature: Scalar = 0.125, detach_targets: bool = False, chunk_size: int | None = None
 ) -> Tensor:
     """CLIP's two cross-entropies with targets that are the similarities within ``b``.
 
@@ -152,30 +131,17 @@ def soft_clip(
     """
     with full_precision(a):
         x, y = unit(a, b)
-        scale = torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
-        return _SoftClip.apply(x, y, scale, detach_targets, chunk_size)
-
-
-class _SoftClip(Function):
-    """Value and gradient together, row block by row block, so that nothing of N x N is kept for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, detach: bool, chunk_size: int | None) -> Tensor:
-        x, y, scale = leaves = [value.detach().requires_grad_() for value in (x, y, scale)]
+        inputs = x, y, torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
+        # Value and gradient row block by row block, so that nothing of N x N is kept for backward.
+        x, y, scale = leaves = [value.detach().requires_grad_() for value in inputs]
         total, grads = x.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
         for rows in row_blocks(len(x), chunk_size):
             with torch.enable_grad():
-                part = _soft_rows(x, y, scale, rows, detach) / (2 * len(x))
+                part = _soft_rows(x, y, scale, rows, detach_targets) / (2 * len(x))
             for grad, more in zip(grads, torch.autograd.grad(part, leaves), strict=True):
                 grad += more
             total += part.detach()
-        ctx.save_for_backward(*grads)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), None, None
+        return with_gradient(total, inputs, grads)
 
 
 def _soft_rows(x: Tensor, y: Tensor, scale: Tensor, rows: slice, detach: bool) -> Tensor:

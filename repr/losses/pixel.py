@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import full_precision, normalise, widened
+from repr.losses.blockwise import full_precision, normalise, widened, with_gradient
 
 _NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next
 _HEADROOM = 60.0  # nats above 1 for the largest exponential of a row, so that one 147 nats below is still a number
@@ -28,8 +26,7 @@ def positive_mask(
 
     Shapes: ``boxes_q`` and ``boxes_k`` (N, 4), ``x0, y0, x1, y1`` in [0, 1] of the image, where ``x1 < x0`` says that
     the crop is mirrored (``boxes`` of the batch, a view each). ``grid_q`` and ``grid_k`` are height and width of the
-    maps in cells. The result is (N, HWq, HWk) bool, cells in row-major order, without gradient. Swapping the two
-    views transposes it.
+    maps in cells. The result is (N, HWq, HWk) bool, cells in row-major order, without gradient.
 
     At a threshold of 0.7 the cells of two equal square crops match only themselves, as neighbours lie 1 / sqrt(2) of a
     diagonal apart. Crops that do not overlap have no positive.
@@ -87,7 +84,7 @@ def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
     Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equation 5, one direction of it; the authors' code.
 
-    Departures: the paper has no factor 2, the code does; the flow adds the two directions, as the code does.
+    Departures: the paper has no factor 2, the code does.
 
     Several processes: the mean over processes of their own values is the value of the global batch.
 
@@ -122,12 +119,10 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     authors have published no code of it.
 
     Departures: the paper does not say what becomes of images whose crops do not overlap; here they count as in
-    :func:`pixel_consistency`. A cell lies "in the overlap" if it has a positive.
+    :func:`pixel_consistency`. A positive that lies more than 147 nats below the best cell, which takes a temperature
+    under 0.014, counts as if it lay there and gets no gradient.
 
     Several processes: the mean over processes of their own values is the value of the global batch.
-
-    A positive that lies more than 147 nats below the best cell, which takes a temperature under 0.014, counts as if it
-    lay there and gets no gradient.
 
     Memory: two float tensors (N, HWq, HWk) for an eighth of the images at a time; backward needs none, since forward
     has computed the gradients.
@@ -138,8 +133,19 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: set it above 0")
     with full_precision(q):
-        q, k = _unit_cells(q, k, mask)
-        return _Contrast.apply(q, k, mask, temperature)
+        x, y = (cells.mT for cells in _unit_cells(q, k, mask))  # (N, HW, C)
+        losses, grads_x, grads_y = [], [], []
+        with torch.no_grad():
+            for cells_x, cells_y, pairs in zip(*(part.chunk(_NUM_SLICES) for part in (x, y, mask)), strict=True):
+                loss, weight = _contrast(torch.bmm(cells_x, cells_y.mT).div_(temperature), pairs)
+                losses.append(loss)
+                weight.div_(temperature * len(q))  # d(loss) / d(cosine)
+                if x.requires_grad:
+                    grads_x.append(torch.bmm(weight, cells_y))
+                if y.requires_grad:
+                    grads_y.append(torch.bmm(weight.mT, cells_x))
+        grads = [torch.cat(parts) if parts else None for parts in (grads_x, grads_y)]
+        return with_gradient(torch.stack(losses).sum() / len(q), (x, y), grads)
 
 
 @torch.no_grad()
@@ -149,29 +155,6 @@ def contrast_at_chance(mask: Tensor) -> Tensor:
     has_positive = positives > 0
     nats = torch.where(has_positive, math.log(mask.shape[2]) - positives.clamp(min=1).log(), 0.0)
     return (nats.sum(1) / has_positive.sum(1).clamp(min=1)).mean()
-
-
-class _Contrast(Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        losses, grads_q, grads_k = [], [], []
-        slices = (x.chunk(_NUM_SLICES) for x in (q.mT, k.mT, mask))  # rows are cells
-        for cells_q, cells_k, pairs in zip(*slices, strict=True):
-            loss, weight = _contrast(torch.bmm(cells_q, cells_k.mT).div_(temperature), pairs)
-            losses.append(loss)
-            weight.div_(temperature * len(q))  # d(loss) / d(cosine)
-            if ctx.needs_input_grad[0]:
-                grads_q.append(torch.bmm(weight, cells_k))
-            if ctx.needs_input_grad[1]:
-                grads_k.append(torch.bmm(weight.mT, cells_q))
-        ctx.save_for_backward(*(torch.cat(grads) if grads else None for grads in (grads_q, grads_k)))
-        return torch.stack(losses).sum() / len(q)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_q, grad_k = (None if kept is None else (grads[0] * kept).mT for kept in ctx.saved_tensors)
-        return grad_q, grad_k, None, None
 
 
 def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,11 +170,7 @@ def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of length 1.
-
-    Raises:
-        ValueError: shapes that do not fit, or a mask that is not bool.
-    """
+    """Check the arguments of both losses, and scale the cells to length 1."""
     if q.ndim != 3 or k.ndim != 3 or q.shape[:2] != k.shape[:2]:
         raise ValueError(f"maps must be (N, C, HW), of equal N and C; got {tuple(q.shape)} and {tuple(k.shape)}")
     if mask.dtype != torch.bool or mask.shape != (len(q), q.shape[2], k.shape[2]):

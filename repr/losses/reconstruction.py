@@ -9,15 +9,10 @@ from repr.losses.blockwise import full_precision, widened
 
 
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:
-    """Cut images into square patches.
+    """Cut images into square patches of side p: (B, C, H, W) -> (B, L, p * p * C) with L = (H / p)(W / p).
 
-    Args:
-        images: (B, C, H, W).
-        patch_size: side p of a patch in pixels; it divides H and W.
-
-    Returns:
-        (B, L, p * p * C) with L = (H / p)(W / p): patches row by row from the top left, within a patch its pixels row
-        by row, of each pixel the channels (He et al., 2021, arXiv 2111.06377).
+    The order is that of He et al., 2021, arXiv 2111.06377: patches row by row from the top left, within a patch its
+    pixels row by row, of each pixel the channels.
 
     Raises:
         ValueError: the patches do not fill the images.
@@ -31,14 +26,7 @@ def patchify(images: Tensor, *, patch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, *, patch_size: int) -> Tensor:
-    """Put the patches of square images together again; the inverse of :func:`patchify`.
-
-    Args:
-        tokens: (B, L, p * p * C), L a square.
-        patch_size: side p of a patch in pixels.
-
-    Returns:
-        (B, C, H, W).
+    """Put the patches of square images together again: the inverse of :func:`patchify`.
 
     Raises:
         ValueError: L is no square, or the patches have another size.
@@ -51,19 +39,12 @@ def unpatchify(tokens: Tensor, *, patch_size: int) -> Tensor:
 
 
 def normalize_patches(tokens: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Bring every patch to mean 0 and variance 1, over all its pixels and channels together.
+    """Bring every patch to mean 0 and variance 1, over all its pixels and channels together: (B, L, D), D > 1.
 
     ``(t - mean(t)) / sqrt(var(t) + eps)`` with the unbiased variance (He et al., 2021, arXiv 2111.06377, section 4.2,
-    and the authors' code). In half precision ``eps`` would vanish, and a flat patch with it, so they are widened.
-
-    Args:
-        tokens: (B, L, D), D > 1.
-        eps: added to the variance.
-
-    Returns:
-        (B, L, D); a flat patch becomes zero.
+    and the authors' code). A flat patch becomes zero.
     """
-    (tokens,) = widened(tokens)
+    (tokens,) = widened(tokens)  # in half precision eps would vanish, and a flat patch be divided by zero
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
     return (tokens - mean) * (variance + eps).rsqrt()
 

@@ -29,7 +29,9 @@ class Objective(pl.LightningModule):
     """A flow: how views and pairs move through encoders and heads to unweighted loss terms.
 
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
-    has defaults. A flow that overrides a hook of Lightning calls the one of this class too.
+    has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
+    arguments comes on top of what stands here; ``chunk_size``, where it takes one, is how many rows of its matrix of
+    pairs exist at a time (None: all).
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -131,16 +133,10 @@ class Objective(pl.LightningModule):
         return {}
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
-        """What the flow does with a few training samples, drawn for a person; the run's report shows it.
+        """Draw what the flow does with some rows of a training batch: name -> (3, H, W) uint8 on the CPU.
 
-        Called in evaluation mode without gradients, on every process. :mod:`repr.drawing` has the means.
-
-        Args:
-            batch: some rows of a training batch.
-            show: undoes the normalisation of pictures.
-
-        Returns:
-            name -> (3, H, W) uint8 on the CPU.
+        It is called in evaluation mode without gradients, on every process; ``show`` undoes the normalisation of
+        pictures. The run's report shows the result.
         """
         return {}
 

@@ -36,18 +36,14 @@ class ImageText(Objective):
     Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim), such as
             ``open_clip.transformer.TextTransformer``.
-        weights: weight of each term; the default is plain CLIP.
         losses: function of each term where it is not the default. ``contrast`` is called with ``logit_scale`` (and
             ``logit_bias`` if there is one), the others with features alone.
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
         logit_bias: initial bias of the logits (SigLIP); None: none.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        optim: optimizer and schedule.
     """
 
     TERMS = tuple(LOSSES)

@@ -49,16 +49,12 @@ class JointEmbedding(Objective):
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
         hidden_dim: width of the head's hidden layers.
         dim: width of the embedding.
         num_layers: linear layers of the head.
         last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
         last_bias: whether the last layer has a bias where no norm follows.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        weights: weight of each term; the default is SimCLR.
         losses: function of each term where it is not the default; called with features alone.
-        optim: optimizer and schedule.
     """
 
     TERMS = (*PAIRS, *SINGLES)

@@ -37,7 +37,7 @@ class Masked(NamedTuple):
 def make_decoder(
     vit: Any, masking: Masking, positions: Positions, make: MakeDecoder | None, *, knows_captions: bool = False
 ) -> Decoder | None:
-    """Check that a ViT can be masked so, fix its positions if asked to, and build the decoder that goes with it.
+    """Check that a timm ViT can be masked so, fix its positions if asked to, and build the decoder that goes with it.
 
     Args:
         vit: a timm ``VisionTransformer``.
@@ -81,12 +81,8 @@ def encode_visible(
 ) -> Masked:
     """Mask the first V views of a batch by its ``seed``, and encode what is left of all in one pass.
 
-    Args:
-        vit: a timm ``VisionTransformer``.
-        masking: which patches are removed.
-        batch: with ``views`` and ``seed``, and ``text`` for text-guided masking.
-        num_views: V.
-        scorer: the flow's own, where ``masking`` has none: pictures -> features of patches and of their captions.
+    Text-guided masking reads ``text`` too; where it has no scorer, the flow gives its own, pictures -> features of
+    patches and of their captions.
 
     Raises:
         ValueError: the batch lacks something.

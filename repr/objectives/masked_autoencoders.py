@@ -60,9 +60,6 @@ class MaskedViews(Objective):
         hidden_dim: hidden width of the head, which has three layers.
         dim: width of its embedding.
         temperature: the cosines are divided by it.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        weights: weight of each term; the default is MAE.
-        optim: optimizer and schedule.
 
     Raises:
         ValueError: a backbone that cannot be masked, or options that do not go together.
@@ -152,14 +149,10 @@ class MaskedImageText(Objective):
         backbone: a timm ``VisionTransformer`` without classifier, as for :class:`MaskedViews`.
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim).
         masking: as for :class:`MaskedViews`, like ``decoder`` and ``positions``; the flow itself can be the scorer.
-        decoder: likewise.
-        positions: likewise.
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
         weights: weight of each term; both 1 by default, as in the paper.
-        optim: optimizer and schedule.
 
     Raises:
         ValueError: a backbone that cannot be masked, or options that do not go together.
@@ -227,8 +220,8 @@ class MaskedImageText(Objective):
         vit: Any = self.backbone
         image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
         terms["contrast"] = clip(image, text, logit_scale=self.logit_scale.exp(), chunk_size=self.chunk_size)
-        logs = {"temperature": (-self.logit_scale.detach()).exp()}
-        return StepOutput(terms, {"image": image, "text": text}, logs=logs)
+        temperature = (-self.logit_scale.detach()).exp()
+        return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": temperature})
 
     def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
         def score(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,7 @@ class MixupContrast(Objective):
         head_widths: of the hidden layers of each head.
         dropout: in the heads.
         mixing: which samples are mixed and how modalities are compared; None: as in the paper.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
         weights: weight of each term; the default is the paper's.
-        optim: optimizer and schedule.
 
     Raises:
         ValueError: no modality, or options that name another one or do not go together.
@@ -218,7 +216,9 @@ class MixupContrast(Objective):
         whole = {name: gather(value.float()) for name, value in own.items()}  # (N, D) each
         if "contrast" in self.weights:
             mixed = {
-                name: gather(mixed[name].float()) if name in mixed else mixup.mix(whole[name], perm=perm, lam=lam)
+                name: gather(mixed[name].float())
+                if name in mixed
+                else mixup.mix(whole[name], whole[name][perm], lam=lam)
                 for name, (perm, lam) in draws.items()
             }
             terms["contrast"] = self._contrast(whole, mixed, draws)
@@ -280,7 +280,7 @@ class MixupContrast(Objective):
 def _mixed_rows(x: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
     """This rank's rows, mixed with partners on any rank."""
     mine = slice(rank() * len(x), (rank() + 1) * len(x))
-    return mixup.blend(x, gather(x)[perm[mine]], lam=lam[mine])
+    return mixup.mix(x, gather(x)[perm[mine]], lam=lam[mine])
 
 
 def _widths(name: str, encoder: nn.Module) -> tuple[int, int]:

@@ -57,10 +57,8 @@ class PixPro(Objective):
         gamma: sharpness of the propagation; None: no propagation module, as in PixContrast.
         num_layers: linear layers of its transform.
         momentum: of the teacher at the start.
-        weights: weight of each term; the default is PixPro without instance branch.
         losses: function of each term where it is not the default; called with queries and keys (N, C, HW) and the mask
             (N, HWq, HWk), ``instance`` with maps of one cell.
-        optim: optimizer and schedule.
     """
 
     TERMS = ("pixel", "instance")

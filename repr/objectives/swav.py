@@ -39,7 +39,6 @@ class SwAV(Objective):
     Terms: ``swapped_prediction``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
         hidden_dim: width of the head's hidden layer.
         dim: width of the embedding.
         num_prototypes: K.
@@ -51,8 +50,6 @@ class SwAV(Objective):
         queue_length: embeddings of earlier batches that help to assign, for each assign view, of all ranks together;
             a multiple of the global batch, 0: none.
         queue_start_step: optimizer step from which the queue is filled.
-        weights: weight of the term.
-        optim: optimizer and schedule.
     """
 
     TERMS = ("swapped_prediction",)

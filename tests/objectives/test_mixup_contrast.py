@@ -137,7 +137,7 @@ def test_the_terms_are_what_they_say() -> None:
     terms = flow.step(batch).terms
     image, text = flow.backbone(batch["views"][0]), flow.text(batch["text"])
     draws = [draw_mix(batch["seed"], beta=0.15, fraction=0.5, stream=stream) for stream in (0, 1)]
-    mixed = [mix(x, perm=perm, lam=lam) for x, (perm, lam) in zip((image, text), draws, strict=True)]
+    mixed = [mix(x, x[perm], lam=lam) for x, (perm, lam) in zip((image, text), draws, strict=True)]
     expected = [
         mixed_contrast(x, other, perm=perm, lam=lam, temperature=0.1)
         for x, other, (perm, lam) in zip(mixed, (text, image), draws, strict=True)
@@ -162,7 +162,7 @@ def test_pixels_are_mixed_before_the_encoder() -> None:
     perm, lam = draw_mix(batch["seed"], beta=0.15, fraction=0.5, stream=0)
     view = batch["views"][0]
     (pixels,) = seen  # one pass
-    torch.testing.assert_close(pixels, torch.cat([view, mix(view, perm=perm, lam=lam)]))
+    torch.testing.assert_close(pixels, torch.cat([view, mix(view, view[perm], lam=lam)]))
 
 
 def test_ablations_leave_out_their_terms_and_heads() -> None:
