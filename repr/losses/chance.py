@@ -50,16 +50,13 @@ LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
 
 
 def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any) -> Scalar | None:
-    """The value of a loss for features without relation.
+    """The value of a loss for features without relation; None where it has no such value, or is not one of ours.
 
     Args:
         loss: one of :mod:`repr.losses`, or a ``functools.partial`` of it, whose options count.
         num_rows: N, samples of the global batch; like ``dim`` needed where the level depends on it.
         dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``.
         options: what else the flow calls it with.
-
-    Returns:
-        In the unit of the loss; None where the loss has no such value, or is not one of ours.
     """
     function: Any = loss
     while isinstance(function, partial):

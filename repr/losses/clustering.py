@@ -80,8 +80,6 @@ def swapped_prediction(
     Departures: the paper's multi-crop objective (equation 6) is the plain double sum; the authors' code, and this
     function, take the mean over the V - 1 predicting views and over the assigned views.
 
-    Several processes: the mean over processes of their own values is the value of the global batch.
-
     Raises:
         ValueError: fewer than two views, views of unequal batch size, or an assign view that does not exist.
     """

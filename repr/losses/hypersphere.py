@@ -49,7 +49,8 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> T
     """
     with full_precision(x):
         (x,) = unit(x, num_min=2)
-        rows, _, _ = logsumexp(x, x, 2 * t, _shift(x, t), pairs="upper", chunk_size=chunk_size)
+        shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t for vectors of length 1
+        rows, _, _ = logsumexp(x, x, 2 * t, shift, pairs="upper", chunk_size=chunk_size)
         return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1) / 2)
 
 
@@ -68,10 +69,6 @@ def cross_uniformity(x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | 
     """
     with full_precision(x):
         x, y = unit(x, y, num_min=2)
-        rows, _, _ = logsumexp(x, y, 2 * t, _shift(x, t), pairs="unequal", chunk_size=chunk_size)
+        shift = x.new_full((len(x),), 2 * t)
+        rows, _, _ = logsumexp(x, y, 2 * t, shift, pairs="unequal", chunk_size=chunk_size)
         return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1))
-
-
-def _shift(x: Tensor, t: float) -> Tensor:
-    """What makes a scaled cosine a distance: ``-t ||x - y||^2 = 2t <x, y> - 2t`` for vectors of length 1."""
-    return x.new_full((len(x),), 2 * t)

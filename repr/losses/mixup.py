@@ -26,7 +26,7 @@ def mix(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
 
 
 def draw_mix(seed: Tensor, *, beta: float = 0.15, fraction: float = 0.5, stream: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw whom each sample is mixed with, and how much of itself it keeps, from the seeds of a batch alone.
+    """Draw for each sample its partner, ``perm`` (N,) int64, and its own share, ``lam`` (N,) float32, from seeds alone.
 
     The permutation is uniform: the k-th sample by one hash of its seed gets the k-th by another as its partner, so
     another order of the rows leads to the same partners. Fixed points occur. ``lam`` is a quantile of
@@ -38,9 +38,6 @@ def draw_mix(seed: Tensor, *, beta: float = 0.15, fraction: float = 0.5, stream:
         beta: both parameters of the distribution, positive; the defaults are M3CoL's (arXiv:2409.17777).
         fraction: share of the samples that are mixed; the others get ``lam`` 1.
         stream: draws of different streams are independent: one for each modality.
-
-    Returns:
-        ``perm`` (N,) int64 and ``lam`` (N,) float32, on the device of ``seed``.
 
     Raises:
         ValueError: ``beta`` is not positive or ``fraction`` not a share.

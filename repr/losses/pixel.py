@@ -86,8 +86,6 @@ def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
     Departures: the paper has no factor 2, the code does.
 
-    Several processes: the mean over processes of their own values is the value of the global batch.
-
     Memory: one float tensor (N, HWq, HWk), for backward only if ``k`` needs a gradient; cosines are never held.
 
     Raises:
@@ -121,8 +119,6 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     Departures: the paper does not say what becomes of images whose crops do not overlap; here they count as in
     :func:`pixel_consistency`. A positive that lies more than 147 nats below the best cell, which takes a temperature
     under 0.014, counts as if it lay there and gets no gradient.
-
-    Several processes: the mean over processes of their own values is the value of the global batch.
 
     Memory: two float tensors (N, HWq, HWk) for an eighth of the images at a time; backward needs none, since forward
     has computed the gradients.

@@ -64,8 +64,7 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     Source: He et al., 2021, arXiv:2111.06377, section 3; the mean is over the removed patches of the whole batch, as in
     the authors' code, not over those of each image. It is undefined (NaN) where nothing is removed.
 
-    Several processes: with the same number of removed patches on each, the mean of their losses is that of the global
-    batch, and so is the mean of gradients that DDP takes.
+    Several processes: the same number of patches must be removed on each.
     """
     with full_precision(pred):
         pred, target = widened(pred, target)

@@ -23,6 +23,7 @@ from repr.models.teacher import Teacher
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
+Losses = Mapping[str, Loss]
 
 
 class Objective(pl.LightningModule):
@@ -30,8 +31,9 @@ class Objective(pl.LightningModule):
 
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
     has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
-    arguments comes on top of what stands here; ``chunk_size``, where it takes one, is how many rows of its matrix of
-    pairs exist at a time (None: all).
+    arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
+    its heads give and of their hidden layers, and ``chunk_size`` is how many rows of its matrix of pairs exist at a
+    time (None: all).
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -54,7 +56,7 @@ class Objective(pl.LightningModule):
         teacher: None in a flow that assigns none.
 
     Raises:
-        ValueError: the weights name other terms, or are all zero.
+        ValueError: the weights name other terms or are all zero, or options of the flow do not go together.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
@@ -191,7 +193,7 @@ class Objective(pl.LightningModule):
         return self.embed(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
-        """What a sample may be clustered by: embeddings of an evaluation batch."""
+        """Embed an evaluation batch; samples may be clustered by what this returns."""
         return self.embed(batch)
 
     def configure_model(self) -> None:
@@ -203,17 +205,13 @@ class Objective(pl.LightningModule):
         if self.device_mesh is not None and not self._is_sharded():
             # Autocast takes norms to float32 on CUDA; on the CPU they would refuse weights of another type.
             mixed = self.trainer.precision == "bf16-mixed" and self.device_mesh.device_type == "cuda"
-            half = torch.bfloat16 if mixed else None
-            shard(self, self.device_mesh["data_parallel"], param_dtype=half)
+            shard(self, self.device_mesh["data_parallel"], param_dtype=torch.bfloat16 if mixed else None)
 
     def _is_sharded(self) -> bool:
         return any(isinstance(module, FSDPModule) for module in self.modules())
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does it; torch's own cannot take sharded and whole gradients together."""
         if not self._is_sharded():
@@ -253,11 +251,7 @@ def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
 
 
 def chosen(
-    defaults: Mapping[str, Loss],
-    losses: Mapping[str, Loss] | None = None,
-    *,
-    pairwise: Sequence[str] = (),
-    chunk_size: int | None = None,
+    defaults: Losses, losses: Losses | None = None, *, pairwise: Sequence[str] = (), chunk_size: int | None = None
 ) -> dict[str, Loss]:
     """The loss function of each term: the default, or that of ``losses``.
 

@@ -12,11 +12,11 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
-from repr.objectives.base import Loss, Objective, chosen
+from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.towers import captions, clamp_scale, image_projection, logit_scale
 from repr.optim import Optim
 
-LOSSES: dict[str, Loss] = {
+LOSSES: Losses = {
     "contrast": contrastive.clip,
     "alignment": hypersphere.alignment,
     "uniformity": hypersphere.uniformity,
@@ -57,7 +57,7 @@ class ImageText(Objective):
         text: nn.Module,
         *,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         temperature: float = 0.07,
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),

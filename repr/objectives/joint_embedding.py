@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -17,17 +16,17 @@ from repr.losses.chance import at_chance
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Loss, Objective, chosen
+from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.views import backbone_faults, view_sizes
 from repr.optim import Optim
 
-PAIRS: dict[str, Loss] = {  # of two views
+PAIRS: Losses = {  # of two views
     "contrast": contrastive.nt_xent,
     "alignment": hypersphere.alignment,
     "invariance": decorrelation.invariance,
     "correlation": decorrelation.cross_correlation,
 }
-SINGLES: dict[str, Loss] = {  # of one view
+SINGLES: Losses = {  # of one view
     "uniformity": hypersphere.uniformity,
     "variance": decorrelation.variance,
     "covariance": decorrelation.covariance,
@@ -49,8 +48,6 @@ class JointEmbedding(Objective):
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
 
     Args:
-        hidden_dim: width of the head's hidden layers.
-        dim: width of the embedding.
         num_layers: linear layers of the head.
         last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
         last_bias: whether the last layer has a bias where no norm follows.
@@ -72,7 +69,7 @@ class JointEmbedding(Objective):
         last_bias: bool = True,
         chunk_size: int | None = None,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
         widths = [width_of(backbone), *[hidden_dim] * (num_layers - 1), dim]
@@ -100,7 +97,8 @@ class JointEmbedding(Objective):
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
         embeddings = self.embed(batch)
-        return replace(embeddings, projection=self.head(embeddings.trunk))
+        embeddings.projection = self.head(embeddings.trunk)
+        return embeddings
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of every loss that :mod:`repr.losses` knows a level of."""

@@ -106,13 +106,18 @@ def encode_visible(
     return Masked(images, mask, encode_kept(vit, images, mask.ids_keep), similarity, vit.patch_embed.patch_size[0])
 
 
-def reconstruction(decoder: Decoder, masked: Masked) -> Tensor:
-    """The error of the rebuilt patches over all ranks; its gradient comes from a rank's own rows, and DDP averages."""
+def reconstruction(decoder: Decoder | None, masked: Masked) -> dict[str, Tensor]:
+    """The term ``reconstruction``, where there is a decoder: the error of the rebuilt patches over all ranks.
+
+    Its gradient comes from a rank's own rows, and DDP averages.
+    """
+    if decoder is None:
+        return {}
     mask = masked.mask
     pred = decoder(masked.tokens, mask.ids_restore, mask.ids_remove)  # (V * B, L - K, p * p * 3)
     patches = take(patchify(masked.images.float(), patch_size=masked.patch_size), mask.ids_remove)
     loss = masked_mse(pred, decoder.target(patches), torch.ones_like(pred[..., 0]))
-    return all_reduce(loss) / world_size()
+    return {"reconstruction": all_reduce(loss) / world_size()}
 
 
 def reconstruction_at_chance(decoder: Decoder | None) -> dict[str, float | Tensor | None]:

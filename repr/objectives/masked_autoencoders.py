@@ -58,11 +58,7 @@ class MaskedViews(Objective):
         decoder: called as :class:`repr.models.decoder.Decoder`, such as a ``functools.partial`` of it.
         positions: ``sincos`` replaces the backbone's positions by MAE's fixed ones; ``learned`` leaves them.
         hidden_dim: hidden width of the head, which has three layers.
-        dim: width of its embedding.
         temperature: the cosines are divided by it.
-
-    Raises:
-        ValueError: a backbone that cannot be masked, or options that do not go together.
     """
 
     TERMS = ("reconstruction", "contrast")
@@ -109,9 +105,7 @@ class MaskedViews(Objective):
     def step(self, batch: Batch) -> StepOutput:
         """The terms, those of two views on the global batch."""
         masked = encode_visible(self.backbone, self.masking, batch, num_views=self.num_views)
-        output = StepOutput({})
-        if self.decoder is not None:
-            output.terms["reconstruction"] = reconstruction(self.decoder, masked)
+        output = StepOutput(reconstruction(self.decoder, masked))
         if self.head is not None:
             vit: Any = self.backbone
             a, b = (gather(view) for view in self.head(vit.forward_head(masked.tokens)).float().chunk(2))  # (N, dim)
@@ -146,16 +140,10 @@ class MaskedImageText(Objective):
     Terms: ``reconstruction``, ``contrast``.
 
     Args:
-        backbone: a timm ``VisionTransformer`` without classifier, as for :class:`MaskedViews`.
-        text: text encoder with ``output_dim``, (B, L) -> (B, output_dim).
-        masking: as for :class:`MaskedViews`, like ``decoder`` and ``positions``; the flow itself can be the scorer.
-        temperature: initial temperature; the logits are cosines divided by it.
-        learn_temperature: whether it is a parameter.
-        temperature_range: bounds to which it is clamped after every step.
+        backbone: as for :class:`MaskedViews`, like ``decoder`` and ``positions``.
+        text: as for :class:`repr.objectives.image_text.ImageText`, like all that concerns the temperature.
+        masking: which patches are removed; for text-guided masking the flow itself can be the scorer.
         weights: weight of each term; both 1 by default, as in the paper.
-
-    Raises:
-        ValueError: a backbone that cannot be masked, or options that do not go together.
     """
 
     TERMS = ("reconstruction", "contrast")
@@ -206,17 +194,14 @@ class MaskedImageText(Objective):
         """As :func:`repr.objectives.masked.embed_unmasked`, but ``image``, and ``text`` of captions, are projected."""
         embeddings = embed_unmasked(self.backbone, batch["image"])
         embeddings.image = self.image_projection(embeddings.trunk)
-        if "text" in batch:
-            embeddings.text = self.encode_text(batch["text"])
+        embeddings.text = self.encode_text(batch["text"]) if "text" in batch else None
         return embeddings
 
     def step(self, batch: Batch) -> StepOutput:
         """The terms, the contrast on the global batch."""
         text = self.encode_text(captions(batch)).float()
         masked = self._encode_visible(batch, text)
-        terms = {}
-        if self.decoder is not None:
-            terms["reconstruction"] = reconstruction(self.decoder, masked)
+        terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
         image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
         terms["contrast"] = clip(image, text, logit_scale=self.logit_scale.exp(), chunk_size=self.chunk_size)

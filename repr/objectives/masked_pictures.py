@@ -42,7 +42,7 @@ def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Sho
 
 def _heat(values: Tensor) -> Tensor:
     """(B, L) -> (B, 3, h, w) uint8, of each row from the least to the most: black, red, yellow, white."""
-    least, most = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    least, most = values.aminmax(dim=1, keepdim=True)
     side = round(values.shape[1] ** 0.5)
     x = ((values - least) / (most - least).clamp(min=1e-6)).unflatten(1, (side, side))
     return (torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1) * 255).byte()

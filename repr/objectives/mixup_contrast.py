@@ -45,12 +45,8 @@ class MixupContrast(Objective):
         num_classes: C, all that the data has.
         attribute: which labels are learnt; None: the first.
         head_widths: of the hidden layers of each head.
-        dropout: in the heads.
         mixing: which samples are mixed and how modalities are compared; None: as in the paper.
         weights: weight of each term; the default is the paper's.
-
-    Raises:
-        ValueError: no modality, or options that name another one or do not go together.
     """
 
     TERMS = ("fusion", "image_head", "text_head", "contrast")
@@ -89,14 +85,9 @@ class MixupContrast(Objective):
         self.modalities = tuple(widths)
         self.mixing = mixing or Mixing()
         self._check(widths)
-        shapes = {f"{name}_head": width for name, width in widths.items()} | {"fusion": sum(widths.values())}
-        self.heads = nn.ModuleDict(
-            {
-                name: plain_mlp([width, *head_widths, num_classes], dropout=dropout)
-                for name, width in shapes.items()
-                if name in self.weights
-            }
-        )
+        inputs = {f"{name}_head": width for name, width in widths.items()} | {"fusion": sum(widths.values())}
+        shapes = {name: [width, *head_widths, num_classes] for name, width in inputs.items() if name in self.weights}
+        self.heads = nn.ModuleDict({name: plain_mlp(shape, dropout=dropout) for name, shape in shapes.items()})
         self.num_classes, self.attribute = num_classes, attribute
         losses = {"mixed": self.mixing.mixed_loss, "clean": self.mixing.clean_loss}
         self.losses = chosen(losses, pairwise=tuple(losses), chunk_size=chunk_size)
@@ -146,13 +137,13 @@ class MixupContrast(Objective):
         if self.tables:
             self._check_tables({block: table.shape[1] for block, table in data.tables["train"].items()})
         known = list(data.attributes)
-        if not known or self.attribute not in (None, *known):
+        name = self.attribute or next(iter(known), None)
+        if name not in known:
             wanted = "labels" if self.attribute is None else f"the attribute '{self.attribute}'"
             raise ValueError(
                 f"MixupContrast learns classes, and the data lacks {wanted}; it has {', '.join(known) or 'none'}: set "
                 "data.train.labels (or attributes) and objective.attribute"
             )
-        name = self.attribute or known[0]
         self._column = known.index(name)
         if (num := len(data.attributes[name])) > self.num_classes:
             raise ValueError(f"'{name}' has {num} classes: set objective.num_classes={num}, not {self.num_classes}")

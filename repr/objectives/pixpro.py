@@ -20,7 +20,7 @@ from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
-from repr.objectives.base import Loss, Objective, chosen
+from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
@@ -41,8 +41,6 @@ class PixPro(Objective):
     mean over cells. BatchNorm sees one view at a time, of all ranks; the teacher has statistics of its own. Nothing
     is gathered; terms and logs are means over ranks.
 
-    The momentum of the teacher rises from ``momentum`` to 1 over the run along half a cosine.
-
     Terms: ``pixel``, ``instance``. Logs: ``no_overlap``, the share of pairs of crops without matching cells, which
     count as zero; ``matches``, matching pairs of cells an image.
 
@@ -51,12 +49,10 @@ class PixPro(Objective):
 
     Args:
         backbone: a timm model with a feature map of ``num_features`` channels.
-        hidden_dim: width of the hidden layers of projectors and predictor.
-        dim: width of the embedding of a cell.
         threshold: distance, in diagonals of the larger cell, below which two cells match.
         gamma: sharpness of the propagation; None: no propagation module, as in PixContrast.
         num_layers: linear layers of its transform.
-        momentum: of the teacher at the start.
+        momentum: of the teacher at the start; it rises to 1 over the run along half a cosine.
         losses: function of each term where it is not the default; called with queries and keys (N, C, HW) and the mask
             (N, HWq, HWk), ``instance`` with maps of one cell.
     """
@@ -75,7 +71,7 @@ class PixPro(Objective):
         num_layers: int = 1,
         momentum: float = 0.99,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
         widths = [width_of(backbone), hidden_dim, dim]
@@ -137,13 +133,12 @@ class PixPro(Objective):
             queries = [project(predict, features).float().mean(2, keepdim=True) for features in maps]  # (N, C, 1) each
             with torch.no_grad():
                 keys = [project(self.teacher.instance_projector, features) for features in targets]
-                keys = [cells.float().mean(2, keepdim=True) for cells in keys]
+                keys = [key.float().mean(2, keepdim=True) for key in keys]
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
             embeddings["instance"] = queries[0].squeeze(2)
         means = mean_over_ranks(terms | logs)
-        return StepOutput(
-            {name: means[name] for name in terms}, embeddings, logs={name: means[name].detach() for name in logs}
-        )
+        logged: dict[str, Tensor | float] = {name: means[name].detach() for name in logs}
+        return StepOutput({name: means[name] for name in terms}, embeddings, logs=logged)
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """0 of PixPro's terms; what PixContrast has depends on the overlap of the crops, and :meth:`step` logs it."""

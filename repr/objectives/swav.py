@@ -39,8 +39,6 @@ class SwAV(Objective):
     Terms: ``swapped_prediction``.
 
     Args:
-        hidden_dim: width of the head's hidden layer.
-        dim: width of the embedding.
         num_prototypes: K.
         assign_views: positions of the views whose assignments are predicted.
         temperature: of the predictions.
