@@ -1,4 +1,16 @@
-"""Reductions over all pairs of two feature sets, a block of rows at a time.
+"""What losses share: how they take features, and reductions over all pairs, a block of rows at a time.
+
+A loss is a pure function of tensors to a scalar. Unless its docstring says otherwise:
+
+* Features are (N, D), and row i of one belongs to row i of the other. They are normalised inside.
+* Values and gradients are computed in float32, or in float64 if an input is float64, also under autocast. Features in
+  half precision get a gradient of their own type.
+* With several processes, give the features of all of them, gathered with gradient: value and gradient are then those
+  of the global batch. The mean of what each process computes on its own features is another number in general; for
+  ``swapped_prediction``, the losses of cells and ``masked_mse`` it is the same, and they need no gathering.
+* ``chunk_size`` is how many rows of the N x N matrix of pairs exist at a time (None: all). It changes neither value
+  nor gradient.
+* A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
 
 The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
 and columns (CLIP, NT-Xent and, as the squared distance of unit vectors is ``2 - 2 cos``, uniformity),
