@@ -58,7 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
         "overrides": ["+objective.mixing.image=input", "embed_dim=96"],
         "backbone": ["backbone=resnet", "backbone.name=test_resnet"],
     },
-    "m3col, switched": {"name": "m3col", "overrides": ["objective.switch=0"]},
+    "m3col, switched": {"name": "m3col", "overrides": ["objective.mixing.switch=0"]},
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},

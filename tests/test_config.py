@@ -179,7 +179,7 @@ def test_a_default_stands_in_its_constructor_alone() -> None:
     twice = []
     for file in files:
         for path, node in nodes(yaml.safe_load(file.read_text()), file.parent.name):
-            own = {} if node.get("_partial_") else arguments(node["_target_"]) or {}
+            own = arguments(node["_target_"]) or {}
             same = [
                 key for key in own.keys() & node.keys() if own[key] is not NOT_LITERAL and listed(own[key]) == node[key]
             ]

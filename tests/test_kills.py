@@ -44,8 +44,8 @@ FLOWS = {
         "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
         "objective.weights.instance=1", "trainer.val_check_interval=2",
     ],
-    "m3col": ["experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.switch=0.6"],
-    "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder_depth=1"],
+    "m3col": ["experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.6"],
+    "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder.depth=1"],
     "mcl": [
         *TINY, *SMALL_VIT, "objective=clip", "procedure=multistage", "procedure.num_stages=2",
         "procedure.clustering.n_clusters=3", "data.num_workers=1", "eval.zero_shot=null", "eval.headline=[]",

@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(
 
 
 M3COL = [
-    "experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.switch=0.67",  # of three epochs
+    "experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.67",  # of three epochs
     *(option for option in SETUP if option not in TINY),
 ]  # fmt: skip
 

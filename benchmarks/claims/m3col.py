@@ -28,7 +28,7 @@ SETS = {  # overrides, evaluation set, heads, epochs, epochs with --quick
 METHODS: dict[str, tuple[float, float, list[str]]] = {  # weights of the unimodal heads and of the contrast, overrides
     "concatenation": (0.0, 0.0, []),
     "+ unimodal heads": (1.0, 0.0, []),
-    "+ CLIP": (1.0, 0.1, ["objective.switch=1", "objective.draw.fraction=0"]),  # as objective=m3col_clip
+    "+ CLIP": (1.0, 0.1, ["objective.mixing.switch=1", "objective.mixing.draw.fraction=0"]),  # as objective=m3col_clip
     "M3CoL": (1.0, 0.1, []),
 }
 METRICS = ("accuracy", "f1_macro", "f1_weighted", "auc")

@@ -1,4 +1,16 @@
-"""Reductions over all pairs of two feature sets, a block of rows at a time.
+"""What losses share: how they take features, and reductions over all pairs, a block of rows at a time.
+
+A loss is a pure function of tensors to a scalar. Unless its docstring says otherwise:
+
+* Features are (N, D), and row i of one belongs to row i of the other. They are normalised inside.
+* Values and gradients are computed in float32, or in float64 if an input is float64, also under autocast. Features in
+  half precision get a gradient of their own type.
+* With several processes, give the features of all of them, gathered with gradient: value and gradient are then those
+  of the global batch. The mean of what each process computes on its own features is another number in general; for
+  ``swapped_prediction``, the losses of cells and ``masked_mse`` it is the same, and they need no gathering.
+* ``chunk_size`` is how many rows of the N x N matrix of pairs exist at a time (None: all). It changes neither value
+  nor gradient.
+* A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
 
 The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
 and columns (CLIP, NT-Xent and, as the squared distance of unit vectors is ``2 - 2 cos``, uniformity),
@@ -15,7 +27,8 @@ three are needed at least. ``chunk_size=None``, the plain form, is one block tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -23,6 +36,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+Scalar = float | Tensor  # a number, or a 0-dim tensor
 Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
 NEVER = -1e30  # the logit of a pair that takes no part: its exponential is 0, and unlike -inf it makes no NaN
 Block = tuple[slice, slice, Tensor]  # rows, columns, and the logits there
@@ -33,17 +47,17 @@ def full_precision(features: Tensor) -> torch.autocast:
     return torch.autocast(features.device.type, enabled=False)
 
 
-def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
-    """Scale all rows to length 1, in float32 or, if an input is float64, in float64.
+def widened(*tensors: Tensor) -> list[Tensor]:
+    """The tensors in float32 or, if one of them is float64, in float64."""
+    dtype = reduce(torch.promote_types, (x.dtype for x in tensors), torch.float32)
+    return [x.to(dtype) for x in tensors]
 
-    A row shorter than 1e-12 has no direction: it becomes zero, and so does its gradient.
 
-    Args:
-        features: tensors of the same shape (N, D).
-        num_min: the number of rows below which the loss is undefined.
+def paired(*features: Tensor, num_min: int = 1) -> list[Tensor]:
+    """Features of one shape (N, D), in float32 or, if one of them is float64, in float64.
 
     Raises:
-        ValueError: the shapes are not (N, D), are not equal, or N is below ``num_min``.
+        ValueError: the shapes are not (N, D), are not equal, or N is below ``num_min``, where the loss is undefined.
     """
     shapes = [tuple(x.shape) for x in features]
     if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
@@ -53,39 +67,74 @@ def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
             f"this loss is undefined for {shapes[0][0]} sample(s): set the batch size to at least {num_min} "
             "and drop_last=True if the last batch can be smaller"
         )
-    dtype = torch.float32
-    for x in features:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return [normalise(x.to(dtype)) for x in features]
+    return widened(*features)
+
+
+def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
+    """As :func:`paired`, with all rows scaled to length 1 by :func:`normalise`."""
+    return [normalise(x) for x in paired(*features, num_min=num_min)]
 
 
 def normalise(x: Tensor) -> Tensor:
-    """Scale the vectors along the second dimension of (N, D, ...) to length 1, those shorter than 1e-12 to zero."""
+    """Scale the vectors along the second dimension of (N, D, ...) to length 1.
+
+    A vector shorter than 1e-12 has no direction: it becomes zero, and so does its gradient.
+    """
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # A product needs half the memory of a quotient in backward, which would be the peak of the whole loss.
     return x * norm.masked_fill(norm < 1e-12, math.inf).reciprocal()
 
 
-def logsumexp(
-    x: Tensor, y: Tensor, scale: float | Tensor, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal.
+@torch.no_grad()
+def true_logits(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
+    """Logits (N,) of the true pairs, without gradient: as a shift they keep the digits of small losses."""
+    return (scale * (x * y).sum(1)).to(x.dtype)
 
-    A row is shifted by ``shift[i]``, a column by ``shift[j]``. The shift is there for precision: results
-    close to 0 keep the digits that a logit of 100 loses in float32.
+
+def row_blocks(num: int, chunk_size: int | None) -> list[slice]:
+    """Slices of at most ``chunk_size`` rows, which together are all ``num`` rows; one slice if None.
+
+    Raises:
+        ValueError: ``chunk_size`` is below 1.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
+    size = chunk_size or num
+    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
+
+
+def with_gradient(value: Tensor, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
+    """A scalar that was computed together with its gradients with respect to the inputs."""
+    return _WithGradient.apply(value, grads, *inputs)
+
+
+class _WithGradient(Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor | None], *inputs: Tensor) -> Tensor:
+        ctx.save_for_backward(*grads)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(None if saved is None else grad * saved for saved in ctx.saved_tensors)
+
+
+def logsumexp(
+    x: Tensor, y: Tensor, scale: Scalar, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (N,) each.
 
     Args:
         x: (N, D).
         y: (N, D).
-        scale: a number, or a 0-dim tensor.
-        shift: (N,), without gradient.
+        scale: which gets its gradient if it is a tensor.
+        shift: (N,), without gradient; row i is shifted by ``shift[i]``, column j by ``shift[j]``. Results close to 0
+            keep the digits that a logit of 100 loses in float32.
         pairs: the entries that take part; a row or column without any gives about -1e30.
         chunk_size: how many rows of the logits exist at a time; all if None.
-
-    Returns:
-        Three tensors (N,): of rows, of columns, and the diagonal.
     """
-    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, _at_least_one(chunk_size))
+    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, chunk_size)
 
 
 class _LogSumExp(Function):
@@ -131,19 +180,9 @@ def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
     return (top - shift) + (logits - top.unsqueeze(dim)).exp_().sum(dim).log_()
 
 
-def softplus_sum(
-    x: Tensor, y: Tensor, scale: float | Tensor, bias: float | Tensor, *, chunk_size: int | None
-) -> Tensor:
-    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
-
-    Args:
-        x: (N, D).
-        y: (N, D).
-        scale: a number, or a 0-dim tensor.
-        bias: a number, or a 0-dim tensor.
-        chunk_size: how many rows of the logits exist at a time; all if None.
-    """
-    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), _at_least_one(chunk_size))
+def softplus_sum(x: Tensor, y: Tensor, scale: Scalar, bias: Scalar, *, chunk_size: int | None) -> Tensor:
+    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed."""
+    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), chunk_size)
 
 
 class _SoftplusSum(Function):
@@ -180,30 +219,19 @@ def _margin(rows: slice, logits: Tensor, bias: Tensor, keep: bool) -> Tensor:
     return margin
 
 
-def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """A 0-dim tensor of the features' precision; a learned scalar keeps its gradient."""
+def _scalar(value: Scalar, like: Tensor) -> Tensor:
+    """The value as a tensor of the features' precision; a learned one keeps its gradient."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
-
-
-def _at_least_one(chunk_size: int | None) -> int | None:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
-    return chunk_size
 
 
 def _blocks(
     x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, chunk_size: int | None, kept: Tensor | None = None
 ) -> Iterator[Block]:
-    """The logits from top to bottom in blocks of ``chunk_size`` rows."""
-    num = len(x)
-    if kept is not None:
-        yield slice(0, num), slice(0, num), kept
-        return
-    for start in range(0, num, chunk_size or num):
-        rows = slice(start, min(start + (chunk_size or num), num))
+    """The logits from top to bottom in blocks of ``chunk_size`` rows; ``kept`` are those of a single block."""
+    for rows in row_blocks(len(x), chunk_size):
         # No pair below the diagonal takes part in "upper", so nothing left of the block need be computed.
-        columns = slice(start if pairs == "upper" else 0, num)
-        yield rows, columns, _logits(scale * x[rows], y[columns], pairs, start)
+        columns = slice(rows.start if pairs == "upper" else 0, len(x))
+        yield rows, columns, _logits(scale * x[rows], y[columns], pairs, rows.start) if kept is None else kept
 
 
 def _logits(x: Tensor, y: Tensor, pairs: Pairs, start: int) -> Tensor:

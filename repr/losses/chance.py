@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from repr.losses.blockwise import Scalar
 from repr.losses.clustering import swapped_prediction
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
@@ -19,25 +21,23 @@ from repr.losses.mixup import mixed_contrast, soft_clip
 from repr.losses.pixel import pixel_consistency
 from repr.losses.reconstruction import masked_mse
 
-Level = float | Tensor
 
-
-def _sigmoid(num_rows: int, logit_bias: Level = 0.0, **_: Any) -> Level:
+def _sigmoid(num_rows: int, logit_bias: Scalar, **_: Any) -> Tensor:
     """All cosines 0, at the bias that the logits have now."""
     bias = torch.as_tensor(logit_bias, dtype=torch.float32).detach()
     return F.softplus(-bias) + (num_rows - 1) * F.softplus(bias)
 
 
-# (num_rows, dim, the loss's options) -> value; each loss's docstring says what chance means for it. Variance has none.
-LEVELS: Mapping[Callable, Callable[..., Level]] = {
+# (num_rows, dim, all options of the loss) -> value; each loss's docstring says what chance means. Variance has none.
+LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
     clip: lambda num_rows, **_: math.log(num_rows),
     sigmoid: _sigmoid,
     mixed_contrast: lambda num_rows, **_: math.log(num_rows),
     soft_clip: lambda num_rows, **_: math.log(num_rows),
     nt_xent: lambda num_rows, **_: math.log(2 * num_rows - 1),
-    alignment: lambda alpha=2.0, **_: 2 ** (alpha / 2),
-    uniformity: lambda t=2.0, **_: -2 * t,
-    cross_uniformity: lambda t=2.0, **_: -2 * t,
+    alignment: lambda alpha, **_: 2 ** (alpha / 2),
+    uniformity: lambda t, **_: -2 * t,
+    cross_uniformity: lambda t, **_: -2 * t,
     invariance: lambda **_: 2.0,
     covariance: lambda num_rows, dim, **_: (dim - 1) / (num_rows - 1),
     cross_correlation: lambda num_rows, dim, off_diagonal_weight, **_: (
@@ -49,20 +49,19 @@ LEVELS: Mapping[Callable, Callable[..., Level]] = {
 }
 
 
-def at_chance(loss: Callable, *, num_rows: int, dim: int, **options: Any) -> Level | None:
-    """The value of a loss for features without relation.
+def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any) -> Scalar | None:
+    """The value of a loss for features without relation; None where it has no such value, or is not one of ours.
 
     Args:
         loss: one of :mod:`repr.losses`, or a ``functools.partial`` of it, whose options count.
-        num_rows: N, samples of the global batch.
+        num_rows: N, samples of the global batch; like ``dim`` needed where the level depends on it.
         dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``.
         options: what else the flow calls it with.
-
-    Returns:
-        In the unit of the loss; None where the loss has no such value, or is not one of ours.
     """
     function: Any = loss
     while isinstance(function, partial):
-        function, options = function.func, {**function.keywords, **options}
-    level = LEVELS.get(function)
-    return None if level is None else level(num_rows=num_rows, dim=dim, **options)
+        function = function.func
+    if function not in LEVELS:
+        return None
+    given = {name: parameter.default for name, parameter in inspect.signature(loss).parameters.items()}
+    return LEVELS[function](**{**given, **options}, num_rows=num_rows, dim=dim)

@@ -25,7 +25,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
         v_n = 1 / sum_k exp(s_nk / epsilon) u_k
 
     Shapes: ``scores`` (N, K), cosines of N samples and K prototypes, taken as they are; the result is (N, K), float32
-    whatever comes in, also under autocast, and without gradient.
+    whatever comes in, and without gradient.
 
     Range: entries in [0, 1], every row sums to 1, every column to N / K as nearly as ``num_iters`` rounds bring it.
     Equal rows give 1 / K everywhere, the fixed point of collapse: entropy ln K nats.
@@ -33,13 +33,12 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
     Source: Cuturi, 2013, arXiv:1306.0895; Caron et al., 2020 (SwAV), arXiv:2006.09882, section 3.1 and appendix A.1,
     where epsilon is 0.05 and ``num_iters`` 3.
 
-    Departures: none in value. exp(1 / 0.05) has no place in half precision, nor exp(1 / 0.01) in float32: here every
-    row is divided by its own maximum, and v starts at that maximum over the global one, which is the same product.
-    (Below an epsilon of about 0.02 cosines can lie so far apart that the smaller exponential is no float32 number; it
-    counts as 0, and the result stays finite.)
+    Departures: every row is divided by its own maximum, and v starts at that maximum over the global one. The product
+    is the same, but exp(1 / 0.05) has no place in half precision, nor exp(1 / 0.01) in float32. Below an epsilon of
+    about 0.02 the smaller of two exponentials may be no float32 number; it counts as 0, and the result stays finite.
 
-    Several processes: give each its own rows and, as ``all_reduce``, a function ``(tensor, "sum" or "max")`` that
-    reduces over them (``repr.distributed.all_reduce``). It is called once for the maximum and once a round.
+    Several processes: give each its own rows and ``repr.distributed.all_reduce``, which is called once for the maximum
+    and once a round.
 
     Raises:
         ValueError: ``scores`` is not a matrix, ``epsilon`` not positive, or ``num_iters`` below 1.
@@ -79,10 +78,7 @@ def swapped_prediction(
     Source: Caron et al., 2020 (SwAV), arXiv:2006.09882, equations 1, 2 and 6.
 
     Departures: the paper's multi-crop objective (equation 6) is the plain double sum; the authors' code, and this
-    function, take the mean over the V - 1 predicting views and over the assigned views. Always float32 (float64 if a
-    score is), also under autocast; half-precision scores get a gradient of their type.
-
-    Several processes: the mean over processes of their own values is the value of the global batch.
+    function, take the mean over the V - 1 predicting views and over the assigned views.
 
     Raises:
         ValueError: fewer than two views, views of unequal batch size, or an assign view that does not exist.
@@ -110,16 +106,11 @@ def check_views(num_views: int, assign_views: Sequence[int]) -> None:
     Raises:
         ValueError: fewer than two views, no assign view, one twice, or one that does not exist.
     """
-    if fault := views_fault(num_views, assign_views):
-        raise ValueError(fault)
-
-
-def views_fault(num_views: int, assign_views: Sequence[int]) -> str | None:
-    """What is wrong with a choice of assign views, or None."""
     if num_views < 2:
-        return f"swapped prediction needs two views or more of each sample, but there is {num_views}: add views"
+        raise ValueError(
+            f"swapped prediction needs two views or more of each sample, but there is {num_views}: add views"
+        )
     if wrong := [a for a in assign_views if not 0 <= a < num_views]:
-        return f"assign_views names view {wrong[0]}, but the {num_views} views are 0 to {num_views - 1}"
+        raise ValueError(f"assign_views names view {wrong[0]}, but the {num_views} views are 0 to {num_views - 1}")
     if not assign_views or len(set(assign_views)) != len(assign_views):
-        return f"assign_views={list(assign_views)}: name at least one view, and none twice"
-    return None
+        raise ValueError(f"assign_views={list(assign_views)}: name at least one view, and none twice")

@@ -1,11 +1,13 @@
-"""Losses that keep the features of two views equal and their dimensions apart: VICReg and Barlow Twins."""
+"""Losses that keep the features of two views equal and their dimensions apart: VICReg and Barlow Twins.
+
+Features are taken as they are, N at least 2; only the cross-correlation standardises them.
+"""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision
+from repr.losses.blockwise import full_precision, paired
 
 
 def invariance(a: Tensor, b: Tensor) -> Tensor:
@@ -15,113 +17,69 @@ def invariance(a: Tensor, b: Tensor) -> Tensor:
 
         loss = 1/(N D) sum_i ||a_i - b_i||^2
 
-    Shapes: ``a`` and ``b`` (N, D), taken as they are; row i of one belongs to row i of the other.
-
     Range: [0, inf), without unit. At chance (independent features of variance 1): 2.
 
     Source: Bardes et al., 2021 (VICReg), arXiv:2105.04906, equation 5.
 
-    Departures: the paper divides by N alone; the authors' code, whose weight of 25 is the known one, by N D. Always
-    float32 (float64 if an input is), also under autocast; half-precision features get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient, for the global batch.
+    Departures: the paper divides by N alone; the authors' code, whose weight of 25 is the known one, by N D.
     """
-    a, b = _full(a, b)
+    a, b = paired(a, b, num_min=2)
     return (a - b).square().mean()
 
 
 def variance(x: Tensor, *, eps: float = 1e-4) -> Tensor:
     """Mean amount by which the standard deviation of a feature falls below 1.
 
-    With ``std_d`` the deviation of feature d over the batch::
+    With ``std_d`` the deviation of feature d over the batch, of divisor N - 1::
 
         loss = 1/D sum_d max(0, 1 - sqrt(std_d^2 + eps))
-
-    Shapes: ``x`` (N, D), N at least 2, taken as they are; the variance has the divisor N - 1.
 
     Range: [0, 1 - sqrt(eps)], without unit. At collapse (all rows equal): 1 - sqrt(eps), which is 0.99.
 
     Source: Bardes et al., 2021 (VICReg), arXiv:2105.04906, equations 1 and 2.
-
-    Departures: none. Always float32 (float64 if an input is), also under autocast; half-precision features get a
-    gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; a mean of every process's own value
-    is another number.
     """
-    (x,) = _full(x)
+    (x,) = paired(x, num_min=2)
     return (1 - (x.var(0) + eps).sqrt()).relu().mean()
 
 
 def covariance(x: Tensor) -> Tensor:
     """Sum of the squared covariances of different features, per feature.
 
-    With C the covariance matrix of the batch::
+    With C the covariance matrix of the batch, of divisor N - 1::
 
         loss = 1/D sum_{d != e} C_de^2
-
-    Shapes: ``x`` (N, D), N at least 2, taken as they are; C has the divisor N - 1.
 
     Range: [0, inf), without unit. At chance (independent features of variance 1): (D - 1) / (N - 1).
 
     Source: Bardes et al., 2021 (VICReg), arXiv:2105.04906, equations 3 and 4.
-
-    Departures: none. Always float32 (float64 if an input is), also under autocast; half-precision features get a
-    gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; a mean of every process's own value
-    is another number.
     """
-    (x,) = _full(x)
+    (x,) = paired(x, num_min=2)
     with full_precision(x):
         x = x - x.mean(0)
         matrix = x.T @ x / (len(x) - 1)  # (D, D)
         return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
 
 
-def cross_correlation(a: Tensor, b: Tensor, *, off_diagonal_weight: float, eps: float = 1e-5) -> Tensor:
+def cross_correlation(a: Tensor, b: Tensor, *, off_diagonal_weight: float = 0.0051, eps: float = 1e-5) -> Tensor:
     """Squared distance of the correlations between the features of two views from the identity matrix.
 
-    With C_de the correlation of feature d of one view and feature e of the other over the batch::
+    With C_de the correlation of feature d of one view and feature e of the other over the batch (divisor N, ``eps``
+    added to the variance)::
 
         loss = sum_d (1 - C_dd)^2 + off_diagonal_weight sum_{d != e} C_de^2
-
-    Shapes: ``a`` and ``b`` (N, D), N at least 2, standardised inside (divisor N, ``eps`` added to the variance); row i
-    of one belongs to row i of the other.
 
     Range: [0, inf), without unit. At collapse (all rows equal, C = 0): D. At chance (independent features):
     D + off_diagonal_weight D (D - 1) / N, about.
 
-    Source: Zbontar et al., 2021 (Barlow Twins), arXiv:2103.03230, equations 1 and 2; there ``off_diagonal_weight`` is
-    0.0051.
+    Source: Zbontar et al., 2021 (Barlow Twins), arXiv:2103.03230, equations 1 and 2.
 
-    Departures: none in value. Always float32 (float64 if an input is), also under autocast; half-precision features
-    get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient. (The authors' code sums C over
-    processes without telling autograd, and so trains with 1/W of the gradient.)
+    Departures: with several processes the authors' code sums C over them without telling autograd, and so trains with
+    1/W of the gradient.
     """
-    a, b = _full(a, b)
+    a, b = paired(a, b, num_min=2)
     with full_precision(a):
         a, b = ((x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt() for x in (a, b))
         matrix = a.T @ b / len(a)  # (D, D)
         diagonal = matrix.diagonal()
         off_diagonal = matrix.square().sum() - diagonal.square().sum()
         return (1 - diagonal).square().sum() + off_diagonal_weight * off_diagonal
-
-
-def _full(*features: Tensor) -> list[Tensor]:
-    """The features in float32 or, if one is float64, in float64.
-
-    Raises:
-        ValueError: the shapes are not (N, D), are not equal, or N is below 2.
-    """
-    shapes = [tuple(x.shape) for x in features]
-    if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
-        raise ValueError(f"features must be (N, D), and of equal shape where there are two; got {shapes}")
-    if shapes[0][0] < 2:
-        raise ValueError(f"this loss compares samples, and {shapes[0][0]} is too few: set the batch size to at least 2")
-    dtype = torch.float32
-    for x in features:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return [x.to(dtype) for x in features]

@@ -16,18 +16,12 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0) -> Tensor:
 
         loss = 1/N sum_i ||x_i - y_i||^alpha
 
-    Shapes: ``x`` and ``y`` (N, D), not normalised: that happens inside; row i of one belongs to row i of the other.
-
     Range: [0, 2^alpha], without unit. At chance (orthogonal pairs): 2^(alpha/2), which is 2 by default.
 
-    Source: Wang and Isola, 2020, arXiv:2005.10242, section 4.1; the authors' weights, alpha = 2, are the default.
+    Source: Wang and Isola, 2020, arXiv:2005.10242, section 4.1; alpha = 2 is the authors'.
 
     Departures: the authors' code expects normalised features. The gradient of a pair that coincides is zero,
-    also for alpha <= 1 where it does not exist. Always float32 (float64 if an input is), also under autocast;
-    half-precision features get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient, for value and gradient of the
-    global batch. The mean over processes of their own values is the same number.
+    also for alpha <= 1 where it does not exist.
     """
     with full_precision(x):
         x, y = unit(x, y)
@@ -39,12 +33,9 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0) -> Tensor:
 def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> Tensor:
     """Logarithm of the mean Gaussian potential of all unordered pairs of samples: low if they are spread out.
 
-    With ``x`` normalised::
+    With ``x`` normalised, N at least 2::
 
         loss = log( 2/(N(N-1)) sum_{i<j} exp(-t ||x_i - x_j||^2) )
-
-    Shapes: ``x`` (N, D), N at least 2, not normalised: that happens inside. With ``chunk_size`` no more than so
-    many rows of the pairs exist at a time; value and gradient are the same.
 
     Range: [-4t, 0], in nats; 0 if all samples coincide. At chance (independent directions, D large): about
     -2t, which is -4 by default.
@@ -54,45 +45,30 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> T
 
     Departures: the authors' code expects normalised features and takes the logarithm of a mean of exponentials;
     here it is a log-sum-exp of ``2t cos - 2t``, which neither underflows at large t nor has a root to
-    differentiate where samples coincide. Always float32 (float64 if an input is), also under autocast;
-    half-precision features get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
-    those of the global batch. A mean of every process's own value is another number.
+    differentiate where samples coincide.
     """
     with full_precision(x):
         (x,) = unit(x, num_min=2)
-        rows, _, _ = logsumexp(x, x, 2 * t, _shift(x, t), pairs="upper", chunk_size=chunk_size)
+        shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t for vectors of length 1
+        rows, _, _ = logsumexp(x, x, 2 * t, shift, pairs="upper", chunk_size=chunk_size)
         return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1) / 2)
 
 
 def cross_uniformity(x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> Tensor:
     """Logarithm of the mean Gaussian potential of the false pairs of two modalities: low if these are far apart.
 
-    With ``x`` and ``y`` normalised::
+    With ``x`` and ``y`` normalised, N at least 2::
 
         loss = log( 1/(N(N-1)) sum_{i != j} exp(-t ||x_i - y_j||^2) )
-
-    Shapes: ``x`` and ``y`` (N, D), N at least 2, not normalised: that happens inside; row i of one belongs to
-    row i of the other. With ``chunk_size`` no more than so many rows of the pairs exist at a time; value and
-    gradient are the same.
 
     Range: [-4t, 0], in nats. At chance (independent directions, D large): about -2t, which is -4 by default.
 
     Source: Fahim et al., 2024, arXiv:2405.18570, as in the authors' code (t = 2, weight 1).
 
-    Departures: none in value; a log-sum-exp as in :func:`uniformity`. Always float32 (float64 if an input is),
-    also under autocast; half-precision features get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
-    those of the global batch. A mean of every process's own value is another number.
+    Departures: a log-sum-exp as in :func:`uniformity`.
     """
     with full_precision(x):
         x, y = unit(x, y, num_min=2)
-        rows, _, _ = logsumexp(x, y, 2 * t, _shift(x, t), pairs="unequal", chunk_size=chunk_size)
+        shift = x.new_full((len(x),), 2 * t)
+        rows, _, _ = logsumexp(x, y, 2 * t, shift, pairs="unequal", chunk_size=chunk_size)
         return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1))
-
-
-def _shift(x: Tensor, t: float) -> Tensor:
-    """What makes a scaled cosine a distance: ``-t ||x - y||^2 = 2t <x, y> - 2t`` for vectors of length 1."""
-    return x.new_full((len(x),), 2 * t)

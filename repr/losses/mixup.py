@@ -3,63 +3,44 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
-from repr.losses.blockwise import full_precision, logsumexp, unit
+from repr.losses.blockwise import Scalar, full_precision, logsumexp, row_blocks, true_logits, unit, with_gradient
 from repr.seeds import uniform
 
 QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
 
 
-def mix(x: Tensor, *, perm: Tensor, lam: Tensor) -> Tensor:
-    """Replace each sample by a convex combination of itself and its partner: ``lam_i x_i + (1 - lam_i) x_perm(i)``.
+def mix(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
+    """Combine each sample with its partner, ``lam_i x_i + (1 - lam_i) partner_i``.
 
-    Args:
-        x: (N, ...), which stays as it is.
-        perm: (N,) int64, the partner of each sample.
-        lam: (N,) in [0, 1].
-
-    Returns:
-        (N, ...) of the type of ``x``.
+    Shapes: ``x``, ``partner`` and the result (N, ...), ``lam`` (N,) in [0, 1].
     """
-    return blend(x, x[perm], lam=lam)
-
-
-def blend(x: Tensor, partner: Tensor, *, lam: Tensor) -> Tensor:
-    """The same for samples whose partners lie elsewhere: ``x`` and ``partner`` (N, ...), ``lam`` (N,)."""
     weight = lam.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
     return weight * x + (1 - weight) * partner
 
 
-def draw_mix(seed: Tensor, *, beta: float, fraction: float, stream: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw whom each sample is mixed with, and how much of itself it keeps, from the seeds of a batch alone.
+def draw_mix(seed: Tensor, *, beta: float = 0.15, fraction: float = 0.5, stream: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw for each sample its partner, ``perm`` (N,) int64, and its own share, ``lam`` (N,) float32, from seeds alone.
 
     The permutation is uniform: the k-th sample by one hash of its seed gets the k-th by another as its partner, so
     another order of the rows leads to the same partners. Fixed points occur. ``lam`` is a quantile of
-    Beta(beta, beta), chosen by 24 bits of the seed from a table of 16,384 that is made once on the CPU; no
-    rejection, no transcendental function on the device, so all devices and ranks draw the same bits.
+    Beta(beta, beta), chosen by bits of the seed from a table that is made once on the CPU; no rejection, no
+    transcendental function on the device, so all devices and ranks draw the same bits.
 
     Args:
         seed: (N,) int64, the ``seed`` of the global batch.
-        beta: both parameters of the distribution, positive.
+        beta: both parameters of the distribution, positive; the defaults are M3CoL's (arXiv:2409.17777).
         fraction: share of the samples that are mixed; the others get ``lam`` 1.
         stream: draws of different streams are independent: one for each modality.
 
-    Returns:
-        ``perm`` (N,) int64 and ``lam`` (N,) float32, on the device of ``seed``.
-
     Raises:
         ValueError: ``beta`` is not positive or ``fraction`` not a share.
-
-    Source: M3CoL, arXiv:2409.17777, whose code takes beta = .15 and fraction = .5.
     """
     if not (beta > 0 and 0 <= fraction <= 1):
         raise ValueError(f"mixing draws with beta={beta}, fraction={fraction}; set beta above 0, fraction from 0 to 1")
@@ -88,7 +69,7 @@ def mixed_contrast(
     *,
     perm: Tensor,
     lam: Tensor,
-    temperature: float | Tensor,
+    temperature: Scalar = 0.1,
     bidirectional: bool = True,
     overwrite: bool = False,
     chunk_size: int | None = None,
@@ -103,27 +84,22 @@ def mixed_contrast(
     Rows of ``P`` sum to 1, its columns do not: the second half is a weighted sum. Without ``bidirectional`` it is
     left out, and 1/N takes the place of 1/(2N).
 
-    Shapes: ``mixed`` and ``other`` (N, D), not normalised: that happens inside; ``mixed`` is of one modality, made with
-    ``perm`` and ``lam`` (N,), ``other`` are the unmixed samples of another one. With ``chunk_size`` no more than so
-    many rows of the similarities exist at a time; value and gradient are the same.
+    Shapes: ``mixed`` (N, D) is of one modality, made with ``perm`` and ``lam`` (N,); ``other`` (N, D) are the unmixed
+    samples of another one.
 
     Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities equal): ln N.
 
     Source: M3CoL, arXiv:2409.17777; BiMixCo of MindEye, arXiv:2305.18274.
 
     Departures: a fixed point of ``perm`` has the whole target 1. The authors' code writes 1 - lam over lam there;
-    ``overwrite`` does so too, to reproduce its numbers. Always float32 (float64 if an input is), also under autocast;
-    half-precision features get a gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
-    those of the global batch.
+    ``overwrite`` does so too, to reproduce its numbers.
     """
     with full_precision(mixed):
         x, y = unit(mixed, other)
         scale, own, rest = 1 / temperature, lam.to(x.dtype), 1 - lam.to(x.dtype)
         if overwrite:
             own = own.masked_fill(perm == torch.arange(len(perm), device=perm.device), 0.0)
-        shift = (scale * (x * y).sum(1)).detach().to(x.dtype)  # cancels, and keeps the digits of small losses
+        shift = true_logits(x, y, scale)
         rows, columns, itself = logsumexp(x, y, scale, shift, chunk_size=chunk_size)
         partner = scale * (x * y[perm]).sum(1)
         loss = (own * (rows - itself) + rest * (rows - (partner - shift))).mean()
@@ -134,12 +110,7 @@ def mixed_contrast(
 
 
 def soft_clip(
-    a: Tensor,
-    b: Tensor,
-    *,
-    temperature: float | Tensor,
-    detach_targets: bool = False,
-    chunk_size: int | None = None,
+    a: Tensor, b: Tensor, *, temperature: Scalar = 0.125, detach_targets: bool = False, chunk_size: int | None = None
 ) -> Tensor:
     """CLIP's two cross-entropies with targets that are the similarities within ``b``.
 
@@ -148,49 +119,26 @@ def soft_clip(
         Q = softmax(y y^T / temperature)
         loss = -1/(2N) sum_ij Q_ij [ log softmax(x y^T / temperature)_ij + log softmax(y x^T / temperature)_ij ]
 
-    Shapes: ``a`` and ``b`` (N, D), not normalised: that happens inside; row i of one belongs to row i of the other.
-    ``detach_targets`` keeps gradients out of ``Q``. With ``chunk_size`` no more than so many rows of the
-    similarities exist at a time; value and gradient are the same.
+    ``detach_targets`` keeps gradients out of ``Q``.
 
     Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities of ``a`` with ``b`` equal): ln N.
 
     Source: M3CoL, arXiv:2409.17777, whose code keeps gradients in ``Q``; SoftCLIP of MindEye, arXiv:2305.18274, has
     frozen ``b``.
-
-    Departures: none. Always float32 (float64 if an input is), also under autocast; half-precision features get a
-    gradient of their type.
-
-    Several processes: give the features of all of them, gathered with gradient; value and gradient are then
-    those of the global batch.
     """
     with full_precision(a):
         x, y = unit(a, b)
-        scale = torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
-        return _SoftClip.apply(x, y, scale, detach_targets, chunk_size or len(x))
-
-
-class _SoftClip(Function):
-    """Value and gradient together, row block by row block, so that nothing of N x N is kept for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, detach: bool, chunk_size: int) -> Tensor:
-        x, y, scale = leaves = [value.detach().requires_grad_() for value in (x, y, scale)]
+        inputs = x, y, torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
+        # Value and gradient row block by row block, so that nothing of N x N is kept for backward.
+        x, y, scale = leaves = [value.detach().requires_grad_() for value in inputs]
         total, grads = x.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
-        for start in range(0, len(x), chunk_size):
+        for rows in row_blocks(len(x), chunk_size):
             with torch.enable_grad():
-                part = _soft_rows(x, y, scale, slice(start, start + chunk_size), detach) / (2 * len(x))
+                part = _soft_rows(x, y, scale, rows, detach_targets) / (2 * len(x))
             for grad, more in zip(grads, torch.autograd.grad(part, leaves), strict=True):
                 grad += more
             total += part.detach()
-        ctx.save_for_backward(*grads)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * saved for saved in ctx.saved_tensors), None, None
+        return with_gradient(total, inputs, grads)
 
 
 def _soft_rows(x: Tensor, y: Tensor, scale: Tensor, rows: slice, detach: bool) -> Tensor:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import full_precision, normalise
+from repr.losses.blockwise import full_precision, normalise, widened, with_gradient
 
 _NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next
 _HEADROOM = 60.0  # nats above 1 for the largest exponential of a row, so that one 147 nats below is still a number
@@ -28,8 +26,7 @@ def positive_mask(
 
     Shapes: ``boxes_q`` and ``boxes_k`` (N, 4), ``x0, y0, x1, y1`` in [0, 1] of the image, where ``x1 < x0`` says that
     the crop is mirrored (``boxes`` of the batch, a view each). ``grid_q`` and ``grid_k`` are height and width of the
-    maps in cells. The result is (N, HWq, HWk) bool, cells in row-major order, without gradient. Swapping the two
-    views transposes it.
+    maps in cells. The result is (N, HWq, HWk) bool, cells in row-major order, without gradient.
 
     At a threshold of 0.7 the cells of two equal square crops match only themselves, as neighbours lie 1 / sqrt(2) of a
     diagonal apart. Crops that do not overlap have no positive.
@@ -81,17 +78,13 @@ def pixel_consistency(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
 
         loss = -2/N sum_n [ sum_ij mask_nij <x_ni, y_nj> / (sum_ij mask_nij + 1e-6) ]
 
-    Shapes: ``q`` (N, C, HWq) and ``k`` (N, C, HWk), not normalised: that happens inside. ``mask`` (N, HWq, HWk) bool,
-    as from :func:`positive_mask`. Both get a gradient; PixPro's flow hands over ``k`` without.
+    Shapes: ``q`` (N, C, HWq) and ``k`` (N, C, HWk); ``mask`` (N, HWq, HWk) bool, as from :func:`positive_mask`.
 
     Range: [-2, 2]. At chance (directions without relation): 0. An image without a pair counts as 0 in the mean.
 
     Source: Xie et al., 2021 (PixPro), arXiv:2011.10043, equation 5, one direction of it; the authors' code.
 
-    Departures: the paper has no factor 2, the code does; the flow adds the two directions, as the code does. Always
-    float32 (float64 if an input is), also under autocast.
-
-    Several processes: the mean over processes of their own values is the value of the global batch.
+    Departures: the paper has no factor 2, the code does.
 
     Memory: one float tensor (N, HWq, HWk), for backward only if ``k`` needs a gradient; cosines are never held.
 
@@ -124,13 +117,8 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     authors have published no code of it.
 
     Departures: the paper does not say what becomes of images whose crops do not overlap; here they count as in
-    :func:`pixel_consistency`. A cell lies "in the overlap" if it has a positive. Always float32 (float64 if an input
-    is), also under autocast.
-
-    Several processes: the mean over processes of their own values is the value of the global batch.
-
-    A positive that lies more than 147 nats below the best cell, which takes a temperature under 0.014, counts as if it
-    lay there and gets no gradient.
+    :func:`pixel_consistency`. A positive that lies more than 147 nats below the best cell, which takes a temperature
+    under 0.014, counts as if it lay there and gets no gradient.
 
     Memory: two float tensors (N, HWq, HWk) for an eighth of the images at a time; backward needs none, since forward
     has computed the gradients.
@@ -141,47 +129,28 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
     if not temperature > 0:
         raise ValueError(f"temperature={temperature}: set it above 0")
     with full_precision(q):
-        q, k = _unit_cells(q, k, mask)
-        return _Contrast.apply(q, k, mask, temperature)
+        x, y = (cells.mT for cells in _unit_cells(q, k, mask))  # (N, HW, C)
+        losses, grads_x, grads_y = [], [], []
+        with torch.no_grad():
+            for cells_x, cells_y, pairs in zip(*(part.chunk(_NUM_SLICES) for part in (x, y, mask)), strict=True):
+                loss, weight = _contrast(torch.bmm(cells_x, cells_y.mT).div_(temperature), pairs)
+                losses.append(loss)
+                weight.div_(temperature * len(q))  # d(loss) / d(cosine)
+                if x.requires_grad:
+                    grads_x.append(torch.bmm(weight, cells_y))
+                if y.requires_grad:
+                    grads_y.append(torch.bmm(weight.mT, cells_x))
+        grads = [torch.cat(parts) if parts else None for parts in (grads_x, grads_y)]
+        return with_gradient(torch.stack(losses).sum() / len(q), (x, y), grads)
 
 
 @torch.no_grad()
 def contrast_at_chance(mask: Tensor) -> Tensor:
-    """Value of :func:`pixel_contrast` where all cosines are equal: the mean of ``ln(HWk / |P(i)|)``.
-
-    Args:
-        mask: (N, HWq, HWk) bool.
-
-    Returns:
-        0-dim, in nats.
-    """
+    """Value of :func:`pixel_contrast`, in nats, where all cosines are equal; ``mask`` is (N, HWq, HWk) bool."""
     positives = mask.sum(2).float()  # (N, HWq)
     has_positive = positives > 0
     nats = torch.where(has_positive, math.log(mask.shape[2]) - positives.clamp(min=1).log(), 0.0)
     return (nats.sum(1) / has_positive.sum(1).clamp(min=1)).mean()
-
-
-class _Contrast(Function):
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, mask: Tensor, temperature: float) -> Tensor:
-        slices = list(zip(*(x.chunk(_NUM_SLICES) for x in (q.mT, k.mT, mask)), strict=True))  # rows are cells
-        losses, grads_q, grads_k = [], [], []
-        for cells_q, cells_k, pairs in slices:
-            loss, weight = _contrast(torch.bmm(cells_q, cells_k.mT).div_(temperature), pairs)
-            losses.append(loss)
-            weight.div_(temperature * len(q))  # d(loss) / d(cosine)
-            if ctx.needs_input_grad[0]:
-                grads_q.append(torch.bmm(weight, cells_k))
-            if ctx.needs_input_grad[1]:
-                grads_k.append(torch.bmm(weight.mT, cells_q))
-        ctx.save_for_backward(*(torch.cat(grads) if grads else None for grads in (grads_q, grads_k)))
-        return torch.stack(losses).sum() / len(q)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_q, grad_k = (None if kept is None else (grads[0] * kept).mT for kept in ctx.saved_tensors)
-        return grad_q, grad_k, None, None
 
 
 def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,7 +166,7 @@ def _contrast(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Cells of length 1, in float32 or, if an input is float64, in float64."""
+    """Check the arguments of both losses, and scale the cells to length 1."""
     if q.ndim != 3 or k.ndim != 3 or q.shape[:2] != k.shape[:2]:
         raise ValueError(f"maps must be (N, C, HW), of equal N and C; got {tuple(q.shape)} and {tuple(k.shape)}")
     if mask.dtype != torch.bool or mask.shape != (len(q), q.shape[2], k.shape[2]):
@@ -205,5 +174,5 @@ def _unit_cells(q: Tensor, k: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
             f"the mask of maps with {q.shape[2]} and {k.shape[2]} cells must be ({len(q)}, {q.shape[2]}, {k.shape[2]}) "
             f"bool; got {tuple(mask.shape)} {str(mask.dtype).removeprefix('torch.')}"
         )
-    dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), torch.float32)
-    return normalise(q.to(dtype)), normalise(k.to(dtype))
+    q, k = widened(q, k)
+    return normalise(q), normalise(k)

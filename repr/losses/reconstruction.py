@@ -5,19 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision
+from repr.losses.blockwise import full_precision, widened
 
 
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:
-    """Cut images into square patches.
+    """Cut images into square patches of side p: (B, C, H, W) -> (B, L, p * p * C) with L = (H / p)(W / p).
 
-    Args:
-        images: (B, C, H, W).
-        patch_size: side p of a patch in pixels; it divides H and W.
-
-    Returns:
-        (B, L, p * p * C) with L = (H / p)(W / p): patches row by row from the top left, within a patch its pixels row
-        by row, of each pixel the channels (He et al., 2021, arXiv 2111.06377).
+    The order is that of He et al., 2021, arXiv 2111.06377: patches row by row from the top left, within a patch its
+    pixels row by row, of each pixel the channels.
 
     Raises:
         ValueError: the patches do not fill the images.
@@ -31,14 +26,7 @@ def patchify(images: Tensor, *, patch_size: int) -> Tensor:
 
 
 def unpatchify(tokens: Tensor, *, patch_size: int) -> Tensor:
-    """Put the patches of square images together again; the inverse of :func:`patchify`.
-
-    Args:
-        tokens: (B, L, p * p * C), L a square.
-        patch_size: side p of a patch in pixels.
-
-    Returns:
-        (B, C, H, W).
+    """Put the patches of square images together again: the inverse of :func:`patchify`.
 
     Raises:
         ValueError: L is no square, or the patches have another size.
@@ -51,19 +39,12 @@ def unpatchify(tokens: Tensor, *, patch_size: int) -> Tensor:
 
 
 def normalize_patches(tokens: Tensor, *, eps: float = 1e-6) -> Tensor:
-    """Bring every patch to mean 0 and variance 1, over all its pixels and channels together.
+    """Bring every patch to mean 0 and variance 1, over all its pixels and channels together: (B, L, D), D > 1.
 
     ``(t - mean(t)) / sqrt(var(t) + eps)`` with the unbiased variance (He et al., 2021, arXiv 2111.06377, section 4.2,
-    and the authors' code). Always float32 or wider: in half precision ``eps`` would vanish, and a flat patch with it.
-
-    Args:
-        tokens: (B, L, D), D > 1.
-        eps: added to the variance.
-
-    Returns:
-        (B, L, D); a flat patch becomes zero.
+    and the authors' code). A flat patch becomes zero.
     """
-    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    (tokens,) = widened(tokens)  # in half precision eps would vanish, and a flat patch be divided by zero
     variance, mean = torch.var_mean(tokens, dim=-1, keepdim=True)
     return (tokens - mean) * (variance + eps).rsqrt()
 
@@ -81,16 +62,12 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     (:func:`normalize_patches`): 1, less 1/D since that variance is the unbiased one.
 
     Source: He et al., 2021, arXiv:2111.06377, section 3; the mean is over the removed patches of the whole batch, as in
-    the authors' code, not over those of each image.
+    the authors' code, not over those of each image. It is undefined (NaN) where nothing is removed.
 
-    Departures: none; undefined (NaN) where nothing is removed. Always float32 (float64 if an input is), also under
-    autocast.
-
-    Several processes: with the same number of removed patches on each, the mean of their losses is that of the global
-    batch, and so is the mean of gradients that DDP takes.
+    Several processes: the same number of patches must be removed on each.
     """
     with full_precision(pred):
-        dtype = torch.promote_types(torch.promote_types(pred.dtype, target.dtype), torch.float32)
-        error = (pred.to(dtype) - target.to(dtype)).square().mean(dim=-1)  # (B, L)
-        mask = mask.to(dtype)
+        pred, target = widened(pred, target)
+        error = (pred - target).square().mean(dim=-1)  # (B, L)
+        mask = mask.to(error.dtype)
         return (error * mask).sum() / mask.sum()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from inspect import signature
 from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
@@ -22,34 +22,41 @@ from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
 from repr.optim import Optim
 
+Loss = Callable[..., Tensor]
+Losses = Mapping[str, Loss]
+
 
 class Objective(pl.LightningModule):
     """A flow: how views and pairs move through encoders and heads to unweighted loss terms.
 
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
-    has defaults. A hybrid is nothing special: more terms, more weights. A flow that overrides a hook of Lightning
-    calls the one of this class too.
+    has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
+    arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
+    its heads give and of their hidden layers, and ``chunk_size`` is how many rows of its matrix of pairs exist at a
+    time (None: all).
 
-    Steps: ``step_number`` counts steps of the optimizer, not micro-batches. It is 0 during the first step and advances
-    after each one. A step that the guard skips is counted, but it has no gradients, so nothing follows it. When a run
-    starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without Trainer
-    calls :meth:`finish_step` after each ``optimizer.step()``, or sets the number.
+    A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
+    run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
+    Trainer calls :meth:`finish_step` after each ``optimizer.step()``, or sets the number.
 
-    Teacher: a flow has one if its constructor assigns a :class:`repr.models.teacher.Teacher` to ``self.teacher``. It is
-    the student again when a new run starts, after ``init_from``; it follows the weights once a step that was made; and
-    checkpoints, sharding, slices, the log (``train/momentum``) and the export (``weights=teacher``) find it by itself.
+    A flow has a teacher if its constructor assigns a :class:`repr.models.teacher.Teacher` to ``self.teacher``. When a
+    new run starts, after ``init_from``, it becomes the student again; it follows the weights once for each step that
+    was made. Checkpoints, sharding, slices, the log (``train/momentum``) and the export (``weights=teacher``) find it.
 
     Args:
         backbone: image encoder, (B, 3, H, W) -> (B, num_features); None in a flow that reads no pictures.
-        weights: weight of each loss term; a term of weight 0 is not computed.
+        weights: weight of each loss term; a term of weight 0 is not computed. None: 1 for the first of ``TERMS``.
         optim: optimizer and schedule.
         options: of the subclass, as far as the names of its terms depend on them.
 
     Attributes:
         output: what the last step gave, detached; for callbacks.
-        step_number: optimizer steps that were made before the present one.
+        step_number: optimizer steps (not micro-batches) that were made before the present one.
         total_steps: optimizer steps of the whole run; None until training starts, and without a Trainer.
         teacher: None in a flow that assigns none.
+
+    Raises:
+        ValueError: the weights name other terms or are all zero, or options of the flow do not go together.
     """
 
     TERMS: ClassVar[tuple[str, ...]] = ()
@@ -64,12 +71,13 @@ class Objective(pl.LightningModule):
         self,
         backbone: nn.Module | None,
         *,
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         terms = self.term_names(options or {})
+        weights = dict.fromkeys(terms[:1], 1.0) if weights is None else weights
         if unknown := sorted(set(weights) - set(terms)):
             raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
         self.backbone = cast(nn.Module, backbone)
@@ -90,8 +98,8 @@ class Objective(pl.LightningModule):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """What this flow finds wrong in the config around it: one message for each fault.
 
-        It is asked of a flow whose modules lie on torch's meta device, so their shapes are known and nothing is
-        computed. What the constructor can know by itself, it refuses with a ValueError.
+        The modules lie on torch's meta device: their shapes are known and nothing is computed. What the constructor can
+        know by itself, it refuses with a ValueError.
         """
         return iter(())
 
@@ -120,27 +128,17 @@ class Objective(pl.LightningModule):
         return Embeddings(image=image, trunk=image)
 
     def chance(self, num_rows: int) -> Mapping[str, float | Tensor | None]:
-        """Values of the terms at chance, see :func:`repr.losses.chance.at_chance`; logged as ``train/<term>.chance``.
+        """Values at chance of the terms that have one, for a global batch of ``num_rows`` samples.
 
-        Args:
-            num_rows: samples of the global batch.
-
-        Returns:
-            Term -> value; None, or no entry, where a term has no such value.
+        They are logged as ``train/<term>.chance``, see :func:`repr.losses.chance.at_chance`.
         """
         return {}
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
-        """What the flow does with a few training samples, drawn for a person; the run's report shows it.
+        """Draw what the flow does with some rows of a training batch: name -> (3, H, W) uint8 on the CPU.
 
-        Called in evaluation mode without gradients, on every process. :mod:`repr.drawing` has the means.
-
-        Args:
-            batch: some rows of a training batch.
-            show: undoes the normalisation of pictures.
-
-        Returns:
-            name -> (3, H, W) uint8 on the CPU.
+        It is called in evaluation mode without gradients, on every process; ``show`` undoes the normalisation of
+        pictures. The run's report shows the result.
         """
         return {}
 
@@ -148,11 +146,7 @@ class Objective(pl.LightningModule):
         """Change what follows the weights, such as a clamped temperature; called after each optimizer step made."""
 
     def finish_step(self, *, skipped: bool = False) -> None:
-        """Let clamps and teacher follow a step of the optimizer, and count it.
-
-        Args:
-            skipped: the step has changed no weights.
-        """
+        """Count a step of the optimizer; clamps and teacher follow unless it was ``skipped`` and changed no weights."""
         if not skipped:
             self.update_targets()
             if self.teacher is not None:
@@ -171,7 +165,7 @@ class Objective(pl.LightningModule):
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum the terms of :meth:`step` and log ``train/loss``, every term with its chance and every other scalar."""
+        """Sum the terms of :meth:`step`, and log ``train/loss``, the terms with their chance, and other scalars."""
         output = self.step(batch)
         loss = self.total(output.terms)
         self.output = recursive_detach(output)
@@ -199,7 +193,7 @@ class Objective(pl.LightningModule):
         return self.embed(batch)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
-        """What a sample may be clustered by: embeddings of an evaluation batch."""
+        """Embed an evaluation batch; samples may be clustered by what this returns."""
         return self.embed(batch)
 
     def configure_model(self) -> None:
@@ -211,17 +205,13 @@ class Objective(pl.LightningModule):
         if self.device_mesh is not None and not self._is_sharded():
             # Autocast takes norms to float32 on CUDA; on the CPU they would refuse weights of another type.
             mixed = self.trainer.precision == "bf16-mixed" and self.device_mesh.device_type == "cuda"
-            half = torch.bfloat16 if mixed else None
-            shard(self, self.device_mesh["data_parallel"], param_dtype=half)
+            shard(self, self.device_mesh["data_parallel"], param_dtype=torch.bfloat16 if mixed else None)
 
     def _is_sharded(self) -> bool:
         return any(isinstance(module, FSDPModule) for module in self.modules())
 
     def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does it; torch's own cannot take sharded and whole gradients together."""
         if not self._is_sharded():
@@ -250,34 +240,31 @@ class Objective(pl.LightningModule):
 
 
 def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
-    """What to multiply a loss by, so that a step is the mean over its batches: 1, but for a short last one of an epoch.
+    """What to multiply the loss of a batch by, so that a step is the mean over its batches.
 
-    Lightning divides each loss by ``accumulate_grad_batches``, also where that step has fewer batches.
-
-    Args:
-        trainer: of the run.
-        batch_idx: of the batch in its epoch.
+    It is 1, but in the last step of an epoch if that has fewer batches than ``accumulate_grad_batches``, by which
+    Lightning divides each loss.
     """
     accumulate = trainer.accumulate_grad_batches
     left = trainer.num_training_batches - batch_idx // accumulate * accumulate
     return accumulate / min(accumulate, left)
 
 
-def in_chunks(
-    losses: Mapping[str, Callable[..., Tensor]], names: Sequence[str], chunk_size: int | None
-) -> dict[str, Callable[..., Tensor]]:
-    """Let the pairwise ones among losses build ``chunk_size`` rows of their matrix of pairs at a time.
+def chosen(
+    defaults: Losses, losses: Losses | None = None, *, pairwise: Sequence[str] = (), chunk_size: int | None = None
+) -> dict[str, Loss]:
+    """The loss function of each term: the default, or that of ``losses``.
 
-    Args:
-        losses: by term.
-        names: the pairwise ones.
-        chunk_size: None: as they are.
+    With a ``chunk_size`` the ``pairwise`` terms build so many rows of their matrix of pairs at a time.
 
     Raises:
-        ValueError: one of them takes no ``chunk_size``.
+        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``.
     """
-    if chunk_size is None:
-        return dict(losses)
-    if without := [name for name in names if "chunk_size" not in inspect.signature(losses[name]).parameters]:
-        raise ValueError(f"chunk_size={chunk_size}: the losses of {', '.join(without)} take none; set it to null")
-    return {name: partial(loss, chunk_size=chunk_size) if name in names else loss for name, loss in losses.items()}
+    if unknown := sorted(set(losses or {}) - set(defaults)):
+        raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
+    functions = {**defaults, **(losses or {})}
+    if chunk_size is not None:
+        if without := [name for name in pairwise if "chunk_size" not in signature(functions[name]).parameters]:
+            raise ValueError(f"chunk_size={chunk_size}: the losses of {', '.join(without)} take none; set it to null")
+        functions |= {name: partial(functions[name], chunk_size=chunk_size) for name in pairwise}
+    return functions

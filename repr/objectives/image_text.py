@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,13 +12,11 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
-from repr.models.backbone import width_of
-from repr.objectives.base import Objective, in_chunks
+from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.towers import captions, clamp_scale, image_projection, logit_scale
 from repr.optim import Optim
 
-Loss = Callable[..., Tensor]
-
-LOSSES: dict[str, Loss] = {
+LOSSES: Losses = {
     "contrast": contrastive.clip,
     "alignment": hypersphere.alignment,
     "uniformity": hypersphere.uniformity,
@@ -39,18 +36,14 @@ class ImageText(Objective):
     Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim), such as
             ``open_clip.transformer.TextTransformer``.
-        weights: weight of each term; the default is plain CLIP.
-        losses: function of each term where it is not the default. ``contrast`` is called with
-            ``logit_scale`` (and ``logit_bias`` if there is one), the others with features alone.
+        losses: function of each term where it is not the default. ``contrast`` is called with ``logit_scale`` (and
+            ``logit_bias`` if there is one), the others with features alone.
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
         logit_bias: initial bias of the logits (SigLIP); None: none.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        optim: optimizer and schedule.
     """
 
     TERMS = tuple(LOSSES)
@@ -64,7 +57,7 @@ class ImageText(Objective):
         text: nn.Module,
         *,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         temperature: float = 0.07,
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
@@ -72,21 +65,13 @@ class ImageText(Objective):
         chunk_size: int | None = None,
         optim: Optim | None = None,
     ) -> None:
-        super().__init__(backbone, weights={"contrast": 1.0} if weights is None else weights, optim=optim)
-        if unknown := sorted(set(losses or {}) - set(LOSSES)):
-            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(LOSSES)}")
-        low, high = temperature_range
-        if not 0 < low <= temperature <= high:
-            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
-        self.losses = in_chunks({**LOSSES, **(losses or {})}, self.PAIRWISE, chunk_size)
+        super().__init__(backbone, weights=weights, optim=optim)
+        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
         self.text = text
-        width, dim = width_of(backbone), width_of(text, "output_dim")
-        self.image_projection = nn.Linear(width, dim, bias=False)
-        nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
-        # A parameter even when it is fixed, so that checkpoints and exports hold it under open_clip's name.
+        self.image_projection = image_projection(backbone, text)
         learned = "contrast" in self.weights
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learned and learn_temperature)
-        self.log_scale_range = (-math.log(high), -math.log(low))
+        self.logit_scale = logit_scale(temperature, temperature_range, learned=learned and learn_temperature)
+        self.temperature_range = temperature_range
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
@@ -110,10 +95,9 @@ class ImageText(Objective):
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""
-        if "text" not in batch:
-            raise ValueError(f"{type(self).__name__} needs captions: set data.tokenizer and a source that has them")
+        tokens = captions(batch)
         image = gather(self.encode_image(batch["views"][0]).float())  # (N, D), N over all ranks
-        text = gather(self.encode_text(batch["text"]).float())  # (N, D)
+        text = gather(self.encode_text(tokens).float())  # (N, D)
         scale = self.logit_scale.exp()
         terms = {name: self._term(name, image, text, scale) for name in self.weights}
         return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": 1 / scale.detach()})
@@ -135,5 +119,4 @@ class ImageText(Objective):
 
     def update_targets(self) -> None:
         """Clamp the temperature."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(*self.log_scale_range)
+        clamp_scale(self.logit_scale, self.temperature_range)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -18,19 +16,17 @@ from repr.losses.chance import at_chance
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Objective, in_chunks
+from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.views import backbone_faults, view_sizes
 from repr.optim import Optim
 
-Loss = Callable[..., Tensor]
-
-PAIRS: dict[str, Loss] = {  # of two views
-    "contrast": partial(contrastive.nt_xent, temperature=0.1),
+PAIRS: Losses = {  # of two views
+    "contrast": contrastive.nt_xent,
     "alignment": hypersphere.alignment,
     "invariance": decorrelation.invariance,
-    "correlation": partial(decorrelation.cross_correlation, off_diagonal_weight=0.0051),
+    "correlation": decorrelation.cross_correlation,
 }
-SINGLES: dict[str, Loss] = {  # of one view
+SINGLES: Losses = {  # of one view
     "uniformity": hypersphere.uniformity,
     "variance": decorrelation.variance,
     "covariance": decorrelation.covariance,
@@ -52,16 +48,10 @@ class JointEmbedding(Objective):
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
-        hidden_dim: width of the head's hidden layers.
-        dim: width of the embedding.
         num_layers: linear layers of the head.
         last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
         last_bias: whether the last layer has a bias where no norm follows.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        weights: weight of each term; the default is SimCLR.
         losses: function of each term where it is not the default; called with features alone.
-        optim: optimizer and schedule.
     """
 
     TERMS = (*PAIRS, *SINGLES)
@@ -79,16 +69,12 @@ class JointEmbedding(Objective):
         last_bias: bool = True,
         chunk_size: int | None = None,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
-        weights = {"contrast": 1.0} if weights is None else weights
-        width = width_of(backbone)
+        widths = [width_of(backbone), *[hidden_dim] * (num_layers - 1), dim]
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        if unknown := sorted(set(losses or {}) - set(self.TERMS)):
-            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        self.losses = in_chunks({**PAIRS, **SINGLES, **(losses or {})}, self.PAIRWISE, chunk_size)
-        widths = [width, *[hidden_dim] * (num_layers - 1), dim]
+        self.losses = chosen({**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
@@ -101,17 +87,18 @@ class JointEmbedding(Objective):
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""
-        if len(batch["views"]) < 2:
+        num_views = len(batch["views"])
+        if num_views < 2:
             raise ValueError(f"{type(self).__name__} compares two views or more of a sample, and the batch has one")
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
-        views = [gather(view) for view in embedding.chunk(len(batch["views"]))]  # V x (N, D), N over all ranks
-        terms = {name: self._term(name, views) for name in self.weights}
-        return StepOutput(terms, {"embedding": views[0]})
+        views = [gather(view) for view in embedding.chunk(num_views)]  # V x (N, D), N over all ranks
+        return StepOutput({name: self._term(name, views) for name in self.weights}, {"embedding": views[0]})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
         embeddings = self.embed(batch)
-        return replace(embeddings, projection=self.head(embeddings.trunk))
+        embeddings.projection = self.head(embeddings.trunk)
+        return embeddings
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of every loss that :mod:`repr.losses` knows a level of."""

@@ -16,6 +16,7 @@ from repr.models.backbone import width_of
 from repr.models.decoder import Decoder, fix_positions
 from repr.models.masking import Mask, Masking, encode_kept, num_kept, patch_similarity, take, vit_fault
 from repr.models.slicing import in_slices
+from repr.objectives.towers import captions
 from repr.objectives.views import view_sizes
 
 Positions = Literal["sincos", "learned"]
@@ -36,7 +37,7 @@ class Masked(NamedTuple):
 def make_decoder(
     vit: Any, masking: Masking, positions: Positions, make: MakeDecoder | None, *, knows_captions: bool = False
 ) -> Decoder | None:
-    """Check that a ViT can be masked so, fix its positions if asked to, and build the decoder that goes with it.
+    """Check that a timm ViT can be masked so, fix its positions if asked to, and build the decoder that goes with it.
 
     Args:
         vit: a timm ``VisionTransformer``.
@@ -78,14 +79,10 @@ def encode_visible(
     num_views: int = 1,
     scorer: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Masked:
-    """Mask the first views of a batch by its ``seed``, and encode what is left of all in one pass.
+    """Mask the first V views of a batch by its ``seed``, and encode what is left of all in one pass.
 
-    Args:
-        vit: a timm ``VisionTransformer``.
-        masking: which patches are removed.
-        batch: with ``views`` and ``seed``, and ``text`` for text-guided masking.
-        num_views: V.
-        scorer: the flow's own, where ``masking`` has none: pictures -> features of patches and of their captions.
+    Text-guided masking reads ``text`` too; where it has no scorer, the flow gives its own, pictures -> features of
+    patches and of their captions.
 
     Raises:
         ValueError: the batch lacks something.
@@ -109,27 +106,25 @@ def encode_visible(
     return Masked(images, mask, encode_kept(vit, images, mask.ids_keep), similarity, vit.patch_embed.patch_size[0])
 
 
-def captions(batch: Batch) -> Tensor:
-    """The captions of a batch, (B, L) token ids; where it has none, a ValueError says what to set."""
-    if "text" not in batch:
-        raise ValueError("captions are needed here: set data.tokenizer and a source that has them")
-    return batch["text"]
+def reconstruction(decoder: Decoder | None, masked: Masked) -> dict[str, Tensor]:
+    """The term ``reconstruction``, where there is a decoder: the error of the rebuilt patches over all ranks.
 
-
-def reconstruction(decoder: Decoder, masked: Masked) -> Tensor:
-    """The error of the rebuilt patches over all ranks; its gradient comes from a rank's own rows, and DDP averages."""
+    Its gradient comes from a rank's own rows, and DDP averages.
+    """
+    if decoder is None:
+        return {}
     mask = masked.mask
     pred = decoder(masked.tokens, mask.ids_restore, mask.ids_remove)  # (V * B, L - K, p * p * 3)
     patches = take(patchify(masked.images.float(), patch_size=masked.patch_size), mask.ids_remove)
     loss = masked_mse(pred, decoder.target(patches), torch.ones_like(pred[..., 0]))
-    return all_reduce(loss) / world_size()
+    return {"reconstruction": all_reduce(loss) / world_size()}
 
 
-def reconstruction_at_chance(decoder: Decoder | None, num_rows: int) -> dict[str, float | Tensor | None]:
+def reconstruction_at_chance(decoder: Decoder | None) -> dict[str, float | Tensor | None]:
     """The level of ``reconstruction``, which there is where patches are normalised."""
     if decoder is None or not decoder.normalize_target:
         return {}
-    return {"reconstruction": at_chance(masked_mse, num_rows=num_rows, dim=decoder.predict.out_features)}
+    return {"reconstruction": at_chance(masked_mse, dim=decoder.predict.out_features)}
 
 
 def embed_unmasked(vit: Any, images: Tensor) -> Embeddings:

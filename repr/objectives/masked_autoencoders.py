@@ -24,7 +24,6 @@ from repr.objectives.masked import (
     MakeDecoder,
     Masked,
     Positions,
-    captions,
     embed_unmasked,
     encode_visible,
     make_decoder,
@@ -33,6 +32,7 @@ from repr.objectives.masked import (
     reconstruction_at_chance,
 )
 from repr.objectives.masked_pictures import draw
+from repr.objectives.towers import captions, clamp_scale, image_projection, logit_scale
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -58,14 +58,7 @@ class MaskedViews(Objective):
         decoder: called as :class:`repr.models.decoder.Decoder`, such as a ``functools.partial`` of it.
         positions: ``sincos`` replaces the backbone's positions by MAE's fixed ones; ``learned`` leaves them.
         hidden_dim: hidden width of the head, which has three layers.
-        dim: width of its embedding.
         temperature: the cosines are divided by it.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
-        weights: weight of each term; the default is MAE.
-        optim: optimizer and schedule.
-
-    Raises:
-        ValueError: a backbone that cannot be masked, or options that do not go together.
     """
 
     TERMS = ("reconstruction", "contrast")
@@ -86,7 +79,7 @@ class MaskedViews(Objective):
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
-        super().__init__(backbone, weights={"reconstruction": 1.0} if weights is None else weights, optim=optim)
+        super().__init__(backbone, weights=weights, optim=optim)
         self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
@@ -112,9 +105,7 @@ class MaskedViews(Objective):
     def step(self, batch: Batch) -> StepOutput:
         """The terms, those of two views on the global batch."""
         masked = encode_visible(self.backbone, self.masking, batch, num_views=self.num_views)
-        output = StepOutput({})
-        if self.decoder is not None:
-            output.terms["reconstruction"] = reconstruction(self.decoder, masked)
+        output = StepOutput(reconstruction(self.decoder, masked))
         if self.head is not None:
             vit: Any = self.backbone
             a, b = (gather(view) for view in self.head(vit.forward_head(masked.tokens)).float().chunk(2))  # (N, dim)
@@ -130,18 +121,17 @@ class MaskedViews(Objective):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the reconstruction only where patches are normalised."""
-        contrast = at_chance(nt_xent, num_rows=num_rows, dim=0)
-        return {"contrast": contrast, **reconstruction_at_chance(self.decoder, num_rows)}
+        return {"contrast": at_chance(nt_xent, num_rows=num_rows), **reconstruction_at_chance(self.decoder)}
 
 
 class MaskedImageText(Objective):
     """A ViT sees some patches of a picture; the others are rebuilt, and what it saw is compared with the caption.
 
     MAE with CLIP's contrast (after the video method of arXiv 2408.00759, equations 1 to 3): the first view is masked,
-    encoded and rebuilt as by :class:`repr.objectives.masked_views.MaskedViews`; what the backbone pools of the visible
-    patches -> ``image_projection``, against the text tower, with CLIP's loss (:func:`repr.losses.contrastive.clip`).
-    There is no BatchNorm. Both embeddings are gathered. Without a weight of ``reconstruction`` it is CLIP on masked
-    pictures, as FLIP (Li et al., 2022, arXiv 2212.00794).
+    encoded and rebuilt as by :class:`MaskedViews`; what the backbone pools of the visible patches ->
+    ``image_projection``, against the text tower, with CLIP's loss (:func:`repr.losses.contrastive.clip`). There is no
+    BatchNorm. Both embeddings are gathered. Without a weight of ``reconstruction`` it is CLIP on masked pictures, as
+    FLIP (Li et al., 2022, arXiv 2212.00794).
 
     Text-guided masking (``masking.kind=text``, the same paper): the patches most similar to the caption are removed.
     The similarity is that of a frozen scorer, or else of the flow's own towers, whose image projection is linear, so
@@ -150,20 +140,10 @@ class MaskedImageText(Objective):
     Terms: ``reconstruction``, ``contrast``.
 
     Args:
-        backbone: a timm ``VisionTransformer`` without classifier, as for :class:`MaskedViews`.
-        text: text encoder with ``output_dim``, (B, L) -> (B, output_dim).
-        masking: as for :class:`MaskedViews`, like ``decoder`` and ``positions``; the flow itself can be the scorer.
-        decoder: likewise.
-        positions: likewise.
-        temperature: initial temperature; the logits are cosines divided by it.
-        learn_temperature: whether it is a parameter.
-        temperature_range: bounds to which it is clamped after every step.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
+        backbone: as for :class:`MaskedViews`, like ``decoder`` and ``positions``.
+        text: as for :class:`repr.objectives.image_text.ImageText`, like all that concerns the temperature.
+        masking: which patches are removed; for text-guided masking the flow itself can be the scorer.
         weights: weight of each term; both 1 by default, as in the paper.
-        optim: optimizer and schedule.
-
-    Raises:
-        ValueError: a backbone that cannot be masked, or options that do not go together.
     """
 
     TERMS = ("reconstruction", "contrast")
@@ -186,20 +166,15 @@ class MaskedImageText(Objective):
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=dict.fromkeys(self.TERMS, 1.0) if weights is None else weights, optim=optim)
-        low, high = temperature_range
-        if not 0 < low <= temperature <= high:
-            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
         if "contrast" not in self.weights:
             raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
         self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.text = text
-        width = width_of(backbone)
-        self.image_projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)
-        nn.init.normal_(self.image_projection.weight, std=width**-0.5)  # as in CLIP
-        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learn_temperature)
-        self.log_scale_range = (-math.log(high), -math.log(low))
+        self.image_projection = image_projection(backbone, text)
+        self.logit_scale = logit_scale(temperature, temperature_range, learned=learn_temperature)
+        self.temperature_range = temperature_range
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and what every masked flow finds."""
@@ -219,24 +194,19 @@ class MaskedImageText(Objective):
         """As :func:`repr.objectives.masked.embed_unmasked`, but ``image``, and ``text`` of captions, are projected."""
         embeddings = embed_unmasked(self.backbone, batch["image"])
         embeddings.image = self.image_projection(embeddings.trunk)
-        if "text" in batch:
-            embeddings.text = self.encode_text(batch["text"])
+        embeddings.text = self.encode_text(batch["text"]) if "text" in batch else None
         return embeddings
 
     def step(self, batch: Batch) -> StepOutput:
         """The terms, the contrast on the global batch."""
         text = self.encode_text(captions(batch)).float()
         masked = self._encode_visible(batch, text)
-        terms = {}
-        if self.decoder is not None:
-            terms["reconstruction"] = reconstruction(self.decoder, masked)
+        terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
         image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
-        scale = self.logit_scale.exp()
-        terms["contrast"] = clip(image, text, logit_scale=scale, chunk_size=self.chunk_size)
-        return StepOutput(
-            terms, {"image": image, "text": text}, logs={"temperature": (-self.logit_scale.detach()).exp()}
-        )
+        terms["contrast"] = clip(image, text, logit_scale=self.logit_scale.exp(), chunk_size=self.chunk_size)
+        temperature = (-self.logit_scale.detach()).exp()
+        return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": temperature})
 
     def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
         def score(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,10 +224,8 @@ class MaskedImageText(Objective):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the reconstruction only where patches are normalised."""
-        contrast = at_chance(clip, num_rows=num_rows, dim=0)
-        return {"contrast": contrast, **reconstruction_at_chance(self.decoder, num_rows)}
+        return {"contrast": at_chance(clip, num_rows=num_rows), **reconstruction_at_chance(self.decoder)}
 
     def update_targets(self) -> None:
         """Clamp the temperature."""
-        with torch.no_grad():
-            self.logit_scale.clamp_(*self.log_scale_range)
+        clamp_scale(self.logit_scale, self.temperature_range)

@@ -19,19 +19,11 @@ BLANK = 128  # the gray of a removed patch
 
 
 def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Show) -> Tensor:
-    """Draw a column a sample.
+    """Draw a column for each sample: (3, H, W) uint8 on the CPU.
 
-    From top to bottom: image, image without the removed patches; with a decoder, kept patches with the predicted ones;
-    for text-guided masking, map of similarity (dark to bright from the least to the most similar patch) and caption.
-
-    Args:
-        masked: images, normalised, and what the encoder made of them.
-        decoder: rebuilds them.
-        text: (B, T), CLIP's token ids of the captions.
-        show: undoes the normalisation.
-
-    Returns:
-        (3, H, W) uint8 on the CPU.
+    From top to bottom it shows the image and what is visible of it; with a decoder, the visible patches with the
+    predicted ones; for text-guided masking, the similarity to the caption (dark to bright from the least to the most
+    similar patch) and, if ``text`` (B, L) has CLIP's token ids, the caption. ``show`` undoes the normalisation.
     """
     images, mask, size = masked.images.float(), masked.mask, masked.patch_size
     pixels, patches, removed = show(images), patchify(images, patch_size=size), mask.removed[..., None]
@@ -50,7 +42,7 @@ def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Sho
 
 def _heat(values: Tensor) -> Tensor:
     """(B, L) -> (B, 3, h, w) uint8, of each row from the least to the most: black, red, yellow, white."""
-    least, most = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
+    least, most = values.aminmax(dim=1, keepdim=True)
     side = round(values.shape[1] ** 0.5)
     x = ((values - least) / (most - least).clamp(min=1e-6)).unflatten(1, (side, side))
     return (torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1) * 255).byte()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -18,15 +17,9 @@ from repr.losses.chance import at_chance
 from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
-from repr.objectives.base import Objective, in_chunks
+from repr.objectives.base import Objective, chosen
+from repr.objectives.mixing import Mixing
 from repr.optim import Optim
-
-Loss = Callable[..., Tensor]
-Draw = Callable[..., tuple[Tensor, Tensor]]
-LEVELS = ("embedding", "input")
-DRAW: Draw = partial(mixup.draw_mix, beta=0.15, fraction=0.5)
-MIXED: Loss = partial(mixup.mixed_contrast, temperature=0.1)
-CLEAN: Loss = partial(mixup.soft_clip, temperature=0.125)
 
 
 class MixupContrast(Objective):
@@ -37,10 +30,10 @@ class MixupContrast(Objective):
     Flow: each modality -> its encoder -> its head; all embeddings side by side -> fusion head. Logits and embeddings
     are gathered, and the terms are those of the global batch, in float32. For the contrast each modality is mixed
     within itself and compared with the next one, unmixed; the last one with the first, so two modalities are compared
-    in both directions. From ``switch`` of the epochs on, embeddings are compared as they are, by ``clean_loss``. Who is
-    mixed with whom comes from the seeds of the global batch. At the embedding level mixing follows the gathering; at
-    the input level the raw inputs of all ranks are gathered (without gradient), and an encoder passes its rows and the
-    mixed ones together. BatchNorm of the backbone has the statistics of all ranks.
+    in both directions. After the switch embeddings are compared as they are. Who is mixed with whom comes from the
+    seeds of the global batch. At the embedding level mixing follows the gathering; at the input level the raw inputs of
+    all ranks are gathered (without gradient), and an encoder passes its rows and the mixed ones together. BatchNorm of
+    the backbone has the statistics of all ranks.
 
     Terms: ``fusion`` and ``<modality>_head``, cross-entropies; ``contrast``, the sum over the pairs of modalities.
     Modalities are ``image``, ``text`` and the names of ``tables``, in this order.
@@ -52,17 +45,8 @@ class MixupContrast(Objective):
         num_classes: C, all that the data has.
         attribute: which labels are learnt; None: the first.
         head_widths: of the hidden layers of each head.
-        dropout: in the heads.
-        mixing: modality -> where it is mixed: ``embedding``, which those have that are not named, or ``input``.
-        switch: share of ``trainer.max_epochs``, rounded down to whole epochs, with the mixed contrast. Of a run that
-            is limited by ``trainer.max_steps`` alone, share of its steps.
-        draw: ``(seed, stream=...) -> (perm, lam)``; the stream is the number of the modality.
-        mixed_loss: ``(mixed, other, perm=..., lam=...)`` before the switch.
-        clean_loss: ``(a, b)`` after it.
-        mix_other: the other modality is mixed too, as it is in the authors' code by a slip. To reproduce its numbers.
-        chunk_size: rows of the matrix of pairs that exist at a time; None: all.
+        mixing: which samples are mixed and how modalities are compared; None: as in the paper.
         weights: weight of each term; the default is the paper's.
-        optim: optimizer and schedule.
     """
 
     TERMS = ("fusion", "image_head", "text_head", "contrast")
@@ -79,12 +63,7 @@ class MixupContrast(Objective):
         attribute: str | None = None,
         head_widths: Sequence[int] = (256, 256),
         dropout: float = 0.0,
-        mixing: Mapping[str, str] | None = None,
-        switch: float = 0.33,
-        draw: Draw = DRAW,
-        mixed_loss: Loss = MIXED,
-        clean_loss: Loss = CLEAN,
-        mix_other: bool = False,
+        mixing: Mixing | None = None,
         chunk_size: int | None = None,
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
@@ -97,27 +76,21 @@ class MixupContrast(Objective):
             widths["image"], backbone = width_of(backbone), synchronise(backbone)
         if text is not None:
             widths["text"] = width_of(text, "output_dim")
-        widths |= {name: _out_features(name, encoder) for name, encoder in tables.items()}
+        widths |= {name: _widths(name, encoder)[1] for name, encoder in tables.items()}
         if weights is None:
             weights = {"fusion": 1.0} | {f"{name}_head": 1.0 for name in widths} | {"contrast": 0.1}
         super().__init__(backbone, weights=weights, optim=optim, options={"tables": tables})
         self.text = text
         self.tables = nn.ModuleDict(tables)
         self.modalities = tuple(widths)
-        self.mixing = dict.fromkeys(widths, LEVELS[0]) | dict(mixing or {})
-        self._check(widths, switch)
-        shapes = {f"{name}_head": width for name, width in widths.items()} | {"fusion": sum(widths.values())}
-        self.heads = nn.ModuleDict(
-            {
-                name: plain_mlp([width, *head_widths, num_classes], dropout=dropout)
-                for name, width in shapes.items()
-                if name in self.weights
-            }
-        )
-        self.num_classes, self.attribute, self.switch = num_classes, attribute, switch
-        self.draw, self.mix_other = draw, mix_other
-        losses = {"mixed": mixed_loss, "clean": clean_loss}
-        self.losses = in_chunks(losses, list(losses), chunk_size)
+        self.mixing = mixing or Mixing()
+        self._check(widths)
+        inputs = {f"{name}_head": width for name, width in widths.items()} | {"fusion": sum(widths.values())}
+        shapes = {name: [width, *head_widths, num_classes] for name, width in inputs.items() if name in self.weights}
+        self.heads = nn.ModuleDict({name: plain_mlp(shape, dropout=dropout) for name, shape in shapes.items()})
+        self.num_classes, self.attribute = num_classes, attribute
+        losses = {"mixed": self.mixing.mixed_loss, "clean": self.mixing.clean_loss}
+        self.losses = chosen(losses, pairwise=tuple(losses), chunk_size=chunk_size)
         self._column = 0  # of `label`
 
     @classmethod
@@ -137,7 +110,7 @@ class MixupContrast(Objective):
         """Batches of one cluster would have few of the classes that are learnt."""
         return "it learns classes, of which a batch of one cluster has few"
 
-    def _check(self, widths: Mapping[str, int], switch: float) -> None:
+    def _check(self, widths: Mapping[str, int]) -> None:
         if not widths:
             raise ValueError("MixupContrast has no modality: give backbone, text or tables")
         told = ", ".join(f"{name} {width}" for name, width in widths.items())
@@ -149,16 +122,8 @@ class MixupContrast(Objective):
         heads = {f"{name}_head" for name in widths}
         if absent := sorted(self.weights.keys() - heads - {"fusion", "contrast"}):
             raise ValueError(f"objective.weights.{absent[0]}: there is no such modality, only {told}; set it to 0")
-        for name, level in self.mixing.items():
-            if name not in widths or level not in LEVELS:
-                raise ValueError(
-                    f"objective.mixing.{name}={level}; the modalities are {', '.join(widths)}, and each is mixed at "
-                    f"the level {' or '.join(LEVELS)}"
-                )
-        if self.mixing.get("text") == "input":
-            raise ValueError("objective.mixing.text=input: token ids cannot be mixed; set it to embedding")
-        if not 0 <= switch <= 1:
-            raise ValueError(f"objective.switch={switch}; set it to a share of the epochs, from 0 to 1")
+        if unknown := sorted(self.mixing.levels.keys() - widths.keys()):
+            raise ValueError(f"objective.mixing.levels.{unknown[0]}; the modalities are {', '.join(widths)}")
 
     def setup(self, stage: str) -> None:
         """Find the labels in the data, if it comes from a DataModule, and see that they and the tables fit.
@@ -170,30 +135,34 @@ class MixupContrast(Objective):
         if not hasattr(data, "attributes"):
             return
         if self.tables:
-            _check_tables(self.tables, {block: table.shape[1] for block, table in data.tables["train"].items()})
+            self._check_tables({block: table.shape[1] for block, table in data.tables["train"].items()})
         known = list(data.attributes)
-        if not known or self.attribute not in (None, *known):
+        name = self.attribute or next(iter(known), None)
+        if name not in known:
             wanted = "labels" if self.attribute is None else f"the attribute '{self.attribute}'"
             raise ValueError(
                 f"MixupContrast learns classes, and the data lacks {wanted}; it has {', '.join(known) or 'none'}: set "
                 "data.train.labels (or attributes) and objective.attribute"
             )
-        name = self.attribute or known[0]
         self._column = known.index(name)
-        if len(data.attributes[name]) > self.num_classes:
-            num = len(data.attributes[name])
+        if (num := len(data.attributes[name])) > self.num_classes:
             raise ValueError(f"'{name}' has {num} classes: set objective.num_classes={num}, not {self.num_classes}")
         labels = data.train.attributes.get(name, [""] * len(data.train))
-        missing = [row for row, label in enumerate(labels) if not label]
-        if missing:
+        if missing := [row for row, label in enumerate(labels) if not label]:
             raise ValueError(
                 f"{len(missing)} of {len(labels)} rows of data.train have no label '{name}', the first is "
                 f"{data.train.key(missing[0])}: label them or leave them out (data.train.where)"
             )
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), not normalised."""
-        return self.backbone(images)
+    def _check_tables(self, blocks: Mapping[str, int]) -> None:
+        """Compare the encoders of tables with the blocks of the data and their numbers of columns."""
+        ours = {name: _widths(name, encoder)[0] for name, encoder in self.tables.items()}
+        if list(ours.items()) != list(blocks.items()):
+            told = [", ".join(f"{name} ({num})" for name, num in part.items()) or "none" for part in (ours, blocks)]
+            raise ValueError(
+                f"objective.tables encode {told[0]}, and the data has the blocks {told[1]}: name the same blocks in "
+                "the same order, and set the first of objective.tables.<name>.widths to the number of columns"
+            )
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised."""
@@ -205,48 +174,54 @@ class MixupContrast(Objective):
         ``image`` and ``trunk`` are the embedding of the picture, or, in a flow without pictures, all embeddings side
         by side; ``text`` is that of the caption.
         """
-        encoded = {name: encode(x) for name, encode, x in self._inputs(batch, evaluation=True) if x is not None}
-        joint = torch.cat(list(encoded.values()), dim=1)
-        image = encoded.get("image", joint)
+        encoded = {name: self._encode(name, rows) for name, rows in self._rows(batch, batch.get("image")).items()}
+        image = encoded["image"] if "image" in encoded else torch.cat(list(encoded.values()), dim=1)
         return Embeddings(image=image, trunk=image, text=encoded.get("text"), logits=self._logits(encoded))
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""
-        missing = [name for name, _, x in self._inputs(batch) if x is None]
-        if missing or "label" not in batch:
-            lacking = ", ".join([*missing, *(["label"] if "label" not in batch else [])])
+        rows = self._rows(batch, next(iter(batch.get("views", [])), None))
+        if lacking := [*(name for name in self.modalities if name not in rows), *({"label"} - batch.keys())]:
             raise ValueError(
-                f"{type(self).__name__} needs {', '.join(self.modalities)} and labels, and the batch lacks {lacking}: "
-                "choose data that has them, set tokenizer for text, or leave the modality out (objective.text=null)"
+                f"{type(self).__name__} needs {', '.join(self.modalities)} and labels, and the batch lacks "
+                f"{', '.join(lacking)}: choose data that has them, set tokenizer for text, or leave the modality out "
+                "(objective.text=null)"
             )
         label = gather(batch["label"] if batch["label"].ndim == 1 else batch["label"][:, self._column].contiguous())
         if label.device.type == "cpu" and (label < 0).any():  # elsewhere the look would wait for the device
             raise ValueError(f"{int((label < 0).sum())} rows of a batch have no label: leave them out of the data")
-        mixed_now, draws = "contrast" in self.weights and self._before_switch(), {}
-        if mixed_now:
+        draws: dict[str, tuple[Tensor, Tensor]] = {}
+        if "contrast" in self.weights and self._mixes_now():
             seed = gather(batch["seed"])
-            draws = {name: self.draw(seed, stream=number) for number, name in enumerate(self.modalities)}
+            draws = {name: self.mixing.draw(seed, stream=number) for number, name in enumerate(self.modalities)}
         own: dict[str, Tensor] = {}
         mixed: dict[str, Tensor] = {}
-        for name, encode, x in self._inputs(batch):
-            x = cast(Tensor, x)
-            if mixed_now and self.mixing[name] == "input":
-                own[name], mixed[name] = encode(torch.cat([x, _partly(x, *draws[name])])).chunk(2)
-                mixed[name] = gather(mixed[name].float())
+        for name, x in rows.items():
+            if name in draws and self.mixing.levels.get(name) == "input":
+                both = self._encode(name, torch.cat([x, _mixed_rows(x, *draws[name])]))
+                own[name], mixed[name] = both.chunk(2)
             else:
-                own[name] = encode(x)
+                own[name] = self._encode(name, x)
         logits = {name: gather(value.float()) for name, value in self._logits(own).items()}
         terms = {name: F.cross_entropy(value, label) for name, value in logits.items()}
         whole = {name: gather(value.float()) for name, value in own.items()}  # (N, D) each
         if "contrast" in self.weights:
-            mixed |= {n: mixup.mix(whole[n], perm=p, lam=lam) for n, (p, lam) in draws.items() if n not in mixed}
+            mixed = {
+                name: gather(mixed[name].float())
+                if name in mixed
+                else mixup.mix(whole[name], whole[name][perm], lam=lam)
+                for name, (perm, lam) in draws.items()
+            }
             terms["contrast"] = self._contrast(whole, mixed, draws)
         right = {f"{name}_accuracy": (value.argmax(1) == label).float().mean() for name, value in logits.items()}
-        logs = dict(right) | {"mixed": float(mixed_now)}
-        return StepOutput({name: terms[name] for name in self.weights}, whole, logs=logs)
+        return StepOutput(
+            {name: terms[name] for name in self.weights}, whole, logs={**right, "mixed": float(bool(draws))}
+        )
 
-    def _contrast(self, whole: dict[str, Tensor], mixed: dict[str, Tensor], draws: dict[str, Any]) -> Tensor:
-        """Each modality with the next one."""
+    def _contrast(
+        self, whole: dict[str, Tensor], mixed: dict[str, Tensor], draws: dict[str, tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """Each modality with the next one, summed."""
         names = list(whole)
         if len(whole[names[0]]) < 2:
             raise ValueError(
@@ -256,7 +231,7 @@ class MixupContrast(Objective):
         for name, other in zip(names, names[1:] + names[:1], strict=True):
             if mixed:
                 perm, lam = draws[name]
-                partner = (mixed if self.mix_other else whole)[other]
+                partner = (mixed if self.mixing.mix_other else whole)[other]
                 values.append(self.losses["mixed"](mixed[name], partner, perm=perm, lam=lam))
             else:
                 values.append(self.losses["clean"](whole[name], whole[other]))
@@ -264,62 +239,46 @@ class MixupContrast(Objective):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of a cross-entropy ln C; of the contrast that of each pair of modalities, summed."""
-        loss = self.losses["mixed" if self._before_switch() else "clean"]
-        pair = at_chance(loss, num_rows=num_rows, dim=0)
+        pair = at_chance(self.losses["mixed" if self._mixes_now() else "clean"], num_rows=num_rows)
         contrast = {"contrast": None if pair is None else len(self.modalities) * pair}
         return dict.fromkeys(self.heads, math.log(self.num_classes)) | contrast
 
-    def _before_switch(self) -> bool:
-        """Whether samples are mixed now; a function of the epoch, or step, alone."""
+    def _mixes_now(self) -> bool:
+        """Whether samples are mixed; a function of the number of the step alone."""
         if self.total_steps is None:
-            return self.switch > 0
-        if (epochs := self.trainer.max_epochs or -1) > 0:
-            return self.current_epoch < int(self.switch * epochs)
-        return self.step_number < int(self.switch * self.total_steps)
+            return self.mixing.switch > 0
+        num_parts = max(self.trainer.max_epochs or 0, 0) or self.total_steps  # epochs, or steps without epochs
+        return self.step_number * num_parts < int(self.mixing.switch * num_parts) * self.total_steps
 
-    def _inputs(self, batch: Batch, *, evaluation: bool = False) -> Iterator[tuple[str, nn.Module, Tensor | None]]:
-        """Name, encoder and rows of every modality; None where the batch lacks it."""
-        if "image" in self.modalities:
-            image = batch.get("image") if evaluation else next(iter(batch.get("views", [])), None)
-            yield "image", self.backbone, image
-        if self.text is not None:
-            yield "text", self.text, batch.get("text")
-        tables = batch.get("tables", [None] * len(self.tables)) if self.tables else []
-        for (name, encoder), rows in zip(self.tables.items(), tables, strict=True):
-            yield name, encoder, rows
+    def _rows(self, batch: Batch, pictures: Tensor | None) -> dict[str, Tensor]:
+        """The rows of each modality that a batch has."""
+        tables: Any = batch.get("tables", [None] * len(self.tables)) if self.tables else []
+        rows = {"image": pictures, "text": batch.get("text"), **dict(zip(self.tables, tables, strict=True))}
+        return {name: x for name in self.modalities if (x := rows[name]) is not None}
 
-    def _logits(self, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _encode(self, modality: str, rows: Tensor) -> Tensor:
+        encode = {"image": self.encode_image, "text": self.encode_text}.get(modality) or self.tables[modality]
+        return encode(rows)
+
+    def _logits(self, encoded: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits of the heads whose modalities are there."""
-        inputs = {f"{name}_head": value for name, value in found.items()}
-        if len(found) == len(self.modalities):
-            inputs["fusion"] = torch.cat(list(found.values()), dim=1)
+        inputs = {f"{name}_head": value for name, value in encoded.items()}
+        if len(encoded) == len(self.modalities):
+            inputs["fusion"] = torch.cat(list(encoded.values()), dim=1)
         return {name: head(inputs[name]) for name, head in self.heads.items() if name in inputs}
 
 
-def _partly(x: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+def _mixed_rows(x: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
     """This rank's rows, mixed with partners on any rank."""
     mine = slice(rank() * len(x), (rank() + 1) * len(x))
-    return mixup.blend(x, gather(x)[perm[mine]], lam=lam[mine])
+    return mixup.mix(x, gather(x)[perm[mine]], lam=lam[mine])
 
 
-def _out_features(name: str, encoder: nn.Module) -> int:
-    """The width of a table's encoder, that of its last linear layer."""
+def _widths(name: str, encoder: nn.Module) -> tuple[int, int]:
+    """How wide the first linear layer of a table's encoder takes its input, and how wide the last gives its output."""
     layers = [module for module in encoder.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ValueError(
             f"objective.tables.{name} has no linear layer; set it to one such as repr.models.heads.plain_mlp"
         )
-    return layers[-1].out_features
-
-
-def _check_tables(encoders: nn.ModuleDict, widths: Mapping[str, int]) -> None:
-    ours = {
-        name: next(m.in_features for m in encoder.modules() if isinstance(m, nn.Linear))
-        for name, encoder in encoders.items()
-    }
-    if list(ours.items()) != list(widths.items()):
-        told = [", ".join(f"{name} ({num})" for name, num in part.items()) or "none" for part in (ours, widths)]
-        raise ValueError(
-            f"objective.tables encode {told[0]}, and the data has the blocks {told[1]}: name the same blocks in the "
-            "same order, and set the first of objective.tables.<name>.widths to the number of columns"
-        )
+    return layers[0].in_features, layers[-1].out_features

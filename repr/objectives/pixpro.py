@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,12 +20,11 @@ from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
-from repr.objectives.base import Objective
+from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
-Loss = Callable[..., Tensor]  # (q, k, mask) -> value
 NUM_SHOWN = 3  # images in a picture
 
 
@@ -42,9 +41,6 @@ class PixPro(Objective):
     mean over cells. BatchNorm sees one view at a time, of all ranks; the teacher has statistics of its own. Nothing
     is gathered; terms and logs are means over ranks.
 
-    The teacher follows after every optimizer step, with a momentum that rises from ``momentum`` to 1 over the run along
-    half a cosine; a new run starts with the teacher equal to the student, ``init_from`` included.
-
     Terms: ``pixel``, ``instance``. Logs: ``no_overlap``, the share of pairs of crops without matching cells, which
     count as zero; ``matches``, matching pairs of cells an image.
 
@@ -53,16 +49,12 @@ class PixPro(Objective):
 
     Args:
         backbone: a timm model with a feature map of ``num_features`` channels.
-        hidden_dim: width of the hidden layers of projectors and predictor.
-        dim: width of the embedding of a cell.
         threshold: distance, in diagonals of the larger cell, below which two cells match.
         gamma: sharpness of the propagation; None: no propagation module, as in PixContrast.
         num_layers: linear layers of its transform.
-        momentum: of the teacher at the start.
-        weights: weight of each term; the default is PixPro without instance branch.
+        momentum: of the teacher at the start; it rises to 1 over the run along half a cosine.
         losses: function of each term where it is not the default; called with queries and keys (N, C, HW) and the mask
             (N, HWq, HWk), ``instance`` with maps of one cell.
-        optim: optimizer and schedule.
     """
 
     TERMS = ("pixel", "instance")
@@ -79,17 +71,13 @@ class PixPro(Objective):
         num_layers: int = 1,
         momentum: float = 0.99,
         weights: Mapping[str, float] | None = None,
-        losses: Mapping[str, Loss] | None = None,
+        losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
-        weights = {"pixel": 1.0} if weights is None else weights
-        width = width_of(backbone)
+        widths = [width_of(backbone), hidden_dim, dim]
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        if unknown := sorted(set(losses or {}) - set(self.TERMS)):
-            raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(self.TERMS)}")
-        self.losses = {**dict.fromkeys(self.TERMS, pixel_consistency), **(losses or {})}
+        self.losses = chosen(dict.fromkeys(self.TERMS, pixel_consistency), losses)
         self.threshold = threshold
-        widths = [width, hidden_dim, dim]
         if "pixel" in self.weights:
             self.projector = mlp(widths)
             self.propagation = nn.Identity() if gamma is None else Propagation(dim, gamma=gamma, num_layers=num_layers)
@@ -129,26 +117,32 @@ class PixPro(Objective):
         with torch.no_grad():
             targets = [self._map(self.teacher.backbone, view) for view in views]
         mask = self._mask(batch, maps)
-        terms, embeddings, levels = {}, {}, {}
+        matches = mask.sum((1, 2), dtype=torch.float32)  # (N,); as integers they would take twice the memory
+        logs = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean()}
+        terms, embeddings = {}, {}
         if "pixel" in self.weights:
-            cells, queries, keys = self._pixels(maps, targets)
-            terms["pixel"] = self._both_ways("pixel", queries, keys, mask)
+            cells = [project(self.projector, features) for features in maps]  # (N, C, HW) each, like queries and keys
+            with torch.no_grad():
+                keys = [project(self.teacher.projector, features) for features in targets]
+            terms["pixel"] = self._both_ways("pixel", [self.propagation(x) for x in cells], keys, mask)
             if getattr(self.losses["pixel"], "func", self.losses["pixel"]) is pixel_contrast:
-                levels["pixel.chance"] = contrast_at_chance(mask) + contrast_at_chance(mask.mT)
+                logs["pixel.chance"] = contrast_at_chance(mask) + contrast_at_chance(mask.mT)
             embeddings["cells"] = cells[0].mT.flatten(0, 1)  # (N * HW, C)
         if "instance" in self.weights:
-            queries, keys = self._instances(maps, targets)
+            predict = nn.Sequential(self.instance_projector, self.instance_predictor)
+            queries = [project(predict, features).float().mean(2, keepdim=True) for features in maps]  # (N, C, 1) each
+            with torch.no_grad():
+                keys = [project(self.teacher.instance_projector, features) for features in targets]
+                keys = [key.float().mean(2, keepdim=True) for key in keys]
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
             embeddings["instance"] = queries[0].squeeze(2)
-        matches = mask.sum((1, 2), dtype=torch.float32)  # (N,); as integers they would take twice the memory
-        counts = {"no_overlap": (matches == 0).float().mean(), "matches": matches.mean(), **levels}
-        means = mean_over_ranks(terms | counts)
-        logs: dict[str, Tensor | float] = {name: means[name].detach() for name in counts}
-        return StepOutput({name: means[name] for name in terms}, embeddings, logs=logs)
+        means = mean_over_ranks(terms | logs)
+        logged: dict[str, Tensor | float] = {name: means[name].detach() for name in logs}
+        return StepOutput({name: means[name] for name in terms}, embeddings, logs=logged)
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """0 of PixPro's terms; what PixContrast has depends on the overlap of the crops, and :meth:`step` logs it."""
-        return {name: at_chance(loss, num_rows=num_rows, dim=0) for name, loss in self.losses.items()}
+        return {name: at_chance(loss, num_rows=num_rows) for name, loss in self.losses.items()}
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``matches``: two crops of a few images, the cells that match, and those whose features are nearest."""
@@ -156,10 +150,10 @@ class PixPro(Objective):
         mask = self._mask(batch, maps)
         shown = mask.sum((1, 2)).argsort(descending=True, stable=True)[:NUM_SHOWN]  # those that overlap most
         q, k = (F.normalize(features[shown].flatten(2).float(), dim=1) for features in maps)  # (n, C, HW)
-        found = torch.bmm(q.mT, k).argmax(2)
+        nearest = torch.bmm(q.mT, k).argmax(2)
         views = show(batch["views"][0][shown]), show(batch["views"][1][shown])
-        grids = tuple(maps[0].shape[2:]), tuple(maps[1].shape[2:])
-        return {"matches": draw_matches(views, mask[shown], found, grids=grids)}
+        grids = maps[0].shape[2:], maps[1].shape[2:]
+        return {"matches": draw_matches(views, mask[shown], nearest, grids=grids)}
 
     def _views(self, batch: Batch) -> list[Tensor]:
         views = batch["views"][:2]
@@ -188,26 +182,8 @@ class PixPro(Objective):
         return features
 
     def _mask(self, batch: Batch, maps: list[Tensor]) -> Tensor:
-        grid_q, grid_k = (tuple(features.shape[2:]) for features in maps)
-        boxes = batch["boxes"]
+        boxes, (grid_q, grid_k) = batch["boxes"], (features.shape[2:] for features in maps)
         return positive_mask(boxes[:, 0], boxes[:, 1], grid_q=grid_q, grid_k=grid_k, threshold=self.threshold)
-
-    def _pixels(self, maps: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Projected cells, queries and keys of both views, (N, C, HW) each."""
-        cells = [project(self.projector, features) for features in maps]
-        with torch.no_grad():
-            keys = [project(self.teacher.projector, features) for features in targets]
-        return cells, [self.propagation(x) for x in cells], keys
-
-    def _instances(self, maps: list[Tensor], targets: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Queries and keys of both views as maps of one cell, (N, C, 1) each."""
-        predict = nn.Sequential(self.instance_projector, self.instance_predictor)
-        queries = [project(predict, features).float().mean(2, keepdim=True) for features in maps]
-        with torch.no_grad():
-            keys = [
-                project(self.teacher.instance_projector, features).float().mean(2, keepdim=True) for features in targets
-            ]
-        return queries, keys
 
     def _both_ways(self, name: str, queries: list[Tensor], keys: list[Tensor], mask: Tensor) -> Tensor:
         loss = self.losses[name]
@@ -221,6 +197,6 @@ def project(head: nn.Module, features: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars of this rank, averaged over ranks; what backward gives to this rank's part is as without."""
+    """Average scalars over ranks; backward gives this rank's part the gradient that it has without the average."""
     means = all_reduce(torch.stack(list(values.values()))) / world_size()
     return dict(zip(values, means.unbind(), strict=True))

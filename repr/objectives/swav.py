@@ -15,7 +15,7 @@ from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, world_size
 from repr.losses.blockwise import full_precision
 from repr.losses.chance import at_chance
-from repr.losses.clustering import check_views, sinkhorn, swapped_prediction, views_fault
+from repr.losses.clustering import check_views, sinkhorn, swapped_prediction
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault
@@ -39,9 +39,6 @@ class SwAV(Objective):
     Terms: ``swapped_prediction``.
 
     Args:
-        backbone: image encoder with ``num_features``, (B, 3, H, W) -> (B, num_features).
-        hidden_dim: width of the head's hidden layer.
-        dim: width of the embedding.
         num_prototypes: K.
         assign_views: positions of the views whose assignments are predicted.
         temperature: of the predictions.
@@ -51,8 +48,6 @@ class SwAV(Objective):
         queue_length: embeddings of earlier batches that help to assign, for each assign view, of all ranks together;
             a multiple of the global batch, 0: none.
         queue_start_step: optimizer step from which the queue is filled.
-        weights: weight of the term.
-        optim: optimizer and schedule.
     """
 
     TERMS = ("swapped_prediction",)
@@ -74,7 +69,6 @@ class SwAV(Objective):
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
-        weights = {"swapped_prediction": 1.0} if weights is None else weights
         width = width_of(backbone)
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         self.head = mlp([width, hidden_dim, dim])
@@ -88,7 +82,9 @@ class SwAV(Objective):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Views that do not fit, and a queue that does not; warns of prototypes that nothing can fill."""
         batch_size, length = cfg.data.batch_size, self.queue_length
-        if fault := views_fault(len(view_sizes(cfg)), self.assign_views):
+        try:
+            check_views(len(view_sizes(cfg)), self.assign_views)
+        except ValueError as fault:
             yield f"objective: {fault} (views=multicrop has two large and six small ones)"
         if length % batch_size:
             yield f"objective.{length_fault(length, batch_size)}"
@@ -114,23 +110,23 @@ class SwAV(Objective):
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
         embedding = F.normalize(self.head(encode_views(self.backbone, views)).float(), dim=1)  # (V * B, D)
         scores = list(self._scores(embedding).chunk(len(views)))  # V x (B, K)
-        kept = torch.stack([embedding.chunk(len(views))[a] for a in self.assign_views], dim=1).detach()  # (B, A, D)
+        assigned = torch.stack([embedding.detach().chunk(len(views))[a] for a in self.assign_views], dim=1)  # (B, A, D)
         assignments = self._assign(scores)
         if self.queue is not None and self.step_number >= self.queue_start_step:
-            self.queue.push(kept)
+            self.queue.push(assigned)
         loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
         loss = all_reduce(loss) / world_size()
         return StepOutput(
             {"swapped_prediction": loss},
-            {"embedding": kept[:, 0]},
+            {"embedding": assigned[:, 0]},
             scores=scores[self.assign_views[0]],
             assignments=assignments[0],
         )
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """The logarithm of the number of prototypes."""
-        level = at_chance(swapped_prediction, num_rows=num_rows, dim=self.prototypes.out_features)
-        return {"swapped_prediction": level}
+        dim = self.prototypes.out_features
+        return {"swapped_prediction": at_chance(swapped_prediction, num_rows=num_rows, dim=dim)}
 
     def _scores(self, embedding: Tensor) -> Tensor:
         """Cosines with the prototypes: (N, D) -> (N, K) float32."""
@@ -140,15 +136,13 @@ class SwAV(Objective):
     @torch.no_grad()
     def _assign(self, scores: list[Tensor]) -> list[Tensor]:
         """Assignments (B, K) of each assign view."""
-        acts = self.queue is not None and self.queue.is_full
-        found = []
+        kept = self.queue.mine().float() if self.queue is not None and self.queue.is_full else None
+        assignments = []
         for slot, view in enumerate(self.assign_views):
-            rows = scores[view].detach()
-            if acts and self.queue is not None:
-                rows = torch.cat([self._scores(self.queue.mine()[slot].float()), rows])
+            rows = scores[view] if kept is None else torch.cat([self._scores(kept[slot]), scores[view]])
             q = sinkhorn(rows, epsilon=self.epsilon, num_iters=self.num_iters, all_reduce=all_reduce)
-            found.append(q[-len(scores[view]) :])
-        return found
+            assignments.append(q[-len(scores[view]) :])
+        return assignments
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave frozen prototypes out of the step: no gradient, hence no momentum and no decay either."""

@@ -1,7 +1,10 @@
 """M3CoL: the authors' whole models, what is mixed when, and what is refused."""
 
 import re
+from dataclasses import replace
+from functools import partial
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from hydra.errors import InstantiationException
@@ -14,6 +17,7 @@ from repr.fit import main
 from repr.losses.contrastive import clip
 from repr.losses.mixup import draw_mix, mix, mixed_contrast, soft_clip
 from repr.models.heads import plain_mlp
+from repr.objectives.mixing import Mixing
 from repr.objectives.mixup_contrast import MixupContrast
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
@@ -52,10 +56,12 @@ def official(perms: list[Tensor], lams: list[Tensor], switch: float, num_classes
     return {
         "num_classes": num_classes,
         "head_widths": width,
-        "switch": switch,
-        "draw": lambda seed, stream: (perms[stream], lams[stream]),
-        "mixed_loss": lambda *x, **k: mixed_contrast(*x, **k, temperature=0.1, overwrite=True),
-        "mix_other": True,
+        "mixing": Mixing(
+            switch=switch,
+            draw=lambda seed, stream: (perms[stream], lams[stream]),
+            mixed_loss=partial(mixed_contrast, overwrite=True),
+            mix_other=True,
+        ),
     }
 
 
@@ -100,7 +106,7 @@ def test_the_image_text_flow_equals_the_authors_model(case: str, phase: str) -> 
 @pytest.mark.parametrize("case", ["mmc0", "mmc1"])
 def test_without_the_slip_the_contrast_is_the_papers(case: str) -> None:
     flow, batch, _ = two_views(case, "m3co")
-    flow.mix_other = False
+    flow.mixing = replace(flow.mixing, mix_other=False)
     contrast = flow.step(batch).terms["contrast"]
     torch.testing.assert_close(contrast.double(), DATA[f"{case}.m3co.unaliased_contrastive.f64"], rtol=1e-5, atol=0)
 
@@ -131,7 +137,7 @@ def test_the_terms_are_what_they_say() -> None:
     terms = flow.step(batch).terms
     image, text = flow.backbone(batch["views"][0]), flow.text(batch["text"])
     draws = [draw_mix(batch["seed"], beta=0.15, fraction=0.5, stream=stream) for stream in (0, 1)]
-    mixed = [mix(x, perm=perm, lam=lam) for x, (perm, lam) in zip((image, text), draws, strict=True)]
+    mixed = [mix(x, x[perm], lam=lam) for x, (perm, lam) in zip((image, text), draws, strict=True)]
     expected = [
         mixed_contrast(x, other, perm=perm, lam=lam, temperature=0.1)
         for x, other, (perm, lam) in zip(mixed, (text, image), draws, strict=True)
@@ -139,7 +145,7 @@ def test_the_terms_are_what_they_say() -> None:
     torch.testing.assert_close(terms["contrast"], sum(expected))
     logits = flow.heads["fusion"](torch.cat([image, text], dim=1))
     torch.testing.assert_close(terms["fusion"], nn.functional.cross_entropy(logits, batch["label"][:, 0]))
-    flow.switch = 0.0
+    flow.mixing = replace(flow.mixing, switch=0.0)
     soft = soft_clip(image, text, temperature=0.125) + soft_clip(text, image, temperature=0.125)
     torch.testing.assert_close(flow.step(batch).terms["contrast"], soft)
     plain = build("m3col_clip").step(batch).terms["contrast"]
@@ -148,7 +154,7 @@ def test_the_terms_are_what_they_say() -> None:
 
 def test_pixels_are_mixed_before_the_encoder() -> None:
     batch = make_batch(8)
-    flow = build("m3col", "+objective.mixing.image=input")
+    flow = build("m3col", "+objective.mixing.levels.image=input")
     seen: list[Tensor] = []
     hook = flow.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     flow.step(batch)
@@ -156,7 +162,7 @@ def test_pixels_are_mixed_before_the_encoder() -> None:
     perm, lam = draw_mix(batch["seed"], beta=0.15, fraction=0.5, stream=0)
     view = batch["views"][0]
     (pixels,) = seen  # one pass
-    torch.testing.assert_close(pixels, torch.cat([view, mix(view, perm=perm, lam=lam)]))
+    torch.testing.assert_close(pixels, torch.cat([view, mix(view, view[perm], lam=lam)]))
 
 
 def test_ablations_leave_out_their_terms_and_heads() -> None:
@@ -179,10 +185,7 @@ def test_a_set_that_lacks_a_modality_is_judged_by_the_other_heads() -> None:
         ({"num_classes": 3}, "has no modality"),
         ({"backbone": FirstToken(4), "num_classes": 3}, "two modalities or more, of equal widths"),
         ({"backbone": FirstToken(4), "text": FirstToken(5), "num_classes": 3}, "image 4, text 5. Set embed_dim"),
-        ({"mixing": {"text": "input"}}, "token ids cannot be mixed"),
-        ({"mixing": {"sound": "input"}}, "the modalities are image, text"),
-        ({"mixing": {"image": "pixels"}}, "at the level embedding or input"),
-        ({"switch": 1.5}, "objective.switch=1.5; set it to a share"),
+        ({"mixing": Mixing(levels={"sound": "input"})}, "the modalities are image, text"),
         ({"weights": {"fusion": 1, "sound_head": 1}}, "names sound_head"),
         ({"tables": {"a": nn.Identity()}}, "objective.tables.a has no linear layer"),
         ({"tables": {"text": plain_mlp([3, 4])}}, "rename the block"),
@@ -192,6 +195,38 @@ def test_bad_options_are_refused(options: dict, words: str) -> None:
     both = {} if "num_classes" in options else {"backbone": FirstToken(4), "text": FirstToken(4), "num_classes": 3}
     with pytest.raises(ValueError, match=re.escape(words)):
         MixupContrast(**both, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"levels": {"text": "input"}}, "token ids cannot be mixed"),
+        ({"levels": {"image": "pixels"}}, "objective.mixing.levels.image=pixels; set it to embedding or input"),
+        ({"switch": 1.5}, "objective.mixing.switch=1.5; set it to a share"),
+    ],
+)
+def test_bad_options_of_the_mixing_are_refused(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Mixing(**options)
+
+
+@pytest.mark.parametrize(
+    ("limits", "num_steps", "num_mixed"),
+    [
+        ({"max_epochs": 3}, 9, 6),  # 0.7 of three epochs: two whole ones of three steps
+        ({"max_epochs": 1}, 9, 0),
+        ({"max_steps": 9}, 9, 6),
+        ({"max_epochs": 3, "max_steps": 6}, 6, 4),
+    ],
+)
+def test_samples_are_mixed_in_a_share_of_whole_epochs(limits: dict, num_steps: int, num_mixed: int) -> None:
+    flow = build("m3col", "objective.mixing.switch=0.7")
+    flow.trainer = pl.Trainer(**limits, accelerator="cpu", logger=False, enable_checkpointing=False)
+    flow.total_steps = num_steps
+    mixed = []
+    for flow.step_number in range(num_steps):
+        mixed.append(flow.step(make_batch(4)).logs["mixed"])
+    assert mixed == [1.0] * num_mixed + [0.0] * (num_steps - num_mixed)
 
 
 @pytest.mark.parametrize(
