@@ -91,15 +91,15 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
 def fill(cfg: DictConfig) -> None:
     """Add what the constructors of our own classes say where no file does, in place.
 
-    So a default stands in one place, and a config that is shown or kept still has all values. Functions that are called
-    with further arguments (``_partial_``) stay as they are, and so does ``eval``: a protocol is known by the options
-    that its files spell out.
+    So a default stands in one place, and a config that is shown or kept still has all values. Of what is called
+    with further arguments (``_partial_``) only those are added that go by their names. ``eval`` stays as it is: a
+    protocol is known by the options that its files spell out.
     """
     with open_dict(cfg):
         for path, node in list(_targets(cfg)):
-            if path.split(".")[0] == "eval" or node.get("_partial_"):
+            if path.split(".")[0] == "eval":
                 continue
-            for name, default in (arguments(node["_target_"]) or {}).items():
+            for name, default in (arguments(node["_target_"], by_keyword=bool(node.get("_partial_"))) or {}).items():
                 if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
                     node[name] = default
 

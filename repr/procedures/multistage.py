@@ -129,7 +129,7 @@ class Multistage:
         if len(records) == self.num_stages and self._is_reported(cfg):
             if is_first():
                 print(f"{cfg.resume} has ended after {self.num_stages} stages, so there is nothing to do")
-            joined = {name: (one["value"], one["chance"]) for name, one in load_results(joined_folder).items()}
+            joined: Any = {name: (one["value"], one["chance"]) for name, one in load_results(joined_folder).items()}
             return {stage_folder("", record.stage).name: record.results for record in records} | {JOINED: joined}
         if is_first():
             Path(joined_folder, RESULTS).unlink(missing_ok=True)  # of fewer stages

@@ -116,7 +116,7 @@ def _complete(cfg: DictConfig, path: Path) -> None:
         told = f"{path} has no {', '.join(lacking)}: put it back, as another run of this experiment has it"
         raise ConfigError([told])
     if missing := [key for key in root if key not in cfg]:
-        warnings.warn(f"{path} has no {', '.join(missing)}; the default is taken", stacklevel=3)
+        warnings.warn(f"{path} has no {', '.join(map(str, missing))}; the default is taken", stacklevel=3)
         cfg.update({key: root[key] for key in missing})
 
 
