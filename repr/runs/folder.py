@@ -110,7 +110,7 @@ def _complete(cfg: DictConfig, path: Path) -> None:
         ConfigError: it lacks what has no default.
     """
     root: Any = OmegaConf.load(CONF / "fit.yaml")
-    groups = [group for entry in root.pop("defaults") if isinstance(entry, DictConfig) for group in entry]
+    groups = [str(group) for entry in root.pop("defaults") if isinstance(entry, DictConfig) for group in entry]
     required = ["name", *(group for group in groups if group != "experiment")]
     if lacking := [key for key in required if key not in cfg]:
         told = f"{path} has no {', '.join(lacking)}: put it back, as another run of this experiment has it"
