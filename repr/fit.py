@@ -133,9 +133,9 @@ def train(cfg: DictConfig) -> Run:
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
     if trainer.is_global_zero:
+        keep_rows(trainer, saved)
         Path(folder, RESULTS).unlink(missing_ok=True)  # of what was the end of the run before
         save_config(cfg, folder)
-        keep_rows(trainer, saved)
     with telling_how_to_go_on(trainer, folder):
         trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL

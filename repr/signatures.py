@@ -18,9 +18,9 @@ NOT_LITERAL = object()  # a default that is the name of something, or a call
 def arguments(target: str, *, by_keyword: bool = False) -> dict[str, Any] | None:
     """Argument -> its default, :data:`NOT_LITERAL` where there is none that stands there as a value.
 
-    ``target`` is the dotted name of a class or function; ``by_keyword`` leaves only those arguments that must be given by
-    their name. The result is None where it is not ours, or where its
-    arguments cannot be told, since it takes any keyword or those of a base class.
+    ``target`` is the dotted name of a class or function; ``by_keyword`` leaves only those arguments that must be given
+    by their name. The result is None where it is not ours, or where its arguments cannot be told, since it takes any
+    keyword or those of a base class.
     """
     module, _, name = target.rpartition(".")
     try:

@@ -142,6 +142,7 @@ def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whol
     status, out = run(*start(folder, *kill, "+callbacks.kill.step=6"))
     assert status == -signal.SIGKILL, out
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["step=4.ckpt", "step=6.ckpt.part"]
+    assert (folder / "pictures" / "views.png").is_file()  # from the first step on
     status, out = run(f"resume={folder}", "trust=true", "callbacks.kill.step=-1")
     assert status == 0, out
     assert_as_whole(folder, whole, 6, 4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,11 +60,18 @@ def save_exhibits(folder: Path, exhibits: Mapping[str, Exhibits], sources: Mappi
 
 
 def load_exhibits(folder: Path) -> dict[str, Exhibits]:
-    """What was saved: set -> arrays; empty where there is nothing."""
+    """What was saved: set -> arrays; empty where there is nothing.
+
+    Raises:
+        ValueError: a file is damaged.
+    """
     exhibits = {}
     for path in sorted(folder.glob(f"{EXHIBITS}/*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            exhibits[path.stem] = dict(arrays)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                exhibits[path.stem] = dict(arrays)
+        except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged ({error}); move it away, and it is no longer shown") from error
     return exhibits
 
 

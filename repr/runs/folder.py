@@ -33,6 +33,7 @@ LOCK = ".lock"  # held by the process that trains
 EXPORT = "export"  # all stages, for another library
 
 ENCODER = ("objective", "data", "tokenizer")  # sections of the config that are built of a trained encoder
+_REMEDY = "move it away: python -m repr.evaluate makes its numbers again"
 Results = dict[str, tuple[float, float | None]]  # name -> (value, level at chance)
 
 
@@ -135,7 +136,10 @@ def save_results(results: Results, folder: str | Path) -> None:
 def load_results(folder: str | Path) -> dict[str, dict[str, float | None]]:
     """Name -> ``value`` and ``chance`` of a run's last evaluation; empty before the run has ended."""
     path = Path(folder, RESULTS)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results = _read_json(path) if path.is_file() else {}
+    if not all(isinstance(one, dict) and {"value", "chance"} <= one.keys() for one in results.values()):
+        raise ValueError(f"{path} is damaged (it holds other things than results); {_REMEDY}")
+    return results
 
 
 def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
@@ -147,7 +151,17 @@ def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
     places = (f"{EVALUATIONS}/*/{EVALUATION}",) if is_run(folder) else (f"*/{EVALUATION}", EVALUATION)
     paths = [path for place in places for path in sorted(Path(folder).glob(place))]
     paths.sort(key=lambda path: path.stat().st_mtime)
-    return {path.parent: json.loads(path.read_text(encoding="utf-8")) for path in paths}
+    return {path.parent: _read_json(path) for path in paths}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged (it is no mapping); {_REMEDY}")
+    return content
 
 
 def stage_folder(run: str | Path, stage: int) -> Path:

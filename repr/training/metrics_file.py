@@ -84,12 +84,25 @@ def keep_rows(trainer: pl.Trainer, saved: Mapping[str, Any]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a file, without empty values; no rows if there is no file."""
+    """The complete rows of a file, without empty values; no rows if there is no file.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        lines = [line for line in file if line.endswith("\n")]  # a full disk may have cut the last one short
-    return [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = [line for line in file if line.endswith("\n")]  # a full disk may have cut the last one short
+        rows = list(csv.DictReader(lines, strict=True))
+        if any(None in row or None in row.values() for row in rows) or (lines and "step" not in lines[0]):
+            raise ValueError("columns are missing")
+        rows = [{name: value for name, value in row.items() if value} for row in rows]
+        for row in rows:
+            int(row["step"]), [float(value) for value in row.values()]
+    except (ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); move it away, and its numbers are no longer shown") from error
+    return rows
 
 
 def _row(metrics: Mapping[str, float], step: int | None) -> Row:

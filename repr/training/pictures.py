@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchvision.io import encode_png
 
 from repr.batch import Batch
-from repr.drawing import enlarge, grid, shown
+from repr.drawing import Show, enlarge, grid, shown
 from repr.files import replacing
 from repr.runs.folder import PICTURES
 
@@ -21,7 +23,8 @@ from repr.runs.folder import PICTURES
 class Pictures(pl.Callback):
     """Draw the same few training samples after each evaluation: ``<folder>/pictures/<name>.png``, and TensorBoard.
 
-    ``views`` has a column a sample and a row a view; the others are those of the flow's ``pictures``.
+    ``views`` has a column a sample and a row a view, and is drawn at the first step, too; the others are those of the
+    flow's ``pictures``.
 
     Args:
         folder: of the run.
@@ -34,9 +37,11 @@ class Pictures(pl.Callback):
         self._step = -1
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
-        """Keep a copy of the samples."""
+        """Keep a copy of the samples, and draw the views of a run that has none yet."""
         if not self._batch:
             self._batch = tree_map(lambda rows: rows[: self.num_samples].clone(), batch)
+            if trainer.is_global_zero and not Path(self.folder, PICTURES).exists():
+                self._write(trainer, self._views(trainer))
 
     @torch.no_grad()
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
@@ -44,21 +49,30 @@ class Pictures(pl.Callback):
         if not self._batch or trainer.sanity_checking or self._step == trainer.global_step:
             return
         self._step = trainer.global_step
-        data = getattr(trainer, "datamodule", None)
-        show = partial(shown, mean=getattr(data, "mean", (0, 0, 0)), std=getattr(data, "std", (1, 1, 1)))
         training = pl_module.training
         pl_module.eval()
         # Every process takes part, since a sharded module needs them all; the first one writes.
-        pictures = pl_module.pictures(self._batch, show)
-        if "views" in self._batch:
-            pictures["views"] = grid([[enlarge(picture) for picture in show(view)] for view in self._batch["views"]])
+        pictures = pl_module.pictures(self._batch, _show(trainer))
         pl_module.train(training)
         if trainer.is_global_zero:
-            for name, picture in pictures.items():
-                with replacing(self.folder / PICTURES / f"{name}.png") as file:
-                    file.write(bytes(encode_png(picture).tolist()))
-                for logger in trainer.loggers:
-                    if isinstance(logger, TensorBoardLogger):
-                        logger.experiment.add_image(name, picture, self._step)
+            self._write(trainer, self._views(trainer) | pictures)
 
     on_train_end = on_validation_end  # the last step may have no evaluation
+
+    def _views(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+        views, show = self._batch.get("views", []), _show(trainer)
+        return {"views": grid([[enlarge(picture) for picture in show(view)] for view in views])} if views else {}
+
+    def _write(self, trainer: pl.Trainer, pictures: Mapping[str, Tensor]) -> None:
+        for name, picture in pictures.items():
+            with replacing(self.folder / PICTURES / f"{name}.png") as file:
+                file.write(bytes(encode_png(picture).tolist()))
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(name, picture, trainer.global_step)
+
+
+def _show(trainer: pl.Trainer) -> Show:
+    """The reverse of the normalisation of the data, if they have one."""
+    data = getattr(trainer, "datamodule", None)
+    return partial(shown, mean=getattr(data, "mean", (0, 0, 0)), std=getattr(data, "std", (1, 1, 1)))

@@ -1,4 +1,4 @@
-"""Configs of run folders that were damaged, edited or written by an older version: a result, or one clear error."""
+"""Files of run folders that were damaged, edited or written by an older version: a result, or one clear error."""
 
 import warnings
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ import yaml
 
 from repr.cli import user_message
 from repr.config import check, compose
-from repr.fit import _config
+from repr.evaluate.__main__ import main as evaluate
+from repr.fit import _config, fit, main
+from repr.report.__main__ import main as report
 from repr.runs.folder import CONFIG, save_config
 from tests.test_fit import TINY
 
@@ -30,6 +32,7 @@ def places(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
         yield from places(child, (*path, key))
 
 
+@pytest.mark.slow
 def test_every_key_is_removed_or_replaced(config: dict[str, Any], tmp_path: Path) -> None:
     faults = []
     for number, path in enumerate(places(config)):
@@ -51,3 +54,23 @@ def test_every_key_is_removed_or_replaced(config: dict[str, Any], tmp_path: Path
                 if user_message(error) is None:
                     faults.append((".".join(path), other, repr(error)[:300]))
     assert not faults, "\n".join(map(str, faults))
+
+
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    fit(compose([*TINY, f"run_folder={folder}"]))
+    evaluate([f"model={folder}", "eval=[geometry]", "trainer.accelerator=cpu"])
+    files = [folder / "metrics.csv", folder / "results.json", next(folder.glob("evaluation/*/metrics.json"))]
+    files += [next(folder.glob("exhibits/*.npz"))]
+    for path in files:
+        whole = path.read_bytes()
+        for damaged in (b"\xff\xfe\x00", b"step,a\nx,y\n", b"[1]\n", whole[: len(whole) * 4 // 5] + b"\n", b"{{{\n"):
+            path.write_bytes(damaged)
+            with pytest.raises(SystemExit, match="is damaged"):
+                report([str(folder), "--out", str(tmp_path / "page.html")])
+            if path == files[0]:
+                with pytest.raises(SystemExit, match="is damaged"):
+                    main([f"resume={folder}", "trainer.max_epochs=2"])
+                assert path.read_bytes() == damaged
+        path.write_bytes(whole)
+    assert not (tmp_path / "page.html").exists()
