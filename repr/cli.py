@@ -12,6 +12,10 @@ from contextlib import contextmanager
 from repr.files import DISK_FULL
 
 
+# What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the program with ``error: <message>`` where one of our own checks fails, and with 130 at Ctrl-C."""
@@ -47,7 +51,8 @@ def user_message(error: BaseException) -> str | None:
 
 
 def is_first() -> bool:
-    """Whether this is the first of all processes, however they were started."""
+    """Whether this is the first of all processes, however they were started, also before they know each other."""
     from lightning.pytorch.utilities import rank_zero_only
 
-    return getattr(rank_zero_only, "rank", 0) == 0
+    given = (os.environ.get(name, "0") for name in _RANKS)
+    return getattr(rank_zero_only, "rank", 0) == 0 and all(rank in ("", "0") for rank in given)

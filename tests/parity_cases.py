@@ -41,7 +41,7 @@ PATCHES = ["+backbone.patch_size=8"]
 TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
 TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
 TABLES += [
-    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.{name}=input")
+    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.levels.{name}=input")
 ]
 VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIVES} | {
     "mae_clip, blocks": {"name": "mae_clip", "overrides": ["+objective.masking.kind=block", *PATCHES]},
@@ -55,7 +55,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     },
     "m3col, pixels mixed, BatchNorm": {
         "name": "m3col",
-        "overrides": ["+objective.mixing.image=input", "embed_dim=96"],
+        "overrides": ["+objective.mixing.levels.image=input", "embed_dim=96"],
         "backbone": ["backbone=resnet", "backbone.name=test_resnet"],
     },
     "m3col, switched": {"name": "m3col", "overrides": ["objective.mixing.switch=0"]},

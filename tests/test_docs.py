@@ -254,6 +254,6 @@ def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     name = next(name for name, tensor in first.items() if name.startswith("backbone.") and tensor.ndim == 4)
     student, teacher = first[name], first[f"teacher.{name}"]
     assert 0 < (student - teacher).abs().max() < 0.1  # it follows slowly
-    run("repr.fit", "resume=run", "trainer.max_epochs=3")
+    run("repr.fit", "resume=run", "trust=true", "trainer.max_epochs=3")
     assert (tmp_path / "run" / "checkpoints" / "step=6.ckpt").is_file()
-    assert "verified" in run("repr.export", "run=run", "to=timm", "out=export", "weights=teacher")
+    assert "verified" in run("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")

@@ -51,7 +51,7 @@ def test_sets_of_questions_are_scored_by_split(run: tuple[Path, dict[str, Any]])
 
 def test_repr_evaluate_gives_the_same_and_says_what_asks_nothing(run: tuple[Path, dict[str, Any]]) -> None:
     folder, online = run
-    words = [f"model={folder}", "eval=[compositional,lidar]", *OF_LIDAR, "callbacks.progress=null"]
+    words = [f"model={folder}", "trust=true", "eval=[compositional,lidar]", *OF_LIDAR, "callbacks.progress=null"]
     cfg, name, files = config([*words, "trainer.accelerator=cpu"])
     check(cfg)
     found = evaluate(cfg, data_name=name, class_files=files)
@@ -72,7 +72,7 @@ def test_repr_evaluate_gives_the_same_and_says_what_asks_nothing(run: tuple[Path
     entry = found["results"]["mmvp/lidar_image"]
     told = entry["protocol"]
     assert (told["num_samples"], told["num_views"], told["delta"], told["features"]) == (5, 3, 1e-4, "image")
-    encoder = read_encoder(str(folder), None)
+    encoder = read_encoder(str(folder), None, trust=True)
     view = View(**told["view"])
     rows = [0, 7, 14, 21, 28]  # of 36, evenly spread
     source = cfg_source(folder)
@@ -92,7 +92,7 @@ def cfg_source(folder: Path) -> Any:
 
     from repr.runs.folder import load_run
 
-    return instantiate(load_run(folder).data.eval.mmvp)
+    return instantiate(load_run(folder, trust=True).data.eval.mmvp)
 
 
 class Damaged(DrawnComposition):

@@ -66,7 +66,8 @@ def test_options(
 def test_options_have_defaults() -> None:
     options = parse(["run=x", "to=timm", "out=a=b", "force=true"])
     assert options == {
-        "run": "x", "to": "timm", "out": "a=b", "weights": "model", "force": True, "untrained_text": False
+        "run": "x", "to": "timm", "out": "a=b", "weights": "model", "force": True, "untrained_text": False,
+        "trust": False,
     }  # fmt: skip
 
 
