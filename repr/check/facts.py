@@ -11,12 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import BytesIO
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch.utils.data import Dataset
 
@@ -24,6 +22,7 @@ from repr.batch import evenly_spread
 from repr.data.bad_rows import one_line
 from repr.data.datamodule import DataModule
 from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer
+from repr.data.sources.pictures import picture_format
 from repr.data.sources.source import Source
 from repr.data.workers import Loader
 
@@ -68,11 +67,7 @@ def row_facts(source: Source, row: int, tokenizer: Tokenizer | None = None) -> R
         texts = source.captions(row)
     except OSError as error:
         return RowFacts(row, one_line(error))
-    try:
-        with Image.open(BytesIO(data)) as header:
-            kind, mode = header.format or "unknown", header.mode
-    except UnidentifiedImageError:  # a source with a decoder of its own
-        kind, mode = "unknown", image.mode
+    kind, mode = picture_format(data) or ("unknown", image.mode)  # a source may have a decoder of its own
     captions = [
         CaptionFacts(row, caption_digest(text), len(text), len(text.split()), num_tokens(tokenizer, text))
         for text in texts

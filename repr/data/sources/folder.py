@@ -10,6 +10,7 @@ from PIL import Image
 
 from repr.data.sources.columns import Labels, Packed, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode, read_picture
+from repr.data.sources.plain_files import MAX_TEXT, read_plain
 
 
 class Folder:
@@ -81,8 +82,7 @@ class Folder:
         if not self._has_captions:
             return []
         path = os.path.join(self.root, _text_file(self.key(index)))
-        with open(path, "rb") as file:
-            return split_texts(file.read(), path, "\n")
+        return split_texts(read_plain(path, MAX_TEXT, "a text"), path, "\n")
 
 
 def _relative_files(root: str) -> set[str]:
