@@ -16,12 +16,17 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
-from repr.data.sources.plain_files import MAX_BYTES, check_size, read_plain
+from repr.data.sources.plain_files import MAX_BYTES, check_size, open_at_once, read_plain
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
 )  # fmt: skip
 
+# Pictures, too, but not read: what a folder holds of them is told.
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".jpe", ".j2k", ".jpx", ".apng", ".pnm", ".tga", ".ico", ".pcx", ".psd", ".svg", ".exr",
+    ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm",
+)  # fmt: skip
 # Pillow's names of the formats that are read. Not all that it knows: some, as PostScript, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB; a file of some bytes may claim any number
@@ -75,6 +80,18 @@ def picture_format(data: bytes) -> tuple[str, str] | None:
             return image.format or "unknown", image.mode
     except _DECODE_ERRORS:
         return None
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file begins as a picture does that :func:`decode` reads."""
+    Image.init()
+    try:
+        with open(path, "rb", opener=open_at_once) as file:
+            head = file.read(32) or b""
+    except OSError:
+        return False
+    accepts = (Image.OPEN[kind][1] for kind in FORMATS if kind in Image.OPEN)
+    return any(accept is not None and accept(head) for accept in accepts)
 
 
 def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:

@@ -21,7 +21,7 @@ def read_plain(path: str, limit: int, what: str) -> bytes:
         OSError: it is missing, larger, or no plain file; a pipe or a device could be read for ever.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "no plain file")
@@ -38,6 +38,6 @@ def check_size(size: int, limit: int) -> None:
         raise OSError(0, f"{size:,} bytes, more than {limit:,}")
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
     """Open a file without waiting for the other end of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
