@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 from PIL import Image
 
@@ -71,7 +72,9 @@ class Folder:
         self.attributes: dict[str, Sequence[str]] = {}
         if labels:
             parts = (image.partition("/") for image in images)
-            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in parts)
+            self.attributes["label"] = label = Labels.of(
+                normalize("NFC", first) if slash else "" for first, slash, _ in parts
+            )
             if not label.present():
                 raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
 

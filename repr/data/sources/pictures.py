@@ -97,7 +97,7 @@ def is_picture(path: str) -> bool:
 def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
     """The picture's file, its header read; raises ValueError where it claims too many pixels."""
     _check_pixels(*_webp_size(data))  # whose decoder takes memory for all of them as soon as it is opened
-    image = Image.open(BytesIO(data), formats=formats)
+    image = Image.open(BytesIO(data), formats=tuple(formats))
     _check_pixels(*image.size)
     return image
 
