@@ -116,7 +116,9 @@ def test_a_file_that_claims_many_pixels_is_not_decoded(data: bytes) -> None:
 )
 def test_only_pictures_of_known_formats_are_opened(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no program could be started
-    with pytest.raises(OSError, match=r"^a\.jpg: not readable as an image \(none of JPEG, PNG, .*PPM\)"):
+    with pytest.raises(
+        OSError, match=r"^a\.jpg: not readable as an image \(Pillow reads it as none of JPEG, PNG, .*PPM\)"
+    ):
         decode(data, "a.jpg")
     assert picture_format(data) is None
 

@@ -162,7 +162,9 @@ def cell_text(cell: Any) -> str:
     Raises:
         OSError: it is a list, an object or infinite.
     """
-    if isinstance(cell, list | tuple | Mapping) or (isinstance(cell, float) and math.isinf(cell)):
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, (list, tuple, dict)) or (isinstance(cell, float) and math.isinf(cell)):
         raise OSError(f"{reprlib.repr(cell)} is no text")
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return ""
@@ -178,7 +180,7 @@ def label_text(cell: Any, name: str) -> str:
         ValueError: it is a list or an object; the message begins with the ``name`` of the label.
         OSError: it is infinite, or not UTF-8.
     """
-    if isinstance(cell, list | tuple | Mapping):
+    if isinstance(cell, (list, tuple, dict)):
         raise ValueError(f"the label {name!r} is {reprlib.repr(cell)}; a label is a single value")
     text = unicodedata.normalize("NFC", cell_text(cell).strip())
     try:
@@ -196,7 +198,7 @@ def encode_cell(cell: Any) -> bytes:
     Raises:
         OSError: it is no text, as :func:`cell_text` has it, or longer than ``MAX_TEXT`` bytes.
     """
-    text = TEXT_END.join(map(cell_text, cell if isinstance(cell, list | tuple) else [cell]))
+    text = TEXT_END.join(map(cell_text, cell)) if isinstance(cell, (list, tuple)) else cell_text(cell)
     try:
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a pair, from an escape in JSON: stays undecodable

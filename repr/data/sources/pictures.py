@@ -66,7 +66,7 @@ def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Image.Im
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
-        fault = f"none of {', '.join(formats)}" if data else "an empty file"
+        fault = f"Pillow reads it as none of {', '.join(formats)}" if data else "an empty file"
         raise OSError(f"{name}: not readable as an image ({fault})") from error
     except _DECODE_ERRORS as error:
         fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"

@@ -179,8 +179,8 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         for path in _expand_range(os.path.expanduser(pattern)):
             matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-            if not matches or not os.path.isfile(matches[0]):
-                raise ValueError(f"Shards: files={pattern!r}: {path} does not exist; set files to .tar shards")
+            if missing := [match for match in matches or [path] if not os.path.isfile(match)]:  # or a pipe
+                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
             files += matches
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")

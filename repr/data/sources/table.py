@@ -80,7 +80,7 @@ class Table(ColumnSource):
                 if not fault:
                     if any(label_text(cells[name], name) not in cells_of for name, cells_of in wanted.items()):
                         continue
-                    picture = encode_cell(cell_text(cells[image]))
+                    picture = encode_cell(cell_text(cells[image]))  # not a list
                     classes = {name: label_text(cells[name], name) for name in labels}
                     words = {name: encode_cell(cells[name]) for name in captions}
             except ValueError as error:
