@@ -52,7 +52,7 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from repr.check.contact_sheet import contact_sheet
-    from repr.check.facts import check_data
+    from repr.check.facts import check_data, joined_labels
     from repr.check.tables import show
 
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
@@ -67,7 +67,8 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
         report = check_data(datamodule, num_rows=num_rows, progress=progress)
     sheet, undrawn = contact_sheet(datamodule, font)
     report["too_many_bad"] = unusable(report, datamodule)
-    report["remarks"] = remarks + undrawn
+    joined = [remark for name, source in datamodule.sources.items() for remark in joined_labels(name, source)]
+    report["remarks"] = remarks + undrawn + joined
     with replacing(out / "check.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     with replacing(out / "contact_sheet.png") as file:

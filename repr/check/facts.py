@@ -6,17 +6,16 @@ lengths of its captions), so a set of any size can be looked through.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import BytesIO
 from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from rich.progress import Progress
 from torch.utils.data import Dataset
 
@@ -24,6 +23,8 @@ from repr.batch import evenly_spread
 from repr.data.bad_rows import one_line
 from repr.data.datamodule import DataModule
 from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer
+from repr.data.sources.columns import Labels
+from repr.data.sources.pictures import picture_format
 from repr.data.sources.source import Source
 from repr.data.workers import Loader
 
@@ -68,11 +69,7 @@ def row_facts(source: Source, row: int, tokenizer: Tokenizer | None = None) -> R
         texts = source.captions(row)
     except OSError as error:
         return RowFacts(row, one_line(error))
-    try:
-        with Image.open(BytesIO(data)) as header:
-            kind, mode = header.format or "unknown", header.mode
-    except UnidentifiedImageError:  # a source with a decoder of its own
-        kind, mode = "unknown", image.mode
+    kind, mode = picture_format(data) or ("unknown", image.mode)  # a source may have a decoder of its own
     captions = [
         CaptionFacts(row, caption_digest(text), len(text), len(text.split()), num_tokens(tokenizer, text))
         for text in texts
@@ -250,3 +247,15 @@ def label_report(source: Source, train_classes: Mapping[str, set[str]] | None) -
         if train_classes is not None:
             report[attribute]["not_in_train"] = sorted(counts.keys() - train_classes.get(attribute, set()))
     return report
+
+
+def joined_labels(name: str, source: Source) -> Iterator[str]:
+    """A remark for each attribute of the set ``name`` with classes that look like several in one cell (``cat,dog``)."""
+    for attribute, labels in source.attributes.items():
+        classes = Labels.of(labels).present()
+        parts = {label: {part.strip() for part in re.split("[,;|]", label)} - {label} for label in classes}
+        if joined := sorted(label for label in classes if parts[label] & classes):
+            yield (
+                f"{name}: {len(joined)} of {len(classes)} classes of {attribute!r} look like several in one cell, such "
+                f"as {joined[0]!r}; each is a class of its own, since a label is a single value"
+            )

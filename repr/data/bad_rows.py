@@ -37,7 +37,7 @@ def read_each(
 
 def one_line(error: OSError) -> str:
     """What an error says, so that it stays the last line of a worker's traceback."""
-    return " ".join(str(error).split())
+    return " ".join(str(error).replace("\0", "\\0").split())
 
 
 def too_many_bad(name: str, bad: Mapping[int, str], num_rows: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -111,6 +112,11 @@ class DataModule(LightningDataModule):
         EvalBatchSampler(len(self.train), self.eval_batch_size)
         if taken := {"bank", "train"} & self.eval.keys():
             raise ValueError(f"data.eval: '{min(taken)}' is the name of the training set's rows; rename the set")
+        for name in self.eval:
+            if re.fullmatch(r"\.{0,2}|.*[/\\\x00-\x1f].*", str(name), re.DOTALL):
+                raise ValueError(
+                    f"data.eval: {name!r} cannot be the name of a file; rename the set, such as 'held_out'"
+                )
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if not 0 <= self.max_bad_fraction <= 1:

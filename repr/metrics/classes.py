@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import yaml
 
@@ -33,7 +35,8 @@ class Classes:
 
         ``names: open_clip.IMAGENET_CLASSNAMES`` and ``templates: open_clip.OPENAI_IMAGENET_TEMPLATES``, or other lists
         of open_clip, are taken from there. Names that are a list belong to the labels 0, 1, ..., or with the key
-        ``labels: imagenet-synsets`` to n01440764, n01443537, ..., as timm has them.
+        ``labels: imagenet-synsets`` to n01440764, n01443537, ..., as timm has them. Labels and names are the text that
+        stands there, also where YAML has another meaning for it (``on``, ``1e3``, ``2020-01-01``).
 
         Raises:
             ValueError: there is no such file, a key is missing or unknown, or a template has no place for the name.
@@ -42,8 +45,8 @@ class Classes:
         if not path.is_file():
             raise ValueError(f"class file {path} does not exist: set eval.zero_shot.classes.<set> to a YAML file")
         try:
-            content = yaml.safe_load(yaml_text(path))
-        except ValueError as error:
+            content = yaml.load(yaml_text(path), yaml.BaseLoader)  # whose values are all text
+        except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"class file {path} cannot be read: {error}") from error
         wanted = {"attribute", "names", "templates"}
         if not isinstance(content, dict) or content.keys() - {"labels"} != wanted:
@@ -51,11 +54,16 @@ class Classes:
         names, templates = (_resolved(content[key], path) for key in ("names", "templates"))
         if not names or not templates:
             raise ValueError(f"class file {path}: names and templates must not be empty")
+        values = [*(names.values() if isinstance(names, dict) else names), *templates, content["attribute"]]
+        if bad := [value for value in values if not isinstance(value, str) or not value.strip()]:
+            raise ValueError(f"class file {path}: {bad[0]!r} is no text; names, templates and attribute are texts")
         if bad := [template for template in templates if "{}" not in template]:
             raise ValueError(f"class file {path}: template {bad[0]!r} must hold {{}} where the name goes")
         if isinstance(names, list):
             names = dict(zip(_labels(content.get("labels"), len(names), path), names, strict=True))
-        return cls(content["attribute"], {str(label): str(name) for label, name in names.items()}, list(templates))
+        composed = partial(normalize, "NFC")  # as labels of the data are
+        named = {composed(label): composed(name) for label, name in names.items()}
+        return cls(content["attribute"], named, list(map(composed, templates)))
 
     def sentences(self) -> list[str]:
         """All templates of the first class, then all of the second, and so on."""

@@ -193,6 +193,12 @@ def test_the_training_set_keeps_its_names(make_datamodule, noise, name):
         make_datamodule(eval={name: noise(4)})
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", "a\0b", ".", "..", "", "a\nb"])
+def test_names_that_cannot_be_those_of_files_are_refused(name, make_datamodule, noise):
+    with pytest.raises(ValueError, match=r"^data\.eval: '.*' cannot be the name of a file; rename the set"):
+        make_datamodule(eval={name: noise(4)})
+
+
 def test_a_row_without_caption_is_named(make_datamodule, noise):
     train = noise(31)
     train.captions = lambda index: ["text"] if index == 0 else []

@@ -70,6 +70,8 @@ def assign(row: int, column: int, value: str) -> Callable[[Path], object]:
         (assign(4, 0, "6"), "3 and 6 are no pair"),
         (rewrite(lambda rows: rows.pop()), "35 statements"),
         (rewrite(lambda rows: rows.append(["37"])), "line 38: 'Type' is ''"),
+        (lambda folder: (folder / QUESTIONS).write_bytes(b"\xff"), r"Questions\.csv cannot be read: 'utf-8' codec"),
+        (assign(3, 2, "x" * 200_000), r"Questions\.csv cannot be read: field larger than"),
     ],
 )
 def test_a_bad_layout_is_named(folder: Path, damage: Callable[[Path], object], told: str) -> None:

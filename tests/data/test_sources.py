@@ -192,3 +192,48 @@ def test_emoji_can_be_read_after_a_fork_and_after_pickling():
     expected = np.stack([np.asarray(source.image(row)) for row in range(32)]).transpose(0, 3, 1, 2)
     assert np.array_equal(images.numpy(), expected)
     assert np.array_equal(expected[3], before.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    "links", [{"a/up": ".."}, {"x": ".", "y": "."}, {"a/self": "../a", "a/loop": "loop"}, {"0": "b", "a/c": "../b"}]
+)
+def test_each_folder_is_walked_once_under_its_own_name(tree, links):
+    for link, target in links.items():
+        (tree / link).symlink_to(target)
+    source = Folder(tree)
+    assert [source.key(row) for row in range(len(source))] == ["a/deep/one.png", "a/zero.webp", "b/two.JPG", "top.jpeg"]
+
+
+def test_links_out_of_the_folder_are_followed(tree, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    picture().save(outside / "far.png")
+    (outside / "back").symlink_to(tree)
+    (tree / "b" / "linked").symlink_to(outside)
+    source = Folder(tree, labels=True)
+    assert [source.key(row) for row in range(len(source))][2:4] == ["b/linked/far.png", "b/two.JPG"]
+    assert len(source) == 5
+
+
+def test_pictures_that_are_left_out_are_counted_and_named(tree, caplog):
+    Folder(tree)
+    assert caplog.text == ""
+    for name in ("b.heic", "c.JXL", "a/raw.dng"):
+        (tree / name).write_bytes(b"\xff\x0a")
+    for name in ("d", "b/e.jpg_large", "f.jpe"):
+        (tree / name).write_bytes(stored(picture(), "JPEG"))
+    (tree / "LICENSE").write_text("Permission is granted")
+    os.mkfifo(tree / "pipe")
+    source = Folder(tree)
+    assert len(source) == 4
+    (record,) = caplog.records
+    assert "left out, though by name or content pictures: 6 (" in record.message
+    for kind in (".heic: 1", ".jxl: 1", ".dng: 1", "without suffix: 1"):
+        assert kind in record.message
+    assert "the first is 'a/raw.dng'" in record.message
+    assert "\n" not in record.message
+
+
+def test_a_folder_of_other_pictures_alone_says_so(tmp_path):
+    (tmp_path / "b.heic").write_bytes(b"0")
+    with pytest.raises(ValueError, match=r"no image .*pictures: 1 \(\.heic: 1\).*'b\.heic'; convert or rename"):
+        Folder(tmp_path)

@@ -373,6 +373,9 @@ def test_files_expand_in_order(tmp_path: Path) -> None:
     assert expand_files([str(tmp_path / "a-*.tar")]) == expected
     with pytest.raises(ValueError, match=r"a-12\.tar does not exist"):
         expand_files([str(tmp_path / "a-{08..12}.tar")])
+    os.mkfifo(tmp_path / "a-12.tar")  # reading it would wait for ever
+    with pytest.raises(ValueError, match=r"a-12\.tar does not exist"):
+        expand_files([str(tmp_path / "a-*.tar")])
 
 
 def test_real_shards(root: Path, tmp_path: Path) -> None:

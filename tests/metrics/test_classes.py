@@ -36,13 +36,38 @@ def test_sentences_and_ids_follow_the_file(tmp_path: Path) -> None:
         ({"attribute": "a", "names": "open_clip.NAMES", "templates": ["{}"]}, "no list of open_clip"),
         ({"attribute": "a", "names": ["x"], "templates": ["{}"], "labels": "wnid"}, "set imagenet-synsets"),
         ({"attribute": "a", "names": {}, "templates": ["{}"]}, "must not be empty"),
+        ({"attribute": "a", "names": {"x": ["y", "z"]}, "templates": ["{}"]}, "is no text"),
+        ({"attribute": "a", "names": ["x", ""], "templates": ["{}"]}, "'' is no text"),
+        ({"attribute": ["a"], "names": ["x"], "templates": ["{}"]}, "is no text"),
+        ({"attribute": "a", "names": {(1, 2): "x"}, "templates": ["{}"]}, "cannot be read"),
         ([1], "exactly the keys"),
     ],
 )
 def test_a_bad_file_is_refused(content: object, words: str, tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "c.yaml").write_text(yaml.dump(content))
     with pytest.raises(ValueError, match=words):
         Classes.load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["on", "off", "yes", "No", "true", "null", "~", "1e3", "007", "1_000", "2020-01-01", "12:30:00", ".5", "1.10", "="],
+)
+def test_names_are_the_text_that_stands_there(name: str, tmp_path: Path) -> None:
+    for names in (f"[{name}]", f"{{0: {name}}}", f"\n- {name}"):
+        (tmp_path / "c.yaml").write_text(f"attribute: on\nnames: {names}\ntemplates: ['a sign that says {{}}']\n")
+        classes = Classes.load(tmp_path / "c.yaml")
+        assert classes.sentences() == [f"a sign that says {name}"]
+        assert (classes.attribute, list(classes.names)) == ("on", ["0"])
+    (tmp_path / "c.yaml").write_text(f"attribute: a\nnames: {{{name}: x}}\ntemplates: ['{{}}']\n")
+    assert list(Classes.load(tmp_path / "c.yaml").names) == [name]
+
+
+def test_names_are_composed_as_labels_are(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "attribute: a\nnames: {cafe\u0301: Cafe\u0301}\ntemplates: ['{}']\n", encoding="utf-8"
+    )
+    assert Classes.load(tmp_path / "c.yaml").names == {"caf\xe9": "Caf\xe9"}
 
 
 def test_labels_that_the_file_lacks_are_named_with_the_nearest() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from repr.data.datasets import MAX_CAPTION_CHARS
 from repr.data.sources.columns import Labels
-from repr.data.sources.pictures import decode, open_zip, read_picture
+from repr.data.sources.pictures import decode, open_zip, read_picture, read_zipped
 from repr.data.sources.source import QuestionSource
 
 
@@ -108,12 +107,7 @@ class Cases:
     def encoded(self, index: int) -> bytes:
         """The file, unchanged; the whole picture also where a box is shown."""
         file = self.cases[index].file
-        if not self._zipped:
-            return read_picture(self._path(file))
-        try:
-            return open_zip(Path(self.pictures), os.getpid()).read(file)
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise OSError(f"{self._path(file)}: not readable ({error})") from error
+        return read_zipped(self.pictures, file) if self._zipped else read_picture(self._path(file))
 
     def image(self, index: int) -> Image.Image:
         """What is shown of the picture, RGB, upright."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from repr.data.questions.compositional import Case, Cases, members
 from repr.data.questions.word_order import Tagger, shuffled
+from repr.data.sources.plain_files import MAX_BYTES, read_plain
 
 SUGAR_CREPE = ("add_obj", "add_att", "replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att")
 MIN_OF_ATTRIBUTES = 25  # cases of a pair of attributes, below which ARO's mean over pairs leaves it out
@@ -205,15 +206,16 @@ def _json(path: str, kind: type, hint: str) -> Any:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: no JSON ({error})") from error
 
 
 def _text(path: str, hint: str) -> str:
+    path = os.path.expanduser(path)
+    if not os.path.exists(path):
+        raise ValueError(f"there is no {path!r}; {hint}")
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no {path!r}; {hint}") from error
+        return read_plain(path, MAX_BYTES, "a text").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from error
 

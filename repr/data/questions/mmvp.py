@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from pathlib import Path
 
 from repr.data.questions.compositional import Case, Cases
+from repr.data.sources.plain_files import MAX_BYTES, read_plain
 
 # The nine patterns of Tong et al., 2024, as the benchmark's folders call them, and as metrics do.
 PATTERNS = {
@@ -66,12 +68,15 @@ def _lines(path: str) -> list[tuple[int, str, str]]:
         raise ValueError(
             f"MMVP: there is no {path!r}; set root to the folder of MMVP_VLM, which holds it beside {IMAGES!r}"
         )
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
+    text = read_plain(path, MAX_BYTES, "a text")
+    try:
+        reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline=""))
         columns = list(reader.fieldnames or ())
         if lacking := [name for name in _COLUMNS if name not in columns]:
             raise ValueError(f"{path}: no column {lacking[0]!r}; the columns are {columns}")
         return [_line(row, f"{path}, line {reader.line_num}") for row in reader]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _line(row: dict[str, str], where: str) -> tuple[int, str, str]:

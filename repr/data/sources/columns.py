@@ -7,12 +7,17 @@ Here a column is two arrays that nobody writes to.
 from __future__ import annotations
 
 import hashlib
+import math
+import reprlib
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from repr.data.sources.plain_files import MAX_TEXT
 
 TEXT_END = "\0"  # between the texts of one cell that holds several
 
@@ -138,7 +143,7 @@ def part_filter(part: Sequence[float] | None) -> Callable[[bytes], bool]:
 def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
     """Column -> the cells that a row may have in it, from column -> value or list of values."""
     return {
-        column: {cell_text(value) for value in (values if isinstance(values, list | tuple) else [values])}
+        column: {label_text(value, column) for value in (values if isinstance(values, list | tuple) else [values])}
         for column, values in (where or {}).items()
     }
 
@@ -150,29 +155,70 @@ def no_row(path: str, where: Mapping[str, Any] | None, part: Sequence[float] | N
 
 
 def cell_text(cell: Any) -> str:
-    """A cell of any kind as text: empty for None, and the texts of a list joined by ``TEXT_END``."""
-    if isinstance(cell, list | tuple):
-        return TEXT_END.join(map(cell_text, cell))
-    return "" if cell is None else str(cell)
+    """A single value as text: empty for None and NaN, a whole number without a point, bytes as UTF-8.
+
+    Bytes that are not UTF-8 become lone surrogates.
+
+    Raises:
+        OSError: it is a list, an object or infinite.
+    """
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, (list, tuple, dict)) or (isinstance(cell, float) and math.isinf(cell)):
+        raise OSError(f"{reprlib.repr(cell)} is no text")
+    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
+        return ""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8-sig", "surrogateescape")
+    return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+
+
+def label_text(cell: Any, name: str) -> str:
+    """A class name from the cell of a label: as text, in Unicode's composed form (NFC), without space around it.
+
+    Raises:
+        ValueError: it is a list or an object; the message begins with the ``name`` of the label.
+        OSError: it is infinite, or not UTF-8.
+    """
+    if isinstance(cell, (list, tuple, dict)):
+        raise ValueError(f"the label {name!r} is {reprlib.repr(cell)}; a label is a single value")
+    text = unicodedata.normalize("NFC", cell_text(cell).strip())
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise OSError(f"the label {name!r} is not UTF-8") from error
+    return text
 
 
 def encode_cell(cell: Any) -> bytes:
-    """The text of a cell in UTF-8; what was no UTF-8 and was decoded to lone surrogates comes out as it was."""
-    text = cell_text(cell)
+    """The text of a cell in UTF-8, those of a list joined by ``TEXT_END``.
+
+    What was no UTF-8 and was decoded to lone surrogates comes out as it was.
+
+    Raises:
+        OSError: it is no text, as :func:`cell_text` has it, or longer than ``MAX_TEXT`` bytes.
+    """
+    text = TEXT_END.join(map(cell_text, cell)) if isinstance(cell, (list, tuple)) else cell_text(cell)
     try:
-        return text.encode("utf-8", "surrogateescape")
+        data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a pair, from an escape in JSON: stays undecodable
-        return text.encode("utf-8", "surrogatepass")
+        data = text.encode("utf-8", "surrogatepass")
+    if len(data) > MAX_TEXT:
+        raise OSError(f"a text of {len(data):,} bytes, more than {MAX_TEXT:,}")
+    return data
 
 
 def split_texts(data: bytes, name: str, separator: str = TEXT_END) -> list[str]:
     """The captions between the separators of a UTF-8 text, with or without a byte-order mark; empty ones are left out.
+
+    They come in Unicode's composed form (NFC), as labels do.
 
     Raises:
         OSError: it is not UTF-8; the message begins with ``name``.
     """
     try:
         texts = [part.decode("utf-8-sig").strip() for part in data.split(separator.encode())]
+        texts = [unicodedata.normalize("NFC", text) for text in texts]
     except UnicodeDecodeError as error:
         raise OSError(f"{name}: caption is not UTF-8 ({error.reason} at byte {error.start})") from error
     return [text for text in texts if text]

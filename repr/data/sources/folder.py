@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from unicodedata import normalize
 
 from PIL import Image
 
+from repr.cli import is_first
 from repr.data.sources.columns import Labels, Packed, part_filter, split_texts
-from repr.data.sources.pictures import IMAGE_SUFFIXES, decode, read_picture
+from repr.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, decode, is_picture, read_picture
+from repr.data.sources.plain_files import MAX_TEXT, read_plain
+
+_log = logging.getLogger(__name__)
 
 
 class Folder:
     """Every image below a folder, nested or flat, in the order of its relative path.
+
+    Other files that look like pictures (HEIC, JPEG XL, a JPEG without suffix) are counted and named in one line.
 
     A split that is a folder is a source of its own: ``root=IMAGES/train``.
 
@@ -40,11 +51,15 @@ class Folder:
         if not os.path.isdir(self.root):
             fault = "is a file" if os.path.exists(self.root) else "does not exist"
             raise ValueError(f"Folder: root={str(root)!r} {fault}; set root to a folder of images")
-        files, belongs = _relative_files(self.root), part_filter(part)
+        files, belongs = set(_relative_files(self.root)), part_filter(part)
         images = sorted(file for file in files if file.lower().endswith(IMAGE_SUFFIXES) and belongs(os.fsencode(file)))
+        left_out = _left_out(self.root, files)
         if not images:
             chosen = f" in part={list(part)}; widen it" if part else ""
-            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}{chosen}")
+            more = f"; {left_out}" if left_out else ""
+            raise ValueError(f"Folder: no image ({', '.join(IMAGE_SUFFIXES)}) below root={str(root)!r}{chosen}{more}")
+        if left_out and is_first():
+            _log.warning("Folder: root=%r: %s", str(root), left_out)
         if captions:
             missing = [file for file in images if _text_file(file) not in files]
             if missing:
@@ -57,7 +72,9 @@ class Folder:
         self.attributes: dict[str, Sequence[str]] = {}
         if labels:
             parts = (image.partition("/") for image in images)
-            self.attributes["label"] = label = Labels.of(first if slash else "" for first, slash, _ in parts)
+            self.attributes["label"] = label = Labels.of(
+                normalize("NFC", first) if slash else "" for first, slash, _ in parts
+            )
             if not label.present():
                 raise ValueError(f"Folder: no image lies in a sub-folder of {str(root)!r}; set labels=false")
 
@@ -81,17 +98,47 @@ class Folder:
         if not self._has_captions:
             return []
         path = os.path.join(self.root, _text_file(self.key(index)))
-        with open(path, "rb") as file:
-            return split_texts(file.read(), path, "\n")
+        return split_texts(read_plain(path, MAX_TEXT, "a text"), path, "\n")
 
 
-def _relative_files(root: str) -> set[str]:
-    """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out."""
-    files: set[str] = set()
-    for folder, _, names in os.walk(root, followlinks=True):
-        paths = (os.path.join(folder, name)[len(root) :] for name in names if not name.startswith("."))
-        files.update(path.replace(os.sep, "/").lstrip("/") for path in paths)
-    return files
+def _relative_files(root: str) -> Iterator[str]:
+    """Paths of all files below root, relative, with forward slashes; hidden ones (``._name.jpg``) are left out.
+
+    Links are followed. A folder that has several names is walked once, under its own where that lies below root.
+    """
+    folders, links, walked = [root], list[str](), set[tuple[int, int]]()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        with suppress(OSError), os.scandir(folder) as entries:  # one that may not be read is left out
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in walked:
+                continue
+            walked.add((status.st_dev, status.st_ino))
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                linked = entry.is_symlink()
+                if os.path.isdir(entry.path) if linked else entry.is_dir():  # a link to itself is no folder
+                    (links if linked else folders).append(entry.path)
+                elif not entry.name.startswith("."):
+                    yield entry.path[len(root) :].replace(os.sep, "/").lstrip("/")
+
+
+def _left_out(root: str, files: Collection[str]) -> str:
+    """A sentence about the files that look like pictures but do not have the name of one; empty where there are none.
+
+    Of those whose suffix says nothing, the first 10,000 are looked into.
+    """
+    others = sorted(file for file in files if not file.lower().endswith((*IMAGE_SUFFIXES, ".txt")))
+    named = [file for file in others if file.lower().endswith(OTHER_SUFFIXES)]
+    unknown = (file for file in others if not file.lower().endswith(OTHER_SUFFIXES))
+    found = named + [file for file in islice(unknown, 10_000) if is_picture(os.path.join(root, file))]
+    if not found:
+        return ""
+    kinds = Counter(os.path.splitext(file)[1].lower() or "without suffix" for file in found)
+    return (
+        f"left out, though by name or content pictures: {len(found)} "
+        f"({', '.join(f'{kind}: {count}' for kind, count in kinds.most_common(9))}), the first is {min(found)!r}; "
+        f"convert or rename them to {', '.join(IMAGE_SUFFIXES[:4])}"
+    )
 
 
 def _text_file(image_file: str) -> str:

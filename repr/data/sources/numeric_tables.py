@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from repr.data.sources.columns import Labels, no_row, part_filter, wanted_cells
+from repr.data.sources.columns import Labels, label_text, no_row, part_filter, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
 from repr.data.sources.table import read_csv, require_columns
 
@@ -65,7 +65,10 @@ class NumericTables:
             header, rows = _read(first, key)
             keys = list(rows)
             require_columns(first, [*attributes, *wanted], header)
-            cells = {name: [row[header.index(name)] for row in rows.values()] for name in (*attributes, *wanted)}
+            cells = {
+                name: [label_text(row[header.index(name)], name) for row in rows.values()]
+                for name in (*attributes, *wanted)
+            }
         for name, file in blocks.items():
             path = os.path.expanduser(file)
             self.columns[name], rows = _read(path, key)

@@ -7,20 +7,34 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+
+from repr.data.sources.plain_files import MAX_BYTES, check_size, open_at_once, read_plain
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".pgm", ".pbm",
 )  # fmt: skip
 
+# Pictures, too, but not read: what a folder holds of them is told.
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".jxl", ".jpe", ".j2k", ".jpx", ".apng", ".pnm", ".tga", ".ico", ".pcx", ".psd", ".svg", ".exr",
+    ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm",
+)  # fmt: skip
+# Pillow's names of the formats that are read. Not all that it knows: some, as PostScript, would start another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB; a file of some bytes may claim any number
+
 # What Pillow's decoders raise on damaged files; a missing entry would end a run instead of costing it one picture.
 _DECODE_ERRORS = (
-    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, IndexError,
-    KeyError, TypeError, AttributeError, OverflowError, MemoryError, RuntimeError,
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError, LookupError,
+    ArithmeticError, AssertionError, TypeError, AttributeError, MemoryError, RuntimeError,
 )  # fmt: skip
 
 # Pillow warns of damaged metadata and of large pictures without naming the file.
@@ -30,48 +44,122 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 def read_picture(path: str) -> bytes:
     """The bytes of a picture's file; an OSError names the file."""
-    try:
-        if not os.path.isfile(path) and os.path.exists(path):  # reading a pipe would wait for ever
-            raise OSError(0, "no plain file")
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise OSError(f"{path}: not readable as an image ({error.strerror})") from error
+    return read_plain(path, MAX_BYTES, "an image")
 
 
-def decode(data: bytes, name: str, formats: list[str] | None = None) -> Image.Image:
+def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
     """Decode a picture's file: RGB, EXIF orientation applied, alpha composited on white.
+
+    Gray levels of 16 bits, and floats from 0 to 1, are brought to 8 bits.
 
     Args:
         data: the file.
         name: what the error calls the picture.
-        formats: Pillow's names of the formats to try. None: all, which takes as long as decoding a small image.
+        formats: Pillow's names of the formats to try; all take as long as decoding a small image.
 
     Raises:
-        OSError: it is no image, damaged, or too large to decode.
+        OSError: it is no image, damaged, too large to decode, or of values whose range is not known.
     """
     try:
-        with Image.open(BytesIO(data), formats=formats) as image:
+        with _opened(data, formats) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
-        fault = "of no known format" if data else "an empty file"
+        fault = f"Pillow reads it as none of {', '.join(formats)}" if data else "an empty file"
         raise OSError(f"{name}: not readable as an image ({fault})") from error
     except _DECODE_ERRORS as error:
-        raise OSError(f"{name}: not readable as an image ({type(error).__name__}: {error})") from error
+        fault = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise OSError(f"{name}: not readable as an image ({fault})") from error
+
+
+def picture_format(data: bytes) -> tuple[str, str] | None:
+    """Pillow's names of format and mode of a picture's file; None where it is none that :func:`decode` reads."""
+    try:
+        with _opened(data, FORMATS) as image:
+            return image.format or "unknown", image.mode
+    except _DECODE_ERRORS:
+        return None
+
+
+def is_picture(path: str) -> bool:
+    """Whether a file begins as a picture does that :func:`decode` reads."""
+    Image.init()
+    try:
+        with open(path, "rb", opener=open_at_once) as file:
+            head = file.read(32) or b""
+    except OSError:
+        return False
+    accepts = (Image.OPEN[kind][1] for kind in FORMATS if kind in Image.OPEN)
+    return any(accept is not None and accept(head) for accept in accepts)
+
+
+def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
+    """The picture's file, its header read; raises ValueError where it claims too many pixels."""
+    _check_pixels(*_webp_size(data))  # whose decoder takes memory for all of them as soon as it is opened
+    image = Image.open(BytesIO(data), formats=tuple(formats))
+    _check_pixels(*image.size)
+    return image
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height that the header of a WebP file claims; of anything else (0, 0)."""
+    if data[:4] + data[8:12] != b"RIFFWEBP":
+        return 0, 0
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to RGB."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversion would clip to white
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):  # which Pillow's own conversion would clip to white or black
+        return _gray(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _gray(image: Image.Image) -> Image.Image:
+    """The 8 bits of a picture of floats, or of integers of more bits; raises ValueError where their range is unknown.
+
+    Floats are taken for shares of white from 0 to 1, or for levels from 0 to 255 where some are larger than 1.
+    """
+    values = np.asarray(image, np.float32)  # (H, W)
+    tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+    bits = tags.get(BITSPERSAMPLE, (16,))[0]
+    if image.mode == "I" and tags:
+        raise ValueError("a TIFF of 32-bit or signed numbers, whose range is not known; save it with 8 or 16 bits")
+    if image.mode == "F":
+        low, high = float(values.min()), float(values.max())
+        if not 0 <= low <= high <= 255:
+            raise ValueError(f"floats from {low:g} to {high:g}; save it with values from 0 to 1, or with 8 or 16 bits")
+        levels = np.rint(values * 255 if high <= 1 else values)
+    else:
+        levels = values // 2 ** (bits - 8)
+    gray = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+    return ImageOps.invert(gray) if tags.get(PHOTOMETRIC_INTERPRETATION) == 0 else gray  # 0: white is zero
+
+
+def read_zipped(path: str, file: str) -> bytes:
+    """The bytes of a file in a zip; an OSError names both."""
+    try:
+        archive = open_zip(Path(path), os.getpid())
+        check_size(archive.getinfo(file).file_size, MAX_BYTES)
+        return archive.read(file)
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, LookupError, RuntimeError, ValueError) as error:
+        raise OSError(f"{os.path.join(path, file)}: not readable ({error})") from error
 
 
 @lru_cache(maxsize=8)

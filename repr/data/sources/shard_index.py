@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from repr.data.sources.columns import Labels, Packed, cell_text
+from repr.data.sources.columns import Labels, Packed, label_text
+from repr.data.sources.plain_files import MAX_BYTES
 from repr.files import replacing
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512  # of the tar format
 # The key is the name up to the first dot of its last part; hidden members (._name.jpg) have none.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -98,16 +99,16 @@ class ShardIndex:
         for row, (offset, size) in enumerate(self.spans([ending]).tolist()):
             if size < 0 or row in self.faults:
                 continue
+            if size > MAX_BYTES:
+                self.faults[row] = f"label: {size:,} bytes, more than {MAX_BYTES:,}"
+                continue
             data = os.pread(descriptor, size, offset)
             try:
-                value = json_object(data, ending).get(entry) if entry else data.decode("utf-8-sig").strip()
-            except (OSError, UnicodeDecodeError) as error:
+                names[row] = label_text(json_object(data, ending).get(entry) if entry else data, field)
+            except OSError as error:
                 self.faults[row] = f"label: {error}"
-                continue
-            if isinstance(value, list | dict):
-                key = os.fsdecode(self.keys[row])
-                raise ValueError(f"{path}: {key}: the label {field!r} is {value!r:.60}; a label is a single value")
-            names[row] = cell_text(value)
+            except ValueError as error:
+                raise ValueError(f"{path}: {os.fsdecode(self.keys[row])}: {error}") from error
         return Labels.of(names)
 
     @classmethod

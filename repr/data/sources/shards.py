@@ -20,6 +20,7 @@ from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, Packed, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
+from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.shard_index import json_object, load_indexes
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
@@ -122,6 +123,8 @@ class Shards(ColumnSource):
         offset, size = span.tolist()
         if size < 0:
             raise OSError(f"{self._name(index)}: no {what}")
+        if size > MAX_BYTES:
+            raise OSError(f"{self._name(index)}: {what} of {size:,} bytes, more than {MAX_BYTES:,}")
         shard = int(self._shards[index])
         descriptor = self._descriptor(shard)
         if (now := os.fstat(descriptor).st_size) != self._sizes[shard]:
@@ -158,7 +161,11 @@ class Shards(ColumnSource):
             return []  # a sample may lack the field
         data, name = self._read(index, span, column), self._name(index)
         if ":" in column:
-            data = encode_cell(json_object(data, name).get(column.partition(":")[2]))
+            entry = json_object(data, name).get(column.partition(":")[2])
+            try:
+                data = encode_cell(entry)
+            except OSError as error:
+                raise OSError(f"{name}: {column}: {error}") from error
         return split_texts(data, name)
 
 
@@ -172,8 +179,8 @@ def expand_files(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         for path in _expand_range(os.path.expanduser(pattern)):
             matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-            if not matches or not os.path.isfile(matches[0]):
-                raise ValueError(f"Shards: files={pattern!r}: {path} does not exist; set files to .tar shards")
+            if missing := [match for match in matches or [path] if not os.path.isfile(match)]:  # or a pipe
+                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
             files += matches
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from PIL import Image
@@ -20,6 +19,7 @@ from repr.data.sources.columns import (
     Packer,
     cell_text,
     encode_cell,
+    label_text,
     no_row,
     part_filter,
     split_texts,
@@ -28,14 +28,17 @@ from repr.data.sources.columns import (
 from repr.data.sources.pictures import decode, read_picture
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-Row = tuple[int, dict[str, str], str]  # number of its line from 1, column -> cell, and what is wrong with it
+_NO_TEXT = "a table has text, and paths of pictures: write pictures that lie in it to files, or to shards"
+MAX_LINE = 2**24  # characters; a file without ends of lines would else be read as a whole
+Row = tuple[int, dict[str, Any], str]  # number of its line from 1, column -> cell, and what is wrong with it
 
 
 class Table(ColumnSource):
     """Rows of a file, one picture each.
 
-    A row that says nothing usable (no path, more cells than the header, no JSON) is kept and cannot be read, so
-    that training replaces and counts it; a file that cannot be understood as a whole is an error here.
+    A row that says nothing usable (no path, more cells than the header, no JSON, an object as caption) is kept and
+    cannot be read, so that training replaces and counts it; a file that cannot be understood as a whole is an error
+    here. Text stands as it is; of typed cells None and NaN are empty, and 3.0 is 3.
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` (which needs pyarrow: the extra ``parquet``).
@@ -72,17 +75,28 @@ class Table(ColumnSource):
         texts = {name: Packer() for name in captions}
         codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
         for line, cells, fault in read_rows(self.path, list(dict.fromkeys([image, *captions, *labels, *wanted]))):
-            picture = encode_cell(cells[image])
-            if not belongs(picture) or (not fault and any(cells[name] not in wanted[name] for name in wanted)):
+            picture, words, classes = b"", dict.fromkeys(captions, b""), dict.fromkeys(labels, "")
+            try:
+                if not fault:
+                    if any(label_text(cells[name], name) not in cells_of for name, cells_of in wanted.items()):
+                        continue
+                    picture = encode_cell(cell_text(cells[image]))  # not a list
+                    classes = {name: label_text(cells[name], name) for name in labels}
+                    words = {name: encode_cell(cells[name]) for name in captions}
+            except ValueError as error:
+                raise ValueError(f"{self.path}, line {line}: {error}") from error
+            except OSError as error:
+                fault = str(error)
+            if not belongs(picture):
                 continue
             if fault or not picture:
                 self._faults[len(lines)] = fault or f"no path in column {image!r}"
             lines.append(line)
             paths.append(picture)
             for name, packer in texts.items():
-                packer.append(encode_cell(cells[name]))
+                packer.append(words[name])
             for name, numbers in names.items():
-                codes[name].append(numbers.setdefault(cells[name], len(numbers)))
+                codes[name].append(numbers.setdefault(classes[name], len(numbers)))
         if not lines:
             raise no_row(self.path, where, part)
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
@@ -136,11 +150,11 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
         ValueError: there is no such file, or it is of another kind or damaged.
     """
     delimiter = DELIMITERS[file_suffix(path, list(DELIMITERS))]
-    csv.field_size_limit(sys.maxsize)  # the standard 128 kB would end the file at a long caption
+    csv.field_size_limit(MAX_LINE)  # the standard 128 kB would end the file at a long caption
     try:
         with open(path, encoding="utf-8-sig", errors=errors, newline="") as file:
             # strict: else a quote that nobody closes swallows the rows after it into one caption
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(_lines(path, file), delimiter=delimiter, strict=True)
             line = 1
             for cells in reader:
                 if cells:
@@ -154,10 +168,20 @@ def read_csv(path: str, errors: str = "strict") -> Iterator[tuple[int, list[str]
         ) from error
 
 
-def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
-    """The rows of a table, with cells as :func:`cell_text` has them.
+def _lines(path: str, file: TextIO) -> Iterator[str]:
+    """The lines of a file; raises ValueError at one that is longer than ``MAX_LINE``."""
+    number = 0
+    while line := file.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE:
+            raise ValueError(f"{path}, line {number} is longer than {MAX_LINE:,} characters; this is no table")
+        yield line
 
-    Bytes that are not UTF-8 come as lone surrogates. All cells of a row with a fault are empty.
+
+def read_rows(path: str, columns: Sequence[str]) -> Iterator[Row]:
+    """The rows of a table, with cells as the file has them; a row with a fault has none.
+
+    Bytes that are not UTF-8 come as lone surrogates.
 
     Raises:
         ValueError: the file or a column is missing, or the file is damaged.
@@ -174,7 +198,7 @@ def _read_csv(path: str, columns: Sequence[str]) -> Iterator[Row]:
     for line, cells in rows:
         if len(cells) > len(header):
             fault = f"{len(cells)} cells, but the header has {len(header)}: quote the text"
-            yield line, dict.fromkeys(columns, ""), fault
+            yield line, {}, fault
         else:
             cells += [""] * (len(header) - len(cells))
             yield line, {column: cells[position] for column, position in positions.items()}, ""
@@ -183,7 +207,7 @@ def _read_csv(path: str, columns: Sequence[str]) -> Iterator[Row]:
 def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[Row]:
     seen: set[str] = set()
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(path, file), 1):
             if line.isspace():
                 continue
             try:
@@ -192,9 +216,9 @@ def _read_jsonl(path: str, columns: Sequence[str]) -> Iterator[Row]:
                 row = None
             if isinstance(row, dict):
                 seen.update(row)
-                yield number, {column: cell_text(row.get(column)) for column in columns}, ""
+                yield number, {column: row.get(column) for column in columns}, ""
             else:
-                yield number, dict.fromkeys(columns, ""), "not a JSON object"
+                yield number, {}, "not a JSON object"
     if seen:
         require_columns(path, columns, sorted(seen))
 
@@ -208,12 +232,20 @@ def _read_parquet(path: str, columns: Sequence[str]) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            require_columns(path, columns, file.schema_arrow.names)
-            for block in file.iter_batches(columns=list(columns)):
+            names = file.schema_arrow.names
+            require_columns(path, columns, names)
+            for column in columns:
+                kind = file.schema_arrow.types[names.index(column)]
+                if pyarrow.types.is_nested(getattr(kind, "value_type", kind)):
+                    raise ValueError(f"{path}: column {column!r} is {kind!s:.60}; {_NO_TEXT}")
+            for block in file.iter_batches(columns=list(columns), batch_size=256):  # few, since a cell may be long
                 for row in block.to_pylist():
                     number += 1
-                    yield number, {column: cell_text(row[column]) for column in columns}, ""
-    except (pyarrow.ArrowException, OSError) as error:
+                    for column, cell in row.items():
+                        if isinstance(cell, bytes) and b"\0" in cell:
+                            raise ValueError(f"{path}, row {number}: column {column!r} holds bytes; {_NO_TEXT}")
+                    yield number, row, ""
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, OverflowError) as error:
         raise ValueError(f"Table: {path}, after row {number}: {error}") from error
 
 
