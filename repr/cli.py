@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 from repr.files import DISK_FULL
 
-
 # What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
 

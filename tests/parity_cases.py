@@ -41,7 +41,9 @@ PATCHES = ["+backbone.patch_size=8"]
 TABLE = "+objective.tables.{}={{_target_: repr.models.heads.plain_mlp, widths: [{}, 8, 32]}}"
 TABLES = [TABLE.format("a", 5), TABLE.format("b", 6)]
 TABLES += [
-    option for name in "ab" for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.levels.{name}=input")
+    option
+    for name in "ab"
+    for option in (f"+objective.weights.{name}_head=1", f"+objective.mixing.levels.{name}=input")
 ]
 VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIVES} | {
     "mae_clip, blocks": {"name": "mae_clip", "overrides": ["+objective.masking.kind=block", *PATCHES]},

@@ -147,7 +147,7 @@ def _joined_answers(answers: Sequence[Answers], norm: Norm) -> dict[str, Tensor]
 def _trained(source: Source, weights: str, trust: bool) -> Trained:
     unaveraged = weights == "unaveraged"
     if not isinstance(source, Trained):
-        source = Trained.read(source, unaveraged=unaveraged)
+        source = Trained.read(source, unaveraged=unaveraged, trust=trust)
     elif unaveraged:
         raise ConfigError([f"weights=unaveraged is for a run folder or checkpoint, and {source.name} is neither"])
     return source.of_teacher() if weights == "teacher" else source

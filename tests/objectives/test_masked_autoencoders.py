@@ -31,6 +31,7 @@ from repr.models.masking import (
 )
 from repr.objectives.masked import encode_visible
 from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
+from repr.runs.folder import save_config
 from repr.runs.scorer import PatchScorer, fit_length, scorer_facts
 from tests.objectives.conftest import VIT, build, make_batch, tokenizer
 from tests.test_fit import same, weights
@@ -337,7 +338,7 @@ def test_scorers_that_do_not_fit_are_refused(tiny_open_clip: str, image_text_run
             check(compose([*SMALL, "objective=mae_clip_tgm", f"scorer=open_clip:tiny-{name}/none"]))
     with pytest.raises(ConfigError, match=r"trained with data\.mean=\[0\.48"):
         check(compose([*SMALL, "objective=mae_clip_tgm", f"scorer={image_text_run}", "data.mean=[0.5,0.5,0.5]"]))
-    (tmp_path / "config.yaml").write_text("objective: {_target_: repr.objectives.swav.SwAV}\n")
+    save_config(compose(["objective=simclr"]), tmp_path)
     with pytest.raises(ConfigError, match="encodes images only"):
         check(compose([*SMALL, "objective=mae_clip_tgm", f"scorer={tmp_path}"]))
     with pytest.raises(ValueError, match="gives no patch features"):
