@@ -180,12 +180,13 @@ def check(cfg: DictConfig) -> None:
         faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        faults.append(str(error).split("\n")[0])
+        message = str(error).split("\n")[0]
+        faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
     else:
         for path, node in _targets(cfg):
             faults += _target_faults(path, node)
         faults += _exclusion_faults(cfg) if "objective" in cfg else ()
-        read = ("objective", "backbone", "views", "data.batch_size", "procedure")
+        read = ("objective", "backbone", "views", "data.batch_size", "procedure", "image_size", "small_size")
         if "objective" in cfg and not any(fault.startswith(read) for fault in faults):
             faults += _flow_faults(cfg)  # it reads those
     if faults:
@@ -244,7 +245,11 @@ def _is_value(override: Override) -> bool:
 
 def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterator[str]:
     if override.is_sweep_override():
-        yield f"{override.input_line}: one run takes one value; start a run for each"
+        key, _, text = str(override.input_line).partition("=")
+        yield (
+            f"{override.input_line}: one run takes one value; start a run for each. A text with commas needs "
+            f"quotes within quotes: '{key}=\"{text}\"'"
+        )
         return
     group, value = override.key_or_group, override.value()
     for option in (value if isinstance(value, list) else [value]) if group in groups else ():
@@ -373,6 +378,8 @@ def on_meta(cfg: DictConfig) -> Any:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             cause = cause.__cause__
+        if isinstance(cause, ImportError) or "pip install" in str(cause):  # an optional package
+            raise ValueError(str(cause)) from error
         if isinstance(cause, ValueError):
             raise cause from error
         return None
@@ -397,6 +404,10 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
+    for key in ("image_size", "small_size"):
+        size = cfg.get(key, 1)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            yield f"{key}={size}; set it to one number of pixels: pictures are square here"
     precision = str(cfg.trainer.get("precision"))
     if precision in ("64", "64-true", "16-true", "bf16-true") or precision.startswith("transformer-engine"):
         yield (

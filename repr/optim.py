@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -20,6 +21,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "constant"]
 LARS_L2 = "lars_l2"
+# What an optimizer may answer to options, or to gradients, that it was not made for.
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +41,10 @@ class Optim:
     Attributes:
         name: any optimizer of timm's factory (``timm.optim.list_optimizers()``), or ``lars_l2`` (:class:`LarsL2`).
         lr: peak learning rate.
-        weight_decay: decay of every parameter with two or more dimensions. Biases, gains of norms and learned scalars
-            have fewer, and pulling those to zero changes what the network can express.
-        decay_1d: decay those too (some papers do).
+        weight_decay: decay of every parameter with two or more dimensions, but those that a module lists in
+            ``no_weight_decay()``, as timm's do their positions and class tokens. Biases, gains of norms and learned
+            scalars have fewer, and pulling those to zero changes what the network can express.
+        decay_1d: decay biases and gains too (some papers do).
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
         warmup_steps: steps of linear warm-up, of which the last has ``lr``.
@@ -43,6 +56,9 @@ class Optim:
         cooldown_power: shape of that fall; 1 is linear.
         layer_decay: factor by which the learning rate of the backbone falls from each layer to the one below it, as
             timm's ``group_matcher`` counts layers; everything else keeps the full rate. None: no such decay.
+
+    Raises:
+        ValueError: options that exclude each other, no such optimizer, or one that makes no step with them.
     """
 
     name: str = "adamw"
@@ -66,27 +82,21 @@ class Optim:
             raise ValueError("optim.cooldown_steps belongs to optim.schedule=constant")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay is {self.layer_decay}; set it between 0 and 1, or to null")
+        self._try()
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LambdaLR]:
         """Make the optimizer of ``module`` and the schedule to step once per optimizer step.
 
         Raises:
-            ValueError: warm-up and cooldown are longer than the run, timm has no such optimizer, or it does not go with
-                sharded parameters.
+            ValueError: warm-up and cooldown are longer than the run, or an optimizer that does not go with sharded
+                parameters.
         """
         if self.warmup_steps + self.cooldown_steps > total_steps:
             raise ValueError(
                 f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
             )
-        known = [LARS_L2, *map(str, timm.optim.list_optimizers())]
-        if self.name.lower() not in known:
-            raise ValueError(f"optim.name is '{self.name}'; there are {', '.join(known)}")
-        groups = self.param_groups(module)
-        if self.name.lower() == LARS_L2:
-            optimizer: Optimizer = LarsL2(groups, lr=self.lr, **self.options)
-        else:
-            optimizer = timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **self.options)
+        optimizer = self._make(self.param_groups(module))
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             if optimizer.defaults.get("max_grad_norm") is not None:  # over sharded and whole gradients together
                 raise ValueError(
@@ -95,6 +105,35 @@ class Optim:
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
         return optimizer, LambdaLR(optimizer, partial(self.lr_factor, total_steps=total_steps))
+
+    def _make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        if self.name.lower() == LARS_L2:
+            return LarsL2(groups, lr=self.lr, **self.options)
+        return timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **self.options)
+
+    def _try(self) -> None:
+        """Make two steps with a matrix, a vector and a convolution's weight, so that what fails does so at once."""
+        known = [LARS_L2, *map(str, timm.optim.list_optimizers())]
+        if self.name.lower() not in known:
+            raise ValueError(f"optim.name is '{self.name}'; there are {', '.join(known)}")
+        # Some work on a GPU alone; the config may be built on the meta device.
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            params = [nn.Parameter(torch.ones(shape)) for shape in ((4, 3), (3,), (2, 3, 2, 2))]
+            try:
+                optimizer = self._make([{"params": params, "lr": self.lr, "weight_decay": self.weight_decay}])
+                for _ in range(2):
+                    for param in params:
+                        param.grad = torch.ones_like(param)
+                    optimizer.step()
+            except REFUSALS as error:
+                told, reason = dict(self.options), next(iter(str(error).splitlines()), type(error).__name__)
+                if isinstance(error, IndexError) and "betas" in self.options:
+                    reason = "it takes another number of betas, such as three"
+                raise ValueError(
+                    f"optim.name={self.name} makes no step with optim.options={told} ({reason}): set other options, or "
+                    "another name, such as adamw"
+                ) from error
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last."""
@@ -117,11 +156,13 @@ class Optim:
         FSDP2 shards all but those, and optimizers cannot update sharded and whole ones in one call.
         """
         scales = self._layer_scales(module)
+        kept = {f"{path}.{name}" for path, part in module.named_modules() for name in _not_decayed(part)}
         groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 continue
-            decay = self.weight_decay if self.decay_1d or param.ndim > 1 else 0.0
+            decayed = param.ndim > 1 or (self.decay_1d and param.ndim == 1)
+            decay = self.weight_decay if decayed and name not in kept else 0.0
             lr = self.lr * scales.get(name, 1.0)
             group = groups.setdefault((lr, decay, "." in name), {"params": [], "lr": lr, "weight_decay": decay})
             group["params"].append(param)
@@ -137,6 +178,12 @@ class Optim:
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
         top = max(layers.values())
         return {f"backbone.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
+
+
+def _not_decayed(module: Any) -> Iterable[str]:
+    """The parameters that a module, such as one of timm's, says are not to be decayed."""
+    told = getattr(module, "no_weight_decay", None)
+    return told() if callable(told) else ()
 
 
 def _on_shards(kind: type[Optimizer]) -> type[Optimizer]:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,57 @@ def test_options_that_no_file_spells_out_are_options_and_are_shown_as_defaults()
 def test_check_refuses_what_constructors_refuse() -> None:
     with pytest.raises(ConfigError, match=r"of equal widths, and there are: image 128, text 64\. Set embed_dim"):
         check(compose(["objective=m3col", "text.output_dim=64"]))
+
+
+IDLE = ["objective=m3col", *(f"objective.weights.{term}=0" for term in ("fusion", "text_head"))]
+IMAGES = ["eval=images", "tokenizer=null"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["backbone.name=test_vit", "image_size=50"], "50 x 50 pixels .*: set image_size to 48"),
+        (["backbone.name=vgg11", "image_size=20"], "20 x 20 pixels .*: set image_size to 32"),
+        (["objective=simclr", "views=simclr", *IMAGES, "data.batch_size=1"], "set data.batch_size to 2 or more"),
+        (["objective=vicreg", "views=simclr", *IMAGES, "data.batch_size=1"], "set data.batch_size to 2 or more"),
+        (["data.batch_size=1"], "set data.batch_size to 2 or more"),
+        (["+backbone.in_chans=1"], "backbone.in_chans=1: views have three channels"),
+        (["optim.name=adan"], "another number of betas"),
+        (["optim.name=adahessian"], "adahessian makes no step"),
+        (["image_size=[32,48]"], "image_size=.*one number of pixels"),
+        (
+            ["objective=mae", *IMAGES, "image_size=64", "backbone.name=vit_tiny_r_s16_p8_224"],
+            "convolutions before its patches",
+        ),
+        (
+            ["backbone.name=resnet50", "image_size=16", "trainer.accelerator=cpu", "trainer.precision=bf16-mixed"],
+            "layer4.0.conv2 sees maps of one pixel.*set trainer.precision=32-true",
+        ),
+        ([*IDLE, "objective.weights.contrast=0"], "no weighted term learns from text"),
+    ],
+)
+def test_what_a_backbone_or_an_optimizer_cannot_do_is_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(compose([*overrides, "run_folder=x"]))
+
+
+def test_a_text_tower_without_a_context_length_is_told_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "own.yaml").write_text(
+        "_target_: open_clip.hf_model.HFTextEncoder\nmodel_name_or_path: own\noutput_dim: 8\npretrained: false\n"
+    )
+    with pytest.raises(ConfigError, match=r"tokenizer.context_length has no value .*: set it"):
+        check(compose(["text=own", "run_folder=x"], config_dir=tmp_path))
+    if find_spec("transformers") is None:
+        with pytest.raises(ConfigError, match="pip install transformers"):
+            check(compose(["text=own", "tokenizer.context_length=8", "run_folder=x"], config_dir=tmp_path))
+
+
+def test_a_path_with_a_comma_is_told_how_to_be_quoted() -> None:
+    with pytest.raises(ConfigError, match="""'run_folder="/a,b"'"""):
+        compose(["run_folder=/a,b"])
+    assert compose(['run_folder="/a,b"']).run_folder == "/a,b"
+
+
+def test_a_backbone_wider_than_it_says_checks() -> None:
+    check(compose(["backbone.name=mobilenetv3_small_050", "run_folder=x"]))

@@ -200,7 +200,32 @@ def test_decay_goes_to_parameters_of_two_dimensions_and_more() -> None:
         by_decay[group["weight_decay"]] |= {id(p) for p in group["params"]}
     assert by_decay[0.3] == {id(model[0].weight)}
     assert by_decay[0.0] == {id(p) for p in (model[0].bias, model[1].weight, model[1].bias, model.scale)}
-    assert {g["weight_decay"] for g in Optim(weight_decay=0.3, decay_1d=True).param_groups(model)} == {0.3}
+    for group in Optim(weight_decay=0.3, decay_1d=True).param_groups(model):
+        assert group["weight_decay"] == (0.0 if group["params"] == [model.scale] else 0.3)
+
+
+def test_what_a_module_lists_is_not_decayed() -> None:
+    model = nn.Module()
+    model.backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
+    for decay_1d in (False, True):
+        groups = Optim(weight_decay=0.3, decay_1d=decay_1d).param_groups(model)
+        decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+        assert decay[id(model.backbone.pos_embed)] == decay[id(model.backbone.cls_token)] == 0
+        assert decay[id(model.backbone.patch_embed.proj.weight)] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("adahessian", {}, "adahessian makes no step"),
+        ("adan", {"betas": [0.9, 0.98]}, "it takes another number of betas, such as three"),
+        ("lars_l2", {"betas": [0.9, 0.98]}, "unexpected keyword argument 'betas'"),
+    ],
+)
+def test_an_optimizer_that_makes_no_step_is_refused_at_once(name: str, options: dict, words: str) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=words):  # as the check of a config builds it
+        Optim(name=name, options=options)
+    assert Optim(name="adan", options={"betas": [0.98, 0.92, 0.99]}).name == "adan"
 
 
 def test_layer_decay_falls_towards_the_input_and_spares_the_rest() -> None:

@@ -134,13 +134,31 @@ class DataModule(LightningDataModule):
             )
 
     def train_dataloader(self) -> DataLoader:
-        """Training batches of this rank; starts where a loaded state says."""
+        """Training batches of this rank; starts where a loaded state says.
+
+        Raises:
+            ValueError: ``trainer.val_check_interval`` is longer than an epoch.
+        """
+        self._check_interval()
         epoch, start = self._position["epoch"], self._position["batch"]
         sampler = EpochBatchSampler(self.order, self.batch_size, **self._rank(), epoch=epoch, start=start)
         labels, tables = class_ids(self.train, self.attributes), list(self.tables["train"].values())
         replacement, max_bad = partial(self.order.replacement, batch_size=self.batch_size), self.bad.limit("train")
         dataset = TrainDataset(self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables)
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
+
+    def _check_interval(self) -> None:
+        """Lightning counts the batches between two evaluations within an epoch, unless it is told not to."""
+        interval: Any = getattr(self.trainer, "val_check_interval", None)
+        if not isinstance(interval, int) or isinstance(interval, bool) or self.trainer is None or not self.eval_names:
+            return
+        num, limit = len(self.order) // self.batch_size, self.trainer.limit_train_batches
+        num = min(num, limit) if isinstance(limit, int) else int(num * limit)
+        if interval > num and self.trainer.check_val_every_n_epoch is not None:
+            raise ValueError(
+                f"trainer.val_check_interval={interval} is more than the {num} batches of an epoch: lower it, or set "
+                "trainer.check_val_every_n_epoch=null, which counts on over epochs"
+            )
 
     def predict_dataloader(self) -> DataLoader:
         """The whole training set with the evaluation transform, in order; this rank's share of each batch."""

@@ -24,6 +24,7 @@ from repr.evaluate.stored_tables import StoredTables
 from repr.evaluate.tables import Tables
 from repr.metrics.features import labelled
 from repr.metrics.scores import accuracy
+from repr.models.backbone import width_of
 from repr.objectives.base import share_of_step
 from repr.optim import Optim
 from repr.training.trainer import make_trainer
@@ -37,7 +38,7 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, backbone: Any, num_classes: int, column: int, optim: Optim) -> None:
         super().__init__()
-        self.backbone, self.head = backbone.requires_grad_(), nn.Linear(backbone.num_features, num_classes)
+        self.backbone, self.head = backbone.requires_grad_(), nn.Linear(width_of(backbone), num_classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
         self.column, self.optim = column, optim

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -12,9 +15,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
+Forward = Callable[[Any, Tensor], Tensor]  # a backbone and pictures -> what a flow takes of them
+# What a model may answer to arguments or to an input that it was not made for.
+REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+FARTHEST = 64  # pixels to which a size that fits is looked for
+
 
 def backbone(name: str, *, image_size: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
-    """Make a timm model without its classifier, called as ``backbone(images) -> (B, num_features)``.
+    """Make a timm model without its classifier, called as ``backbone(images) -> (B, D)``; :func:`width_of` tells D.
 
     Args:
         name: such as ``vit_base_patch16_224`` or ``resnet50``.
@@ -23,25 +31,39 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
         options: further arguments of ``timm.create_model``.
 
     Raises:
-        ValueError: timm has no such model; the nearest names are given.
+        ValueError: timm has no such model (the nearest names are given), it cannot be made so, or takes no pictures of
+            three channels.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; nearest: {', '.join(near)}" if near else "; see timm.list_models()"
         raise ValueError(f"backbone.name is '{name}', which timm does not have{hint}")
+    if (channels := options.get("in_chans", 3)) != 3:
+        raise ValueError(f"backbone.in_chans={channels}: views have three channels, so leave it out")
     if image_size is not None and takes_image_size(name):
         options["img_size"] = image_size
-    model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except REFUSALS as error:
+        size = options.pop("img_size", None)
+        make = partial(timm.create_model, name, num_classes=0, **options)
+        fits = None if size is None else nearest_size(lambda size: make(img_size=size), size)
+        hint = "" if fits is None else f"; the nearest image_size that it takes is {fits}"
+        raise ValueError(f"backbone.name={name} cannot be made so: {_first_line(error)}{hint}") from error
+    model.image_size = image_size  # see _answer
     # Convolutions follow the layout of their weights; this one is the faster on CPUs and tensor cores alike
     # (resnet10t at 48 px on two cores: 480 against 359 images/s).
     return model.to(memory_format=torch.channels_last)
 
 
 def width_of(encoder: Any, attribute: str = "num_features") -> int:
-    """The width of an encoder's output: ``num_features`` of an image encoder, ``output_dim`` of a text encoder.
+    """The width of an encoder's output: of an image encoder as it is, of a text encoder ``output_dim``.
+
+    Where timm models widen what they pool, ``num_features`` is that of the map before. So an image encoder is asked for
+    a picture on torch's meta device; ``num_features`` counts where it takes none there.
 
     Raises:
-        ValueError: the encoder does not tell its width, or is a timm model that ends with a classifier.
+        ValueError: the encoder does not tell its width, gives no rows, or is a timm model that ends with a classifier.
     """
     kind, example = {
         "num_features": ("backbone", "timm.create_model('resnet50', num_classes=0)"),
@@ -59,7 +81,16 @@ def width_of(encoder: Any, attribute: str = "num_features") -> int:
             f"backbone {type(encoder).__name__} ends with a classifier of {num_classes} classes: make it with "
             "num_classes=0"
         )
-    return width
+    with torch.no_grad():
+        output = None if kind == "text" else _answer(encoder)
+    if output is None or (output.ndim != 2 and not hasattr(encoder, "pretrained_cfg")):  # none of timm's
+        return width
+    if output.ndim != 2:
+        raise ValueError(
+            f"backbone {type(encoder).__name__} gives {tuple(output.shape)} for one picture, and a row of features is "
+            "needed: set +backbone.global_pool=avg, or another backbone.name"
+        )
+    return output.shape[1]
 
 
 def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
@@ -97,37 +128,155 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
 def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
     """Which square inputs a backbone cannot take: side in pixels -> the first line of what the model says.
 
-    It is given an input of each size; on torch's meta device nothing is computed.
+    It is given a picture of each size on torch's meta device, where nothing is computed; a model that cannot be run
+    there refuses none.
     """
-    device, refused = next(backbone.parameters()).device, {}
-    for size in sizes:
+    model, refused = _on_meta(backbone), {}
+    for size in sizes if model is not None else ():
         try:
             with torch.no_grad():
-                backbone.eval()(torch.zeros(1, 3, size, size, device=device))
-        except (AssertionError, RuntimeError, ValueError) as error:
-            refused[size] = str(error).split("\n")[0]
+                _picture(model, size, nn.Module.__call__)
+        except REFUSALS as error:
+            if not isinstance(error, NotImplementedError) and "meta" not in str(error):
+                refused[size] = _first_line(error)
     return refused
+
+
+def nearest_size(make: Callable[[int], nn.Module], size: int) -> int | None:
+    """The size nearest to ``size`` that a model takes which ``make`` builds for it, or None."""
+    for distance in range(1, FARTHEST + 1):
+        for near in (size - distance, size + distance):
+            try:
+                with torch.device("meta"), torch.random.fork_rng(devices=[]):
+                    model = make(near) if near > 0 else None
+            except REFUSALS:
+                continue
+            if model is not None and not refused_sizes(model, [near]):
+                return near
+    return None
 
 
 def map_shape(backbone: nn.Module, size: int) -> tuple[int, int, int]:
     """Channels, height and width of a backbone's feature map for square input of ``size`` pixels.
 
-    On torch's meta device nothing is computed.
+    It is asked on torch's meta device, where nothing is computed.
 
     Raises:
-        ValueError: it has no map, takes no such input, or its map has other channels than ``num_features``.
+        ValueError: it has no map, takes no such input, or its map has other channels than what it gives.
     """
-    images = torch.zeros(1, 3, size, size, device=next(backbone.parameters()).device)
     try:
         with torch.no_grad():
-            channels, height, width = feature_map(backbone.eval(), images).shape[1:]
-    except (AssertionError, AttributeError, RuntimeError, TypeError) as error:
-        raise ValueError(f"no feature map of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
+            channels, height, width = _picture(_on_meta(backbone), size, feature_map).shape[1:]
+    except REFUSALS as error:
+        raise ValueError(f"no feature map of {size} x {size} pixels ({_first_line(error)})") from error
     if channels != width_of(backbone):
         raise ValueError(
             f"its map has {channels} channels, and what it pools {width_of(backbone)}: choose a ResNet or ViT"
         )
     return channels, height, width
+
+
+def freeze_unreached(backbone: nn.Module, flow: str, forward: Forward = nn.Module.__call__) -> None:
+    """Freeze the parameters that a loss on ``forward(backbone, pictures)`` does not reach; a warning names them.
+
+    DDP waits for the gradient of every other. Gains and biases of a norm after what the flow takes are frozen as they
+    are; a backbone with more than that behind it is refused, since what it gives would be random.
+
+    Raises:
+        ValueError: weights between what the flow trains and what is evaluated.
+    """
+    names = _unreached(backbone, forward)
+    heavy = [name for name in names if backbone.get_parameter(name).ndim > 1]
+    if forward is not nn.Module.__call__ and heavy:
+        raise ValueError(
+            f"{flow} does not train {', '.join(heavy)} of the backbone, through which passes what is evaluated and "
+            "exported: set +backbone.global_pool=avg, or another backbone.name"
+        )
+    for name in names:
+        backbone.get_parameter(name).requires_grad_(False)
+    if names:
+        warnings.warn(f"{flow} does not reach {', '.join(names)} of the backbone: frozen as they are", stacklevel=3)
+
+
+def pixel_convolution(backbone: nn.Module, size: int) -> str | None:
+    """The first convolution with a stride that sees a map of one pixel, for square input of ``size``; None: none.
+
+    Their weight gradients are wrong in bfloat16 on a CPU (torch 2.14).
+    """
+    found: list[str] = []
+    model = _on_meta(backbone)
+    for name, module in model.named_modules() if model is not None else ():
+        if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
+
+            def look(_: nn.Module, inputs: Any, name: str = name) -> None:
+                if inputs[0].shape[-2:] == (1, 1):
+                    found.append(name)
+
+            module.register_forward_pre_hook(look)
+    if model is not None:
+        refused_sizes(model, [size])
+    return next(iter(found), None)
+
+
+def _on_meta(backbone: nn.Module) -> nn.Module | None:
+    """A copy without memory on torch's meta device, in evaluation mode; None of a module that cannot be copied."""
+    memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in backbone.buffers()} | {
+        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
+        for tensor in backbone.parameters()
+    }
+    try:
+        return copy.deepcopy(backbone, memo).eval()
+    except REFUSALS:
+        return None
+
+
+def _picture(model: Any, size: int, forward: Forward) -> Tensor:
+    with torch.device("meta"):
+        return forward(model, torch.zeros(1, 3, size, size))
+
+
+def _answer(backbone: nn.Module, forward: Forward = nn.Module.__call__, *, model: nn.Module | None = None) -> Any:
+    """What ``forward`` gives on the meta device for a picture of the first size that the model takes, or None."""
+    model = model or _on_meta(backbone)
+    if model is None:
+        return None
+    usual = getattr(backbone, "pretrained_cfg", None) or {}
+    patches = getattr(backbone, "patch_embed", None)
+    sizes = [
+        getattr(patches, "img_size", None),
+        getattr(backbone, "image_size", None),
+        usual.get("input_size"),
+        224,
+        32,
+    ]
+    for size in sizes:
+        side = size[-1] if isinstance(size, list | tuple) else size
+        try:
+            output = _picture(model, side, forward) if isinstance(side, int) else None
+        except REFUSALS:
+            continue
+        if isinstance(output, Tensor):
+            return output
+    return None
+
+
+def _unreached(backbone: nn.Module, forward: Forward) -> list[str]:
+    """Names of the trainable parameters that have no gradient from what ``forward`` gives."""
+    model = _on_meta(backbone)
+    with torch.enable_grad():
+        output = None if model is None else _answer(backbone, forward, model=model)
+    if model is None or output is None or not output.requires_grad:
+        return []
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    try:
+        gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
+    except REFUSALS:
+        return []
+    return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def takes_image_size(name: str) -> bool:

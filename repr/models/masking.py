@@ -187,6 +187,12 @@ def vit_fault(vit: nn.Module) -> str | None:
     (patch, width), sides = model.patch_embed.patch_size, model.patch_embed.img_size
     if patch != width or sides[0] != sides[1]:
         return f"{type(vit).__name__} cuts {sides} pixels into {patch} x {width}: set backbone to a ViT of square ones"
+    cut: Any = getattr(model.patch_embed, "proj", None)
+    if not isinstance(cut, nn.Conv2d) or (cut.in_channels, cut.stride) != (3, cut.kernel_size):
+        return (
+            f"{type(vit).__name__} has convolutions before its patches, which would see what is removed: set "
+            "backbone.name to a ViT that is none of timm's hybrids, such as vit_small_patch16_224"
+        )
     if sides[0] % patch:
         return f"patches of {patch} pixels do not fill an image of {sides[0]}: set image_size to a multiple of {patch}"
     return None

@@ -18,8 +18,10 @@ from torch.optim import Optimizer
 from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.distributed import local, shard, total_norm, world_size
 from repr.drawing import Show
+from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
+from repr.objectives.views import backbone_faults, precision_faults
 from repr.optim import Optim
 
 Loss = Callable[..., Tensor]
@@ -62,6 +64,7 @@ class Objective(pl.LightningModule):
     TERMS: ClassVar[tuple[str, ...]] = ()
     # Those of TERMS that push each sample away from the other samples of its batch, and from no others.
     PAIRWISE: ClassVar[tuple[str, ...]] = ()
+    STATISTICS: ClassVar[tuple[str, ...]] = ()  # those that are variances or correlations over the batch
     # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
     ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
@@ -81,6 +84,8 @@ class Objective(pl.LightningModule):
         if unknown := sorted(set(weights) - set(terms)):
             raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
         self.backbone = cast(nn.Module, backbone)
+        if isinstance(backbone, nn.Module):
+            freeze_unreached(backbone, type(self).__name__)
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
             raise ValueError(f"objective.weights are all zero; give one of {', '.join(terms)} a weight")
@@ -99,9 +104,13 @@ class Objective(pl.LightningModule):
         """What this flow finds wrong in the config around it: one message for each fault.
 
         The modules lie on torch's meta device: their shapes are known and nothing is computed. What the constructor can
-        know by itself, it refuses with a ValueError.
+        know by itself, it refuses with a ValueError. A flow with faults of its own yields these too.
         """
-        return iter(())
+        if self.weights.keys() & {*self.PAIRWISE, *self.STATISTICS} and cfg.data.get("batch_size", 2) < 2:
+            yield f"{type(self).__name__} compares the samples of a batch: set data.batch_size to 2 or more"
+        if isinstance(self.backbone, nn.Module) and cfg.get("views"):
+            yield from backbone_faults(self.backbone, cfg)
+            yield from precision_faults(self.backbone, cfg)
 
     def negatives_fault(self) -> str | None:
         """Why batches of one cluster would change nothing that this flow learns from, or None.

@@ -78,6 +78,7 @@ class ImageText(Objective):
         """Missing captions."""
         if cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
+        yield from super().config_faults(cfg)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D), not normalised."""

@@ -17,7 +17,7 @@ from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, Objective, chosen
-from repr.objectives.views import backbone_faults, view_sizes
+from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
 PAIRS: Losses = {  # of two views
@@ -56,6 +56,7 @@ class JointEmbedding(Objective):
 
     TERMS = (*PAIRS, *SINGLES)
     PAIRWISE = ("contrast", "uniformity")
+    STATISTICS = ("correlation", "variance", "covariance")
     EMBEDDINGS = ("image", "trunk", "projection")
 
     def __init__(
@@ -83,7 +84,7 @@ class JointEmbedding(Objective):
         sizes = view_sizes(cfg)
         if len(sizes) < 2:
             yield f"{type(self).__name__} compares views of a sample, and views has {len(sizes)}: set views=simclr"
-        yield from backbone_faults(self.backbone, cfg)
+        yield from super().config_faults(cfg)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms on the global batch."""

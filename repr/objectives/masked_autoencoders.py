@@ -14,7 +14,7 @@ from repr.distributed import gather
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
-from repr.models.backbone import feature_map, width_of
+from repr.models.backbone import feature_map, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
 from repr.models.masking import Masking, project_map
@@ -83,7 +83,9 @@ class MaskedViews(Objective):
         self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
-        if "contrast" in self.weights:
+        if "contrast" not in self.weights:  # nothing is pooled
+            freeze_unreached(backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
+        else:
             if temperature <= 0:
                 raise ValueError(f"objective.temperature={temperature}; set it above 0")
             self.num_views, self.head = 2, mlp([width_of(backbone), hidden_dim, hidden_dim, dim])
@@ -97,6 +99,7 @@ class MaskedViews(Objective):
         if self.masking.kind == "text" and cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or another masking.kind"
         yield from masking_faults(self, cfg)
+        yield from super().config_faults(cfg)
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of unmasked pictures, see :func:`repr.objectives.masked.embed_unmasked`."""
@@ -181,6 +184,7 @@ class MaskedImageText(Objective):
         if cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
         yield from masking_faults(self, cfg)
+        yield from super().config_faults(cfg)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """All patches, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""

@@ -99,9 +99,8 @@ class MixupContrast(Objective):
         return (*cls.TERMS, *(f"{name}_head" for name in options.get("tables") or {}))
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
-        """A batch of one, and pictures or texts that are not read or not used."""
-        if "contrast" in self.weights and cfg.data.batch_size < 2:
-            yield f"{type(self).__name__} contrasts the samples of a batch: set data.batch_size to 2 or more"
+        """Pictures or texts that are not read or not used."""
+        yield from super().config_faults(cfg)
         for part, needed in (("backbone", "views"), ("text", "tokenizer")):
             if getattr(self, part) is not None and not cfg.get(needed):
                 yield f"objective.{part} has nothing to encode: set {needed}, or objective.{part}=null"
@@ -122,6 +121,11 @@ class MixupContrast(Objective):
         heads = {f"{name}_head" for name in widths}
         if absent := sorted(self.weights.keys() - heads - {"fusion", "contrast"}):
             raise ValueError(f"objective.weights.{absent[0]}: there is no such modality, only {told}; set it to 0")
+        if not self.weights.keys() & {"fusion", "contrast"} and (idle := [f for f in heads if f not in self.weights]):
+            part = min(idle).removesuffix("_head")
+            raise ValueError(
+                f"no weighted term learns from {part}: set objective.{part}=null, or give {min(idle)} a weight"
+            )
         if unknown := sorted(self.mixing.levels.keys() - widths.keys()):
             raise ValueError(f"objective.mixing.levels.{unknown[0]}; the modalities are {', '.join(widths)}")
 

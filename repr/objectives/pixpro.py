@@ -15,7 +15,7 @@ from repr.distributed import all_reduce, world_size
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
-from repr.models.backbone import feature_map, map_shape, width_of
+from repr.models.backbone import feature_map, freeze_unreached, map_shape, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp
 from repr.models.propagation import Propagation
@@ -78,6 +78,7 @@ class PixPro(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         self.losses = chosen(dict.fromkeys(self.TERMS, pixel_consistency), losses)
         self.threshold = threshold
+        freeze_unreached(self.backbone, type(self).__name__, feature_map)
         if "pixel" in self.weights:
             self.projector = mlp(widths)
             self.propagation = nn.Identity() if gamma is None else Propagation(dim, gamma=gamma, num_layers=num_layers)
@@ -90,13 +91,15 @@ class PixPro(Objective):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
         sizes, name, flow = view_sizes(cfg), cfg.backbone.get("name"), type(self).__name__
+        yield from (faults := list(super().config_faults(cfg)))
         if len(sizes) != 2:
             yield f"{flow} compares two views of a sample, and views has {len(sizes)}: set views=byol"
         for size in sorted(set(sizes)):
             try:
                 _, height, width = map_shape(self.backbone, size)
             except ValueError as error:
-                yield f"backbone.name={name}: {error}"
+                if not faults:
+                    yield f"backbone.name={name}: {error}"
                 return
             if height * width == 1 and not cfg.smoke:
                 yield (

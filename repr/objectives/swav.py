@@ -21,7 +21,7 @@ from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault
 from repr.models.heads import mlp
 from repr.objectives.base import Objective
-from repr.objectives.views import backbone_faults, view_sizes
+from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
 
@@ -94,7 +94,7 @@ class SwAV(Objective):
                 "samples of queue and batch can fill: lower it, or raise objective.queue_length or data.batch_size",
                 stacklevel=2,
             )
-        yield from backbone_faults(self.backbone, cfg)
+        yield from super().config_faults(cfg)
 
     def negatives_fault(self) -> str | None:
         """SwAV has no negatives, and a queue keeps rows of other clusters besides."""

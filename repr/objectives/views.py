@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from torch import nn
 
-from repr.models.backbone import refused_sizes
+from repr.config import untrained
+from repr.models.backbone import nearest_size, pixel_convolution, refused_sizes
 
 
 def view_sizes(cfg: Any) -> list[int]:
@@ -16,10 +21,38 @@ def view_sizes(cfg: Any) -> list[int]:
 
 
 def backbone_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:
-    """Whether a backbone takes views of several sizes; those of one size are what it was made for."""
-    sizes = sorted(set(view_sizes(cfg)))
-    for size, reason in refused_sizes(backbone, sizes).items() if len(sizes) > 1 else ():
-        yield (
-            f"backbone.name={cfg.backbone.get('name')} cannot take views of {size} x {size} pixels ({reason}): "
-            "set +backbone.dynamic_img_size=true if it is a ViT, view sizes that its patches divide, or another one"
+    """The sizes of views and of evaluation that a backbone cannot take, each with the nearest one that it can."""
+    name = (cfg.get("backbone") or {}).get("name", type(backbone).__name__)
+    sizes = sorted({*view_sizes(cfg), cfg.data.get("image_size", cfg.image_size)})
+    for size, reason in refused_sizes(backbone, sizes).items():
+        own = size == cfg.image_size  # a model that is made for one size is made anew for another
+        near = nearest_size(partial(_made, cfg) if own else lambda _: backbone, size)
+        hint = (
+            ""
+            if own or (cfg.get("backbone") or {}).get("dynamic_img_size")
+            else ", or +backbone.dynamic_img_size=true if it is a ViT"
         )
+        yield (
+            f"backbone.name={name} cannot take pictures of {size} x {size} pixels ({reason}): set "
+            f"{'image_size' if own else 'this size'} to {near or 'another size'}{hint}"
+        )
+
+
+def precision_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:
+    """Sizes of views whose gradients a CPU computes wrongly in bfloat16 (torch 2.14)."""
+    accelerator, precision = cfg.trainer.get("accelerator", "auto"), str(cfg.trainer.get("precision"))
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
+    for size in sorted(set(view_sizes(cfg))) if on_cpu and precision.startswith("bf16") else ():
+        if name := pixel_convolution(backbone, size):
+            yield (
+                f"trainer.precision={precision} on a CPU: of views of {size} x {size} pixels backbone.{name} sees maps "
+                f"of one pixel, and torch gets its gradient wrong: set trainer.precision=32-true, or larger views"
+            )
+
+
+def _made(cfg: Any, size: int) -> nn.Module:
+    """The backbone of a config, made for another size of pictures."""
+    try:
+        return instantiate(untrained(cfg).objective.backbone, image_size=size)
+    except InstantiationException as error:
+        raise ValueError(str(error)) from error

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from repr.batch import Batch, Embeddings
+from repr.models.backbone import width_of
 from repr.models.concat import Concat, Encoder, Norm, join
 from repr.runs.folder import STAGE, stage_folder
 from repr.runs.trained import Trained
@@ -33,7 +34,7 @@ class Joined(pl.LightningModule):
         texts = [getattr(stage, "text", None) for stage in stages]
         has_text = all(text is not None for text in texts)
         widths = [
-            stage.backbone.num_features if text is None else text.output_dim
+            width_of(stage.backbone) if text is None else text.output_dim
             for stage, text in zip(stages, texts, strict=True)
         ]
         pairs = list(zip(stages, widths, strict=True))

@@ -32,6 +32,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
         logger=list(loggers),
         plugins=[AtomicCheckpointIO()],
         default_root_dir=str(cfg.run_folder),
+        _convert_="all",  # max_time is a plain dict
         use_distributed_sampler=False,  # ours gives every number of processes the same global batch
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )

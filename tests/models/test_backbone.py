@@ -1,13 +1,22 @@
 """Views of several sizes, BatchNorm over ranks on one process, heads, the queue."""
 
 import copy
+import warnings
 
 import pytest
 import timm
 import torch
 from torch import nn
 
-from repr.models.backbone import backbone, encode_views, feature_map, refused_sizes
+from repr.models.backbone import (
+    backbone,
+    encode_views,
+    feature_map,
+    freeze_unreached,
+    pixel_convolution,
+    refused_sizes,
+    width_of,
+)
 from repr.models.batchnorm import SyncBatchNorm, synchronise, unsynchronised_fault
 from repr.models.embedding_queue import Queue
 from repr.models.heads import mlp
@@ -120,3 +129,65 @@ def test_batch_norm_of_one_process_among_several_is_told() -> None:
     assert unsynchronised_fault(model, 1) is None
     assert unsynchronised_fault(copy.deepcopy(model).eval(), 2) is None
     assert unsynchronised_fault(synchronise(model), 2) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv3_small_050", "vgg11", "lcnet_050", "test_mambaout", "inception_next_atto", "test_resnet"]
+)
+def test_the_width_is_that_of_what_a_model_gives(name: str) -> None:
+    model = backbone(name)
+    modes = [module.training for module in model.modules()]
+    assert width_of(model) == model.eval()(torch.zeros(1, 3, 64, 64)).shape[1]
+    assert all(modes)
+
+
+def test_the_width_of_a_module_of_ones_own_is_that_of_what_it_gives() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 7, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model.num_features = 5
+    assert width_of(model) == 7
+    with pytest.raises(ValueError, match=r"gives \(1, 192, 14, 14\) for one picture|gives \(1, 197, 192\)"):
+        width_of(backbone("vit_tiny_patch16_224", global_pool="", depth=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"name": "test_resnet", "in_chans": 1}, "backbone.in_chans=1: views have three channels"),
+        ({"name": "test_vit", "in_chans": 4}, "backbone.in_chans=4: views have three channels"),
+        ({"name": "test_resnet", "foo": 1}, "backbone.name=test_resnet cannot be made so: .*'foo'"),
+    ],
+)
+def test_what_a_backbone_cannot_be_made_with_is_one_line(options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        backbone(**options)
+
+
+def test_a_convolution_that_sees_one_pixel_is_found() -> None:
+    model = backbone("resnet50")
+    assert pixel_convolution(model, 16) == "layer4.0.conv2"
+    assert pixel_convolution(model, 32) is None
+    assert pixel_convolution(backbone("test_vit"), 16) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("test_convnext", ["head.norm.weight", "head.norm.bias"]), ("test_resnet", [])]
+)
+def test_what_a_map_does_not_reach_is_frozen_and_told(name: str, frozen: list[str]) -> None:
+    model = backbone(name)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        freeze_unreached(model, "PixPro", feature_map)
+    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen
+    assert [str(warning.message).partition(" of the")[0] for warning in told] == (
+        [f"PixPro does not reach {', '.join(frozen)}"] if frozen else []
+    )
+    feature_map(model, torch.randn(2, 3, 64, 64)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_weights_behind_the_map_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"PixPro does not train pre_logits\.fc1\.weight"):
+        freeze_unreached(backbone("vgg11"), "PixPro", feature_map)
+    with pytest.raises(ValueError, match=r"MAE does not train attn_pool"):
+        vit = backbone("vit_tiny_patch16_224", global_pool="map", fc_norm=False, depth=1)
+        freeze_unreached(vit, "MAE", lambda model, images: model.forward_features(images))

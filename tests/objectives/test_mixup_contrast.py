@@ -250,7 +250,7 @@ def test_a_batch_of_one_and_weights_of_absent_modalities_are_faults_of_the_confi
     with pytest.raises(ConfigError) as refused:
         check(cfg)
     assert [fault.partition(":")[0] for fault in refused.value.faults] == [
-        "MixupContrast contrasts the samples of a batch",
+        "MixupContrast compares the samples of a batch",
         "objective.text has nothing to encode",
     ]
     with pytest.raises(ConfigError, match="did you mean 'view3_head'"):

@@ -346,9 +346,9 @@ def test_a_class_token_that_would_be_evaluated_is_warned_of() -> None:
     [
         (["views=clip"], "PixPro compares two views of a sample, and views has 1: set views=byol"),
         (["views=multicrop"], "and views has 8"),
-        (["backbone.name=test_efficientnet"], "its map has 64 channels, and what it pools 256: choose a ResNet or ViT"),
+        (["backbone.name=test_efficientnet"], "PixPro does not train conv_head.weight of the backbone"),
         (["backbone.name=test_resnet", "image_size=32"], "makes one cell of a view of 32 x 32 pixels"),
-        (["backbone.name=vit_tiny_patch16_224", "views.second.size=40"], "no feature map of 40 x 40 pixels"),
+        (["backbone.name=vit_tiny_patch16_224", "views.second.size=40"], "cannot take pictures of 40 x 40 pixels"),
         (["eval=emoji"], "encodes images only: set eval=images"),
     ],
 )

@@ -192,10 +192,10 @@ SMALL = ["image_size=64", "small_size=32", "run_folder=x"]
         (["objective=swav", "views=clip"], "needs two views or more"),
         (["objective=simclr", "views=clip"], "compares views of a sample, and views has 1"),
         (["objective=swav", "objective.queue_length=1000"], "is not a multiple of the global batch of 256"),
-        (["objective=swav", "backbone.name=vit_tiny_patch16_224"], "cannot take views of 32 x 32"),
+        (["objective=swav", "backbone.name=vit_tiny_patch16_224"], "cannot take pictures of 32 x 32"),
         (
             ["objective=simclr", "views=multicrop", "backbone=vit_s16", "small_size=24"],
-            "cannot take views of 24 x 24",
+            "cannot take pictures of 24 x 24",
         ),
         (["experiment=swav_emoji", "views=simclr"], "views.small.size has no value"),
         (["objective=swav", "eval=emoji"], "encodes images only: set eval=images"),
