@@ -188,6 +188,6 @@ def test_what_a_map_does_not_reach_is_frozen_and_told(name: str, frozen: list[st
 def test_weights_behind_the_map_are_refused() -> None:
     with pytest.raises(ValueError, match=r"PixPro does not train pre_logits\.fc1\.weight"):
         freeze_unreached(backbone("vgg11"), "PixPro", feature_map)
+    vit = backbone("vit_tiny_patch16_224", global_pool="map", fc_norm=False, depth=1)
     with pytest.raises(ValueError, match=r"MAE does not train attn_pool"):
-        vit = backbone("vit_tiny_patch16_224", global_pool="map", fc_norm=False, depth=1)
         freeze_unreached(vit, "MAE", lambda model, images: model.forward_features(images))
