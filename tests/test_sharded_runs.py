@@ -22,6 +22,7 @@ STEPS = 6
 SWAV = [
     "experiment=swav_emoji", "smoke=true", "data.batch_size=12", "objective.queue_length=24", "optim=lars",
     "objective.hidden_dim=16", "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=1",
+    "small_size=16",
 ]  # fmt: skip
 # A teacher with BatchNorm, moments of Adam (with an eps under which rounding stays small), clipped gradients.
 PIXPRO = [

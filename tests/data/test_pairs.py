@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from repr.data.questions.mmvp import IMAGES, MMVP, PATTERNS, QUESTIONS
+from repr.data.sources.table import MAX_LINE
 from tests.drawn_pairs import SCENES, DrawnPairs
 
 TYPES = {pattern: name for name, pattern in PATTERNS.items()}
@@ -71,7 +72,7 @@ def assign(row: int, column: int, value: str) -> Callable[[Path], object]:
         (rewrite(lambda rows: rows.pop()), "35 statements"),
         (rewrite(lambda rows: rows.append(["37"])), "line 38: 'Type' is ''"),
         (lambda folder: (folder / QUESTIONS).write_bytes(b"\xff"), r"Questions\.csv cannot be read: 'utf-8' codec"),
-        (assign(3, 2, "x" * 200_000), r"Questions\.csv cannot be read: field larger than"),
+        (assign(3, 2, "x" * (MAX_LINE + 1)), r"Questions\.csv cannot be read: field larger than"),
     ],
 )
 def test_a_bad_layout_is_named(folder: Path, damage: Callable[[Path], object], told: str) -> None:

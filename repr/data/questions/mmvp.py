@@ -9,6 +9,7 @@ from pathlib import Path
 
 from repr.data.questions.compositional import Case, Cases
 from repr.data.sources.plain_files import MAX_BYTES, read_plain
+from repr.data.sources.table import MAX_LINE
 
 # The nine patterns of Tong et al., 2024, as the benchmark's folders call them, and as metrics do.
 PATTERNS = {
@@ -70,6 +71,7 @@ def _lines(path: str) -> list[tuple[int, str, str]]:
         )
     text = read_plain(path, MAX_BYTES, "a text")
     try:
+        csv.field_size_limit(MAX_LINE)  # of the whole process; a table may have set it before
         reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig"), newline=""))
         columns = list(reader.fieldnames or ())
         if lacking := [name for name in _COLUMNS if name not in columns]:
