@@ -38,6 +38,8 @@ TINY = [
 @pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_prediction_is_what_the_allocator_held(name: str, rows: int, precision: str) -> None:
     """In three steps of Lightning's, but for what kernels take and give back inside, which differs between CPUs."""
+    if precision == "bf16-mixed" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
+        pytest.skip("oneDNN has no kernels of bfloat16 for this CPU, and those in their place keep other tensors")
     cfg = case(CASES[name], rows, precision)
     assert predicted(cfg) == pytest.approx(measured(cfg, kernels=False), rel=0.06)
 

@@ -381,5 +381,5 @@ def test_a_stopped_run_goes_on_with_the_same_masks(tmp_path: Path) -> None:
         [*command, *(f"+callbacks.kill.{option}" for option in kill)], capture_output=True, text=True, check=False
     )
     assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    main([f"resume={tmp_path}/two", "callbacks.kill.step=-1"])
+    main([f"resume={tmp_path}/two", "trust=true", "callbacks.kill.step=-1"])
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "two"))

@@ -235,7 +235,9 @@ def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(tmp_path: Path) ->
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["queue.rows"].shape == (2, 16, 128)
     assert state["queue.num_filled"] == 16
-    main([f"resume={tmp_path}/two", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
+    main(
+        [f"resume={tmp_path}/two", "trust=true", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"]
+    )
     losses = []
     for name in ("whole", "two"):
         with (tmp_path / name / "metrics.csv").open(newline="") as file:
