@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -183,6 +184,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
+        elif os.name == "posix":  # a thread of gloo that still runs would abort this process while it ends
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
 
 
 def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
