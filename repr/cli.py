@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -27,6 +28,19 @@ def one_line_errors() -> Iterator[None]:
         if message is None:
             raise
         sys.exit(f"error: {message}")
+    finally:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """End gloo's threads; one that still lets go of a tensor while Python ends would abort the process.
+
+    Lightning leaves groups of NCCL at the end of the program, and no others.
+    """
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+        gc.collect()  # what is trained holds the group in circles
 
 
 def user_message(error: BaseException) -> str | None:

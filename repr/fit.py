@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from repr.runs.folder import (
     save_results,
     stage_folders,
 )
-from repr.runs.trust import check_folders, resuming
+from repr.runs.trust import check_folders, check_trusted, resuming
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -90,8 +89,7 @@ def _ended(cfg: DictConfig) -> int | None:
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import last_checkpoint
 
-    checkpoint = last_checkpoint(cfg.run_folder)
-    if checkpoint is None or not Path(cfg.run_folder, RESULTS).is_file():
+    if not Path(cfg.run_folder, RESULTS).is_file() or (checkpoint := last_checkpoint(cfg.run_folder)) is None:
         return None
     saved = read_beside(checkpoint)
     steps, epochs = cfg.trainer.get("max_steps", -1), cfg.trainer.get("max_epochs")
@@ -137,7 +135,7 @@ def train(cfg: DictConfig) -> Run:
         keep_rows(trainer, saved)
         Path(folder, RESULTS).unlink(missing_ok=True)  # of what was the end of the run before
         save_config(cfg, folder)
-    with telling_how_to_go_on(trainer, folder):
+    with telling_how_to_go_on(trainer, cfg):
         trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
         trainer.save_checkpoint(checkpoint_path(folder, 0))
@@ -184,10 +182,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             print(f"run folder: {cfg.run_folder}")
-        elif os.name == "posix":  # a thread of gloo that still runs would abort this process while it ends
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(0)
 
 
 def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
@@ -201,6 +195,7 @@ def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
     cfg = load_run(folder, changed, trust=trust)
     cfg.resume, cfg.run_folder, cfg.trust = folder, folder, trust
     if not trust:
+        check_trusted(cfg, folder)  # again, since what was changed may decide what an interpolation leads to
         check_folders(cfg)
     return cfg
 

@@ -130,7 +130,7 @@ def test_a_run_with_a_killed_process_goes_on_on_other_processes(
                 assert status == 1, out
                 assert "Traceback" not in out
                 assert "error: another process has died" in out
-                assert f"resume={folder} goes on from the last checkpoint" in out
+                assert f"resume={folder} trust=true goes on from the last checkpoint" in out
         names = [path.name for path in (folder / "checkpoints").iterdir()]
         assert names == [f"step={STEPS if step == -1 else step}.ckpt"]
     assert_as(folder, whole(flow))

@@ -12,8 +12,8 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
-from repr.objectives.base import Losses, Objective, chosen
-from repr.objectives.towers import captions, clamp_scale, image_projection, logit_scale
+from repr.objectives.base import Losses, chosen
+from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
 
 LOSSES: Losses = {
@@ -24,7 +24,7 @@ LOSSES: Losses = {
 }
 
 
-class ImageText(Objective):
+class ImageText(TwoTowers):
     """Two towers on one sphere.
 
     Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
@@ -48,7 +48,6 @@ class ImageText(Objective):
 
     TERMS = tuple(LOSSES)
     PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
-    ENCODERS = ("backbone", "text")
     EMBEDDINGS = ("image", "trunk", "text")
 
     def __init__(
@@ -67,11 +66,8 @@ class ImageText(Objective):
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
         self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
-        self.text = text
-        self.image_projection = image_projection(backbone, text)
         learned = "contrast" in self.weights
-        self.logit_scale = logit_scale(temperature, temperature_range, learned=learned and learn_temperature)
-        self.temperature_range = temperature_range
+        self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
@@ -79,14 +75,6 @@ class ImageText(Objective):
         if cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
         yield from super().config_faults(cfg)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), not normalised."""
-        return self.image_projection(self.backbone(images))
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, L) -> (B, D), not normalised."""
-        return self.text(tokens)
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""
@@ -117,7 +105,3 @@ class ImageText(Objective):
         bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
         dim = self.image_projection.out_features
         return {name: at_chance(loss, num_rows=num_rows, dim=dim, **bias) for name, loss in self.losses.items()}
-
-    def update_targets(self) -> None:
-        """Clamp the temperature."""
-        clamp_scale(self.logit_scale, self.temperature_range)

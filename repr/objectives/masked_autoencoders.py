@@ -32,7 +32,7 @@ from repr.objectives.masked import (
     reconstruction_at_chance,
 )
 from repr.objectives.masked_pictures import draw
-from repr.objectives.towers import captions, clamp_scale, image_projection, logit_scale
+from repr.objectives.towers import TwoTowers, captions
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -127,7 +127,7 @@ class MaskedViews(Objective):
         return {"contrast": at_chance(nt_xent, num_rows=num_rows), **reconstruction_at_chance(self.decoder)}
 
 
-class MaskedImageText(Objective):
+class MaskedImageText(TwoTowers):
     """A ViT sees some patches of a picture; the others are rebuilt, and what it saw is compared with the caption.
 
     MAE with CLIP's contrast (after the video method of arXiv 2408.00759, equations 1 to 3): the first view is masked,
@@ -174,10 +174,7 @@ class MaskedImageText(Objective):
         self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
-        self.text = text
-        self.image_projection = image_projection(backbone, text)
-        self.logit_scale = logit_scale(temperature, temperature_range, learned=learn_temperature)
-        self.temperature_range = temperature_range
+        self.add_text_tower(text, temperature, temperature_range, learned=learn_temperature)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and what every masked flow finds."""
@@ -185,14 +182,6 @@ class MaskedImageText(Objective):
             yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
         yield from masking_faults(self, cfg)
         yield from super().config_faults(cfg)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """All patches, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""
-        return self.image_projection(self.backbone(images))
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """(B, L) -> (B, D), not normalised."""
-        return self.text(tokens)
 
     def embed(self, batch: Batch) -> Embeddings:
         """As :func:`repr.objectives.masked.embed_unmasked`, but ``image``, and ``text`` of captions, are projected."""
@@ -229,7 +218,3 @@ class MaskedImageText(Objective):
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the reconstruction only where patches are normalised."""
         return {"contrast": at_chance(clip, num_rows=num_rows), **reconstruction_at_chance(self.decoder)}
-
-    def update_targets(self) -> None:
-        """Clamp the temperature."""
-        clamp_scale(self.logit_scale, self.temperature_range)

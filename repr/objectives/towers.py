@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
 from repr.models.backbone import width_of
+from repr.objectives.base import Objective
 
 
 def captions(batch: Batch) -> Tensor:
@@ -18,30 +20,46 @@ def captions(batch: Batch) -> Tensor:
     return batch["text"]
 
 
-def image_projection(backbone: nn.Module, text: nn.Module) -> nn.Linear:
-    """A linear layer from the backbone's width to that of the text tower, without bias, with CLIP's initial weights."""
-    width = width_of(backbone)
-    projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)
-    nn.init.normal_(projection.weight, std=width**-0.5)
-    return projection
+class TwoTowers(Objective):
+    """A base of flows that bring pictures and texts into one space, of D dimensions, under a learned temperature."""
 
+    ENCODERS: ClassVar[tuple[str, ...]] = ("backbone", "text")
+    text: Any
+    image_projection: nn.Linear
+    logit_scale: nn.Parameter
+    temperature_range: tuple[float, float]
 
-def logit_scale(temperature: float, temperature_range: tuple[float, float], *, learned: bool) -> nn.Parameter:
-    """The logarithm of 1 / temperature, as open_clip has it.
+    def add_text_tower(
+        self, text: nn.Module, temperature: float, temperature_range: tuple[float, float], *, learned: bool
+    ) -> None:
+        """Set ``text``, ``image_projection`` to its width (no bias, CLIP's initial weights), and ``logit_scale``.
 
-    It is a parameter even when it is fixed, so that checkpoints and exports hold it under open_clip's name.
+        The scale is the logarithm of 1 / temperature, as open_clip has it, and a parameter even where it is not
+        ``learned``, so that checkpoints and exports hold it under open_clip's name.
 
-    Raises:
-        ValueError: the temperature lies outside of its range.
-    """
-    low, high = temperature_range
-    if not 0 < low <= temperature <= high:
-        raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
-    return nn.Parameter(torch.tensor(-math.log(temperature)), learned)
+        Raises:
+            ValueError: the temperature lies outside of its range.
+        """
+        low, high = temperature_range
+        if not 0 < low <= temperature <= high:
+            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
+        width = width_of(self.backbone)
+        self.text = text
+        self.image_projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)
+        nn.init.normal_(self.image_projection.weight, std=width**-0.5)
+        self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), learned)
+        self.temperature_range = temperature_range
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Whole pictures, nothing masked: (B, 3, H, W) -> (B, D), not normalised."""
+        return self.image_projection(self.backbone(images))
 
-@torch.no_grad()
-def clamp_scale(scale: nn.Parameter, temperature_range: tuple[float, float]) -> None:
-    """Clamp what :func:`logit_scale` made, in place, so that the temperature stays in its range."""
-    low, high = temperature_range
-    scale.clamp_(-math.log(high), -math.log(low))
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D), not normalised."""
+        return self.text(tokens)
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Clamp the temperature."""
+        low, high = self.temperature_range
+        self.logit_scale.clamp_(-math.log(high), -math.log(low))

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from repr.cli import is_first
 from repr.config import ConfigError
 from repr.runs.folder import LOCK, RESULTS, can_resume
+from repr.runs.trust import resuming
 
 try:
     import fcntl
@@ -39,7 +40,7 @@ def claimed(cfg: DictConfig) -> Iterator[None]:
     elif not cfg.resume and is_first() and (can_resume(cfg.run_folder) or Path(cfg.run_folder, RESULTS).exists()):
         raise ConfigError(
             [
-                f"run_folder={cfg.run_folder} holds a run already: resume={cfg.run_folder} goes on with it; for a new "
+                f"run_folder={cfg.run_folder} holds a run already: {resuming(cfg)} goes on with it; for a new "
                 "one name another folder, or remove this one"
             ]
         )

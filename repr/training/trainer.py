@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -20,6 +19,7 @@ from repr.files import DISK_FULL
 from repr.models.batchnorm import synchronise, unsynchronised_fault
 from repr.models.freezing import freeze
 from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_encoders
+from repr.runs.trust import resuming
 from repr.training.checkpoints import AtomicCheckpointIO
 
 
@@ -45,7 +45,7 @@ def progress(cfg: DictConfig) -> list[pl.Callback]:
 
 
 @contextmanager
-def telling_how_to_go_on(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
+def telling_how_to_go_on(trainer: pl.Trainer, cfg: DictConfig) -> Iterator[None]:
     """Say in one line what to do where a collective fails, as it does on every process once another one has died.
 
     torchrun and srun tell which one that was. Lightning's own launcher would look only seconds later, so it is asked.
@@ -62,7 +62,7 @@ def telling_how_to_go_on(trainer: pl.Trainer, folder: Path) -> Iterator[None]:
         ended = [f"local rank {rank} was ended by signal {-p.returncode}" for rank, p in started if (p.poll() or 0) < 0]
         raise ConnectionError(
             f"another process has died ({'; '.join(ended) or 'the launcher, or its own last words, say why'}); "
-            f"resume={folder} goes on from the last checkpoint. {str(error).partition('. ')[0]}"
+            f"{resuming(cfg)} goes on from the last checkpoint. {str(error).partition('. ')[0]}"
         ) from error
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from io import BytesIO
 
 from PIL import Image
 
 
-class DrawnPictures:
+class DrawnPictures(ABC):
     """A base of sources whose subclasses say how to draw a row.
 
     Args:
@@ -17,9 +18,9 @@ class DrawnPictures:
     def __init__(self, keep: bool = False) -> None:
         self._kept: dict[int, Image.Image] | None = {} if keep else None
 
+    @abstractmethod
     def draw(self, index: int) -> Image.Image:
         """Draw the picture of a row."""
-        raise NotImplementedError
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, ``size`` x ``size``."""

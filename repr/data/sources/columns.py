@@ -10,6 +10,7 @@ import hashlib
 import math
 import reprlib
 import unicodedata
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -224,7 +225,7 @@ def split_texts(data: bytes, name: str, separator: str = TEXT_END) -> list[str]:
     return [text for text in texts if text]
 
 
-class ColumnSource:
+class ColumnSource(ABC):
     """A base of sources with columns of captions, each with a weight, columns of labels, and rows that are damaged.
 
     Args:
@@ -249,18 +250,18 @@ class ColumnSource:
         self.weights = dict(zip(captions, map(float, weights), strict=True))
         self._faults: dict[int, str] = {}  # row -> why it cannot be read
 
+    @abstractmethod
     def _name(self, index: int) -> str:
         """What errors call a row."""
-        raise NotImplementedError
 
     def _check_row(self, index: int) -> None:
         """Raise OSError where a row is damaged."""
         if index in self._faults:
             raise OSError(f"{self._name(index)}: {self._faults[index]}")
 
+    @abstractmethod
     def _read_texts(self, index: int, column: str) -> list[str]:
         """The texts of one cell, without empty ones."""
-        raise NotImplementedError
 
     def captions(self, index: int) -> list[str]:
         """The texts of all columns in their order, without empty ones."""
