@@ -172,9 +172,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: with all of them.
     """
-    sections = [(key, _select(cfg, key)) for key in ("objective", "data", "trainer") if key in cfg]
-    faults = [f"{key} has no _target_: choose {key}=NAME" for key, node in sections if not _is_target(node)]
-    if faults:
+    if faults := list(_section_faults(cfg)):  # what follows reads the sections
         raise ConfigError(faults)
     try:
         faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
@@ -186,11 +184,25 @@ def check(cfg: DictConfig) -> None:
         for path, node in _targets(cfg):
             faults += _target_faults(path, node)
         faults += _exclusion_faults(cfg) if "objective" in cfg else ()
-        read = ("objective", "backbone", "views", "data.batch_size", "procedure", "image_size", "small_size")
+        sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
+        read = ("objective", "backbone", "views", "procedure", *sizes)
         if "objective" in cfg and not any(fault.startswith(read) for fault in faults):
             faults += _flow_faults(cfg)  # it reads those
     if faults:
         raise ConfigError(faults)
+
+
+def _section_faults(cfg: DictConfig) -> Iterator[str]:
+    """Sections that are no such thing, as where a file was edited."""
+    views = _select(cfg, "views")
+    parts = ["objective", "data", "trainer", "procedure"]
+    parts += [f"views.{name}" for name in views] if OmegaConf.is_dict(views) else []
+    for key in parts:
+        if key.partition(".")[0] in cfg and not _is_target(_select(cfg, key)):
+            yield f"{key} has no _target_: choose {key.partition('.')[0]}=NAME"
+    for key in ("callbacks", "eval", "freeze", "logger", "views"):
+        if not _is_mapping(value := _select(cfg, key)):
+            yield f"{key} maps names to values, and is {value}"
 
 
 def _is_mapping(node: Any) -> bool:
@@ -327,6 +339,10 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
+    for key in named.keys() & given:
+        default = named[key].default
+        if isinstance(default, bool | int | float | str) and isinstance(node[key], DictConfig | ListConfig):
+            yield f"{path}.{key} takes one value, such as {default}, and is {node[key]}"
     if not isinstance(node.get("_partial_", False), bool):
         yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"
     if not hasattr(target, "term_names"):
@@ -404,10 +420,17 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
-    for key in ("image_size", "small_size"):
-        size = cfg.get(key, 1)
+    views = cfg.get("views") or {}
+    sizes = {key: cfg.get(key, 1) for key in ("image_size", "small_size")}
+    sizes["data.image_size"] = cfg.data.get("image_size", 1)
+    sizes |= {f"views.{name}.size": view.get("size", 1) for name, view in views.items()}
+    for key, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             yield f"{key}={size}; set it to one number of pixels: pictures are square here"
+    numbers = {f"views.{name}.count": view.get("count", 1) for name, view in views.items()} | {"data.batch_size": batch}
+    for key, number in numbers.items():
+        if not isinstance(number, int):
+            yield f"{key}={number}; set it to a whole number"
     precision = str(cfg.trainer.get("precision"))
     if precision in ("64", "64-true", "16-true", "bf16-true") or precision.startswith("transformer-engine"):
         yield (

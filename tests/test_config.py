@@ -263,3 +263,17 @@ def test_a_path_with_a_comma_is_told_how_to_be_quoted() -> None:
 
 def test_a_backbone_wider_than_it_says_checks() -> None:
     check(compose(["backbone.name=mobilenetv3_small_050", "run_folder=x"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective=mae", "views=none"], "masks a view, and views is empty: set views=mae"),
+        (["objective=swav", "objective.queue_length=[]"], r"objective.queue_length takes one value, such as 0"),
+        (["data.batch_size=null"], "data.batch_size=None; set it to a whole number"),
+        (["views.main.count=null"], "views.main.count=None; set it to a whole number"),
+    ],
+)
+def test_values_of_another_kind_are_refused(overrides: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check(compose([*overrides, "run_folder=x"]))

@@ -146,8 +146,10 @@ def masking_faults(flow: Any, cfg: Any) -> Iterator[str]:
     """What a masked flow finds wrong in the views, the backbone and the scorer of a config."""
     if cfg.backbone.get("pretrained") and flow.positions == "sincos":
         yield "objective.positions=sincos would replace those of backbone.pretrained=true: set it to learned"
-    side, view = flow.backbone.patch_embed.img_size[0], view_sizes(cfg)[0]
-    if side != view:
-        yield f"the views have {view} pixels and the backbone was made for {side}: set both to image_size"
+    side, sizes = flow.backbone.patch_embed.img_size[0], view_sizes(cfg)
+    if not sizes:
+        yield f"{type(flow).__name__} masks a view, and views is empty: set views=mae"
+    elif side != sizes[0]:
+        yield f"the views have {sizes[0]} pixels and the backbone was made for {side}: set both to image_size"
     if find := getattr(flow.masking.scorer, "config_faults", None):
         yield from find(cfg)

@@ -178,7 +178,8 @@ def check_folders(cfg: DictConfig) -> None:
     run = Path(cfg.run_folder).resolve()
     faults = []
     for section in ("callbacks", "logger"):
-        for path, node in _mappings(cfg.get(section) or {}, section):
+        callbacks = cfg.get(section)
+        for path, node in _mappings(callbacks, section) if isinstance(callbacks, DictConfig) else ():
             for key in _FOLDERS:
                 folder = node.get(key)
                 if isinstance(folder, str) and not Path(folder).resolve().is_relative_to(run):
