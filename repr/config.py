@@ -339,9 +339,9 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
-    for key in named.keys() & given:
+    for key in named.keys() & given if name.startswith("repr.") else ():
         default = named[key].default
-        if isinstance(default, bool | int | float | str) and isinstance(node[key], DictConfig | ListConfig):
+        if isinstance(default, bool | int | float) and isinstance(node[key], DictConfig | ListConfig):
             yield f"{path}.{key} takes one value, such as {default}, and is {node[key]}"
     if not isinstance(node.get("_partial_", False), bool):
         yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"

@@ -187,6 +187,7 @@ def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypa
     assert load_run(tmp_path / "run").data.train.weights == [1, 3]
 
 
+@pytest.mark.slow
 def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> None:
     (code,), (config,) = (blocks("CONTRIBUTING.md", kind, "Add an evaluation protocol") for kind in ("python", "yaml"))
     (tmp_path / "lengths.py").write_text(code)
@@ -228,6 +229,7 @@ def test_the_source_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
     assert {"held_out/i2t_R@5", "held_out/ridge_label"} <= results.keys()
 
 
+@pytest.mark.slow
 def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     """BYOL as a new user adds it: trained, its test run, stopped and resumed, and its teacher exported."""
     page = "docs/add_an_objective.md"

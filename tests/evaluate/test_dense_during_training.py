@@ -70,6 +70,7 @@ def test_numbers_are_those_of_a_pass_by_hand(one: tuple[Path, dict]) -> None:
     assert {f"val/knn_{kind}_{mask}" for kind in ("miou", "pixels") for mask in data.mask_classes} < results.keys()
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same(one: tuple[Path, dict], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "repr.fit", *TINY, f"run_folder={tmp_path}", "trainer=ddp", "trainer.devices=2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})

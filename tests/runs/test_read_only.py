@@ -21,6 +21,7 @@ def read_only(small_disk: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_read_only_disk_is_told_in_one_line(read_only: Path, tmp_path: Path) -> None:
     programs = {
         "fit": [f"resume={read_only}", "trainer.max_epochs=2"],
