@@ -55,6 +55,21 @@ class Record(pl.Callback):
             file.write(json.dumps(line) + "\n")
 
 
+class Listening(pl.Callback):
+    """Writes down at which addresses the sockets of this process listen, as the kernel has them, once it trains."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_train_start(self, trainer: pl.Trainer, *args: object) -> None:
+        net = Path("/proc/self/net")
+        rows = [line.split() for name in ("tcp", "tcp6") for line in (net / name).read_text().splitlines()]
+        listening = {row[9]: row[1].partition(":")[0] for row in rows if row[3] == "0A"}
+        files = [os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+        own = {listening.get(file.removeprefix("socket:[").removesuffix("]")) for file in files} - {None}
+        (self.folder / f"listening_{trainer.global_rank}.json").write_text(json.dumps(sorted(own)))
+
+
 class Tell(pl.Callback):
     """Prints ``at step <n>`` when the batch after n optimizer steps has come, so that others can send a signal."""
 

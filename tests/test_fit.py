@@ -173,9 +173,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_two_processes_train_as_one(whole: tuple[Path, dict], tmp_path: Path) -> None:
-    done = run(tmp_path, *LONGER, "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trust=true"]
+    listen = ["+callbacks.listen._target_=tests.signals.Listening", f"+callbacks.listen.folder={tmp_path.parent}"]
+    done = run(tmp_path, *LONGER, *ddp, *listen)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Evaluation") == 1
+    addresses = [json.loads((tmp_path.parent / f"listening_{rank}.json").read_text()) for rank in range(2)]
+    assert addresses == [["0100007F"], ["0100007F"]]  # 127.0.0.1: no other machine reaches the store or gloo
     losses = [
         [float(row["train/loss"]) for row in rows(folder) if "train/loss" in row] for folder in (whole[0], tmp_path)
     ]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import ParallelStrategy
 from omegaconf import DictConfig
-from torch.distributed import DistError
+from torch.distributed import DistError, TCPStore
 
 from repr.files import DISK_FULL
 from repr.models.batchnorm import synchronise, unsynchronised_fault
@@ -22,11 +27,13 @@ from repr.models.slicing import checkpoint_encoders, compile_encoders, slice_enc
 from repr.runs.trust import resuming
 from repr.training.checkpoints import AtomicCheckpointIO
 
+LOOPBACK = "127.0.0.1"  # Lightning's main address where none is given
+
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
     """The Trainer of a config, with these callbacks and loggers alone."""
     _quiet()
-    return instantiate(
+    trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks),
         logger=list(loggers),
@@ -35,6 +42,28 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
         _convert_="all",  # max_time is a plain dict
         use_distributed_sampler=False,  # ours gives every number of processes the same global batch
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+    )
+    if isinstance(trainer.strategy, ParallelStrategy) and trainer.num_nodes == 1 and "MASTER_ADDR" not in os.environ:
+        environment = trainer.strategy.cluster_environment
+        if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
+            _meet_on_loopback()
+    return trainer
+
+
+@cache
+def _meet_on_loopback() -> TCPStore:
+    """Let the processes that Lightning will start on this machine meet where no other machine can reach them.
+
+    torch's store would listen on every interface. The first process's own store of this port shares this one's server.
+    """
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port, descriptor = listener.getsockname()[1], os.dup(listener.fileno())
+    os.environ["MASTER_PORT"] = str(port)  # where Lightning looks, and the processes that it starts
+    for _, interface in socket.if_nameindex():
+        if interface in ("lo", "lo0"):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    return TCPStore(
+        LOOPBACK, port, is_master=True, wait_for_workers=False, multi_tenant=True, master_listen_fd=descriptor
     )
 
 
