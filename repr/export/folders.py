@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
 from repr.export.target import Answers, Export, Loaded, Samples, Target
 from repr.export.verify import verify
-from repr.files import replacing_folder
+from repr.files import checksum, replacing_folder
 from repr.models.concat import Norm, join
 from repr.runs.folder import load_run, stage_folders
 from repr.runs.trained import Trained
@@ -28,6 +29,7 @@ HUB = "hf"  # open_clip where text was trained, otherwise timm, with a model car
 STAGED = ("open_clip", "timm", HUB)  # read by join_stages.py
 WEIGHTS = ("model", "teacher", "unaveraged")
 STAGES, READER = "stages.json", "join.py"
+WRITTEN = "written.json"  # the files of an export, with their sizes and checksums
 
 Source = str | Path | Trained
 
@@ -61,7 +63,7 @@ def export(
             moving average that the flow keeps.
         norm: of stages that are given by name, see :func:`repr.models.concat.join`.
         untrained_text: of an objective on images, a whole open_clip model with a random text tower.
-        force: replace an export that is there.
+        force: replace an export that is there; a folder that holds anything else, or files edited since, stays.
         trust: see :func:`repr.runs.folder.load_run`.
 
     Returns:
@@ -87,6 +89,7 @@ def export(
         else:
             exports = [write(_trained(source, weights, trust), folder, samples, to=to, untrained_text=untrained_text)]
         verify(exports, samples)
+        timm_trunk.write_json({name: checksum(folder / name) for name in _files(folder)}, folder / WRITTEN)
     return Path(out)
 
 
@@ -172,7 +175,29 @@ def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights:
         raise ConfigError([f"out={out} is not a folder; choose another"])
     if out.exists() and not force:
         raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
-    files = {path.name for path in out.iterdir()} if out.exists() else set()
-    marks = [(STAGES, READER), *(target.mark for target in TARGETS.values())]
-    if files and not any(files.issuperset(mark) for mark in marks):
-        raise ConfigError([f"out={out} holds something else than an export, which force=true does not remove"])
+    written = _written(out)
+    if others := [
+        name for name in _files(out) if name != WRITTEN and not _is_as_written(out / name, written.get(name))
+    ]:
+        named = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+        raise ConfigError(
+            [f"force=true removes only what an export wrote, and {named} in out={out} is not: choose another folder"]
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a folder and those below it, by their paths inside it."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+
+
+def _is_as_written(path: Path, written: list[int] | None) -> bool:
+    return written is not None and path.is_file() and not path.is_symlink() and checksum(path) == written
+
+
+def _written(folder: Path) -> dict[str, list[int]]:
+    """What the export in a folder wrote: file -> size and checksum; nothing where there is none."""
+    try:
+        written = json.loads((folder / WRITTEN).read_text())
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) else {}

@@ -72,7 +72,7 @@ def load(folder: str) -> Loaded:
     return Model, lambda image: torch.from_numpy(preprocess(image)), as_tensor
 
 
-TARGET = Target(write, load, mark=("image.onnx", "settings.json"), missing=missing)
+TARGET = Target(write, load, missing=missing)
 
 
 def _translate(trained: Trained, kind: str, inputs: Tensor, folder: Path) -> None:

@@ -72,7 +72,7 @@ def load(folder: str, image_tower: str | None = None, **where: Any) -> Loaded:
     return model.eval(), preprocess, open_clip.get_tokenizer(name, **where)
 
 
-TARGET = Target(write, load, mark=("open_clip_config.json",))
+TARGET = Target(write, load)
 
 
 def _image_tower(trained: Trained, ours: Answers) -> Tower:

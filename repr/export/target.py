@@ -36,13 +36,11 @@ class Target:
             ``encode_text``, the transform of a PIL picture, and the tokenizer or None. Its source alone is run in
             another process, where nothing of this package can be imported: whatever it uses, it imports itself. Where
             the folder is a name on the hub instead, ``cache_dir`` is the only argument.
-        mark: files by which a folder is known as such an export, which ``force=true`` may replace.
         missing: returns what must be installed first, as a sentence, or None.
     """
 
     write: Callable[..., tuple[dict[str, Any], Answers]]
     load: Callable[..., Loaded]
-    mark: tuple[str, ...]
     missing: Callable[[], str | None] = lambda: None
 
 

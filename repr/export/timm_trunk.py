@@ -60,7 +60,7 @@ def load(folder: str, **where: Any) -> Loaded:
     return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model)), None
 
 
-TARGET = Target(write, load, mark=("config.json", "model.safetensors"))
+TARGET = Target(write, load)
 
 
 def timm_call(trained: Trained) -> tuple[str, dict[str, Any]]:

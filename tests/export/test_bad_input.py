@@ -77,20 +77,30 @@ def test_a_folder_that_exists(
     run, made = run_and_export
     out = Path(shutil.copytree(made, tmp_path / "out"))
     assert "exists; choose another, or set force=true" in told([f"run={run}", "to=timm", f"out={out}"], capsys)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").write_text("years of work")
-    assert "holds something else than an export" in told(
-        [f"run={run}", "to=timm", f"out={other}", "force=true"], capsys
-    )
+    card = out / "open_clip_config.json"
+    for spoil, restore, name in (
+        (lambda: (out / "thesis.tex").write_text("years of work"), (out / "thesis.tex").unlink, "thesis.tex"),
+        (
+            lambda: (out / "more").mkdir() or (out / "more" / "a").symlink_to("/a"),
+            (out / "more" / "a").unlink,
+            "more/a",
+        ),
+        (lambda: card.write_text(card.read_text() + " "), lambda: card.write_text(card.read_text()[:-1]), card.name),
+    ):
+        spoil()
+        before = sorted(out.rglob("*"))
+        fault = told([f"run={run}", "to=timm", f"out={out}", "force=true"], capsys)
+        assert f"force=true removes only what an export wrote, and {name} in out={out} is not" in fault
+        assert sorted(out.rglob("*")) == before
+        restore()
     before = sorted(path.name for path in out.iterdir())
     fault = told([f"run={run}", "to=open_clip", f"out={out}", "force=true", "untrained_text=true"], capsys)
     assert "has a trained text tower" in fault
     assert sorted(path.name for path in out.iterdir()) == before
     checkpoint = next((run / "checkpoints").iterdir())
     main([f"run={checkpoint}", "to=timm", f"out={out}", "force=true"])
-    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors"}
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
+    assert {path.name for path in out.iterdir()} == {"config.json", "model.safetensors", "written.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_a_full_disk(run_and_export: tuple[Path, Path], small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,7 +267,13 @@ def test_stages_of_images_are_exported_and_joined(to: str, tmp_path: Path) -> No
     models = {f"stage-{i}": trained("simclr", backbone=backbone) for i, backbone in enumerate(BACKBONES)}
     export(models, tmp_path / "images", to=to)
     card = {"README.md"} if to == "hf" else set()
-    assert {path.name for path in (tmp_path / "images").iterdir()} == {*models, "stages.json", "join.py", *card}
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {
+        *models,
+        "stages.json",
+        "join.py",
+        "written.json",
+        *card,
+    }
 
 
 def imported(source: str) -> set[str]:

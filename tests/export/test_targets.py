@@ -30,7 +30,7 @@ def test_a_target_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(folders.TARGETS, "torch", as_module(source, tmp_path).TARGET)
     model, out = trained("simclr"), tmp_path / "out"
     folders.export(model, out, to="torch")
-    assert {path.name for path in out.iterdir()} == {"backbone.pt2", "transform.json"}
+    assert {path.name for path in out.iterdir()} == {"backbone.pt2", "transform.json", "written.json"}
     with pytest.raises(ConfigError, match=r"exists; choose another, or set force=true"):
         folders.export(model, out, to="torch")
     folders.export(model, out, to="torch", force=True)
