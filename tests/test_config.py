@@ -19,7 +19,13 @@ from repr.signatures import NOT_LITERAL, arguments
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        pytest.param(name, marks=() if name.endswith(("_emoji", "_scenes")) else pytest.mark.slow)
+        for name in EXPERIMENTS
+    ],
+)
 def test_every_experiment_composes_and_checks(experiment: str) -> None:
     cfg = compose([f"experiment={experiment}", "run_folder=x"])
     check(cfg)

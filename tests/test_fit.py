@@ -109,6 +109,7 @@ def test_every_promised_number_is_there_with_its_chance(whole: tuple[Path, dict]
     assert "val/knn_concept" not in results
 
 
+@pytest.mark.slow
 def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> None:
     first, _ = whole
     fit(compose([*TINY, *LONGER, f"run_folder={tmp_path / 'same'}"]))
@@ -117,7 +118,9 @@ def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> Non
     assert not same(weights(first), weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
+@pytest.mark.parametrize(
+    ("number", "step"), [pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow), (signal.SIGINT, 5)]
+)
 def test_a_stopped_run_goes_on_where_it_was(
     number: int, step: int, whole: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

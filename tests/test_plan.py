@@ -23,19 +23,26 @@ TINY = [
 
 
 @pytest.mark.parametrize(
-    ("name", "rows"),
+    ("name", "rows", "precision"),
     [
-        ("clip, ViT, in slices and chunks", 48),
-        ("simclr, ResNet", 32),
-        pytest.param("clip, ViT", 64, marks=pytest.mark.slow),
-        pytest.param("swav, ResNet, multi-crop", 64, marks=pytest.mark.slow),
-        pytest.param("pixpro, ResNet", 64, marks=pytest.mark.slow),
-        pytest.param("mae, ViT", 64, marks=pytest.mark.slow),
-        pytest.param("mae_clip, ViT", 64, marks=pytest.mark.slow),
-        pytest.param("vicreg, ViT", 64, marks=pytest.mark.slow),
+        ("simclr, ResNet", 32, "32-true"),
+        *(
+            pytest.param(name, rows, precision, marks=pytest.mark.slow)
+            for name, rows, precision in (
+                ("clip, ViT, in slices and chunks", 48, "32-true"),
+                ("clip, ViT, in slices and chunks", 48, "bf16-mixed"),
+                ("clip, ViT", 64, "32-true"),
+                ("swav, ResNet, multi-crop", 64, "32-true"),
+                ("pixpro, ResNet", 64, "32-true"),
+                ("pixpro, ResNet", 64, "bf16-mixed"),
+                ("mae, ViT", 64, "32-true"),
+                ("mae_clip, ViT", 64, "32-true"),
+                ("mae_clip, ViT", 64, "bf16-mixed"),
+                ("vicreg, ViT", 64, "32-true"),
+            )
+        ),
     ],
 )
-@pytest.mark.parametrize("precision", ["32-true", pytest.param("bf16-mixed", marks=pytest.mark.slow)])
 def test_prediction_is_what_the_allocator_held(name: str, rows: int, precision: str) -> None:
     """In three steps of Lightning's, but for what kernels take and give back inside, which differs between CPUs."""
     if precision == "bf16-mixed" and "AVX512" not in torch.backends.cpu.get_cpu_capability():
@@ -96,6 +103,7 @@ def test_largest_batch_fits_and_one_much_larger_does_not() -> None:
     assert planner.largest("ddp", 1e6, 8) == 0
 
 
+@pytest.mark.slow
 def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     main([*TINY, "objective=clip", "data.batch_size=64", "gpus=2", "memory=0.05", "chunk_size=64", "micro_batch=32"])

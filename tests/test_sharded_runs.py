@@ -98,14 +98,13 @@ def whole(run_group: RunGroup, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 # A process is killed two steps after each start but the last; then the run goes on on other processes. First it is the
 # last process, then the first one, which holds the others together.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flow", "chain"),
     [
         ("swav", [(2, "shards"), (3, "fsdp2")]),
-        pytest.param("swav", [(2, "shards"), (1, "plain")], marks=pytest.mark.slow),
-        pytest.param("swav", [(2, "ddp"), (2, "fsdp2"), (2, "ddp")], marks=pytest.mark.slow),
-        pytest.param("pixpro", [(2, "shards"), (1, "plain"), (3, "shards")], marks=pytest.mark.slow),
-        pytest.param("pixpro", [(2, "ddp"), (3, "fsdp2"), (2, "ddp")], marks=pytest.mark.slow),
+        ("swav", [(2, "ddp"), (2, "fsdp2"), (2, "ddp")]),
+        ("pixpro", [(2, "shards"), (1, "plain"), (3, "shards")]),
     ],
 )
 def test_a_run_with_a_killed_process_goes_on_on_other_processes(

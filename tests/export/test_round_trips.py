@@ -95,9 +95,8 @@ class Exports:
 @pytest.fixture(scope="module")
 def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Exports:
     exports = Exports(tmp_path_factory.mktemp("exports"), samples)
-    for i, name in enumerate(OBJECTIVES):
-        taken = takes(name)
-        for backbone in taken if name in ("clip", "simclr") else [taken[i % len(taken)]]:
+    for name in ("clip", "simclr"):
+        for backbone in BACKBONES:
             for to in ("open_clip", "timm"):
                 exports.add(f"{to}/{name}-{backbone}", trained(name, backbone=backbone), to)
     for name, options in VITS.items():
@@ -114,9 +113,8 @@ def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Export
     return exports
 
 
-def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) -> None:
+def test_every_kind_of_backbone_comes_back(loaded: Exports) -> None:
     assert {name: fault for name, fault in loaded.faults.items() if fault} == {}
-    assert {name.split("/")[1].split("-")[0] for name in loaded.faults if "-" in name} == set(OBJECTIVES)
     assert loaded.files("timm/clip-test_vit") == {"config.json", "model.safetensors"}
     assert loaded.files("open_clip/clip-test_vit") == {"open_clip_config.json", "open_clip_model.safetensors"}
     assert loaded.files("open_clip/simclr-test_vit") == {"open_clip_config.json", "open_clip_visual.safetensors"}
@@ -129,12 +127,13 @@ def test_every_objective_and_every_kind_of_backbone_comes_back(loaded: Exports) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["open_clip", "timm"])
-def test_every_objective_with_every_kind_of_backbone(to: str, samples: Samples, tmp_path: Path) -> None:
+def test_every_objective_comes_back(samples: Samples, tmp_path: Path) -> None:
+    """Each with one kind of backbone; what is exported of it does not depend on the objective otherwise."""
     exports = Exports(tmp_path, samples)
-    for name in OBJECTIVES:
-        for backbone in takes(name):
-            exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), to)
+    for i, name in enumerate(OBJECTIVES):
+        taken = takes(name)
+        for to in ("open_clip", "timm"):
+            exports.add(f"{name}-{to}", trained(name, backbone=taken[i % len(taken)]), to)
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
 

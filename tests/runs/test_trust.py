@@ -140,6 +140,7 @@ def test_aliases_and_interpolations_do_not_fill_the_memory(trained: Path, tmp_pa
             load_run(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_is_refused_as_one_is(edit: Any) -> None:
     folder = edit("callbacks.other", {"_target_": "os.mkdir", "_args_": ["x"]})
     command = [sys.executable, "-m", "repr.fit", f"resume={folder}", "trainer=ddp", "trainer.accelerator=cpu"]
