@@ -27,7 +27,7 @@ def one_line_errors() -> Iterator[None]:
         message = user_message(error)
         if message is None:
             raise
-        sys.exit(f"error: {message}")
+        sys.exit(f"error: {printable(message)}")
     finally:
         _leave_group()
 
@@ -61,6 +61,11 @@ def user_message(error: BaseException) -> str | None:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
     return str(error) if raised_in.partition(".")[0] in ("__main__", "repr", "tools") else None
+
+
+def printable(text: str) -> str:
+    """A text without what a terminal would obey, which names and captions of other people may hold."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def is_first() -> bool:

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from repr.cli import printable
+
 NUM_LISTED = 10  # faults that are printed; check.json has all
 
 
@@ -141,5 +143,5 @@ def _shares(counts: dict[str, int]) -> str:
 
 def _plain(text: str, length: int) -> str:
     """Text from the data: on one line, not too long, nothing in it taken for markup."""
-    text = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return escape(text if len(text) <= length else text[: length - 3] + "...")

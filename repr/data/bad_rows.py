@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
+from repr.cli import printable
 from repr.distributed import gather_objects
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ def read_each(
 
 def one_line(error: OSError) -> str:
     """What an error says, so that it stays the last line of a worker's traceback."""
-    return " ".join(str(error).replace("\0", "\\0").split())
+    return printable(" ".join(str(error).split()))
 
 
 def too_many_bad(name: str, bad: Mapping[int, str], num_rows: int) -> str:

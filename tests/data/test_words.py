@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from repr.check.facts import joined_labels
+from repr.cli import one_line_errors
+from repr.data.bad_rows import one_line
 from repr.data.sources.columns import MAX_TEXT
 from repr.data.sources.folder import Folder
 from repr.data.sources.numeric_tables import NumericTables
@@ -186,3 +188,12 @@ def test_the_check_tells_of_labels_that_look_like_several(tmp_path: Path) -> Non
     (tmp_path / "t.csv").write_text('image,label\na.png,"cat,dog"\nb.png,cat\nc.png,"red, round"\nd.png,dog; cat\n')
     (remark,) = joined_labels("train", Table(tmp_path / "t.csv", labels=["label"]))
     assert remark.startswith("train: 2 of 4 classes of 'label' look like several in one cell, such as 'cat,dog'")
+
+
+def test_names_of_strangers_do_not_drive_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "\x1b]0;owned\x07.png\n", "caption": "a"}))
+    with pytest.raises(OSError, match="owned") as caught:
+        Table(tmp_path / "t.jsonl").image(0)
+    assert r"\x1b]0;owned\x07.png" in one_line(caught.value)
+    with pytest.raises(SystemExit, match=r"\\x1b\[2J.csv does not exist"), one_line_errors():
+        Table("\x1b[2J.csv")
