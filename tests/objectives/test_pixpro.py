@@ -1,6 +1,8 @@
 """The PixPro flow: the authors' two steps, teacher, instance branch, backbones, and what it refuses."""
 
 import math
+import subprocess
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -359,3 +361,14 @@ def test_what_can_be_known_is_refused_by_the_check(overrides: list[str], words: 
     with pytest.raises(ConfigError) as refused:
         check(cfg)
     assert words in str(refused.value)
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_backbone_whose_last_norm_the_map_does_not_reach(tmp_path: Path) -> None:
+    """DDP would wait for its gradients, and stop at the second step."""
+    small = ["smoke=true", "objective=pixpro", "backbone.name=test_convnext", "trainer.limit_train_batches=3"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"run_folder={tmp_path}", "data.eval={}"]
+    done = subprocess.run([sys.executable, "-m", "repr.fit", *small, *ddp], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PixPro does not reach head.norm.weight, head.norm.bias of the backbone" in done.stderr
+    assert (tmp_path / "checkpoints" / "step=3.ckpt").is_file()
