@@ -104,6 +104,7 @@ class Evaluation(pl.Callback):
 
     Attributes:
         results: name -> (value, level at chance or None) of the last evaluation.
+        meanings: name -> what it means, of the last evaluation, on the first process.
         shown: set -> exhibits of the last evaluation, on the first process.
         step: the optimizer step of the last evaluation; -1 before the first.
 
@@ -117,6 +118,7 @@ class Evaluation(pl.Callback):
         self.protocols, self.headline = read_protocols(protocols), headline
         self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
+        self.meanings: dict[str, str] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
@@ -165,6 +167,7 @@ class Evaluation(pl.Callback):
             protocol.prepare(tables)
         numbers, self.shown = compute(asked, tables) if trainer.is_global_zero else ({}, {})
         tables.begin({})  # gives their memory back
+        self.meanings = {name: number.meaning for name, number in numbers.items()}
         values = {name: (number.value, number.chance) for name, number in numbers.items()}
         self.results = trainer.strategy.broadcast(values)
         self.step = trainer.global_step

@@ -24,6 +24,7 @@ from repr.report.__main__ import main
 from repr.report.exhibits import load_exhibits, save_exhibits
 from repr.report.gallery import embed_json
 from repr.report.run import COLOURS, POINTS, Run
+from repr.runs.folder import load_facts
 
 TINY = [
     "smoke=true", "objective=clip", "embed_dim=16", "text.width=32", "text.layers=1", "backbone.name=test_resnet",
@@ -65,6 +66,12 @@ def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
     assert f"{run.results['val/i2t_R@5']['value']:.3f}" in page.words
     assert f"{run.results['val/i2t_R@5']['chance']:.4f}" in page.words
     assert (folder / "report.html").stat().st_size < 8e6
+
+
+def test_a_run_says_what_each_of_its_numbers_means(folder: Path) -> None:
+    run, meanings = Run(folder), load_facts(folder)["meanings"]
+    logged = {name for row in run.rows for name in row if not name.endswith(".chance")} - {"step", "epoch"}
+    assert sorted((logged | run.results.keys()) - {name for name, sentence in meanings.items() if sentence}) == []
 
 
 def test_the_views_are_drawn(folder: Path) -> None:
