@@ -158,8 +158,9 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     path = Path(folder, FACTS)
     facts = _read_json(path, "move it away") if path.is_file() else {}
     kinds = {"seconds": (int, float), "versions": dict, "meanings": dict}
-    if wrong := [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]:
-        raise ValueError(f"{path} is damaged ({', '.join(wrong)} is of another kind); move it away")
+    wrong = [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]
+    if wrong or not 0 <= facts.get("seconds", 0) < 1e12:
+        raise ValueError(f"{path} is damaged ({', '.join(wrong) or 'seconds'} cannot be so); move it away")
     return facts
 
 
