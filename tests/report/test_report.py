@@ -10,10 +10,14 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from repr.config import compose
 from repr.data.sources.emoji import Emoji
@@ -26,6 +30,7 @@ from repr.report import charts, gallery, tables
 from repr.report.__main__ import main
 from repr.report.exhibits import load_exhibits, save_clusters_shown, save_exhibits
 from repr.report.gallery import embed_json
+from repr.report.projector import add_projector
 from repr.report.run import COLOURS, POINTS, Run, Sheets
 from repr.runs.folder import load_facts, save_facts
 
@@ -164,6 +169,54 @@ def test_clusters_are_rows_of_pictures(tmp_path: Path) -> None:
     assert "<b>9</b> samples" in page
     assert "&lt;i&gt;44" in page
     assert "<i>" not in page
+
+
+def test_tensorboard_has_config_hyperparameters_histograms_and_embeddings(folder: Path) -> None:
+    events = EventAccumulator(str(folder), size_guidance={"histograms": 0})
+    events.Reload()
+    (text,) = (event.tensor_proto.string_val[0].decode() for event in events.Tensors("config/text_summary"))
+    assert "    seed: 0\n" in text
+    assert "      lr: 0.005\n" in text
+    told = events.PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(told["_hparams_/session_start_info"]).session_start_info.hparams
+    assert start["optim.lr"].number_value == 0.005
+    assert start["backbone.name"].string_value == "test_resnet"
+    assert len(start) < 100
+    experiment = HParamsPluginData.FromString(told["_hparams_/experiment"]).experiment
+    shown = [info.name.tag for info in experiment.metric_infos]
+    assert shown == ["train/loss", "test_style/i2t_R@5", "test_style/t2i_R@5", "val/zero_shot_top1"]
+    assert {*shown} <= {*events.Tags()["scalars"]}  # where TensorBoard finds their values
+    names = [f"embeddings/{of_set}/{kind}" for of_set in ("val", "test_style") for kind in ("image", "trunk", "text")]
+    assert sorted(events.Tags()["histograms"]) == sorted(names)
+    for name in names:
+        assert [event.step for event in events.Histograms(name)] == [2, 4]
+    assert -1 < events.Histograms(names[0])[-1].histogram_value.min < 0
+    arrays = load_exhibits(folder)["val"]
+    lines = (folder / "00000/val/metadata.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["caption", "category", "subcategory", "style", "concept"]
+    assert [line.split("\t")[0] for line in lines[1:]] == arrays["captions"].tolist()
+    points = np.loadtxt(folder / "00000/val/tensors.tsv")
+    assert points == pytest.approx(arrays["map/pca"], abs=1e-4)
+    with Image.open(folder / "00000/val/sprite.png") as sprite:
+        assert sprite.size[0] == sprite.size[1] == 24 * math.ceil(len(points) ** 0.5)
+    assert "00000/test_style/tensors.tsv" in (folder / "projector_config.pbtxt").read_text()
+    assert sum(path.stat().st_size for path in (folder / "00000/test_style").iterdir()) < 8e5  # of 500 pictures
+    assert sum(path.stat().st_size for path in folder.glob("events.out.tfevents.*")) < 2e5
+
+
+@pytest.mark.parametrize("attributes", [{}, {"a\tb": ["x\ny", "\udcff"]}, {"a": ["x", "y"], "b": ["z", "w"]}])
+def test_names_of_any_kind_stay_in_their_cells(tmp_path: Path, attributes: dict[str, list[str]]) -> None:
+    arrays = {"rows": np.arange(3), "map/pca": np.eye(3)}
+    for name, classes in attributes.items():
+        arrays |= {f"labels/{name}": np.array([0, 1, -1]), f"names/{name}": np.array(classes)}
+    trainer = pl.Trainer(logger=TensorBoardLogger(tmp_path, name="", version=""), enable_progress_bar=False)
+    add_projector(trainer, {"val": arrays})
+    lines = (tmp_path / "00000/val/metadata.tsv").read_text().split("\n")[:-1]
+    table = [line.split("\t") for line in lines]
+    assert len(table) == 3 + (len(attributes) > 1)
+    assert {len(line) for line in table} == {max(1, len(attributes))}
+    add_projector(trainer, {"test": arrays})
+    assert [path.name for path in (tmp_path / "00000").iterdir()] == ["test"]  # the last ones alone
 
 
 def test_no_caption_ends_the_script_of_the_data_or_opens_one_in_it() -> None:
