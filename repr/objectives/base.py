@@ -69,7 +69,7 @@ class Objective(pl.LightningModule):
     ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
     # What it logs: name -> a sentence that says what it is and which direction is better.
-    MEANINGS: ClassVar[Mapping[str, str]] = {
+    MEANINGS: ClassVar[dict[str, str]] = {
         "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
         "lr": "Learning rate, of the parameters with the highest.",
         "momentum": "Share of itself that the teacher keeps at a step.",

@@ -66,7 +66,7 @@ class MaskedViews(Objective):
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "decoder")
-    MEANINGS: ClassVar = Objective.MEANINGS | {
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
         "reconstruction": RECONSTRUCTION,
         "contrast": "Cross-entropy of finding the other view of a picture among all views; lower is better.",
         "temperature": "By which the cosines of the contrast are divided.",
@@ -159,7 +159,7 @@ class MaskedImageText(TwoTowers):
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "text", "decoder")
-    MEANINGS: ClassVar = TwoTowers.MEANINGS | {
+    MEANINGS: ClassVar[dict[str, str]] = TwoTowers.MEANINGS | {
         "reconstruction": RECONSTRUCTION,
         "contrast": "Cross-entropy of finding the captions of pictures and the pictures of captions; lower is better.",
     }

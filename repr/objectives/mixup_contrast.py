@@ -52,7 +52,7 @@ class MixupContrast(Objective):
     TERMS = ("fusion", "image_head", "text_head", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "text")
-    MEANINGS: ClassVar = Objective.MEANINGS | {
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
         "contrast": "Cross-entropy of finding the parts of a mixed sample in the other modality; lower is better.",
         "mixed": "1 while samples are mixed, 0 after the switch.",
     }

@@ -58,7 +58,7 @@ class PixPro(Objective):
     """
 
     TERMS = ("pixel", "instance")
-    MEANINGS: ClassVar = Objective.MEANINGS | {
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
         "no_overlap": "Share of pictures whose two crops have no cell in common, and teach nothing; lower is better.",
         "matches": "Pairs of cells of a picture's two crops that show the same place.",
     }

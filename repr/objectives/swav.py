@@ -51,7 +51,7 @@ class SwAV(Objective):
     """
 
     TERMS = ("swapped_prediction",)
-    MEANINGS: ClassVar = Objective.MEANINGS | {
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
         "swapped_prediction": "Cross-entropy of predicting the prototypes of a view from other views; lower is better."
     }
 

@@ -51,7 +51,8 @@ def _facts(run: Run) -> dict[str, Any]:
 def _circumstances(run: Run) -> dict[str, Any]:
     """Time, device and versions, of runs that have kept them."""
     facts = run.facts
-    versions = facts.get("versions") or next((e["versions"] for e in run.evaluations.values() if "versions" in e), {})
+    known = [told["versions"] for told in (facts, *run.evaluations.values()) if "versions" in told]
+    versions: dict[str, str] = known[0] if known else {}
     processes = f"{facts['processes']} x " if facts.get("processes", 1) != 1 else ""
     return {
         "time": duration(facts["seconds"]) if "seconds" in facts else None,
