@@ -106,12 +106,14 @@ def train(cfg: DictConfig) -> Run:
     from hydra.utils import instantiate
 
     from repr.evaluate.during_training import Evaluation
-    from repr.report.exhibits import save_exhibits
+    from repr.report.exhibits import load_exhibits, save_exhibits
     from repr.report.page import write_report
+    from repr.report.projector import add_projector
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
     from repr.runs.initial_weights import load_weights
     from repr.training.metrics_file import keep_rows
+    from repr.training.tensorboard import add_config
     from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
 
     folder = Path(cfg.run_folder)
@@ -135,6 +137,7 @@ def train(cfg: DictConfig) -> Run:
         keep_rows(trainer, saved)
         Path(folder, RESULTS).unlink(missing_ok=True)  # of what was the end of the run before
         save_config(cfg, folder)
+        add_config(trainer, cfg)
     with telling_how_to_go_on(trainer, cfg):
         trainer.fit(objective, datamodule, ckpt_path=checkpoint)
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
@@ -149,6 +152,7 @@ def train(cfg: DictConfig) -> Run:
         save_results(results, folder)
         for evaluation in evaluations:
             save_exhibits(folder, evaluation.shown, {"bank": datamodule.train, **datamodule.eval})
+        add_projector(trainer, load_exhibits(folder))
         write_report([folder], folder / REPORT)
     return Run(objective, datamodule, trainer, results)
 

@@ -106,6 +106,11 @@ class DataModule(LightningDataModule):
         self.attributes = vocabulary(self.sources.values())
         self.mask_classes = mask_vocabulary(list(self.sources.values()))
 
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the counts of unreadable samples mean, by the name that a run gives them."""
+        return {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
+
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
         EpochBatchSampler(self.order, self.batch_size)

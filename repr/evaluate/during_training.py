@@ -18,6 +18,7 @@ from repr.evaluate.protocol import compute, plan, read_protocols
 from repr.evaluate.tables import Request, Tables, columns_of, embed
 from repr.metrics.exhibits import Exhibits
 from repr.metrics.features import Features
+from repr.training.tensorboard import add_histograms
 
 
 class GatheredTables(Tables):
@@ -104,6 +105,7 @@ class Evaluation(pl.Callback):
 
     Attributes:
         results: name -> (value, level at chance or None) of the last evaluation.
+        meanings: name -> what it means, of the last evaluation, on the first process.
         shown: set -> exhibits of the last evaluation, on the first process.
         step: the optimizer step of the last evaluation; -1 before the first.
 
@@ -117,6 +119,7 @@ class Evaluation(pl.Callback):
         self.protocols, self.headline = read_protocols(protocols), headline
         self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
+        self.meanings: dict[str, str] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
@@ -158,13 +161,19 @@ class Evaluation(pl.Callback):
         if trainer.sanity_checking:
             return
         tables = self.tables
-        tables.begin({tables.data.eval_names[i]: joined(batches) for i, batches in sorted(rows.items())})
+        pictures = {tables.data.eval_names[i]: joined(batches) for i, batches in sorted(rows.items())}
+        tables.begin(pictures)
         asked = plan(self.protocols, tables)
         tables.extract()
         for protocol in self.protocols.values():
             protocol.prepare(tables)
         numbers, self.shown = compute(asked, tables) if trainer.is_global_zero else ({}, {})
+        for name in pictures if trainer.is_global_zero else ():
+            if name != "bank":
+                of = tables.pictures(name)
+                add_histograms(trainer, name, {"image": of.image, "trunk": of.trunk, "text": of.text})
         tables.begin({})  # gives their memory back
+        self.meanings = {name: number.meaning for name, number in numbers.items()}
         values = {name: (number.value, number.chance) for name, number in numbers.items()}
         self.results = trainer.strategy.broadcast(values)
         self.step = trainer.global_step

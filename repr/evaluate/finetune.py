@@ -72,6 +72,7 @@ class Finetune(Protocol):
     layer_decay: float  # by which the learning rate falls from each layer to the one below it
     warmup_epochs: float
     said: ClassVar = {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"}
+    meanings: ClassVar = {r"finetune_(.+)": r"Share of samples whose \1 the fine-tuned copy names; higher is better."}
     silent = ("attributes",)
 
     def __post_init__(self) -> None:

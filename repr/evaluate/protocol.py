@@ -7,6 +7,7 @@ about. It does not know where the tables come from: :mod:`repr.evaluate.during_t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ Parts = Iterable[tuple[Values, Mapping[str, Any]]]  # values, and what their rec
 
 
 class Protocol:
-    """The base of all protocols. A subclass gives :meth:`compute`; the rest has defaults.
+    r"""The base of all protocols. A subclass gives :meth:`compute`; the rest has defaults.
 
     Its options are its public attributes, as those of a dataclass; they arrive as numbers, texts, lists and dicts.
 
@@ -35,12 +36,15 @@ class Protocol:
             of them is left out.
         said: what its records say that no option does, such as the solver.
         silent: options that its records leave out.
+        meanings: name of a number, as a regular expression, -> a sentence that says what it is and which direction is
+            better, in which ``\1`` stands for the first group of the expression; the first that fits counts.
     """
 
     key: str = "protocol"
     needs: ClassVar[tuple[str, ...]] = ("pictures",)
     said: ClassVar[Mapping[str, Any]] = {}
     silent: ClassVar[tuple[str, ...]] = ()
+    meanings: ClassVar[Mapping[str, str]] = {}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -77,6 +81,11 @@ class Protocol:
         """Make what the report shows of a set, on the first process."""
         return None
 
+    def meaning(self, name: str) -> str:
+        """Say what a number is, from ``meanings``; '' where none fits."""
+        matches = ((re.fullmatch(names, name), sentence) for names, sentence in self.meanings.items())
+        return next((match.expand(sentence) for match, sentence in matches if match), "")
+
     def record(self, tables: Tables, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Tell how a number came about: how features were taken, ``said``, the options, and ``facts`` over these."""
         told = {name: value for name, value in self.options.items() if name not in self.silent}
@@ -85,11 +94,12 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Number:
-    """One number of an evaluation, its level at chance, and how it came about."""
+    """One number of an evaluation, its level at chance, how it came about, and what it means."""
 
     value: float
     chance: float | None
     protocol: Mapping[str, Any]
+    meaning: str = ""
 
     @property
     def hash(self) -> str:
@@ -150,7 +160,8 @@ def compute(asked: Sequence[tuple[str, Protocol]], tables: Tables) -> tuple[dict
             record = protocol.record(tables, facts)
             for key, value in values.items():
                 if not key.endswith(CHANCE):
-                    numbers[f"{name}/{key}"] = Number(value, values.get(key + CHANCE), record)
+                    chance = values.get(key + CHANCE)
+                    numbers[f"{name}/{key}"] = Number(value, chance, record, protocol.meaning(key))
         if (exhibits := protocol.show(tables, name)) is not None:
             shown[name] = exhibits
     return numbers, shown

@@ -29,6 +29,10 @@ class Retrieval(Protocol):
     ks: Sequence[int]
     memory: float
     said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    meanings: ClassVar = {
+        r"i2t_R@(\d+)": r"Share of pictures with a caption of theirs among their \1 nearest; higher is better.",
+        r"t2i_R@(\d+)": r"Share of captions with a picture of theirs among their \1 nearest; higher is better.",
+    }
     silent = ("memory",)
     needs = ("captions",)
 
@@ -50,6 +54,21 @@ class Geometry(Protocol):
     num_splits: int | None = None
     max_pairs: int | None = None
     said: ClassVar = {"features": "image, text (the first caption)"}
+    meanings: ClassVar = {
+        "uniformity": "Mean of uniformity_image and uniformity_text; lower is better.",
+        r"uniformity_(.+)": r"How evenly the \1 embeddings cover the sphere, in nats; lower, more evenly, is better.",
+        "cross_uniformity": "As uniformity, between pictures and captions of others, in nats; lower, apart, is better.",
+        "alignment": "Mean squared distance of pictures and their captions on the sphere; lower is better.",
+        "pair_cosine": "Mean cosine of pictures and their captions; higher is better.",
+        "centroid_distance": "Distance of the mean picture from the mean caption, a gap; lower is better.",
+        "modality_separability": "Accuracy of telling pictures from captions by a linear classifier; lower is better.",
+        r"effective_rank_(.+)": r"Directions that the \1 embeddings fill, of at most their dimensions and the samples "
+        "less one; higher is better.",
+        r"rankme_(.+)": r"Directions that the \1 embeddings fill, a common mean included, of at most their dimensions "
+        "and the samples; higher is better.",
+        "hubness_.+": "Skewness of how often a sample is among the nearest of the others; lower is better, 0 is even.",
+        "robin_hood_.+": "Share of finds to be given away until all samples are found equally often; lower is better.",
+    }
     needs = ("pictures", "captions_if_any")
 
     def compute(self, tables: Tables, name: str) -> Parts:
@@ -65,6 +84,12 @@ class Heads(Protocol):
 
     attribute: str | None
     said: ClassVar = {"features": "logits"}
+    meanings: ClassVar = {
+        r"(.+)_accuracy": r"Share of samples whose class the head \1 names; higher is better.",
+        r"(.+)_f1_macro": r"F1 of the head \1, each class counted alike; higher is better.",
+        r"(.+)_f1_weighted": r"F1 of the head \1, each sample counted alike; higher is better.",
+        r"(.+)_auc": r"Area under the ROC curve of the head \1; higher is better.",
+    }
 
     def compute(self, tables: Tables, name: str) -> Parts:
         """Score every head that has logits of the set."""
@@ -85,6 +110,9 @@ class ZeroShot(Protocol):
     ks: Sequence[int]
     classes: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None
     said: ClassVar = {"features": "image", "similarity": "cosine", "class": "mean of the templates' unit embeddings"}
+    meanings: ClassVar = {
+        r".+_top(\d+)": r"Share of pictures whose class is among the \1 with the nearest sentences; higher is better."
+    }
     silent = ("classes",)
 
     def __post_init__(self) -> None:
@@ -139,6 +167,13 @@ class Compositional(Protocol):
     """Which caption is true of a picture, and the reverse (:func:`repr.metrics.compositional.compositional`)."""
 
     said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    meanings: ClassVar = {
+        "num_items": "Questions that were asked.",
+        "macro_(.+)": r"Mean of \1 over the splits; higher is better.",
+        "text_score.*": "Share of questions whose pictures pick their captions; higher is better.",
+        "image_score.*": "Share of questions whose captions pick their pictures; higher is better.",
+        "group_score.*": "Share of questions with both text_score and image_score right; higher is better.",
+    }
     needs = ("questions", "pictures")
 
     def compute(self, tables: Tables, name: str) -> Parts:
@@ -171,6 +206,11 @@ class Dense(Protocol):
     views: Mapping[str, Any]  # how two crops of each picture are drawn, as the views of training
     num_images: int  # at most so many pictures of each set, evenly spread
     said: ClassVar = {"features": "maps"}
+    meanings: ClassVar = {
+        r"(.+)_miou_(.+)": r"Mean intersection over union with the masks \2, of a \1 classifier; higher is better.",
+        r"(.+)_pixels_(.+)": r"Share of pixels whose class in the masks \2 a \1 classifier names; higher is better.",
+        r"correspondence@(.+)": r"Share of cells that find their place in another crop, to \1 cells; higher is better.",
+    }
     silent = ("metrics",)
 
     def __post_init__(self) -> None:
@@ -212,6 +252,9 @@ class LiDAR(Protocol):
     num_views: int  # of each picture
     view: Mapping[str, Any]  # how each is drawn
     delta: float  # in the units of the features' variance
+    meanings: ClassVar = {
+        "lidar_(.+)": r"Directions of \1 in which pictures differ by more than their views; higher is better."
+    }
 
     def _wanted(self) -> dict[str, Any]:
         return {"view": instantiate(self.view), "num_samples": self.num_samples, "num_views": self.num_views}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,15 @@ def write(trained: Trained, folder: Path, library: str, *, num_stages: int = 0) 
         tags=["representation-learning", "repr-pretrain", type(trained.objective).__name__.lower()],
     )
     recipe = {name: _shortened(OmegaConf.to_container(cfg[name], resolve=True)) for name in RECIPE}
+    recipe["objective"].pop("optim", None)  # which stands beside it, as the sets do below
+    recipe["data"].pop("eval", None)
     lines = [
         f"---\n{data.to_yaml()}\n{LICENSE}---\n\n# {cfg.name}-{cfg.backbone.get('name', 'encoder')}\n",
         *_about(trained, library, num_stages),
         f"\n## Use\n\n```python\n{USE['stages' if num_stages else library]}```",
         f"\n## Recipe\n\nSeed {cfg.seed}. Paths are shortened to their last name.\n",
-        f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(recipe))}```",
+        "<details><summary>All options</summary>\n",
+        f"```yaml\n{OmegaConf.to_yaml(OmegaConf.create(recipe))}```\n\n</details>",
         "\n## Evaluation\n",
         *_evaluation(trained),
     ]
@@ -127,39 +131,60 @@ def _millions(module: Any) -> str:
 
 
 def _evaluation(trained: Trained) -> Iterator[str]:
-    """The numbers of these weights, what the sets are, and the protocols of the run."""
-    rows = [] if trained.run is None else _rows(trained.run, trained.name)
-    if not rows:
+    """The numbers of these weights, a column a set, then what the sets and the protocols are."""
+    found = [] if trained.run is None else _numbers(trained.run, trained.name)
+    if not found:
         yield "These weights were not evaluated by the run that they come from."
         return
-    yield "| set | metric | value | chance | protocol |\n|---|---|---:|---:|---|"
-    yield from (f"| {' | '.join(row)} |" for row in rows)
-    if sets := trained.cfg.data.get("eval"):
-        yield "\nSets: " + "; ".join(f"`{name}`: {_source(node)}" for name, node in sets.items()) + "."
-    if any(row[-1] == AFTER_FIT for row in rows):
+    protocols = list(dict.fromkeys(protocol for _, _, _, protocol in found if protocol))
+    sets = list(dict.fromkeys(of_set for of_set, _, _, _ in found))
+    rows: dict[tuple[str, str], dict[str, str]] = {}  # metric, protocol -> set -> value and chance
+    for of_set, metric, value, protocol in found:
+        named = str(protocols.index(protocol) + 1) if protocol else AFTER_FIT
+        rows.setdefault((metric, named), {})[of_set] = value
+    yield "In brackets the level at chance.\n"
+    yield f"| metric | {' | '.join(map(_cell, sets))} | protocol |\n|---|{'---:|' * len(sets)}---|"
+    for (metric, named), values in rows.items():
+        yield f"| {_cell(metric)} | {' | '.join(values.get(of_set, '') for of_set in sets)} | {named} |"
+    if nodes := trained.cfg.data.get("eval"):
+        yield "\nSets: " + "; ".join(f"`{name}`: {_source(node)}" for name, node in nodes.items()) + "."
+    common = [part for part in protocols[0] if all(part in other for other in protocols[1:])] if protocols[1:] else []
+    if protocols:
+        yield f"\nProtocols{', all with ' if common else ''}{', '.join(common)}:\n"
+    for number, protocol in enumerate(protocols, start=1):
+        yield f"{number}. {', '.join(part for part in protocol if part not in common)}"
+    if any(named == AFTER_FIT for _, named in rows):
         yield from _protocols(trained.cfg)
 
 
-def _rows(run: Path, checkpoint: str) -> list[tuple[str, ...]]:
-    """Set, metric, value, chance and protocol of every finite number, each number once."""
-    rows = []
+def _numbers(run: Path, checkpoint: str) -> list[tuple[str, str, str, tuple[str, ...]]]:
+    """Set, metric, value with chance, and options of the protocol of every finite number.
+
+    Those of the run's end, which have no options here, are left out where ``repr.evaluate`` has given them again.
+    """
+    found = []
     for _, evaluation in sorted(load_evaluations(run).items()):
         if Path(evaluation["model"]["name"]).name not in (run.name, Path(checkpoint).name):
             continue  # of another checkpoint of the run
         data = "" if evaluation["data"]["name"] == "own" else f"{evaluation['data']['name']}/"
         for name, result in evaluation["results"].items():
-            protocol = ", ".join(f"{key}={value}" for key, value in result["protocol"].items())
-            rows.append(_row(data, name, result, protocol.replace("|", "\\|").replace("\n", " ")))
-    known = {row[:3] for row in rows}  # repr.evaluate tells the protocol whole
-    after_fit = [_row("", name, result, AFTER_FIT) for name, result in load_results(run).items()]
-    rows += [row for row in after_fit if row[:3] not in known]
-    return [row for row in dict.fromkeys(rows) if math.isfinite(float(row[2]))]
+            protocol = tuple(" ".join(f"{key}={value}".split()) for key, value in result["protocol"].items())
+            found.append((*_number(name, result, data), protocol))
+    known = {number[:2] for number in found}
+    after_fit = [(*_number(name, result), ()) for name, result in load_results(run).items()]
+    found += [number for number in after_fit if number[:2] not in known]
+    return [number for number in dict.fromkeys(found) if number[2]]
 
 
-def _row(data: str, name: str, result: Mapping[str, Any], protocol: str) -> tuple[str, ...]:
+def _number(name: str, result: Mapping[str, Any], data: str = "") -> tuple[str, str, str]:
+    """Set, metric, and value with chance; '' for a value that is not finite."""
     of_set, _, metric = name.partition("/")
-    chance = "" if result["chance"] is None else f"{result['chance']:.4f}"
-    return data + of_set, metric, f"{result['value']:.4f}", chance, protocol
+    chance = "" if result["chance"] is None else f" ({result['chance']:.4f})"
+    return data + of_set, metric, f"{result['value']:.4f}{chance}" if math.isfinite(result["value"]) else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _protocols(cfg: DictConfig) -> Iterator[str]:
@@ -171,6 +196,7 @@ def _protocols(cfg: DictConfig) -> Iterator[str]:
         if isinstance(node, dict) and key != "exhibits":
             options = [f"{name}={value}" for name, value in node.items() if name not in ("_target_", "classes")]
             doc = " ".join((inspect.getdoc(get_object(node["_target_"])) or "").split("\n\n")[0].split())
+            doc = re.sub(r" \(:func:`[^`]*`\)", "", doc)
             yield f"- `{key}({', '.join(options)})`: {doc}"
     for of_set, files in ((evaluation.get("zero_shot") or {}).get("classes") or {}).items():
         paths = [files] if isinstance(files, str) else list(files.values() if isinstance(files, dict) else files)

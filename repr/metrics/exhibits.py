@@ -69,6 +69,7 @@ def exhibits(
         ``gallery/<kind>/right/<of>``  (Q, k) int8       1 right, 0 wrong, -1 not known; of the caption or a label
         ``confusion/<kind>/<of>``      (P, 3) int64      true label, predicted label, how often (above 0)
         ``spectrum/<table>``           (D,) float64      eigenvalues of the covariance, falling
+        ``num_samples``                () int64          rows of which they were computed
         ``left_out/<part>``            () str            why there is no such part
         ============================== ================= ======================================================
 
@@ -130,7 +131,8 @@ def _spectra(query: Features) -> dict[str, Tensor]:
     sample = evenly_spread(len(query.image), SAMPLE, query.image.device)
     same = query.trunk.shape == query.image.shape and torch.equal(query.trunk, query.image)
     tables = {"image": query.image, "trunk": None if same else query.trunk, "text": query.text}
-    return {f"spectrum/{name}": spectrum(table[sample]) for name, table in tables.items() if table is not None}
+    spectra = {f"spectrum/{name}": spectrum(table[sample]) for name, table in tables.items() if table is not None}
+    return spectra | {"num_samples": torch.tensor(len(sample))}
 
 
 def _neighbours(

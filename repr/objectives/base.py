@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from inspect import signature
+from inspect import getdoc, signature
 from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
@@ -68,6 +68,12 @@ class Objective(pl.LightningModule):
     # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
     ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
     EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
+    # What it logs: name -> a sentence that says what it is and which direction is better.
+    MEANINGS: ClassVar[dict[str, str]] = {
+        "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
+        "lr": "Learning rate, of the parameters with the highest.",
+        "momentum": "Share of itself that the teacher keeps at a step.",
+    }
     backbone: nn.Module
 
     def __init__(
@@ -122,6 +128,18 @@ class Objective(pl.LightningModule):
         terms = ", ".join(self.weights)
         pairwise = f"; give one of {', '.join(self.PAIRWISE)} a weight" if self.PAIRWISE else ""
         return f"none of its terms ({terms}) takes the other samples of a batch for negatives{pairwise}"
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """A sentence for each number that is logged, by its name there; those of ``losses`` are their own."""
+        told = {
+            name: sentence for name, sentence in self.MEANINGS.items() if name not in self.TERMS or name in self.weights
+        }
+        for name, loss in getattr(self, "losses", {}).items():
+            if name in self.weights and (doc := getdoc(getattr(loss, "func", loss))):
+                sentence = doc.split(".\n")[0].rstrip(".").replace("``", "")
+                told[name] = f"{sentence}; lower is better."
+        return {f"train/{name}": " ".join(sentence.split()) for name, sentence in told.items()}
 
     def step(self, batch: Batch) -> StepOutput:
         """Compute the unweighted loss terms of a batch; exactly those that have a weight."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,8 @@ from repr.objectives.towers import TwoTowers, captions
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
+RECONSTRUCTION = "Mean squared error over the removed patches; lower is better."
+
 
 class MaskedViews(Objective):
     """A ViT sees some patches of a picture, and a decoder rebuilds the others; two views of a picture may be compared.
@@ -64,6 +66,11 @@ class MaskedViews(Objective):
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "decoder")
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
+        "reconstruction": RECONSTRUCTION,
+        "contrast": "Cross-entropy of finding the other view of a picture among all views; lower is better.",
+        "temperature": "By which the cosines of the contrast are divided.",
+    }
 
     def __init__(
         self,
@@ -152,6 +159,10 @@ class MaskedImageText(TwoTowers):
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "text", "decoder")
+    MEANINGS: ClassVar[dict[str, str]] = TwoTowers.MEANINGS | {
+        "reconstruction": RECONSTRUCTION,
+        "contrast": "Cross-entropy of finding the captions of pictures and the pictures of captions; lower is better.",
+    }
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,10 @@ class MixupContrast(Objective):
     TERMS = ("fusion", "image_head", "text_head", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "text")
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
+        "contrast": "Cross-entropy of finding the parts of a mixed sample in the other modality; lower is better.",
+        "mixed": "1 while samples are mixed, 0 after the switch.",
+    }
 
     def __init__(
         self,
@@ -97,6 +101,15 @@ class MixupContrast(Objective):
     def term_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """``TERMS``, and a head for each table."""
         return (*cls.TERMS, *(f"{name}_head" for name in options.get("tables") or {}))
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """Those of the heads, too."""
+        told = super().meanings
+        for name in self.heads:
+            told[f"train/{name}"] = f"Cross-entropy of the classes by the head {name}; lower is better."
+            told[f"train/{name}_accuracy"] = f"Share of a batch whose class the head {name} names; higher is better."
+        return told
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Pictures or texts that are not read or not used."""

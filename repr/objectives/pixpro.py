@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,10 @@ class PixPro(Objective):
     """
 
     TERMS = ("pixel", "instance")
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
+        "no_overlap": "Share of pictures whose two crops have no cell in common, and teach nothing; lower is better.",
+        "matches": "Pairs of cells of a picture's two crops that show the same place.",
+    }
     teacher: Teacher
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,9 @@ class SwAV(Objective):
     """
 
     TERMS = ("swapped_prediction",)
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
+        "swapped_prediction": "Cross-entropy of predicting the prototypes of a view from other views; lower is better."
+    }
 
     def __init__(
         self,

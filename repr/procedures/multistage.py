@@ -31,7 +31,7 @@ from repr.fit import Run, train
 from repr.models.concat import Norm
 from repr.procedures.features import cluster, extract
 from repr.procedures.stage_table import stage_table, write_table
-from repr.report.exhibits import save_exhibits
+from repr.report.exhibits import save_clusters_shown, save_exhibits
 from repr.report.page import write_report
 from repr.runs.checkpoints import checkpoints
 from repr.runs.folder import (
@@ -247,6 +247,7 @@ class Multistage:
             sizes = np.bincount(labels[read]).tolist()
             clustering = {"how": self._how(), "samples_read": int(read.sum()), "sizes": sizes}
             print(f"stage {stage}: {describe(coverage)}", flush=True)
+            save_clusters_shown(folder, labels, run.datamodule.train)
         checkpoint = checkpoints(folder)[0]
         record = StageRecord(
             stage=stage,

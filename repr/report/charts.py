@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from repr.report.run import CHANCE, Run, exhibit_names
+from repr.metrics.exhibits import Exhibits
+from repr.report.run import CHANCE, Run, exhibit_names, explained
 
+LEAST = 3  # points that a curve is drawn of
 DOTTED = {"color": "#94a3b8", "width": 1.5, "dash": "dot"}
+CLEAR = "rgba(0, 0, 0, 0)"  # the page lies behind
 AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargin": False}
 
 
@@ -32,42 +35,74 @@ def _columns(runs: Sequence[Run]) -> set[str]:
 
 
 def losses(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """A card a loss, whose value at chance is a level to get away from."""
+    """The losses, whose value at chance is a level to get away from."""
     if not _columns(runs).isdisjoint(name + CHANCE for name in names):
-        yield '<p class="lead">Dotted: the value at chance, of features that have no relation to each other.</p>'
+        yield '<p class="lead">Chance, dotted: the value of features that have no relation to each other.</p>'
     yield from plots(names, runs)
 
 
 def plots(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """A card a column of training."""
-    if names:
-        yield f'<div class="plots">{"".join(_curves(name, name.removeprefix("train/"), runs) for name in names)}</div>'
+    """The columns of training."""
+    yield from _drawn([(name, name.removeprefix("train/"), explained(name, runs)) for name in names], runs, "plots")
 
 
 def over_time(names: Sequence[str], runs: Sequence[Run]) -> Iterator[str]:
-    """A card a column of evaluation, set by set, in the order of the results."""
+    """The columns of evaluation, set by set, in the order of the results, which say what they mean."""
     order = {name: place for run in reversed(runs) for place, name in enumerate(run.results)}
-    sets: dict[str, list[tuple[str, str]]] = {}  # set -> (column, metric)
+    sets: dict[str, list[tuple[str, str, str]]] = {}  # set -> (column, metric, no sentence)
     for name in sorted(names, key=lambda name: (order.get(name, len(order)), name)):
         of_set, metric = name.split("/", 1)
-        sets.setdefault(of_set, []).append((name, metric))
+        sets.setdefault(of_set, []).append((name, metric, ""))
     for of_set, columns in sets.items():
         yield f"<h4>{html.escape(of_set)}</h4>"
-        yield f'<div class="plots small">{"".join(_curves(name, metric, runs) for name, metric in columns)}</div>'
+        yield from _drawn(columns, runs, "plots small")
 
 
-def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
-    """A column over the steps, with its level at chance: the logged one, or that of the last evaluation."""
+def _drawn(columns: Sequence[tuple[str, str, str]], runs: Sequence[Run], kind: str) -> Iterator[str]:
+    """A card a column (name, title, sentence as HTML); those with too few points for a line are rows of a table."""
+    few = [column for column in columns if max(len(run.curve(column[0])[0]) for run in runs) < LEAST]
+    if few:
+        rows = {column: _cells(column[0], runs) for column in few}
+        heads = [head for head in ("first", "last", "chance") if any(cells[head] for cells in rows.values())]
+        yield '<div class="tables"><div class="card scroll"><table class="numbers"><tr><th></th>'
+        yield "".join(f"<th>{head}</th>" for head in heads) + "</tr>"
+        for (_, title, meaning), cells in rows.items():
+            shown = "".join(f'<td data-head="{head}">{cells[head]}</td>' for head in heads)
+            yield f"<tr><td>{html.escape(title)}{meaning}</td>{shown}</tr>"
+        yield "</table></div></div>"
+    if curves := [_curves(*column, runs) for column in columns if column not in few]:
+        yield f'<div class="{kind}">{"".join(curves)}</div>'
+
+
+def _cells(name: str, runs: Sequence[Run]) -> dict[str, str]:
+    """A column of one point or two as HTML: of each run the first and the last value with their steps, and chance."""
+    parts: dict[str, dict[str, None]] = {"first": {}, "last": {}, "chance": {}}  # what runs have in common once
+    for run in runs:
+        steps, values = run.curve(name)
+        colour = f' style="color:{run.colour}"' if run.mark else ""
+        points = [f"<span{colour}>{y:.5g}</span> <small>step {x}</small>" for x, y in zip(steps, values, strict=True)]
+        levels = [f"{level:.4g}" for level in _levels(name, run, len(steps))]
+        for head, shown in (("first", points[:-1]), ("last", points[-1:]), ("chance", levels[-1:])):
+            parts[head] |= dict.fromkeys(shown)
+    return {head: "<br>".join(shown) for head, shown in parts.items()}
+
+
+def _levels(name: str, run: Run, num: int) -> list[float]:
+    """The level at chance of a column at each of its points: the logged one, or that of the last evaluation."""
+    levels = run.curve(name + CHANCE)[1]
+    constant = run.results.get(name, {}).get("chance")
+    return levels if levels or constant is None else [constant] * num
+
+
+def _curves(name: str, title: str, meaning: str, runs: Sequence[Run]) -> str:
+    """A column over the steps, with its level at chance."""
     import plotly.graph_objects as go
 
     figure, constants, last = go.Figure(), dict[float, list[int]](), []
     for run in runs:
         steps, values = run.curve(name)
         figure.add_scatter(x=steps, y=values, mode="lines" if len(steps) > 30 else "lines+markers", **_style(run))
-        _, levels = run.curve(name + CHANCE)
-        constant = run.results.get(name, {}).get("chance")
-        if not levels and constant is not None:
-            levels = [constant] * len(steps)
+        levels = _levels(name, run, len(steps))
         if steps and len(set(levels)) == 1:  # equal ones of several runs are one line
             constants.setdefault(levels[0], []).extend(steps)
         elif levels:
@@ -77,7 +112,7 @@ def _curves(name: str, title: str, runs: Sequence[Run]) -> str:
         figure.add_scatter(x=[min(steps), max(steps)], y=[level, level], mode="lines", line=DOTTED, name="chance")
     shown = dict.fromkeys(f"{level:.4g}" for level in last)
     figure.update_yaxes(tickformat=".5~g")
-    return _card(title, figure, f"chance {', '.join(shown)}" if shown else "")
+    return _card(title, figure, meaning + (f"chance {', '.join(shown)}" if shown else ""))
 
 
 def spectra(runs: Sequence[Run]) -> Iterator[str]:
@@ -88,17 +123,24 @@ def spectra(runs: Sequence[Run]) -> Iterator[str]:
     yield '<p class="lead">Eigenvalues of the covariance, as shares of the variance, the strongest first.'
     yield ' A steep fall is a representation that uses few of its dimensions.</p><div class="plots">'
     for of_set, table in names:
-        spectra = [(run, run.exhibits.get(of_set, {}).get(f"spectrum/{table}")) for run in runs]
-        yield _spectrum(f"{of_set}: {table}", [(run, values) for run, values in spectra if values is not None])
+        exhibits = [(run, run.exhibits.get(of_set, {})) for run in runs]
+        name = f"spectrum/{table}"
+        spectra = [(run, arrays[name], _num_rows(arrays, name)) for run, arrays in exhibits if name in arrays]
+        yield _spectrum(f"{of_set}: {table}", spectra)
     yield "</div>"
 
 
-def _spectrum(title: str, spectra: Sequence[tuple[Run, np.ndarray]]) -> str:
+def _num_rows(arrays: Exhibits, name: str) -> int:
+    """The samples of a spectrum; where a run has not kept it, as many as leave its rank free."""
+    return int(arrays.get("num_samples", len(arrays[name]) + 1))
+
+
+def _spectrum(title: str, spectra: Sequence[tuple[Run, np.ndarray, int]]) -> str:
     import plotly.graph_objects as go
     from scipy.stats import entropy
 
-    figure, ranks = go.Figure(), []
-    for run, eigenvalues in spectra:
+    figure, ranks, most = go.Figure(), [], dict[int, None]()
+    for run, eigenvalues, num_rows in spectra:
         if not eigenvalues.sum():
             continue
         share = eigenvalues / eigenvalues.sum()
@@ -106,10 +148,14 @@ def _spectrum(title: str, spectra: Sequence[tuple[Run, np.ndarray]]) -> str:
         figure.add_scatter(x=np.arange(1, len(share) + 1)[kept], y=share[kept], mode="lines", **_style(run))
         rank = np.exp(entropy(np.sqrt(eigenvalues)))  # as repr.metrics.geometry.effective_rank
         ranks.append(f'<b style="color:{run.colour}">{rank:.1f}</b>')
+        most[min(len(eigenvalues), num_rows - 1)] = None
     figure.update_yaxes(type="log", exponentformat="power", dtick=2)
     figure.update_xaxes(title={"text": "direction", "standoff": 4})
-    dim = max(len(eigenvalues) for _, eigenvalues in spectra)
-    note = f"effective rank {' · '.join(ranks)} of {dim}" if ranks else "all features are equal"
+    note = (
+        f"effective rank {' · '.join(ranks)} of at most {', '.join(map(str, most))}"
+        if ranks
+        else "all features are equal"
+    )
     return _card(title, figure, note, legible=True)
 
 
@@ -120,8 +166,8 @@ def _style(run: Run) -> dict[str, Any]:
 def _card(title: str, figure: Any, note: str, *, legible: bool = False) -> str:
     """A small figure under its title; the note is HTML."""
     figure.update_layout(
-        template="plotly_white", height=230 if legible else 215, showlegend=False, font={"size": 11},
-        hovermode="x unified", margin={"l": 52, "r": 10, "t": 8, "b": 38 if legible else 26},
+        template="none", height=230 if legible else 215, showlegend=False, font={"size": 11}, hovermode="x unified",
+        paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, margin={"l": 52, "r": 10, "t": 8, "b": 38 if legible else 26},
     )  # fmt: skip
     figure.update_xaxes(**AXES)
     figure.update_yaxes(**AXES)

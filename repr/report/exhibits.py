@@ -20,6 +20,7 @@ from repr.runs.folder import EXHIBITS
 POINT, NEIGHBOUR = 48, 96  # sides in pixels of the pictures of the map and of the galleries
 COLUMNS = 25  # pictures beside each other on a sheet
 MAX_CHARS = 100  # of a caption
+CLUSTERS, MEMBERS = 6, 8  # of a stage that are shown, and pictures of each
 LEAST = 10  # rows from which t-SNE can tell neighbours from others
 
 
@@ -111,6 +112,39 @@ def first_captions(source: Source, rows: Sequence[int] | np.ndarray) -> list[str
         text = " ".join(texts[0][: 4 * MAX_CHARS].split()) if texts else ""
         captions.append(text if len(text) <= MAX_CHARS else text[: MAX_CHARS - 1] + "…")
     return captions
+
+
+def save_clusters_shown(folder: Path, ids: np.ndarray, source: Source) -> None:
+    """Write some clusters of a training set as the exhibits of its ``bank``.
+
+    ====================== ============== ===================================================================
+    ``clusters/number``    () int64       of all clusters
+    ``clusters/size``      (C,) int64     of those that are shown, from the largest to the smallest
+    ``clusters/rows``      (C, 8) int64   rows of each, evenly spread over it, -1 where it has fewer
+    ``sheet/clusters``     bytes          WebP, their pictures
+    ``captions/clusters``  (...,) str     their first captions
+    ====================== ============== ===================================================================
+
+    Args:
+        folder: of the run that was clustered.
+        ids: (N,) int64, the cluster of each row; -1: none.
+        source: the training set.
+    """
+    present, sizes = np.unique(ids[ids >= 0], return_counts=True)
+    by_size = np.argsort(-sizes, kind="stable")
+    chosen = by_size[np.unique(np.linspace(0, len(by_size) - 1, CLUSTERS).astype(int))]
+    rows = np.full((len(chosen), MEMBERS), -1)
+    for place, cluster in enumerate(chosen):
+        members = np.flatnonzero(ids == present[cluster])
+        some = members[np.unique(np.linspace(0, len(members) - 1, MEMBERS).astype(int))]
+        rows[place, : len(some)] = some
+    shown = rows[rows >= 0]
+    arrays = {"clusters/number": np.array(len(present)), "clusters/size": sizes[chosen], "clusters/rows": rows}
+    arrays["captions/clusters"] = np.array(first_captions(source, shown), dtype=np.str_)
+    if has_pictures(source):
+        arrays["sheet/clusters"] = sheet(source, shown, NEIGHBOUR)
+    with replacing(folder / EXHIBITS / "bank.npz") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def _gallery_pictures(arrays: Exhibits, source: Source, bank: Source) -> Exhibits:

@@ -21,7 +21,6 @@ KINDS = {
 }
 MOST_CLASSES = 30  # of a confusion; of more, those that are confused most are drawn
 NUM_PAIRS = 12  # of confused classes that are listed
-SHADES = [[0, "#f8fafc"], [0.02, "#dbeafe"], [0.5, "#3b82f6"], [1, "#1e3a8a"]]
 
 
 def embed_json(name: str, value: Any) -> str:
@@ -130,8 +129,7 @@ def _queries(arrays: Exhibits, kind: str, sheets: Sheets) -> Iterator[str]:
         cells = []
         for k, (near, words) in enumerate(neighbours[q * num_nearest : (q + 1) * num_nearest]):
             state = _state({of: int(values[q, k]) for of, values in right.items()})
-            words = html.escape(words)
-            cells.append(f'<li{state} title="{words}">{near}</li>' if finds_pictures else f"<li{state}>{words}</li>")
+            cells.append(f"<li{state}>{_captioned(near, words) if finds_pictures else html.escape(words)}</li>")
         yield f'<div class="ask"><div>{picture}<div>{html.escape(caption)}</div></div>'
         yield f'<ol class="found {"pictures" if finds_pictures else "texts"}">{"".join(cells)}</ol></div>'
 
@@ -152,11 +150,39 @@ def _items(arrays: Exhibits, part: str, sheets: Sheets) -> list[tuple[str, str]]
     return [(_thumb(sheet, position, caption), caption) for position, caption in enumerate(captions)]
 
 
+def _captioned(picture: str, caption: str) -> str:
+    """A picture over its caption, of which three lines are shown."""
+    words = html.escape(caption)
+    return f'{picture}<div class="caption" title="{words}">{words}</div>' if caption else picture
+
+
 def _thumb(sheet: str | None, position: int, caption: str) -> str:
     line, column = divmod(position, COLUMNS)
     style = f"--n:{COLUMNS};--x:{column};--y:{line}" + ("" if sheet else ";background:#e2e8f0")
     name = html.escape(caption or "picture")
     return f'<span class="thumb {sheet or ""}" role="img" aria-label="{name}" style="{style}"></span>'
+
+
+# Clusters -----------------------------------------------------------------------------------------------------------
+
+
+def clusters(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
+    """Some clusters of each stage of a multistage run, a row of pictures each."""
+    having = [run for run in runs if "clusters/size" in run.exhibits.get("bank", {})]
+    if not having:
+        return
+    yield '<p class="lead">The training set after each stage, from whose clusters the next one draws its batches.'
+    yield " Clusters are evenly spread over their sizes, and pictures over a cluster; none is picked.</p>"
+    for run in having:
+        arrays = run.exhibits["bank"]
+        sizes, rows = arrays["clusters/size"], arrays["clusters/rows"]
+        items = iter(_items(arrays, "clusters", sheets))
+        yield f'<div class="card">{run.label}<h3>{int(arrays["clusters/number"])} clusters</h3>'
+        for size, of_cluster in zip(sizes.tolist(), rows.tolist(), strict=True):
+            cells = [f"<li>{_captioned(*next(items))}</li>" for row in of_cluster if row >= 0]
+            yield f'<div class="ask"><div><b>{size}</b> samples</div>'
+            yield f'<ol class="found pictures">{"".join(cells)}</ol></div>'
+        yield "</div>"
 
 
 # Confusions ---------------------------------------------------------------------------------------------------------
@@ -214,13 +240,13 @@ def _confusion(counts: np.ndarray, names: Sequence[str], kept: Sequence[int]) ->
     ]
     heat = {
         "type": "heatmap", "x": numbers, "y": numbers, "z": share.round(3).tolist(), "zmin": 0, "zmax": 1,
-        "colorscale": SHADES, "showscale": False, "xgap": 1, "ygap": 1, "text": hover, "hoverinfo": "text",
+        "showscale": False, "xgap": 1, "ygap": 1, "text": hover, "hoverinfo": "text",
     }  # fmt: skip
     size = 10 if len(kept) > 15 else 12
     room = 14 + 0.58 * size * max(map(len, axis))  # pixels of the longest name
     layout = {
         "height": 2 * room + max(200, 16 * len(kept)), "margin": {"l": room, "r": 10, "t": 10, "b": room},
-        "font": {"size": size}, "plot_bgcolor": "#f8fafc",
+        "font": {"size": size},
         "xaxis": {**ticks, "tickangle": -50}, "yaxis": {**ticks, "autorange": "reversed"},
     }  # fmt: skip
     confused = counts[counts[:, 0] != counts[:, 1]][:NUM_PAIRS].tolist()

@@ -3,7 +3,13 @@
 const CONFIG = { displayModeBar: false, responsive: true };
 const PALETTE = ["#2563eb", "#ea580c", "#16a34a", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#db2777", "#4d7c0f",
   "#7c3aed", "#0f766e", "#b45309"];
-const GRAY = "#cbd5e1";
+const GRAY = "#94a3b8";
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+const SHADES = {  // of a share, from none to all
+  false: [[0, "#f8fafc"], [0.02, "#dbeafe"], [0.5, "#3b82f6"], [1, "#1e3a8a"]],
+  true: [[0, "#1e293b"], [0.02, "#1e3a8a"], [0.5, "#3b82f6"], [1, "#dbeafe"]],
+};
+const CLEAR = { paper_bgcolor: "transparent", plot_bgcolor: "transparent" };
 
 const read = (id) => JSON.parse(document.getElementById(id)?.textContent ?? "null");
 const fill = (select, values, chosen) => select.replaceChildren(
@@ -27,7 +33,7 @@ function drawMaps() {
     if (chart.parentElement.hidden) return;
     Plotly.react(chart, traces(one, one.layouts[layout.value], attribute.value), {
       height: Math.min(charts.length > 1 ? 440 : 560, Math.max(300, chart.clientWidth)), margin: { l: 8, r: 8, t: 8, b: 8 }, hovermode: "closest", font: { size: 11 },
-      xaxis: { visible: false }, yaxis: { visible: false, scaleanchor: "x" }, showlegend: false,
+      xaxis: { visible: false }, yaxis: { visible: false, scaleanchor: "x" }, showlegend: false, ...CLEAR,
     }, CONFIG);
     explain(chart);
     if (!chart.listens) {
@@ -111,13 +117,21 @@ function drawConfusions() {
     const figure = data[choice.value][run];
     chart.parentElement.hidden = !figure;
     if (!figure) return;
-    Plotly.react(chart, figure.data, figure.layout, CONFIG);
+    const heat = figure.data.map((trace) => ({ ...trace, colorscale: SHADES[DARK.matches] }));
+    const layout = { ...figure.layout, ...CLEAR };
+    if (chart.clientWidth < 500 && heat[0].x.length > 10) {  // names would lie over each other, and the rows have them
+      layout.height -= layout.margin.b - 10;
+      layout.margin = { ...layout.margin, b: 10 };
+      layout.xaxis = { ...layout.xaxis, showticklabels: false };
+    }
+    Plotly.react(chart, heat, layout, CONFIG);
     const [note, list] = [chart.nextElementSibling, chart.parentElement.lastElementChild];
     note.textContent = figure.note;
     list.replaceChildren(...figure.pairs.map((pair) => Object.assign(document.createElement("li"), { textContent: pair })));
   });
   fill(choice, Object.keys(data));
   choice.addEventListener("change", draw);
+  DARK.addEventListener("change", draw);
   draw();
 }
 

@@ -61,6 +61,7 @@ def _sections(runs: Sequence[Run], sheets: Sheets) -> Iterator[tuple[str, str, I
     yield "neighbours", "Nearest neighbours", (
         *gallery.galleries(runs, sheets), *gallery.left_out(runs, ["image_to_text", "galleries"]),
     )  # fmt: skip
+    yield "clusters", "Clusters between the stages", gallery.clusters(runs, sheets)
     yield "confusion", "Confusion of classes", (*gallery.confusions(runs), *gallery.left_out(runs, ["zero_shot"]))
     yield "spectrum", "Spectrum of the features", charts.spectra(runs)
     yield "pictures", "What it was trained on", _pictures(runs, sheets)

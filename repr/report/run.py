@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from repr.metrics.exhibits import Exhibits
 from repr.report.exhibits import load_exhibits
-from repr.runs.folder import EVALUATIONS, METRICS, is_run, load_evaluations, load_results, load_run
+from repr.runs.folder import EVALUATIONS, METRICS, is_run, load_evaluations, load_facts, load_results, load_run
 from repr.training.metrics_file import Row, read_rows
 
 CHANCE = ".chance"  # ends the name of a column that holds the level at chance of another
@@ -61,6 +61,11 @@ class Run:
         return OmegaConf.select(self.config, key)
 
     @cached_property
+    def facts(self) -> dict[str, Any]:
+        """How long the run took, where it ran, what its numbers mean: see :class:`repr.training.facts.Facts`."""
+        return load_facts(self.folder)
+
+    @cached_property
     def rows(self) -> list[Row]:
         """The rows of ``metrics.csv``."""
         return read_rows(self.folder / METRICS)
@@ -103,6 +108,17 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         mark = f'<span class="mark" style="--k:{colour}"></span>' if len(folders) > 1 else ""
         runs.append(Run(folder, "/".join(path[-length:]), colour, mark))
     return runs
+
+
+def explained(name: str, runs: Sequence[Run]) -> str:
+    """What a number of the runs means, as HTML; '' where none of them says it."""
+    told = next((run.facts["meanings"][name] for run in runs if name in run.facts.get("meanings", {})), "")
+    return explanation(told)
+
+
+def explanation(sentence: Any) -> str:
+    """A sentence on a number as HTML; '' where there is none."""
+    return sentence and f'<div class="meaning">{html.escape(str(sentence))}</div>'
 
 
 def exhibit_names(runs: Sequence[Run], prefix: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from repr.report.run import Run
+from repr.report.run import Run, explained, explanation
 
 NUM_TILES = 5
 PLACES = ("run_folder", "resume")  # differ in any two runs
@@ -43,8 +43,32 @@ def _facts(run: Run) -> dict[str, Any]:
         "optimizer": f"{run.option('optim.name')}, lr {run.option('optim.lr'):g}" if run.option("optim.lr") else None,
         "steps": max((int(row["step"]) + 1 for row in run.rows), default=None),
         "seed": run.option("seed"),
+        **_circumstances(run),
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _circumstances(run: Run) -> dict[str, Any]:
+    """Time, device and versions, of runs that have kept them."""
+    facts = run.facts
+    known = [told["versions"] for told in (facts, *run.evaluations.values()) if "versions" in told]
+    versions: dict[str, str] = known[0] if known else {}
+    processes = f"{facts['processes']} x " if facts.get("processes", 1) != 1 else ""
+    return {
+        "time": duration(facts["seconds"]) if "seconds" in facts else None,
+        "device": f"{processes}{facts['device']}" if "device" in facts else None,
+        "precision": facts.get("precision"),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()) or None,
+    }
+
+
+def duration(seconds: float) -> str:
+    """A time in its two largest units, such as ``3 h 12 min``."""
+    for size, unit, part in ((86400, "d", "h"), (3600, "h", "min"), (60, "min", "s")):
+        if seconds >= size:
+            rest = int(seconds % size // {"h": 3600, "min": 60, "s": 1}[part])
+            return f"{int(seconds // size)} {unit} {rest} {part}"
+    return f"{seconds:.1f} s"
 
 
 def _class_name(run: Run, node: str) -> str | None:
@@ -68,7 +92,8 @@ def tiles(runs: Sequence[Run]) -> Iterator[str]:
         for run, entry in entries.items():
             yield f'<span class="value" style="color:{run.colour}">{_number(name, entry["value"])}</span>'
         chance = _chance(entries)
-        yield "</div>" if chance is None else f"<br><small>chance {chance:.4f}</small></div>"
+        yield "" if chance is None else f"<br><small>chance {chance:.4f}</small>"
+        yield explained(name, runs) + "</div>"
     yield "</div>"
 
 
@@ -84,11 +109,14 @@ def evaluation(runs: Sequence[Run]) -> Iterator[str]:
         if not pairs:
             continue
         sets = dict.fromkeys(of_set for of_set, _ in pairs)
-        yield f'<div class="card scroll"><table><tr><th class="dim">{title}</th>'
+        yield f'<div class="card scroll"><table class="numbers"><tr><th class="dim">{title}</th>'
         yield "".join(f"<th>{html.escape(of_set)}</th>" for of_set in sets) + "</tr>"
         for metric in dict.fromkeys(metric for _, metric in pairs):
-            cells = "".join(f"<td>{_cell(f'{of_set}/{metric}', runs)}</td>" for of_set in sets)
-            yield f"<tr><td>{html.escape(metric)}</td>{cells}</tr>"
+            cells = "".join(
+                f'<td data-head="{html.escape(of_set)}">{_cell(f"{of_set}/{metric}", runs)}</td>' for of_set in sets
+            )
+            meaning = next((told for of_set in sets if (told := explained(f"{of_set}/{metric}", runs))), "")
+            yield f"<tr><td>{html.escape(metric)}{meaning}</td>{cells}</tr>"
         yield "</table></div>"
     yield "</div>"
 
@@ -142,7 +170,7 @@ def protocols(runs: Sequence[Run]) -> Iterator[str]:
     if rows:
         yield '<p class="lead">Rows of one protocol may be compared; open a protocol to read it.</p>'
     for data in sorted({data for data, _, _ in rows}):
-        yield f"<h4>{html.escape(data)}</h4>" + '<div class="card scroll"><table>'
+        yield f"<h4>{html.escape(data)}</h4>" + '<div class="card scroll"><table class="numbers">'
         yield "<tr><th></th><th>value</th><th>chance</th><th>protocol</th></tr>"
         yield from (_protocol_row(*key[1:], entries) for key, entries in rows.items() if key[0] == data)
         yield "</table></div>"
@@ -157,12 +185,13 @@ def protocols(runs: Sequence[Run]) -> Iterator[str]:
 
 def _protocol_row(name: str, protocol_hash: str, entries: Entries) -> str:
     """A number of one protocol, which is folded behind its hash."""
-    chance = _chance(entries)
+    chance, meaning = _chance(entries), next((e["meaning"] for e in entries.values() if e.get("meaning")), "")
     protocol = html.escape(json.dumps(next(iter(entries.values()))["protocol"], indent=1, ensure_ascii=False))
     return (
-        f"<tr><td>{html.escape(name)}</td><td>{_shown(name, entries)}</td>"
-        f'<td class="dim">{"" if chance is None else f"{chance:.4f}"}</td><td class="left">'
-        f"<details><summary><code>{html.escape(protocol_hash)}</code></summary><pre>{protocol}</pre></details></td></tr>"
+        f'<tr><td>{html.escape(name)}{explanation(meaning)}</td><td data-head="value">{_shown(name, entries)}</td>'
+        f'<td class="dim" data-head="chance">{"" if chance is None else f"{chance:.4f}"}</td>'
+        f'<td class="left" data-head="protocol"><details><summary><code>{html.escape(protocol_hash)}</code></summary>'
+        f"<pre>{protocol}</pre></details></td></tr>"
     )
 
 

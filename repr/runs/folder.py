@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ CONFIG = "config.yaml"  # the composed config, from which the run can be rebuilt
 CHECKPOINTS = "checkpoints"  # step=<n>.ckpt, see repr.runs.checkpoints
 METRICS = "metrics.csv"  # a row a logged step
 RESULTS = "results.json"  # name -> {"value", "chance"} of the last evaluation
+FACTS = "facts.json"  # where the run has run, how long, and what its numbers mean
 EXHIBITS = "exhibits"  # <set>.npz: what the page shows of the last evaluation
 PICTURES = "pictures"  # <name>.png: what the run was trained on
 REPORT = "report.html"
@@ -142,6 +143,27 @@ def load_results(folder: str | Path) -> dict[str, dict[str, float | None]]:
     return results
 
 
+def save_facts(facts: Mapping[str, Any], folder: str | Path) -> None:
+    """Write where a run has run, how long, and what its numbers mean; :class:`repr.training.facts.Facts` says how."""
+    with replacing(Path(folder, FACTS)) as file:
+        file.write(json.dumps(facts, indent=1).encode())
+
+
+def load_facts(folder: str | Path) -> dict[str, Any]:
+    """What :func:`save_facts` wrote; empty where it has not yet, and of runs of older versions.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = Path(folder, FACTS)
+    facts = _read_json(path, "move it away") if path.is_file() else {}
+    kinds: dict[str, Any] = {"seconds": (int, float), "versions": dict, "meanings": dict}
+    wrong = [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]
+    if wrong or not 0 <= facts.get("seconds", 0) < 1e12:
+        raise ValueError(f"{path} is damaged ({', '.join(wrong) or 'seconds'} cannot be so); move it away")
+    return facts
+
+
 def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
     """Folder -> what ``repr.evaluate`` has written there, the latest last.
 
@@ -154,13 +176,13 @@ def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:
     return {path.parent: _read_json(path) for path in paths}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str = _REMEDY) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}); {_REMEDY}") from error
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged (it is no mapping); {_REMEDY}")
+        raise ValueError(f"{path} is damaged (it is no mapping); {remedy}")
     return content
 
 

@@ -30,6 +30,7 @@ class Collapse(pl.Callback):
         self.every, self.start, self.max_rows = every, start, max_rows
         self._warned: set[str] = set()
         self._step = -1
+        self.meanings: dict[str, str] = {}
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at what the step has left."""
@@ -40,11 +41,22 @@ class Collapse(pl.Callback):
         values, signs = collapse_signs(getattr(pl_module, "output", StepOutput({})), self.max_rows)
         if not all(map(math.isfinite, values.values())):
             return  # the guard has the say
+        self.meanings = {f"train/{name}": _meaning(name) for name in values}
         pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
         for name, sign in signs.items():
             if step >= self.start and name not in self._warned:
                 self._warned.add(name)
                 rank_zero_warn(f"step {step}: {sign}: this looks like collapse")
+
+
+def _meaning(name: str) -> str:
+    kind, _, features = name.partition("_")
+    return {
+        "std": f"Spread of the features '{features}' of a batch; 0 is collapse, 1 is all over the sphere.",
+        "rank": f"Effective rank of the features '{features}' of a batch; 1 is collapse, higher is better.",
+        "prototype": "Entropy of which prototype is nearest, in nats; 0 is collapse, higher is better.",
+        "assignment": "Entropy of a sample's assignment, in nats; that of chance is collapse, lower is better.",
+    }[kind]
 
 
 def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float], dict[str, str]]:

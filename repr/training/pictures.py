@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchvision.io import encode_png
@@ -18,6 +17,7 @@ from repr.batch import Batch
 from repr.drawing import Show, enlarge, grid, shown
 from repr.files import replacing
 from repr.runs.folder import PICTURES
+from repr.training.tensorboard import writers
 
 
 class Pictures(pl.Callback):
@@ -67,9 +67,8 @@ class Pictures(pl.Callback):
         for name, picture in pictures.items():
             with replacing(self.folder / PICTURES / f"{name}.png") as file:
                 file.write(bytes(encode_png(picture).tolist()))
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(name, picture, trainer.global_step)
+            for writer in writers(trainer):
+                writer.add_image(name, picture, trainer.global_step)
 
 
 def _show(trainer: pl.Trainer) -> Show:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 
@@ -27,6 +27,11 @@ class Throughput(pl.Callback):
         waited: seconds spent waiting for data, by the batches that count; printed at the end.
         busy: seconds spent on those batches.
     """
+
+    meanings: ClassVar = {
+        "train/samples_per_s": "Samples trained on in a second, by all processes; higher is faster.",
+        "train/data_wait": "Share of the time spent waiting for data; lower is better.",
+    }
 
     def __init__(self, every: int = 10, settle: int = 10, enough: int = 50) -> None:
         self.every, self.settle, self.enough = every, settle, enough

@@ -28,6 +28,7 @@ class Share(Protocol):
     names: list[str]
     needs = ("bank", "captions")
     said: ClassVar = {"features": "trunk, text"}
+    meanings: ClassVar = {"(wid)th": r"How \1e; neither direction is better."}
 
     def compute(self, tables: Tables, name: str) -> Iterator[tuple[dict[str, float], dict[str, Any]]]:
         bank, query = tables.pictures("bank"), tables.captioned(name)
@@ -51,6 +52,8 @@ def test_it_runs_in_both_and_is_recorded(tmp_path: Path) -> None:
     numbers = [f"{name}/{number}" for name in ("val", "test_style") for number in ("share", "width")]
     assert list(after["results"]) == numbers
     assert after["results"]["val/share"]["value"] == pytest.approx(during["val/share"]["value"], abs=0.01)
+    assert after["results"]["val/share"]["meaning"] == ""
+    assert after["results"]["val/width"]["meaning"] == "How wide; neither direction is better."
     record = after["results"]["val/share"]["protocol"]
     told = {"eval": "mine", "factor": 2.0, "names": ["share", "width"], "bank": 64, "features": "trunk, text"}
     assert record.items() >= (told | {"resolution": 32, "stored": "float32"}).items()
