@@ -19,6 +19,7 @@ from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
 from repr.metrics.features import one_caption
 from repr.metrics.geometry import geometry, lidar
 from repr.metrics.retrieval import retrieval
+from repr.metrics.scores import MAJORITY
 from repr.metrics.zero_shot import zero_shot
 
 
@@ -28,7 +29,12 @@ class Retrieval(Protocol):
 
     ks: Sequence[int]
     memory: float
-    said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    said: ClassVar = {
+        "features": "image, text",
+        "similarity": "cosine",
+        "ties": "count as failures",
+        "chance": "a random order",
+    }
     silent = ("memory",)
     needs = ("captions",)
 
@@ -64,7 +70,7 @@ class Heads(Protocol):
     """Accuracy, F1 and AUC of the heads of a classifier (:func:`repr.metrics.classification.heads`)."""
 
     attribute: str | None
-    said: ClassVar = {"features": "logits"}
+    said: ClassVar = {"features": "logits", "chance": MAJORITY}
 
     def compute(self, tables: Tables, name: str) -> Parts:
         """Score every head that has logits of the set."""
@@ -84,7 +90,12 @@ class ZeroShot(Protocol):
 
     ks: Sequence[int]
     classes: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None
-    said: ClassVar = {"features": "image", "similarity": "cosine", "class": "mean of the templates' unit embeddings"}
+    said: ClassVar = {
+        "features": "image",
+        "similarity": "cosine",
+        "class": "mean of the templates' unit embeddings",
+        "chance": f"{MAJORITY}, of the k largest",
+    }
     silent = ("classes",)
 
     def __post_init__(self) -> None:
