@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
+import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,9 +21,20 @@ _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the program with ``error: <message>`` where one of our own checks fails, and with 130 at Ctrl-C."""
+    """End the program with ``error: <message>`` where one of our own checks fails, and with 130 at Ctrl-C.
+
+    Where nobody reads on, as in ``... | head``, it ends without a word, as other programs do. A warning of our own is
+    one line of the first process.
+    """
+    usual, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
@@ -29,7 +43,23 @@ def one_line_errors() -> Iterator[None]:
             raise
         sys.exit(f"error: {printable(message)}")
     finally:
+        warnings.formatwarning = usual
         _leave_group()
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    if not os.path.abspath(filename).startswith(os.path.dirname(os.path.abspath(__file__)) + os.sep):
+        return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    return f"warning: {message}\n" if is_first() else ""
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more; a pipe between processes of a run may break, too."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _leave_group() -> None:
@@ -70,7 +100,6 @@ def printable(text: str) -> str:
 
 def is_first() -> bool:
     """Whether this is the first of all processes, however they were started, also before they know each other."""
-    from lightning.pytorch.utilities import rank_zero_only
-
+    known = getattr(sys.modules.get("lightning_utilities.core.rank_zero"), "rank_zero_only", None)  # where it is loaded
     given = (os.environ.get(name, "0") for name in _RANKS)
-    return getattr(rank_zero_only, "rank", 0) == 0 and all(rank in ("", "0") for rank in given)
+    return getattr(known, "rank", 0) == 0 and all(rank in ("", "0") for rank in given)

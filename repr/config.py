@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,6 +20,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from repr.files import yaml_text
 from repr.signatures import NOT_LITERAL, arguments
 
 _HERE = Path(__file__).resolve().parent
@@ -82,10 +84,35 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         cfg.merge_with(_smoke_values(cfg))
         for override in values:  # what the user says counts more
             OmegaConf.update(cfg, override.key_or_group, override.value())
+    for node in cfg.eval.values() if OmegaConf.is_dict(cfg.get("eval")) else ():
+        if OmegaConf.is_dict(node) and node.get("classes"):
+            node.classes = _with_class_files(OmegaConf.to_container(node.classes), roots)
     chosen = {override.key_or_group: override.value() for override in parsed}
     if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
         cfg.name = chosen["objective"]  # and not that of the default experiment
     return cfg
+
+
+def _with_class_files(node: Any, roots: Sequence[Path]) -> Any:
+    """A value of ``eval.<protocol>.classes`` with the content of the class files that it names, and their paths.
+
+    A name is that of a file in ``eval/classes`` of a root. So a run has the classes that it began with, wherever it is
+    read; what is not found or not fit stays as it is.
+    """
+    if isinstance(node, dict):
+        return {key: _with_class_files(value, roots) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_with_class_files(value, roots) for value in node]
+    places = [Path(str(node)).expanduser(), *(root / "eval" / "classes" / f"{node}.yaml" for root in reversed(roots))]
+    path = next((place.resolve() for place in places if place.is_file()), None)
+    if path is None:
+        return node
+    try:
+        text = yaml_text(path)
+    except ValueError:
+        return str(path)
+    content = yaml.load(text, yaml.BaseLoader)  # whose values are all text
+    return {"file": str(path)} | content if isinstance(content, dict) and "${" not in text else str(path)
 
 
 def fill(cfg: DictConfig) -> None:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from repr.config import CONF
+from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -177,7 +178,9 @@ def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypa
     from repr.fit import fit
     from repr.runs.folder import load_run
 
-    (config,) = blocks("README.md", "yaml")
+    config, classes = blocks("README.md", "yaml")
+    (tmp_path / "fish.yaml").write_text(classes)
+    assert list(Classes.load(tmp_path / "fish.yaml").names) == ["n01440764", "1"]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "ours.yaml").write_text(config)
     monkeypatch.chdir(pictures)

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -154,3 +155,26 @@ def alive(group: int) -> list[str]:
 def assert_as_whole(folder: Path, whole: Path) -> None:
     assert same(weights(folder), weights(whole))
     assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
+
+
+def test_a_program_whose_output_nobody_reads_ends_quietly_and_warns_in_one_line() -> None:
+    """Here the one error of a broken pipe is that of the output; that of another pipe is a bug as before."""
+    code = """
+import os, sys, warnings
+from repr.cli import one_line_errors
+with one_line_errors():
+    exec(compile("import warnings; warnings.warn('mind the gap')", sys.modules['repr.cli'].__file__, "exec"))
+    ours, theirs = os.pipe()
+    os.close(ours)
+    os.write(theirs if sys.argv[1] == "other" else 1, b"words" * 10)
+    print("words" * 10_000)
+"""
+    for what, status in (("own", 128 + signal.SIGPIPE), ("other", 1)):
+        read, write = os.pipe()
+        if what == "own":
+            os.close(read)
+        done = subprocess.run([sys.executable, "-c", code, what], stdout=write, stderr=subprocess.PIPE, text=True)
+        os.close(write)
+        told = done.stderr.splitlines()
+        assert (done.returncode, told[0]) == (status, "warning: mind the gap"), done.stderr
+        assert len(told) == 1 or (what == "other" and told[-1].startswith("BrokenPipeError"))

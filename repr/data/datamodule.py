@@ -23,7 +23,15 @@ from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, position
 from repr.data.sources.numeric_tables import gather_tables
-from repr.data.sources.source import Source, has_captions, has_pictures, mask_vocabulary, parts_of, tables_of
+from repr.data.sources.source import (
+    Source,
+    first_rows,
+    has_captions,
+    has_pictures,
+    mask_vocabulary,
+    parts_of,
+    tables_of,
+)
 from repr.data.views import View, evaluation_view, expand
 from repr.data.workers import Loader
 
@@ -46,7 +54,8 @@ class DataModule(LightningDataModule):
         std: likewise.
         tokenizer: list of B texts -> (B, L) int64; None for images only.
         num_workers: worker processes a rank and loader.
-        bank_size: at most this many rows of the training set are the bank, evenly spread; None takes all.
+        bank_size: at most this many rows of the training set are the bank, evenly spread, without second ones of a
+            picture; None takes all.
         clusters: of the training set; if given, each batch holds rows of one of them.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
@@ -100,6 +109,7 @@ class DataModule(LightningDataModule):
             clusters.check(train)
             self.order = ClusterOrder(clusters, batch_size, seed)
         self._position = {"epoch": 0, "batch": 0}
+        self._evaluated: dict[tuple[str, int], Tensor] = {}  # see `evaluated`
         self._check()
         self.tables = gather_tables(self.sources, min_max=min_max)
         self.eval_names = ["bank", *self.eval] if self.eval else []
@@ -174,10 +184,16 @@ class DataModule(LightningDataModule):
         return [self._eval_loader(_set_of(name), self.evaluated(name)[1]) for name in self.eval_names]
 
     def evaluated(self, name: str, at_most: int | None = None) -> tuple[Source, Tensor]:
-        """The source of one of ``eval_names``, and those of its rows that are evaluated: (M,) int64, rising."""
+        """The source of one of ``eval_names``, and those of its rows that are evaluated: (M,) int64, rising.
+
+        A picture is evaluated once, with the labels of its first row.
+        """
         source = self.sources[_set_of(name)]
         num = self.bank_size if name == "bank" else len(source)
-        return source, evenly_spread(len(source), num if at_most is None else min(num, at_most))
+        num = num if at_most is None else min(num, at_most)
+        if (name, num) not in self._evaluated:
+            self._evaluated[name, num] = first_rows(source, evenly_spread(len(source), num))
+        return source, self._evaluated[name, num]
 
     def _eval_loader(self, name: str, rows: Tensor) -> DataLoader:
         source = self.sources[name]

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from repr.data.sources.source import Source
+from repr.data.sources.source import Source, picture_name
 
 SAMPLE = 1000  # rows whose files are read at least, where there are as many
 
@@ -37,16 +37,18 @@ def of_texts(texts: Iterable[str]) -> str:
 
 
 def captions_of(source: Source, rows: Tensor) -> tuple[list[str], Tensor]:
-    """The distinct captions of some rows.
+    """The distinct captions of the pictures of some rows, each of another picture; all rows of a picture give theirs.
 
     Returns:
-        The captions, and which belong to which rows: (P, 2) int64, positions in ``rows`` and in the captions, in the
-        order of the rows and of their captions. A row whose captions cannot be read has none.
+        The captions, and which belong to which rows: (P, 2) int64, positions in ``rows`` and in the captions; of a row
+        they are in the order of the source. A row whose captions cannot be read has none.
     """
+    position = {picture_name(source, row): place for place, row in enumerate(rows.tolist())}
     numbers: dict[str, int] = {}  # caption -> its position among the distinct ones
-    pairs: list[tuple[int, int]] = []
-    for position, row in enumerate(rows.tolist()):
-        with suppress(OSError):
-            own = dict.fromkeys(source.captions(row))
-            pairs += [(position, numbers.setdefault(caption, len(numbers))) for caption in own]
-    return list(numbers), torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2)
+    pairs: dict[tuple[int, int], None] = {}
+    for row in range(len(source)):
+        if (place := position.get(picture_name(source, row))) is not None:
+            with suppress(OSError):
+                for caption in source.captions(row):
+                    pairs[place, numbers.setdefault(caption, len(numbers))] = None
+    return list(numbers), torch.tensor(list(pairs), dtype=torch.int64).reshape(-1, 2)

@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         check(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
-    if evaluation:
-        show(evaluation)
+        if evaluation:
+            show(evaluation)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,13 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     return written | {"folder": out}
 
 
+def class_files_of(run: DictConfig) -> dict[str, Any]:
+    """Set -> class files, as the config of a run has them for zero-shot classification."""
+    classes = OmegaConf.select(run, "eval.zero_shot.classes")
+    known: Any = OmegaConf.to_container(classes, resolve=True) if OmegaConf.is_dict(classes) else {}
+    return {name: files for name, files in known.items() if name in run.data.eval}
+
+
 def read_encoder(name: str, image_size: int | None, *, trust: bool = False) -> Encoder:
     """Read an encoder, for pictures of ``image_size`` pixels or, with None, of its own size.
 
@@ -145,6 +152,8 @@ def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Dic
         run = load_run(run_folder(model, "model"), of_data, trust=cfg.trust, built=ENCODER)
         own: Any = OmegaConf.to_container(run.data, resolve=False)
         cfg.data = own | {"batch_size": 1, "clusters": None}
+        if (cfg.get("eval") or {}).get("zero_shot"):  # what is given here comes first
+            cfg.eval.zero_shot.classes = {**class_files_of(run), **(cfg.eval.zero_shot.classes or {})}
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]
     files = [path for root in roots for path in sorted((root / "eval" / "classes").glob("*.yaml"))]
     return cfg, "own" if of_run else given.get("data", "emoji"), files

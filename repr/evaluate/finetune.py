@@ -23,7 +23,7 @@ from repr.evaluate.protocol import Parts, Protocol, Values
 from repr.evaluate.stored_tables import StoredTables
 from repr.evaluate.tables import Tables
 from repr.metrics.features import labelled
-from repr.metrics.scores import accuracy
+from repr.metrics.scores import MAJORITY, accuracy
 from repr.models.backbone import width_of
 from repr.objectives.base import share_of_step
 from repr.optim import Optim
@@ -71,7 +71,12 @@ class Finetune(Protocol):
     weight_decay: float
     layer_decay: float  # by which the learning rate falls from each layer to the one below it
     warmup_epochs: float
-    said: ClassVar = {"optimizer": "AdamW", "schedule": "cosine", "trained": "all weights and a linear classifier"}
+    said: ClassVar = {
+        "optimizer": "AdamW",
+        "schedule": "cosine",
+        "trained": "all weights and a linear classifier",
+        "chance": MAJORITY,
+    }
     meanings: ClassVar = {r"finetune_(.+)": r"Share of samples whose \1 the fine-tuned copy names; higher is better."}
     silent = ("attributes",)
 

@@ -12,7 +12,7 @@ from repr.evaluate.tables import Tables
 from repr.metrics.knn import knn, knn_sweep, sweep_name
 from repr.metrics.linear import logistic, sgd
 from repr.metrics.ridge import ridge
-from repr.metrics.scores import CHANCE
+from repr.metrics.scores import CHANCE, MAJORITY
 
 
 class Probe(Protocol):
@@ -34,7 +34,7 @@ class Probe(Protocol):
         """Compute the accuracy of every attribute and pooling."""
         bank, query = tables.pictures("bank"), tables.pictures(name)
         seed = {"seed": tables.seed} if self.seeded else {}
-        learned = {"bank": tables.data.bank_size, **seed}
+        learned = {"bank": tables.data.bank_size, "chance": MAJORITY, **seed}
         for attribute in tables.shared_attributes(name):
             for pooling in (None, *query.poolings):
                 pair = [t if pooling is None else replace(t, trunk=t.poolings[pooling]) for t in (bank, query)]

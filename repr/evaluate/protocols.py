@@ -19,6 +19,7 @@ from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
 from repr.metrics.features import one_caption
 from repr.metrics.geometry import geometry, lidar
 from repr.metrics.retrieval import retrieval
+from repr.metrics.scores import MAJORITY
 from repr.metrics.zero_shot import zero_shot
 
 
@@ -28,7 +29,12 @@ class Retrieval(Protocol):
 
     ks: Sequence[int]
     memory: float
-    said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
+    said: ClassVar = {
+        "features": "image, text",
+        "similarity": "cosine",
+        "ties": "count as failures",
+        "chance": "a random order",
+    }
     meanings: ClassVar = {
         r"i2t_R@(\d+)": r"Share of pictures with a caption of theirs among their \1 nearest; higher is better.",
         r"t2i_R@(\d+)": r"Share of captions with a picture of theirs among their \1 nearest; higher is better.",
@@ -83,7 +89,7 @@ class Heads(Protocol):
     """Accuracy, F1 and AUC of the heads of a classifier (:func:`repr.metrics.classification.heads`)."""
 
     attribute: str | None
-    said: ClassVar = {"features": "logits"}
+    said: ClassVar = {"features": "logits", "chance": MAJORITY}
     meanings: ClassVar = {
         r"(.+)_accuracy": r"Share of samples whose class the head \1 names; higher is better.",
         r"(.+)_f1_macro": r"F1 of the head \1, each class counted alike; higher is better.",
@@ -109,7 +115,12 @@ class ZeroShot(Protocol):
 
     ks: Sequence[int]
     classes: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None
-    said: ClassVar = {"features": "image", "similarity": "cosine", "class": "mean of the templates' unit embeddings"}
+    said: ClassVar = {
+        "features": "image",
+        "similarity": "cosine",
+        "class": "mean of the templates' unit embeddings",
+        "chance": f"{MAJORITY}, of the k largest",
+    }
     meanings: ClassVar = {
         r".+_top(\d+)": r"Share of pictures whose class is among the \1 with the nearest sentences; higher is better."
     }

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from repr.export.folders import export  # here, so that a mistyped option is refused before its seconds
 
         out = export(options.pop("run"), **options)
-    print(f"verified and written: {out}")
+        print(f"verified and written: {out}")
 
 
 def parse(words: Sequence[str]) -> dict[str, Any]:

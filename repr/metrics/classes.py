@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from unicodedata import normalize
 
 import yaml
 
 from repr.files import yaml_text
+
+ClassFile = str | Mapping[str, Any]  # its path, or what it holds and its path as `file`
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,19 @@ class Classes:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"class file {path} does not exist: set eval.zero_shot.classes.<set> to a YAML file")
+            raise ValueError(
+                f"class file {path} does not exist: set eval.zero_shot.classes.<set> to a YAML file, or to the name of "
+                "one in eval/classes of --config-dir or of conf/"
+            )
         try:
             content = yaml.load(yaml_text(path), yaml.BaseLoader)  # whose values are all text
         except (ValueError, yaml.YAMLError) as error:
             raise ValueError(f"class file {path} cannot be read: {error}") from error
+        return cls.of_content(content, path)
+
+    @classmethod
+    def of_content(cls, content: Any, path: Path) -> Classes:
+        """Take what a class file holds; ``path`` is for errors, which are those of :meth:`load`."""
         wanted = {"attribute", "names", "templates"}
         if not isinstance(content, dict) or content.keys() - {"labels"} != wanted:
             raise ValueError(f"class file {path} must have exactly the keys {', '.join(sorted(wanted))}")
@@ -95,18 +105,37 @@ class Classes:
         )
 
 
-def load_classes(files: str | Sequence[str] | Mapping[str, str]) -> dict[str, Classes]:
+def load_classes(files: ClassFile | Sequence[ClassFile] | Mapping[str, ClassFile]) -> dict[str, Classes]:
     """Read the class files of a set: one file; several, each named by its stem; or name -> file.
+
+    A file is its path, or the mapping that it holds, with its path as ``file``.
 
     Returns:
         The name of the number that they give -> classes: ``zero_shot`` of one file, ``zero_shot_<name>`` of several.
     """
-    if isinstance(files, str):
-        return {"zero_shot": Classes.load(files)}
-    named = files if isinstance(files, Mapping) else {Path(file).stem: file for file in files}
+    if _is_file(files):
+        return {"zero_shot": _loaded(files)}
+    named = files if isinstance(files, Mapping) else {_path(file).stem: file for file in files}
     if len(named) < len(files):
-        raise ValueError(f"class files {', '.join(files)} share a name: give a mapping of names to files")
-    return {f"zero_shot_{name}": Classes.load(file) for name, file in named.items()}
+        paths = ", ".join(str(_path(file)) for file in files)
+        raise ValueError(f"class files {paths} share a name: give a mapping of names to files")
+    return {f"zero_shot_{name}": _loaded(file) for name, file in named.items()}
+
+
+def _is_file(value: Any) -> TypeGuard[ClassFile]:
+    return isinstance(value, str) or (
+        isinstance(value, Mapping) and isinstance(value.get("file"), str) and "attribute" in value
+    )
+
+
+def _path(file: ClassFile) -> Path:
+    return Path(file if isinstance(file, str) else file["file"])
+
+
+def _loaded(file: ClassFile) -> Classes:
+    if isinstance(file, str):
+        return Classes.load(file)
+    return Classes.of_content({key: value for key, value in file.items() if key != "file"}, _path(file))
 
 
 def _resolved(value: Any, path: Path) -> Any:

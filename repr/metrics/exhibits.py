@@ -96,8 +96,11 @@ def exhibits(
     arrays |= _captions(query, queries, num_nearest)
     for kind, known in (classes or {}).items():
         arrays[f"confusion/{kind}/{known.attribute}"] = _zero_shot(query, known)
-        spoken = dict(zip(known.labels.tolist(), known.names, strict=True))  # those of data may be codes
-        names = [spoken.get(label, name) for label, name in enumerate(attributes[known.attribute])]
+        # Those of the data may be codes, and the classes more than they have.
+        spoken = dict(enumerate(attributes[known.attribute])) | dict(
+            zip(known.labels.tolist(), known.names, strict=True)
+        )
+        names = [spoken.get(label, "") for label in range(max(spoken) + 1)]
         arrays[f"names/{known.attribute}"] = np.array(names, dtype=np.str_)
     if not classes:
         arrays["left_out/zero_shot"] = np.array("no class file is set for this set (eval.zero_shot)")

@@ -7,16 +7,18 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 CHANCE = ".chance"  # what a metric appends to the name of a number for its level at chance
+MAJORITY = "share of the largest class"  # what the level at chance of every classifier is, in words
 TIE = 1e-12  # cosines in float64 that differ by less are equal: only the order of summation tells them apart
 
 
 def accuracy(name: str, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Give the share of right predictions (M,), under ``name``, and as its chance the share of the largest class.
+    """Give the share of right predictions (M,), under ``name``, and as its chance the share of the largest class."""
+    return {name: (predicted == labels).double().mean().item(), name + CHANCE: majority(labels)}
 
-    Whoever always names one class gets at most chance.
-    """
-    largest = labels.unique(return_counts=True)[1].max()
-    return {name: (predicted == labels).double().mean().item(), name + CHANCE: largest.item() / len(labels)}
+
+def majority(labels: Tensor, k: int = 1) -> float:
+    """Give the share of the k largest classes among labels (M,): whoever always names the same k gets at most that."""
+    return labels.unique(return_counts=True)[1].sort(descending=True)[0][:k].sum().item() / len(labels)
 
 
 def ranks(queries: Tensor, candidates: Tensor, right: Tensor, *, chunk_size: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from repr.metrics.features import Features, labelled
-from repr.metrics.scores import CHANCE, ranks
+from repr.metrics.scores import CHANCE, majority, ranks
 
 
 @torch.no_grad()
@@ -38,7 +38,7 @@ def zero_shot(
         name: what the numbers are called.
 
     Returns:
-        ``<name>_topk`` in [0, 1]; chance is k/C.
+        ``<name>_topk`` in [0, 1]; chance is the share of the query's k largest classes, as of every classifier.
 
     Raises:
         ValueError: there are no such labels; shapes differ; a class is given twice; a label of the query has no class.
@@ -60,7 +60,7 @@ def zero_shot(
     values = {}
     for k in ks:
         values[f"{name}_top{k}"] = (rank < k).double().mean().item()
-        values[f"{name}_top{k}{CHANCE}"] = min(k / len(class_labels), 1.0)
+        values[f"{name}_top{k}{CHANCE}"] = majority(labels, k)
     return values
 
 

@@ -188,9 +188,10 @@ def freeze_unreached(backbone: nn.Module, flow: str, forward: Forward = nn.Modul
     names = _unreached(backbone, forward)
     heavy = [name for name in names if backbone.get_parameter(name).ndim > 1]
     if forward is not nn.Module.__call__ and heavy:
+        pooled = "+backbone.global_pool=avg, or " if getattr(backbone, "global_pool", "avg") != "avg" else ""
         raise ValueError(
             f"{flow} does not train {', '.join(heavy)} of the backbone, through which passes what is evaluated and "
-            "exported: set +backbone.global_pool=avg, or another backbone.name"
+            f"exported: set {pooled}another backbone.name"
         )
     for name in names:
         backbone.get_parameter(name).requires_grad_(False)

@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out = options.out or options.folders[0] / REPORT
     with one_line_errors():
         write_report(options.folders, out)
-    print(out)
+        print(out)
 
 
 if __name__ == "__main__":

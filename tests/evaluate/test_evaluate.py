@@ -15,17 +15,21 @@ import pytest
 import timm
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from repr.config import ConfigError, check, compose
+from repr.config import CONF, ConfigError, check, compose
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.shards import Shards
 from repr.evaluate.evaluation import config, evaluate, read_encoder
+from repr.evaluate.protocol import read_protocols
 from repr.fit import fit
+from repr.metrics.classes import Classes, load_classes
 from repr.report.exhibits import load_exhibits
 from repr.report.page import write_report
+from repr.runs.folder import save_config
 
 QUIET = [
     "callbacks.progress=null",
@@ -112,7 +116,7 @@ def test_every_number_has_its_protocol(trained: tuple[Path, dict[str, Any]], of_
         "eval": "knn", "resolution": 32, "resize": "shorter side to the resolution", "crop": "centre",
         "interpolation": "bicubic", "mean": 0, "std": 0, "precision": "32-true", "stored": "float32",
         "features": "trunk", "similarity": "cosine", "vote": "exp(cosine / temperature)", "search": "exact",
-        "bank": 64, "k": 20, "temperature": 0.07,
+        "bank": 64, "k": 20, "temperature": 0.07, "chance": "share of the largest class",
     }  # fmt: skip
     assert written["results"]["val/zero_shot_top1"]["protocol"]["templates"] == ["{}"]
     hashes = {name: entry["protocol_hash"] for name, entry in written["results"].items()}
@@ -299,7 +303,33 @@ def test_several_class_files_and_classes_that_the_data_lack(
     files = f"[{tmp_path}/t1.yaml, {tmp_path}/t2.yaml]"
     found = run(f"model={trained[0]}", "eval=[zero_shot]", f"eval.zero_shot.classes={{val: {files}}}")
     assert set(found["results"]) == {f"val/zero_shot_t{n}_top{k}" for n in (1, 2) for k in (1, 5)}
-    assert found["results"]["val/zero_shot_t1_top1"]["chance"] == pytest.approx(1 / len(names))
+    assert found["results"]["val/zero_shot_t1_top1"]["chance"] == pytest.approx(190 / 1008)  # of the largest class
+    assert found["results"]["val/zero_shot_t1_top1"]["protocol"]["chance"].startswith("share of the largest class")
+
+
+def test_a_run_is_evaluated_with_the_class_files_that_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by name in a folder of one's own; the file is gone, and the program is started elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "eval" / "classes").mkdir(parents=True)
+    file = tmp_path / "mine" / "eval" / "classes" / "ours.yaml"
+    file.write_text(
+        "attribute: category\ntemplates: ['my {}']\nnames: {on: light, 1e3: lot, 2020-01-01: date, ~: none}"
+    )
+    given = ["eval.zero_shot.classes={val: ours}", f"run_folder={tmp_path}/run"]
+    before = Classes.load(file)
+    for more in ([], ["smoke=true"]):
+        save_config(compose([*given, *more], config_dir="mine"), tmp_path / "run")
+    file.unlink()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    shape = CONF / "eval" / "classes" / "trifeature_shape.yaml"
+    for words, others in (([], {}), (["eval.zero_shot.classes={test_style: trifeature_shape}"], {"test_style": shape})):
+        cfg, _, _ = config([f"model={tmp_path}/run", "eval=[zero_shot]", *words])
+        protocol = read_protocols(OmegaConf.to_container(cfg.eval, resolve=True))["zero_shot"]
+        assert {name: load_classes(files) for name, files in protocol.classes.items()} == {
+            name: {"zero_shot": classes}
+            for name, classes in {"val": before, **{name: Classes.load(path) for name, path in others.items()}}.items()
+        }
 
 
 def test_questions_and_exhibits(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def test_they_agree_with_the_metrics(tables: tuple[Features, Features]) -> None:
     true, predicted, count = found["confusion/zero_shot/kind"].T
     assert count.sum() == 60
     assert found["names/kind"].tolist() == ["ay", "bee", "see"]
+    more = NamedClasses(
+        "kind", torch.cat([classes["class_embeddings"], query.image[3:4]]), torch.tensor([2, 0, 1, 5]), [*"abcd"]
+    )
+    found = exhibits(bank, query, attributes=NAMES, classes={"zero_shot": more})
+    assert found["names/kind"].tolist() == ["b", "c", "a", "", "", "d"]  # one that the data lack can be said too
     assert count[true == predicted].sum() / 60 == pytest.approx(values["zero_shot_top1"])
 
 

@@ -59,6 +59,9 @@ class Shards(ColumnSource):
         cache_dir: str | None = None,
     ) -> None:
         self.files = expand_files([files] if isinstance(files, str) else files)
+        paths = list(map(os.path.abspath, self.files))
+        above = os.path.commonpath(list(map(os.path.dirname, paths)))
+        self._shard_names = [os.path.relpath(path, above) for path in paths]
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
         indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
@@ -106,8 +109,8 @@ class Shards(ColumnSource):
         return len(self._shards)
 
     def key(self, index: int) -> str:
-        """The shard's name and the sample's key in it."""
-        return f"{os.path.basename(self.files[self._shards[index]])}/{os.fsdecode(self._keys[index])}"
+        """The shard's path below the folder of all, and the sample's key in it."""
+        return f"{self._shard_names[self._shards[index]]}/{os.fsdecode(self._keys[index])}"
 
     def _name(self, index: int) -> str:
         return f"{self.files[self._shards[index]]}: {os.fsdecode(self._keys[index])}"

@@ -19,12 +19,15 @@ functions of this file look them up:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2b
 from typing import Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from repr.batch import NO_CLASS
 
@@ -47,7 +50,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
-        """A name of the row that does not change between runs."""
+        """A name of the row that does not change between runs; rows of one picture may share theirs."""
         ...
 
     def encoded(self, index: int) -> bytes:
@@ -109,6 +112,18 @@ def has_captions(source: Source) -> bool:
             if source.captions(row):
                 return True
     return False
+
+
+def picture_name(source: Source, row: int) -> str:
+    """What rows of one picture have in common: their key, in one spelling if it is a path. A question is by itself."""
+    return str(row) if has_questions(source) else os.path.normpath(source.key(row))
+
+
+def first_rows(source: Source, rows: Tensor) -> Tensor:
+    """The first of ``rows`` (N,), int64 and rising, of each picture."""
+    names = (picture_name(source, row).encode(errors="surrogateescape") for row in rows.tolist())
+    hashes = b"".join(blake2b(name, digest_size=8).digest() for name in names)
+    return rows[np.sort(np.unique(np.frombuffer(hashes, np.int64), return_index=True)[1])]
 
 
 def has_masks(source: Source) -> TypeGuard[MaskedSource]:
