@@ -71,7 +71,8 @@ def _file(path: Path, option: str) -> Path:
         return path
     if (last := last_checkpoint(path)) is not None:
         return last
-    files = sorted(file for file in path.iterdir() if file.suffix in _ENDINGS)
+    # An export of images alone for open_clip has them a folder below.
+    files = sorted(file for file in (*path.iterdir(), *path.glob("image_tower/*")) if file.suffix in _ENDINGS)
     # A folder of open_clip may hold the same weights for transformers, too, and both kinds may be there as pickles.
     for kind in ("open_clip*.safetensors", "*.safetensors", "open_clip*", "*"):
         if found := [file for file in files if file.match(kind)]:
