@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 
 from repr.config import CONF
@@ -35,7 +37,7 @@ def commands(document: str, section: str = "") -> list[str]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What README calls IMAGES (two folders of pictures with captions), TABLE.csv and SHARDS, all in one folder."""
+    """What README calls IMAGES (two folders of pictures with captions), TABLE.csv, SHARDS and WEIGHTS.pth."""
     from repr.data.sources.emoji import Emoji
 
     folder, source = tmp_path_factory.mktemp("pictures"), Emoji("val")
@@ -57,6 +59,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
     (folder / "TABLE.csv").write_text("\n".join(table))
+    torch.save(timm.create_model("test_resnet").state_dict(), folder / "WEIGHTS.pth")
     return folder
 
 
@@ -96,7 +99,7 @@ def test_every_command_of_the_readme_runs(
         subprocess.run(small, cwd=tmp_path, check=True, capture_output=True)
         words = [f"resume={tmp_path}" if word.startswith("resume=") else word for word in words]
     else:
-        for name in ("IMAGES", "TABLE.csv", "SHARDS"):
+        for name in ("IMAGES", "TABLE.csv", "SHARDS", "WEIGHTS.pth"):
             words = [word.replace(name, str(pictures / name)) for word in words]
         words += ["smoke=true", f"run_folder={tmp_path}", model, "text.layers=1"]
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
