@@ -97,7 +97,8 @@ class EpochOrder(Order):
         turn = epoch * visits + shuffled - (self._ends - self._visits)[part]  # in the endless sequence of passes
         visit, row = turn // num, turn % num
         cut = visits % num != 0  # an own permutation decides how a pass is cut into epochs
-        row[cut] = permute(row[cut], num[cut], self.seed, visit[cut], _PASS - part[cut])
+        if cut.any():
+            row[cut] = permute(row[cut], num[cut], self.seed, visit[cut], _PASS - part[cut])
         return torch.stack([visit, row + (self._nums.cumsum(0) - self._nums)[part]], dim=1)
 
     def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:

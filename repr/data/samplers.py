@@ -7,6 +7,7 @@ would have had.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -83,8 +84,8 @@ class EpochBatchSampler(Sampler[list[Place]]):
         return (self._places(epoch, torch.arange(first, first + size)) for first in firsts)
 
     def _places(self, epoch: int, positions: Tensor) -> list[Place]:
-        rows = self.order.rows(epoch, positions)
-        return [Place(epoch, *place) for place in torch.cat([positions[:, None], rows], dim=1).tolist()]
+        visits, rows = self.order.rows(epoch, positions).T.tolist()
+        return list(map(Place, repeat(epoch), positions.tolist(), visits, rows))
 
 
 class EvalBatchSampler(Sampler[list[int]]):
