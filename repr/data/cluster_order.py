@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from repr.data.clusters import Clusters
-from repr.data.epoch_order import Order, Place
-from repr.seeds import epoch_order, permutation
+from repr.data.epoch_order import Order, Place, further_on
+from repr.seeds import permute
 
-_TURN, _SCHEDULE = -(2**40), -(2**40) - 1  # streams of random numbers that no row, order or part of a set uses
+# Streams of random numbers that no row, order or part of a set uses; of the last two each group takes one, downwards.
+_SCHEDULE, _GROUP, _TURN = -(2**40), -(2**41), -(2**42)
 
 
 class ClusterOrder(Order):
@@ -33,68 +34,68 @@ class ClusterOrder(Order):
         self.cluster_sizes = torch.bincount(clusters.ids[clusters.ids >= 0])
         drop = self.leftovers == "drop"
         groups = torch.arange(len(self.cluster_sizes)) if drop else _merged(self.cluster_sizes, batch_size)
-        self.group = torch.full_like(clusters.ids, -1)  # (N,)
-        self.group[clusters.ids >= 0] = groups[clusters.ids[clusters.ids >= 0]]
-        self.sizes = torch.bincount(self.group[self.group >= 0])  # (G,)
+        clustered = (clusters.ids >= 0).nonzero()[:, 0]
+        group = groups[clusters.ids[clustered]]
+        self.members = clustered[group.argsort(stable=True)]  # the rows, group by group
+        self.sizes = torch.bincount(group)  # (G,)
         self.num_batches = self.sizes // batch_size  # (G,)
-        self._without = int((self.group < 0).sum())
-        self._cached: tuple[int, tuple[Tensor, ...]] | None = None
-        self.parts = [(len(self.group), int(self.num_batches.sum()) * batch_size)]
+        self.parts = [(len(clusters.ids), int(self.num_batches.sum()) * batch_size)]
         if not len(self):
             raise ValueError(self._no_batch())
+        self._turns = _count_up(self.num_batches).argsort(stable=True)  # first a batch of each group, then the second
         ids_hash = hashlib.sha256(clusters.ids.numpy().tobytes()).hexdigest()[:16]
         self.made_with = f"{self.mode}, {self.leftovers}, ids {ids_hash}"
 
-    def rows(self, epoch: int) -> Tensor:
-        """Visit and row of every place of an epoch, one batch after the other: (len, 2) int64."""
-        used = zip(self._by_group(epoch), (self.num_batches * self.batch_size).tolist(), strict=True)
-        batches = torch.cat([rows[:num] for rows, num in used]).view(-1, self.batch_size)  # group by group
-        if self.mode == "round_robin":
-            order = _count_up(self.num_batches).argsort(stable=True)
-        else:
-            order = permutation(len(batches), self.seed, epoch, _SCHEDULE)
-        rows = batches[order].flatten()
-        return torch.stack([torch.full_like(rows, epoch), rows], dim=1)
+    def rows(self, epoch: int, positions: Tensor) -> Tensor:
+        """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64."""
+        return self._rows(epoch, *self._place(epoch, positions))
 
-    def ring(self, place: Place) -> Tensor:
-        """All rows of the place's cluster in the order of the epoch, those that the epoch leaves out last."""
-        rows = self._by_group(place.epoch)[int(self.group[place.row])]
-        return torch.stack([torch.full_like(rows, place.epoch), rows], dim=1)
+    def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
+        """As in :class:`Order`; the ring is the place's group, the rows that the epoch leaves out last."""
+        group, number = self._place(place.epoch, torch.tensor([place.position]))
+        other = further_on(int(number), attempt, batch_size, int(self.sizes[group]))
+        visit, row = self._rows(place.epoch, group, torch.tensor([other]))[0].tolist()
+        return place._replace(visit=visit, row=row)
 
     def coverage(self) -> dict[str, int]:
         """What an epoch shows: counts of rows, clusters and batches."""
         small = self.cluster_sizes < self.batch_size
-        never = self.sizes[self.num_batches == 0].sum()
+        never, without = self.sizes[self.num_batches == 0].sum(), self.parts[0][0] - len(self.members)
         return {
-            "samples": len(self.group),
+            "samples": self.parts[0][0],
             "samples_an_epoch": len(self),
             "batches_an_epoch": len(self) // self.batch_size,
-            "samples_never_drawn": int(never) + self._without,
-            "samples_without_cluster": self._without,
+            "samples_never_drawn": int(never) + without,
+            "samples_without_cluster": without,
             "clusters": int((self.cluster_sizes > 0).sum()),
             "clusters_smaller_than_a_batch": int((small & (self.cluster_sizes > 0)).sum()),
             "groups_that_fill_a_batch": int((self.num_batches > 0).sum()),
         }
 
-    def _by_group(self, epoch: int) -> tuple[Tensor, ...]:
-        """The rows of each group in the epoch's order, those last that the epoch leaves out on purpose."""
-        if self._cached is None or self._cached[0] != epoch:
-            order = epoch_order(len(self.group), self.seed, epoch)
-            key = 2 * self.group + self._left_out(epoch)
-            ordered = order[key[order].argsort(stable=True)][self._without :]
-            self._cached = epoch, ordered.split(self.sizes.tolist())
-        return self._cached[1]
+    def _place(self, epoch: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """The group of each position, and which place it is in the order of the group: (M,) each."""
+        batch, ends = positions // self.batch_size, self.num_batches.cumsum(0)
+        if self.mode == "round_robin":
+            batch = self._turns[batch]
+        else:
+            batch = permute(batch, int(ends[-1]), self.seed, epoch, _SCHEDULE)
+        group = torch.bucketize(batch, ends, right=True)
+        first = (ends - self.num_batches)[group]
+        return group, (batch - first) * self.batch_size + positions % self.batch_size
 
-    def _left_out(self, epoch: int) -> Tensor:
-        """Whether an epoch leaves a row out on purpose: (N,). The turn goes round each group."""
-        out = torch.zeros_like(self.group)
-        if self.leftovers == "carry":
-            order = permutation(len(self.group), self.seed, 0, _TURN)
-            order = order[self.group[order].argsort(stable=True)][self._without :]
-            group = self.group[order]
-            turn, rest = _count_up(self.sizes), (self.sizes % self.batch_size)[group]
-            out[order] = ((turn - epoch * rest) % self.sizes[group] < rest).long()
-        return out
+    def _rows(self, epoch: int, group: Tensor, number: Tensor) -> Tensor:
+        """Visit and row of places in the orders of groups: (M, 2)."""
+        size = self.sizes[group]
+        if self.leftovers == "carry":  # the epoch leaves the last `rest` out, and whose turn it is goes round the group
+            rest = size % self.batch_size
+            shown = size - rest
+            shuffled = permute(number % shown, shown, self.seed, epoch, _GROUP - group)
+            number = torch.where(number < shown, shuffled, number)
+            number = permute((number + (epoch + 1) * rest) % size, size, self.seed, 0, _TURN - group)
+        else:
+            number = permute(number, size, self.seed, epoch, _GROUP - group)
+        rows = self.members[(self.sizes.cumsum(0) - self.sizes)[group] + number]
+        return torch.stack([torch.full_like(rows, epoch), rows], dim=1)
 
     def _no_batch(self) -> str:
         sizes = self.cluster_sizes[self.cluster_sizes > 0].sort().values.tolist()

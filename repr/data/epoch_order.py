@@ -1,4 +1,7 @@
-"""Which rows an epoch visits, and in which order: functions of (seed, epoch) alone, without state in workers."""
+"""Which rows an epoch visits, and in which order: functions of (seed, epoch, position), without state in workers.
+
+No order is ever laid out in memory: the rows of a batch are computed when it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from repr.seeds import epoch_order, permutation
+from repr.seeds import permute
+
+_EPOCH, _PASS = -1, -2  # streams of random numbers that no row uses; each part of a data set takes one, from -2 on
 
 
 class Place(NamedTuple):
     """A place in an epoch and the row that stands there."""
 
     epoch: int
+    position: int  # in the order of the epoch, from 0
     visit: int  # how often the row was visited before; the epoch, where every epoch visits every row once
     row: int
 
@@ -37,29 +43,28 @@ class Order(ABC):
         return sum(visits for _, visits in self.parts)
 
     @abstractmethod
-    def rows(self, epoch: int) -> Tensor:
-        """Visit and row of every place of an epoch: (len, 2) int64."""
+    def rows(self, epoch: int, positions: Tensor) -> Tensor:
+        """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64."""
 
     @abstractmethod
-    def ring(self, place: Place) -> Tensor:
-        """Visit and row of the places among which another is sought for a row that cannot be read: (M, 2) int64."""
-
     def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
-        """What stands in for a row that cannot be read: the row in the same place of the next batch of its ring.
+        """The same place with another row, where its own cannot be read: that of the next batch of its ring.
 
-        If the ring has two batches or more, that row is none of the own batch, where a contrastive loss would take the
-        copy for a negative; and two rows of a batch never get the same one.
+        The ring is made of the places among which another row is sought. If it has two batches or more, that row is
+        none of the own batch, where a contrastive loss would take the copy for a negative; and two rows of a batch
+        never get the same one.
 
         Args:
-            place: of the row that cannot be read.
+            place: whose row cannot be read.
             attempt: from 1; further ones are batches further on, until the ring is exhausted.
             batch_size: of all ranks together.
         """
-        ring = self.ring(place)
-        number = int(((ring[:, 0] == place.visit) & (ring[:, 1] == place.row)).nonzero()[0])
-        round_trip = len(ring) // math.gcd(batch_size, len(ring))  # after so many batches one is back at the start ...
-        step = attempt * batch_size + attempt // round_trip  # ... and goes on with the place beside it
-        return Place(place.epoch, *ring[(number + step) % len(ring)].tolist())
+
+
+def further_on(number: int, attempt: int, batch_size: int, size: int) -> int:
+    """The place that lies ``attempt`` batches after that of a ``number``, in a ring of ``size`` places."""
+    round_trip = size // math.gcd(batch_size, size)  # after so many batches one is back at the start ...
+    return (number + attempt * batch_size + attempt // round_trip) % size  # ... and goes on with the place beside it
 
 
 class EpochOrder(Order):
@@ -81,23 +86,23 @@ class EpochOrder(Order):
         for (num, visits), (_, weight) in zip(self.parts, parts, strict=True):
             if visits < 1:
                 raise ValueError(f"weight {weight} of a source of {num} rows visits none of them; set a larger one")
-        self._cached: tuple[int, Tensor] | None = None
+        self._nums, self._visits = torch.tensor(self.parts).unbind(1)  # (P,)
+        self._ends = self._visits.cumsum(0)
 
-    def rows(self, epoch: int) -> Tensor:
-        """Visit and row of every place of an epoch: (len, 2) int64."""
-        if self._cached is None or self._cached[0] != epoch:
-            first, blocks = 0, []
-            for part, (num, visits) in enumerate(self.parts):
-                begin, end = epoch * visits, (epoch + 1) * visits  # in the endless sequence of passes
-                for visit in range(begin // num, -(-end // num)):
-                    low, high = max(begin - visit * num, 0), min(end - visit * num, num)
-                    whole = high - low == num  # else an own permutation decides how the pass is cut into epochs
-                    index = torch.arange(num) if whole else permutation(num, self.seed, visit, -2 - part)[low:high]
-                    blocks.append(torch.stack([torch.full_like(index, visit), first + index], dim=1))
-                first += num
-            self._cached = epoch, torch.cat(blocks)[epoch_order(len(self), self.seed, epoch)]
-        return self._cached[1]
+    def rows(self, epoch: int, positions: Tensor) -> Tensor:
+        """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64."""
+        shuffled = permute(positions, len(self), self.seed, epoch, _EPOCH)
+        part = torch.bucketize(shuffled, self._ends, right=True)
+        num, visits = self._nums[part], self._visits[part]
+        turn = epoch * visits + shuffled - (self._ends - self._visits)[part]  # in the endless sequence of passes
+        visit, row = turn // num, turn % num
+        cut = visits % num != 0  # an own permutation decides how a pass is cut into epochs
+        if cut.any():
+            row[cut] = permute(row[cut], num[cut], self.seed, visit[cut], _PASS - part[cut])
+        return torch.stack([visit, row + (self._nums.cumsum(0) - self._nums)[part]], dim=1)
 
-    def ring(self, place: Place) -> Tensor:
-        """All places of the epoch."""
-        return self.rows(place.epoch)
+    def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
+        """As in :class:`Order`; the ring is the epoch."""
+        other = further_on(place.position, attempt, batch_size, len(self))
+        visit, row = self.rows(place.epoch, torch.tensor([other]))[0].tolist()
+        return place._replace(visit=visit, row=row)

@@ -7,7 +7,10 @@ would have had.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import repeat
 
+import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from repr.data.epoch_order import Order, Place
@@ -76,9 +79,13 @@ class EpochBatchSampler(Sampler[list[Place]]):
         # The epoch is read now, not at the first `next` as in a generator function, so that a loader without workers
         # (lazy) and one with workers (prefetching) see the same.
         epoch, start = self.epoch, self.start if self.epoch == self.start_epoch else 0
-        rows, size = self.order.rows(epoch), self.global_batch_size // self.world_size
+        size = self.global_batch_size // self.world_size
         firsts = (batch * self.global_batch_size + self.rank * size for batch in range(start, len(self)))
-        return ([Place(epoch, *place) for place in rows[first : first + size].tolist()] for first in firsts)
+        return (self._places(epoch, torch.arange(first, first + size)) for first in firsts)
+
+    def _places(self, epoch: int, positions: Tensor) -> list[Place]:
+        visits, rows = self.order.rows(epoch, positions).T.tolist()
+        return list(map(Place, repeat(epoch), positions.tolist(), visits, rows))
 
 
 class EvalBatchSampler(Sampler[list[int]]):

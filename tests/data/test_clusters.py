@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters, accumulate, keys_hash, load_clusters, save_clusters
-from repr.data.epoch_order import Place
 from repr.data.samplers import EpochBatchSampler
 from repr.data.sources.mixture import Mixture
 from repr.losses.contrastive import clip
@@ -20,6 +19,13 @@ MODES, LEFTOVERS = ("round_robin", "proportional"), ("drop", "merge", "carry")
 
 def order_of(ids, batch_size, *, seed=0, **options):
     return ClusterOrder(Clusters(torch.as_tensor(ids), **options), batch_size, seed)
+
+
+def groups_of(order):
+    """The group of each row, -1 where it has none."""
+    groups = torch.full((order.coverage()["samples"],), -1)
+    groups[order.members] = torch.arange(len(order.sizes)).repeat_interleave(order.sizes)
+    return groups
 
 
 def batches(order, epoch=0, **options):
@@ -51,9 +57,10 @@ def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
     assert len(whole) == len(EpochBatchSampler(order, order.batch_size)) == len(order) // size
     rows = [row for batch in whole for row in batch]
     assert len(set(rows)) == len(rows) == len(order)
+    groups = groups_of(order)
     for batch in whole:
         assert len(batch) == size
-        assert len({int(order.group[row]) for row in batch}) == 1
+        assert len({int(groups[row]) for row in batch}) == 1
         assert -1 not in [ids[row] for row in batch]
         if leftovers == "drop":
             assert len({ids[row] for row in batch}) == 1
@@ -72,9 +79,9 @@ def test_a_bad_row_is_replaced_from_its_own_cluster(ids, size, leftovers, epoch)
     assume(max(np.bincount(np.array(ids) + 1)[1:], default=0) >= size)
     order = order_of(ids, size, leftovers=leftovers)
     sampler = EpochBatchSampler(order, order.batch_size, epoch=epoch)
+    groups = groups_of(order)
     for batch in sampler:
-        group = int(order.group[batch[0].row])
-        members = (order.group == group).nonzero()[:, 0].tolist()
+        members = (groups == groups[batch[0].row]).nonzero()[:, 0].tolist()
         for place in batch:
             stands = [order.replacement(place, attempt, size) for attempt in range(1, len(members))]
             assert {stand.epoch for stand in stands} | {stand.visit for stand in stands} <= {epoch}
@@ -96,7 +103,8 @@ def test_merging_uses_every_row_and_joins_neighbours_only(ids, size):
     sizes = torch.bincount(torch.tensor(ids))
     big = {cluster for cluster, count in enumerate(sizes.tolist()) if count >= size}
     small = sorted(set(ids) - big)
-    groups = [int(order.group[ids.index(cluster)]) for cluster in small]
+    group = groups_of(order)
+    groups = [int(group[ids.index(cluster)]) for cluster in small]
     joined = [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
     assert len(set(joined)) == len(joined)  # small clusters of one group follow one another
 
@@ -107,8 +115,7 @@ def test_what_an_epoch_leaves_out_is_carried_over(ids, size, epoch):
     assume(len(ids) >= size)
     order = order_of(ids, size, leftovers="carry")
     out, after = (set(range(len(ids))) - {r for b in batches(order, e) for r in b} for e in (epoch, epoch + 1))
-    for group in range(len(order.sizes)):
-        members = {row for row in range(len(ids)) if order.group[row] == group}
+    for members in map(set, [part.tolist() for part in order.members.split(order.sizes.tolist())]):
         if 2 * len(out & members) <= len(members):
             assert not out & after & members
 
@@ -291,7 +298,7 @@ def test_a_place_keeps_its_epoch_in_a_worker():
     elsewhere = order_of([0] * 9 + [1] * 9, 3)
     assert all(place.epoch == 5 for place in places)
     expected = order.replacement(places[0], 1, 3)
-    assert elsewhere.replacement(places[0], 1, 3) == expected == Place(5, 5, expected.row)
+    assert elsewhere.replacement(places[0], 1, 3) == expected == places[0]._replace(row=expected.row)
 
 
 class WithBadRows:

@@ -25,7 +25,7 @@ from repr.data.sources.shards import Shards
 from repr.data.sources.source import Source
 from repr.data.sources.table import Table
 from repr.data.views import View
-from repr.seeds import epoch_order
+from repr.seeds import permute
 
 NUM = 24
 SOURCES = ["folder", "csv", "tsv", "jsonl", "parquet", "shards", "mixture"]
@@ -206,7 +206,7 @@ def test_damage_is_read_rightly_or_replaced_and_counted(kind, faults, tmp_path_f
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         batches = list(loader)
-    order = epoch_order(NUM, 1, 0).tolist()
+    order = permute(torch.arange(NUM), NUM, 1, 0, -1).tolist()
     found: dict[int, str] = {}
     for number, batch in enumerate(batches):
         found |= dict(batch.get("bad", []))
@@ -259,7 +259,7 @@ def test_one_batch_an_epoch_has_stand_ins_too(tmp_path: Path) -> None:
     pictures = [b"" if row in (3, 4) else encoded(plain(row)) for row in range(NUM)]
     source = write("folder", tmp_path, pictures, [b"row %d" % row for row in range(NUM)])
     (batch,) = datamodule(source, batch_size=NUM).train_dataloader()
-    order = epoch_order(NUM, 1, 0).tolist()
+    order = permute(torch.arange(NUM), NUM, 1, 0, -1).tolist()
     expected = [next(r for r in (order * 2)[place:] if r not in (3, 4)) for place in range(NUM)]
     assert batch["index"].tolist() == expected
     assert dict(batch["bad"]).keys() == {3, 4}

@@ -10,7 +10,7 @@ from repr.data.epoch_order import EpochOrder
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.emoji import Emoji
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
-from repr.seeds import epoch_order, sample_seed, uniform
+from repr.seeds import permute, sample_seed, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The dirpath has changed")
 
@@ -81,7 +81,7 @@ def test_a_batch_can_be_drawn_again_by_hand(make_datamodule):
     loader = datamodule.train_dataloader()
     loader.batch_sampler.sampler.set_epoch(4)
     batch = list(loader)[2]
-    index = epoch_order(31, 5, 4)[12:18]
+    index = permute(torch.arange(31), 31, 5, 4, -1)[12:18]
     seed = sample_seed(5, 4, index)
     crops, colour = draw(seed, datamodule.views)
     views, boxes = crop_views([datamodule.train.image(row) for row in index.tolist()], crops, datamodule.views)
@@ -341,7 +341,7 @@ def test_two_processes_take_their_rank_from_the_trainer_and_count_together(make_
     trainer = Trainer(
         devices=2, strategy="ddp_fork", max_epochs=2, use_distributed_sampler=False, num_sanity_val_steps=0, **options
     )
-    order = [epoch_order(31, 5, epoch) for epoch in (0, 1)]
+    order = [permute(torch.arange(31), 31, 5, epoch, -1) for epoch in (0, 1)]
     damaged = [int(order[0][0]), int(order[0][3])]  # the first rows of both ranks
 
     class Damaged(noise):
@@ -353,8 +353,9 @@ def test_two_processes_take_their_rank_from_the_trainer_and_count_together(make_
     trainer.fit(Kept(tmp_path), datamodule=make_datamodule(train=Damaged(31), max_bad_fraction=0.1))
     one, two = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in (0, 1))
     index = [a[1] + b[1] for a, b in zip(one[0], two[0], strict=True)]
-    expected = [[rows[(p + 6) % 31] if rows[p] in damaged else rows[p] for p in range(30)] for rows in order]
-    assert index == [epoch[p : p + 6] for epoch in torch.tensor(expected).tolist() for p in range(0, 30, 6)]
+    order = [rows.tolist() * 2 for rows in order]
+    expected = [[next(row for row in rows[p::6] if row not in damaged) for p in range(30)] for rows in order]
+    assert index == [epoch[p : p + 6] for epoch in expected for p in range(0, 30, 6)]
     told = {row: f"row {row} is damaged" for row in sorted(damaged)}
     assert one[2] == two[2] == {"train": told}
     evaluated = [row for a, b in zip(one[1], two[1], strict=True) if a[0] == 2 for row in a[2] + b[2]]

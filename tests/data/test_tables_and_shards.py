@@ -223,7 +223,7 @@ def test_shards_are_read_at_random_with_fields_of_members_and_json(shards: Path)
 def test_the_index_is_made_once_and_again_when_it_does_not_fit(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, index = shards / "s-00.tar", shards / "s-00.tar.index.npz"
+    path, index = shards / "s-00.tar", shards / "s-00.tar.index.safetensors"
 
     def made(**options: object) -> bool:
         Shards(str(path), **options)  # type: ignore[arg-type]
@@ -248,14 +248,43 @@ def test_the_index_is_made_once_and_again_when_it_does_not_fit(
     assert not list(shards.glob("*.part*"))
 
 
+def test_the_index_of_a_shard_is_mapped_once_it_is_needed(shards: Path) -> None:
+    def mapped() -> set[str]:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return {line.rpartition("/")[2].partition(".")[0] for line in lines if f"{shards}/" in line}
+
+    source = Shards(str(shards / "*.tar"), captions=["txt"])
+    assert mapped() == {"s-00"}  # which has pictures and captions, so there are some
+    assert source.captions(2) == ["picture three"]
+    assert mapped() == {"s-00", "s-01"}
+    assert len(pickle.dumps(source)) < 2000  # another process maps them, too
+
+
+@pytest.mark.parametrize("change", ["bit", "gone", "other", "cut"])
+def test_an_index_that_changes_while_it_is_used_is_named(change: str, shards: Path) -> None:
+    Shards(str(shards / "*.tar"))
+    source, index = Shards(str(shards / "*.tar")), shards / "s-01.tar.index.safetensors"
+    data = index.read_bytes()
+    index.unlink()
+    if change == "bit":
+        index.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    elif change == "other":
+        index.write_bytes((shards / "s-00.tar.index.safetensors").read_bytes())
+    elif change == "cut":
+        index.write_bytes(data[:-9])
+    assert source.key(0) == "s-00.tar/x/one"
+    with pytest.raises(ValueError, match=r"s-01\.tar\.index.*(damaged|cannot be read|another shard).*; remove it"):
+        source.key(2)
+
+
 def test_the_index_goes_to_the_cache_where_the_shard_cannot_have_it(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (shards / "s-00.tar.index.npz").mkdir()  # root may write everywhere, but not a file over a folder
+    (shards / "s-00.tar.index.safetensors").mkdir()  # root may write everywhere, but not a file over a folder
     for expected in (True, False):
         source = Shards(str(shards / "s-00.tar"), cache_dir=str(tmp_path / "cache"))
         assert ("indexing" in capsys.readouterr().err) == expected
-    assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
     assert source.image(1).getpixel((0, 0)) == (2, 2, 2)
     (tmp_path / "file").write_text("no folder")
     source = Shards(str(shards / "s-00.tar"), cache_dir=str(tmp_path / "file"))

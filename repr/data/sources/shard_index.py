@@ -1,4 +1,8 @@
-"""The index of a tar shard, which tells where each sample's members lie; :mod:`repr.data.sources.shards` uses it."""
+"""The index of a tar shard, which tells where each sample's members lie; :mod:`repr.data.sources.shards` uses it.
+
+It is a safetensors file. Its arrays, some 60 bytes a sample, are mapped when the first sample of the shard is asked
+for: the processes of a machine share them, and of most shards a set is opened by the heads of their indexes alone.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,23 @@ import os
 import re
 import sys
 import tarfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from repr.data.sources.columns import Labels, Packed, label_text
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.files import replacing
 
-_VERSION = 2
+_VERSION = 3
+_MAPPED = 16_384  # indexes that a process has mapped; Linux allows it 65,530 maps
 _BLOCK = 512  # of the tar format
 # The key is the name up to the first dot of its last part; hidden members (._name.jpg) have none.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -28,28 +36,59 @@ _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The N samples and M members of one shard."""
+    """The N samples and M members of one shard.
+
+    The arrays are ``key_bytes`` and ``key_ends`` (the samples' keys as :class:`Packed`, in the order in which they
+    first appear), ``member_ends`` (N,) int64 (where the members of each sample end), ``ending`` (M,) int32 (position in
+    ``endings``), ``span`` (M, 2) int64 (offset and size of the content) and ``label:<field>`` (N,) int32.
+    """
 
     size: int  # of the shard in bytes, when the index was made
     time: int  # of the shard's last change in nanoseconds, likewise
-    keys: Packed  # of the samples, in the order in which they first appear
+    num: int  # N
     endings: list[str]  # the different endings of members, in lower case
-    row: np.ndarray  # (M,) int32, the sample of each member
-    ending: np.ndarray  # (M,) int32, position in `endings`
-    span: np.ndarray  # (M, 2) int64, offset and size of the member's content
-    labels: dict[str, Labels]  # field -> N class names
+    labels: dict[str, list[str]]  # field -> its different class names
     faults: dict[int, str]  # sample -> why it cannot be read
+    kept: dict[str, np.ndarray] | Path  # the arrays, or the file that has them
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return self.num
 
-    def spans(self, endings: Sequence[str]) -> np.ndarray:
-        """Offset and size of each sample's first member with one of ``endings``: (N, 2), size -1 where none is."""
-        spans = np.full((len(self), 2), -1, np.int64)
-        wanted = np.array([ending in endings for ending in self.endings], bool)
-        members = np.flatnonzero(wanted[self.ending])[::-1]  # backwards, so that the first one stays
-        spans[self.row[members]] = self.span[members]
-        return spans
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All arrays.
+
+        Raises:
+            ValueError: the file has gone, is damaged or that of another shard.
+        """
+        if isinstance(self.kept, dict):
+            return self.kept
+        return _mapped(self.kept, self.size, self.time, tuple(self.labels))
+
+    @property
+    def keys(self) -> Packed:
+        """The keys of the samples."""
+        arrays = self.arrays
+        return Packed(arrays["key_bytes"], arrays["key_ends"])
+
+    def column(self, field: str) -> Labels:
+        """The class names of a field of ``labels``."""
+        return Labels(self.arrays[f"label:{field}"], self.labels[field])
+
+    def has(self, endings: Sequence[str]) -> bool:
+        """Whether a member of some sample has one of these endings."""
+        wanted = [number for number, ending in enumerate(self.endings) if ending in endings]
+        return bool(wanted) and bool(np.isin(self.arrays["ending"], wanted).any())
+
+    def span(self, row: int, endings: Sequence[str]) -> tuple[int, int] | None:
+        """Offset and size of a sample's first member with one of ``endings``, if there is one."""
+        arrays = self.arrays
+        ends, ending = arrays["member_ends"], arrays["ending"]
+        for member in range(ends[row - 1] if row else 0, ends[row]):
+            if self.endings[ending[member]] in endings:
+                offset, size = arrays["span"][member].tolist()
+                return offset, size
+        return None
 
     @classmethod
     def build(cls, path: str, *, labels: Sequence[str]) -> ShardIndex:
@@ -76,29 +115,32 @@ class ShardIndex:
                     faults[row] = f"{member.name!r} is there twice"
                 else:
                     members[row, ending] = (member.offset_data, member.size)
+            packed = Packed.of(os.fsencode(key) for key in keys)
             rows_and_endings = np.array(list(members), np.int32).reshape(-1, 2)
-            index = cls(
-                size=stat.st_size,
-                time=stat.st_mtime_ns,
-                keys=Packed.of(os.fsencode(key) for key in keys),
-                endings=list(endings),
-                row=rows_and_endings[:, 0],
-                ending=rows_and_endings[:, 1],
-                span=np.array(list(members.values()), np.int64).reshape(-1, 2),
-                labels={},
-                faults=faults,
-            )
+            spans = np.array(list(members.values()), np.int64).reshape(-1, 2)
+            by_row = rows_and_endings[:, 0].argsort(kind="stable")  # the first of a sample's members stays the first
+            arrays = {
+                "key_bytes": packed.buffer,
+                "key_ends": packed.ends,
+                "member_ends": np.bincount(rows_and_endings[:, 0], minlength=len(keys)).cumsum(),
+                "ending": rows_and_endings[by_row, 1],
+                "span": spans[by_row],
+            }
+            index = cls(stat.st_size, stat.st_mtime_ns, len(keys), list(endings), {}, faults, arrays)
             for field in labels:
-                index.labels[field] = index._read_labels(path, file.fileno(), field)
+                column = index._read_labels(path, file.fileno(), field)
+                arrays[f"label:{field}"], index.labels[field] = column.codes, column.names
         return index
 
     def _read_labels(self, path: str, descriptor: int, field: str) -> Labels:
         """The values of one field; a sample whose member is damaged gets a fault and no label."""
         ending, _, entry = field.partition(":")
         names = [""] * len(self)
-        for row, (offset, size) in enumerate(self.spans([ending]).tolist()):
-            if size < 0 or row in self.faults:
+        for row in range(len(self)):
+            span = self.span(row, [ending])
+            if span is None or row in self.faults:
                 continue
+            offset, size = span
             if size > MAX_BYTES:
                 self.faults[row] = f"label: {size:,} bytes, more than {MAX_BYTES:,}"
                 continue
@@ -120,45 +162,63 @@ class ShardIndex:
             raise ValueError(f"Shards: {path} cannot be read ({error.strerror})") from error
         for place in _places(path, cache_dir):
             try:
-                with np.load(place, allow_pickle=False) as file:
-                    head = json.loads(file["head"].tobytes())
-                    if (head["version"], head["size"], head["time"]) != (_VERSION, stat.st_size, stat.st_mtime_ns):
-                        continue
-                    return cls(
-                        size=head["size"],
-                        time=head["time"],
-                        keys=Packed(file["key_bytes"], file["key_ends"]),
-                        endings=head["endings"],
-                        row=file["row"],
-                        ending=file["ending"],
-                        span=file["span"],
-                        labels={
-                            field: Labels(file[f"label{number}"], names)
-                            for number, (field, names) in enumerate(head["labels"].items())
-                        },
-                        faults={int(row): fault for row, fault in head["faults"].items()},
-                    )
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+                with safe_open(place, "np") as file:
+                    head = _head(file)
+                if (head.pop("version"), head["size"], head["time"]) == (_VERSION, stat.st_size, stat.st_mtime_ns):
+                    head["faults"] = {int(row): fault for row, fault in head["faults"].items()}
+                    return cls(**head, kept=place)
+            except (OSError, ValueError, KeyError, SafetensorError):
                 continue  # absent, cut short or of an older kind: made anew
         return None
 
-    def save(self, path: str, *, cache_dir: str | None) -> None:
-        """Keep the index beside the shard, or in the cache folder where that is not possible."""
-        head = {"version": _VERSION, "size": self.size, "time": self.time, "endings": self.endings}
-        head |= {"labels": {field: column.names for field, column in self.labels.items()}, "faults": self.faults}
-        arrays: dict[str, Any] = {"row": self.row, "ending": self.ending, "span": self.span}
-        arrays |= {f"label{number}": column.codes for number, column in enumerate(self.labels.values())}
-        arrays |= {"key_bytes": self.keys.buffer, "key_ends": self.keys.ends}
-        arrays["head"] = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    def save(self, path: str, *, cache_dir: str | None) -> ShardIndex:
+        """Keep the index beside the shard, or in the cache folder where that is not possible.
+
+        Returns:
+            The index with its arrays in the file; with them in memory where it could not be kept.
+        """
+        head = {"version": _VERSION, "size": self.size, "time": self.time, "num": self.num, "endings": self.endings}
+        head |= {"labels": self.labels, "faults": self.faults}
+        data = save(self.arrays, {"head": json.dumps(head), "checksum": _checksum(self.arrays)})
         fault = ""
         for place in _places(path, cache_dir):
             try:
                 with replacing(place, shared=True) as file:
-                    np.savez(file, **arrays)
-                return
+                    file.write(data)
+                return replace(self, kept=place)
             except OSError as error:
                 fault = f"{place}: {error.strerror or error}"
         print(f"the index of {path} cannot be kept ({fault}); set cache_dir to a folder that can", file=sys.stderr)
+        return self
+
+
+def _head(file: Any) -> dict[str, Any]:
+    """What an open index file says besides its arrays."""
+    return json.loads((file.metadata() or {})["head"])
+
+
+@lru_cache(_MAPPED)
+def _mapped(place: Path, size: int, time: int, labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of a kept index, as :class:`ShardIndex` has them."""
+    fault = "belongs to another shard"
+    try:
+        with safe_open(place, "pt") as file:  # torch maps a file that numpy would copy
+            head = _head(file)
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+            if (head["size"], head["time"]) == (size, time) and head["labels"].keys() >= set(labels):
+                if file.metadata()["checksum"] == _checksum(arrays):
+                    return arrays
+                fault = "is damaged"
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        fault = f"cannot be read ({error})"
+    raise ValueError(f"{place}, the index of a shard, {fault}; remove it, and start or resume the run again")
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    total = 0
+    for name in sorted(arrays):
+        total = zlib.crc32(np.ascontiguousarray(arrays[name]).data, total)
+    return f"{total:08x}"
 
 
 def load_indexes(paths: Sequence[str], *, labels: Sequence[str], cache_dir: str | None) -> list[ShardIndex]:
@@ -180,7 +240,7 @@ def load_indexes(paths: Sequence[str], *, labels: Sequence[str], cache_dir: str 
             except ValueError as error:
                 faults.append(str(error))
                 continue
-            index.save(path, cache_dir=cache_dir)
+            index = index.save(path, cache_dir=cache_dir)
         indexes.append(index)
     if faults:
         raise ValueError("\n".join(["Shards: damaged; fetch them again, or leave them out of files:", *faults]))
@@ -193,7 +253,8 @@ def _places(path: str, cache_dir: str | None) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    return [Path(f"{path}.index.npz"), Path(cache_dir or Path(cache, "repr", "shards"), f"{name}.npz")]
+    folder = Path(cache_dir or Path(cache, "repr", "shards"))
+    return [Path(f"{path}.index.safetensors"), folder / f"{name}.safetensors"]
 
 
 def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:

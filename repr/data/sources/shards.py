@@ -11,14 +11,16 @@ from __future__ import annotations
 import glob
 import os
 import re
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.columns import ColumnSource, Labels, Packed, encode_cell, no_row, part_filter, split_texts
+from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.shard_index import json_object, load_indexes
@@ -59,81 +61,82 @@ class Shards(ColumnSource):
         cache_dir: str | None = None,
     ) -> None:
         self.files = expand_files([files] if isinstance(files, str) else files)
-        paths = list(map(os.path.abspath, self.files))
-        above = os.path.commonpath(list(map(os.path.dirname, paths)))
-        self._shard_names = [os.path.relpath(path, above) for path in paths]
+        self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.files])
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
-        indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        self._indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
+        self._rows: np.ndarray | None = None  # those of `part`
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
-        self._sizes = np.array([index.size for index in indexes], np.int64)
-        self._shards = np.repeat(np.arange(len(indexes), dtype=np.int32), [len(index) for index in indexes])
-        self._keys = Packed.join([index.keys for index in indexes])
-        start = 0
-        for index in indexes:
-            self._faults.update({start + row: fault for row, fault in index.faults.items()})
-            start += len(index)
-        offers = "members end in " + ", ".join(sorted({ending for index in indexes for ending in index.endings}))
-
-        def spans_of(endings: Sequence[str]) -> np.ndarray:
-            """Offset and size of each sample's first member with one of the endings: (N, 2) int64, size -1 for none."""
-            spans = np.concatenate([index.spans(endings) for index in indexes])
-            if (spans[:, 1] < 0).all():
+        self._image = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
+        offers = "members end in " + ", ".join(sorted({ending for index in self._indexes for ending in index.endings}))
+        for endings in (self._image, *([name.partition(":")[0]] for name in captions)):
+            if not any(index.has(endings) for index in self._indexes):
                 wanted = endings[0] if len(endings) == 1 else "a picture"
                 raise ValueError(f"Shards: no sample of {self.files[0]} ... has {wanted}; {offers}")
-            return spans
-
-        self._images = spans_of([suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image])
-        self._texts = {name: spans_of([name.partition(":")[0]]) for name in captions}
+        for index, end in zip(self._indexes, self._ends, strict=True):
+            self._faults.update({end - len(index) + row: fault for row, fault in index.faults.items()})
         self.attributes = {
-            name: Labels.join([index.labels[field] for index in indexes]) for name, field in fields.items()
+            name: Labels.join([index.column(field) for index in self._indexes]) for name, field in fields.items()
         }
         for name, column in self.attributes.items():
             if not column.present():
                 raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {offers}")
         if part is not None:
-            rows = np.flatnonzero(list(map(part_filter(part), self._keys)))
+            belongs = part_filter(part)
+            rows = np.flatnonzero([belongs(key) for index in self._indexes for key in index.keys])
             if not len(rows):
                 raise no_row(f"{self.files[0]} ...", None, part)
             self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
-            self._keys = Packed.of(self._keys[row] for row in rows.tolist())
-            self._shards, self._images = self._shards[rows], self._images[rows]
-            self._texts = {name: spans[rows] for name, spans in self._texts.items()}
             self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
+            self._rows = rows
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
 
     def __len__(self) -> int:
-        return len(self._shards)
+        return self._ends[-1] if self._rows is None else len(self._rows)
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The number of a sample's shard, and its row there."""
+        row = index if self._rows is None else int(self._rows[index])
+        shard = bisect_right(self._ends, row)
+        return shard, row - self._ends[shard] + len(self._indexes[shard])
+
+    def _key(self, index: int) -> tuple[str, str]:
+        """The path of a sample's shard, and the sample's key in it."""
+        shard, row = self._find(index)
+        return self.files[shard], os.fsdecode(self._indexes[shard].keys[row])
 
     def key(self, index: int) -> str:
         """The shard's path below the folder of all, and the sample's key in it."""
-        return f"{self._shard_names[self._shards[index]]}/{os.fsdecode(self._keys[index])}"
+        path, key = self._key(index)
+        return f"{os.path.relpath(path, self._folder)}/{key}"
 
     def _name(self, index: int) -> str:
-        return f"{self.files[self._shards[index]]}: {os.fsdecode(self._keys[index])}"
+        return ": ".join(self._key(index))
 
-    def _read(self, index: int, span: np.ndarray, what: str) -> bytes:
-        """The bytes of a member.
+    def _read(self, index: int, endings: Sequence[str], what: str) -> bytes | None:
+        """The bytes of a sample's first member with one of ``endings``, if there is one.
 
         Raises:
-            OSError: the sample is damaged or lacks the member.
+            OSError: the sample is damaged.
             ValueError: the shard has changed since it was opened.
         """
         self._check_row(index)
-        offset, size = span.tolist()
-        if size < 0:
-            raise OSError(f"{self._name(index)}: no {what}")
+        shard, row = self._find(index)
+        span = self._indexes[shard].span(row, endings)
+        if span is None:
+            return None
+        offset, size = span
         if size > MAX_BYTES:
             raise OSError(f"{self._name(index)}: {what} of {size:,} bytes, more than {MAX_BYTES:,}")
-        shard = int(self._shards[index])
         descriptor = self._descriptor(shard)
-        if (now := os.fstat(descriptor).st_size) != self._sizes[shard]:
+        if (now := os.fstat(descriptor).st_size) != self._indexes[shard].size:
             raise ValueError(
-                f"{self.files[shard]} has changed while it was read: {now} bytes, {self._sizes[shard]} in the index; "
-                "resume the run once the shard is whole again"
+                f"{self.files[shard]} has changed while it was read: {now} bytes, {self._indexes[shard].size} in the "
+                "index; resume the run once the shard is whole again"
             )
         # pread, since workers that were forked share the file's position
         return os.pread(descriptor, size, offset)
@@ -152,17 +155,19 @@ class Shards(ColumnSource):
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""
-        return self._read(index, self._images[index], "picture")
+        data = self._read(index, self._image, "picture")
+        if data is None:
+            raise OSError(f"{self._name(index)}: no picture")
+        return data
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
         return decode(self.encoded(index), self._name(index))
 
     def _read_texts(self, index: int, column: str) -> list[str]:
-        span = self._texts[column][index]
-        if span[1] < 0 and index not in self._faults:
+        data, name = self._read(index, [column.partition(":")[0]], column), self._name(index)
+        if data is None:
             return []  # a sample may lack the field
-        data, name = self._read(index, span, column), self._name(index)
         if ":" in column:
             entry = json_object(data, name).get(column.partition(":")[2])
             try:
