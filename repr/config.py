@@ -26,6 +26,7 @@ _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
+_TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # groups that say what is trained
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
 OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
@@ -72,19 +73,21 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
                 raise ConfigError(faults)
             # To Hydra an option that no file spells out is an addition (++).
             lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in parsed]
-            cfg = hydra_compose(root, overrides=search + lines)
+            cfg = hydra_compose(root, overrides=search + lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
+    with open_dict(cfg):
+        choices = cfg.pop("hydra").runtime.choices
     fill(cfg)
     if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
         for override in values:  # what the user says counts more
             OmegaConf.update(cfg, override.key_or_group, override.value())
-    chosen = {override.key_or_group: override.value() for override in parsed}
-    if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
-        cfg.name = chosen["objective"]  # and not that of the default experiment
+    given = {override.key_or_group for override in parsed}
+    if root == "fit" and given & _TRAINED and not given & {"experiment", "name"}:  # it is not the default experiment
+        cfg.name = "-".join(str(choices[group]).replace("/", "_") for group in ("objective", "data"))
     return cfg
 
 
