@@ -65,7 +65,6 @@ def user_message(error: BaseException) -> str | None:
 
 def is_first() -> bool:
     """Whether this is the first of all processes, however they were started, also before they know each other."""
-    from lightning.pytorch.utilities import rank_zero_only
-
+    lightning = sys.modules.get("lightning.pytorch.utilities")  # as long as it is not imported, nothing else knows
     given = (os.environ.get(name, "0") for name in _RANKS)
-    return getattr(rank_zero_only, "rank", 0) == 0 and all(rank in ("", "0") for rank in given)
+    return getattr(getattr(lightning, "rank_zero_only", None), "rank", 0) == 0 and all(r in ("", "0") for r in given)

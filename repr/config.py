@@ -169,13 +169,26 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def check(cfg: DictConfig) -> None:
     """Find every fault of a config before anything is built.
 
-    Faults are values left as ``???``, targets that do not import, arguments that do not bind (inside partials too),
-    losses and weights that differ, options that exclude each other, and what constructors refuse.
+    Faults are those of :func:`value_faults` and of :func:`target_faults`.
 
     Raises:
         ConfigError: with all of them.
     """
-    if faults := list(_section_faults(cfg)):  # what follows reads the sections
+    faults = value_faults(cfg)
+    faults += target_faults(cfg, faults)
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+
+
+def value_faults(cfg: DictConfig) -> list[str]:
+    """The faults that are known without torch, whose import takes seconds.
+
+    They are values left as ``???``, arguments that our own classes do not have, and options that exclude each other.
+
+    Raises:
+        ConfigError: sections, which all else reads, are no such thing, or a value cannot be resolved.
+    """
+    if faults := list(_section_faults(cfg)):
         raise ConfigError(faults)
     try:
         faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
@@ -183,16 +196,32 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         message = str(error).split("\n")[0]
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
-    else:
-        for path, node in _targets(cfg):
-            faults += _target_faults(path, node)
-        faults += _exclusion_faults(cfg) if "objective" in cfg else ()
-        sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
-        read = ("objective", "backbone", "views", "procedure", *sizes)
-        if "objective" in cfg and not any(fault.startswith(read) for fault in faults):
-            faults += _flow_faults(cfg)  # it reads those
-    if faults:
-        raise ConfigError(faults)
+        raise ConfigError(faults) from error
+    for path, node in _targets(cfg):
+        faults += _unknown(path, node, arguments(node["_target_"]))
+    return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
+
+
+def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
+    """Targets that do not import, arguments that do not bind (inside partials too), what constructors refuse.
+
+    Args:
+        cfg: a config whose values can be resolved.
+        known: its other faults; where they concern the model, it is not made.
+    """
+    faults = [fault for path, node in _targets(cfg) for fault in _target_faults(path, node)]
+    sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
+    read = ("objective", "backbone", "views", "procedure", *sizes)
+    if "objective" in cfg and not any(fault.startswith(read) for fault in (*known, *faults)):
+        faults += _flow_faults(cfg)  # it reads those
+    return faults
+
+
+def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterator[str]:
+    """Arguments of a node that its target does not have; None: it takes any."""
+    if known is not None:
+        for key in sorted({str(key) for key in node if not str(key).startswith("_")}.difference(known)):
+            yield f"{path}.{key}: {node['_target_']} takes no such argument; {nearest(key, known)}"
 
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
@@ -336,8 +365,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
     parameters = inspect.signature(target).parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for key in sorted(given - named.keys()):
-            yield f"{path}.{key}: {name} takes no such argument; {nearest(key, named)}"
+        yield from _unknown(path, node, named)
     if not node.get("_partial_"):
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
