@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 NO_CLASS = 255  # in a mask: a pixel without a class
 
@@ -40,6 +41,8 @@ def num_rows(batch: Batch) -> int:
 
 def evenly_spread(num_rows: int, num: int, device: torch.device | None = None) -> Tensor:
     """At most ``num`` of the rows 0 to ``num_rows - 1``, evenly spread: (min(num, num_rows),) int64, rising."""
+    import torch
+
     num = min(num, num_rows)
     return torch.arange(num, device=device) * num_rows // num
 

@@ -28,6 +28,7 @@ _HERE = Path(__file__).resolve().parent
 CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
+_TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # groups that say what is trained
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
 OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
@@ -74,11 +75,13 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
                 raise ConfigError(faults)
             # To Hydra an option that no file spells out is an addition (++).
             lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in parsed]
-            cfg = hydra_compose(root, overrides=search + lines)
+            cfg = hydra_compose(root, overrides=search + lines, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
+    with open_dict(cfg):
+        choices = cfg.pop("hydra").runtime.choices
     fill(cfg)
     if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
@@ -87,9 +90,9 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     for node in cfg.eval.values() if OmegaConf.is_dict(cfg.get("eval")) else ():
         if OmegaConf.is_dict(node) and node.get("classes"):
             node.classes = _with_class_files(OmegaConf.to_container(node.classes), roots)
-    chosen = {override.key_or_group: override.value() for override in parsed}
-    if isinstance(chosen.get("objective"), str) and not {"experiment", "name"} & chosen.keys():
-        cfg.name = chosen["objective"]  # and not that of the default experiment
+    given = {override.key_or_group for override in parsed}
+    if root == "fit" and given & _TRAINED and not given & {"experiment", "name"}:  # it is not the default experiment
+        cfg.name = "-".join(str(choices[group]).replace("/", "_") for group in ("objective", "data"))
     return cfg
 
 
@@ -193,13 +196,26 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 def check(cfg: DictConfig) -> None:
     """Find every fault of a config before anything is built.
 
-    Faults are values left as ``???``, targets that do not import, arguments that do not bind (inside partials too),
-    losses and weights that differ, options that exclude each other, and what constructors refuse.
+    Faults are those of :func:`value_faults` and of :func:`target_faults`.
 
     Raises:
         ConfigError: with all of them.
     """
-    if faults := list(_section_faults(cfg)):  # what follows reads the sections
+    faults = value_faults(cfg)
+    faults += target_faults(cfg, faults)
+    if faults:
+        raise ConfigError(list(dict.fromkeys(faults)))
+
+
+def value_faults(cfg: DictConfig) -> list[str]:
+    """The faults that are known without torch, whose import takes seconds.
+
+    They are values left as ``???``, arguments that our own classes do not have, and options that exclude each other.
+
+    Raises:
+        ConfigError: sections, which all else reads, are no such thing, or a value cannot be resolved.
+    """
+    if faults := list(_section_faults(cfg)):
         raise ConfigError(faults)
     try:
         faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
@@ -207,16 +223,32 @@ def check(cfg: DictConfig) -> None:
     except OmegaConfBaseException as error:
         message = str(error).split("\n")[0]
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
-    else:
-        for path, node in _targets(cfg):
-            faults += _target_faults(path, node)
-        faults += _exclusion_faults(cfg) if "objective" in cfg else ()
-        sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
-        read = ("objective", "backbone", "views", "procedure", *sizes)
-        if "objective" in cfg and not any(fault.startswith(read) for fault in faults):
-            faults += _flow_faults(cfg)  # it reads those
-    if faults:
-        raise ConfigError(faults)
+        raise ConfigError(faults) from error
+    for path, node in _targets(cfg):
+        faults += _unknown(path, node, arguments(node["_target_"]))
+    return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
+
+
+def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
+    """Targets that do not import, arguments that do not bind (inside partials too), what constructors refuse.
+
+    Args:
+        cfg: a config whose values can be resolved.
+        known: its other faults; where they concern the model, it is not made.
+    """
+    faults = [fault for path, node in _targets(cfg) for fault in _target_faults(path, node)]
+    sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
+    read = ("objective", "backbone", "views", "procedure", *sizes)
+    if "objective" in cfg and not any(fault.startswith(read) for fault in (*known, *faults)):
+        faults += _flow_faults(cfg)  # it reads those
+    return faults
+
+
+def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterator[str]:
+    """Arguments of a node that its target does not have; None: it takes any."""
+    if known is not None:
+        for key in sorted({str(key) for key in node if not str(key).startswith("_")}.difference(known)):
+            yield f"{path}.{key}: {node['_target_']} takes no such argument; {nearest(key, known)}"
 
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
@@ -360,8 +392,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
     parameters = inspect.signature(target).parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        for key in sorted(given - named.keys()):
-            yield f"{path}.{key}: {name} takes no such argument; {nearest(key, named)}"
+        yield from _unknown(path, node, named)
     if not node.get("_partial_"):
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig
 
 from repr.cli import is_first, one_line_errors
-from repr.config import check, compose, show
+from repr.config import compose, show
 from repr.runs.claim import claimed
 from repr.runs.folder import (
     REPORT,
@@ -24,6 +24,7 @@ from repr.runs.folder import (
     save_results,
     stage_folders,
 )
+from repr.runs.inputs import check_inputs, data_module
 from repr.runs.trust import check_folders, check_trusted, resuming
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def fit(cfg: DictConfig) -> Results:
     Raises:
         ConfigError: the config has faults; all of them are told.
     """
-    check(cfg)
+    check_inputs(cfg)
     with claimed(cfg):
         return train(cfg).results
 
@@ -112,6 +113,7 @@ def train(cfg: DictConfig) -> Run:
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
     from repr.runs.initial_weights import load_weights
+    from repr.training.memory import check_memory
     from repr.training.metrics_file import keep_rows
     from repr.training.tensorboard import add_config
     from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
@@ -123,13 +125,15 @@ def train(cfg: DictConfig) -> Run:
     # No tensors here, only what stands beside them; Lightning reads the rest.
     saved = read_beside(checkpoint) if checkpoint else {}
     pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = instantiate(cfg.data)
+    datamodule = data_module(cfg)
     objective = instantiate(cfg.objective)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
     trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
     if cfg.init_from and checkpoint is None:
         trainer.print(load_weights(objective, cfg.init_from))
     prepare(objective, cfg, trainer.world_size)
+    if is_first():
+        check_memory(cfg, objective, trainer)
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
@@ -169,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.show:
             print(show(cfg))
             return
-        check(cfg)
+        check_inputs(cfg)
         from hydra.utils import instantiate
 
         procedure = instantiate(cfg.procedure)
@@ -194,9 +198,9 @@ def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:
         return compose(overrides, config_dir=config_dir)
     folder, trust = given["resume"], given.get("trust", "false").lower() == "true"
     changed = [override for override in overrides if override.partition("=")[0] not in ("resume", "trust")]
+    cfg = load_run(folder, changed, trust=trust)
     for stage in stage_folders(folder).values():  # the procedure goes on with them
         load_run(stage, trust=trust)
-    cfg = load_run(folder, changed, trust=trust)
     cfg.resume, cfg.run_folder, cfg.trust = folder, folder, trust
     if not trust:
         check_trusted(cfg, folder)  # again, since what was changed may decide what an interpolation leads to

@@ -47,12 +47,12 @@ class Optim:
         decay_1d: decay biases and gains too (some papers do).
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
-        warmup_steps: steps of linear warm-up, of which the last has ``lr``.
+        warmup_steps: steps of linear warm-up, of which the last has ``lr``; below 1 their share of the run (0.05).
         warmup_lr: learning rate of the first of them; None: ``lr / warmup_steps``, as in open_clip.
         peak_after_warmup: the first step after the warm-up, instead of its last, is the first with ``lr``; a cosine
             begins there either way.
         final_lr: learning rate at the end of the cosine or of the cooldown.
-        cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``.
+        cooldown_steps: last steps of a constant schedule over which it falls to ``final_lr``; below 1 their share.
         cooldown_power: shape of that fall; 1 is linear.
         layer_decay: factor by which the learning rate of the backbone falls from each layer to the one below it, as
             timm's ``group_matcher`` counts layers; everything else keeps the full rate. None: no such decay.
@@ -67,17 +67,23 @@ class Optim:
     decay_1d: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: Schedule = "cosine"
-    warmup_steps: int = 0
+    warmup_steps: float = 0
     warmup_lr: float | None = None
     peak_after_warmup: bool = False
     final_lr: float = 0.0
-    cooldown_steps: int = 0
+    cooldown_steps: float = 0
     cooldown_power: float = 1.0
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"optim.schedule is '{self.schedule}'; set it to cosine or constant")
+        for name in ("warmup_steps", "cooldown_steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool | str | None) or not (0 <= value < 1 or (value >= 1 and value % 1 == 0)):
+                raise ValueError(
+                    f"optim.{name} is {value}; set it to a number of steps, or to a share of the run below 1"
+                )
         if self.cooldown_steps and self.schedule != "constant":
             raise ValueError("optim.cooldown_steps belongs to optim.schedule=constant")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
@@ -91,7 +97,7 @@ class Optim:
             ValueError: warm-up and cooldown are longer than the run, or an optimizer that does not go with sharded
                 parameters.
         """
-        if self.warmup_steps + self.cooldown_steps > total_steps:
+        if sum(self._phases(total_steps)) > total_steps:
             raise ValueError(
                 f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
@@ -105,6 +111,13 @@ class Optim:
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
         return optimizer, LambdaLR(optimizer, partial(self.lr_factor, total_steps=total_steps))
+
+    def _phases(self, total_steps: int) -> tuple[int, int]:
+        """Whole steps of warm-up and of cooldown."""
+        warmup, cooldown = (
+            round(steps * total_steps if steps < 1 else steps) for steps in (self.warmup_steps, self.cooldown_steps)
+        )
+        return warmup, cooldown
 
     def _make(self, groups: list[dict[str, Any]]) -> Optimizer:
         if self.name.lower() == LARS_L2:
@@ -137,7 +150,7 @@ class Optim:
 
     def lr_factor(self, step: int, total_steps: int) -> float:
         """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last."""
-        warmup = self.warmup_steps
+        warmup, cooldown = self._phases(total_steps)
         if step < warmup:
             start = 1 / warmup if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr
             return start + (1 - start) * step / (warmup if self.peak_after_warmup else max(warmup - 1, 1))
@@ -145,9 +158,9 @@ class Optim:
         if self.schedule == "cosine":
             progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
             return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-        if not self.cooldown_steps:
+        if not cooldown:
             return 1.0
-        left = min(max((total_steps - step) / self.cooldown_steps, 0.0), 1.0)
+        left = min(max((total_steps - step) / cooldown, 0.0), 1.0)
         return final + (1 - final) * left**self.cooldown_power
 
     def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:

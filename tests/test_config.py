@@ -249,6 +249,22 @@ def test_what_a_backbone_or_an_optimizer_cannot_do_is_refused(overrides: list[st
         check(compose([*overrides, "run_folder=x"]))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["trainer=cpu", "optim.lr=1e-3"], "demo"),
+        (["data=folder", "data.train.root=x", "eval=default"], "cuaxu_scratch-folder"),
+        (["objective=simclr"], "simclr-emoji"),
+        (["experiment=mae_emoji", "data=folder", "data.train.root=x"], "mae_emoji"),
+        (["objective=simclr", "name=mine"], "mine"),
+    ],
+)
+def test_a_run_has_the_name_of_what_is_trained(overrides: list[str], name: str) -> None:
+    cfg = compose(overrides)
+    assert cfg.name == name
+    assert "hydra" not in cfg
+
+
 def test_a_text_tower_without_a_context_length_is_told_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "own.yaml").write_text(

@@ -191,6 +191,19 @@ def test_the_optimizer_follows_the_schedule() -> None:
     assert all(group["lr"] == pytest.approx(0.01) for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("total", [12, 126, 1000])
+def test_phases_may_be_shares_of_the_run(total: int) -> None:
+    share, steps = (
+        Optim(schedule="constant", warmup_steps=warmup, cooldown_steps=cooldown)
+        for warmup, cooldown in ((0.16, 0.5), (round(0.16 * total), round(0.5 * total)))
+    )
+    factors = [optim.lr_factor(step, total) for optim in (share, steps) for step in range(total)]
+    assert factors[:total] == factors[total:]
+    share.build(nn.Linear(2, 2), 1)  # never longer than the run
+    with pytest.raises(ValueError, match="exceed the 1 steps"):
+        steps.build(nn.Linear(2, 2), 1)
+
+
 def test_decay_goes_to_parameters_of_two_dimensions_and_more() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     model.scale = nn.Parameter(torch.zeros(()))
@@ -246,6 +259,10 @@ def test_layer_decay_falls_towards_the_input_and_spares_the_rest() -> None:
     [
         ({"name": "adamww"}, "optim.name"),
         ({"warmup_steps": 9}, "optim.warmup_steps=9"),
+        ({"warmup_steps": 1.5}, "a number of steps, or to a share of the run below 1"),
+        ({"warmup_steps": None}, "optim.warmup_steps is None"),
+        ({"warmup_steps": -0.1}, "optim.warmup_steps is -0.1"),
+        ({"warmup_steps": 0.6, "cooldown_steps": 0.6, "schedule": "constant"}, "exceed the 5 steps"),
         ({"schedule": "linear"}, "cosine or constant"),
         ({"cooldown_steps": 2}, "optim.schedule=constant"),
         ({"layer_decay": 2.0}, "optim.layer_decay"),

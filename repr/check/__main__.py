@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from repr.cli import one_line_errors
-from repr.config import check, compose
+from repr.config import compose
 from repr.files import replacing
+from repr.runs.inputs import check_inputs, data_module
 
 if TYPE_CHECKING:
     from repr.data.datamodule import DataModule
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.rows is not None and options.rows < 1:
             raise ValueError(f"--rows {options.rows}; set it to 1 or more")
         cfg = compose(options.overrides, config_dir=options.config_dir)
-        check(cfg)
+        check_inputs(cfg)
         status = run(cfg, options.out, options.rows, options.font)
     sys.exit(status)
 
@@ -95,10 +96,8 @@ def unusable(report: dict[str, Any], datamodule: DataModule) -> list[str]:
 
 def build(cfg: DictConfig) -> tuple[DataModule, list[str]]:
     """The data module, also where the batch is larger than the training set; remarks on what training will refuse."""
-    from hydra.utils import instantiate
-
     batch_size, cfg.data.batch_size = cfg.data.batch_size, 1
-    datamodule = instantiate(cfg.data)
+    datamodule = data_module(cfg)
     num = len(datamodule.order)
     datamodule.batch_size = min(batch_size, num)
     if batch_size <= num:

@@ -27,10 +27,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repr.cli import one_line_errors
-from repr.config import check
 from repr.config import show as show_config
 from repr.evaluate.evaluation import config, evaluate
 from repr.runs.folder import EVALUATION
+from repr.runs.inputs import check_inputs
 
 
 def show(evaluation: Mapping[str, Any]) -> None:
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.show:
             print(show_config(cfg))
             return
-        check(cfg)
+        check_inputs(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
         if evaluation:
             show(evaluation)

@@ -15,6 +15,7 @@ from repr.cli import is_first
 from repr.config import CONF, ConfigError, compose
 from repr.files import replacing
 from repr.runs.folder import ENCODER, EVALUATION, EVALUATIONS, holder, load_run, run_folder
+from repr.runs.inputs import data_module
 
 if TYPE_CHECKING:
     from repr.evaluate.encoder import Encoder
@@ -36,8 +37,6 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
         ConfigError: there is no such model or protocol, or a class file does not fit.
         ValueError: it cannot take pictures of that size; too many rows of a set cannot be read.
     """
-    from hydra.utils import instantiate
-
     from repr.distributed import rank
     from repr.evaluate.protocol import check_protocols, compute, plan, read_protocols
     from repr.evaluate.stored_tables import StoredTables
@@ -55,7 +54,7 @@ def evaluate(cfg: DictConfig, *, data_name: str = "data", class_files: Sequence[
     cfg.data.update({"mean": list(encoder.mean), "std": list(encoder.std)})
     asked: Any = OmegaConf.to_container(cfg.get("eval") or OmegaConf.create(), resolve=True)
     protocols = read_protocols(asked)
-    data = instantiate(cfg.data)
+    data = data_module(cfg)
     foreign_folder = Path("runs", EVALUATIONS, re.sub(r"[^\w.-]+", "_", cfg.model).strip("_"))
     folder = foreign_folder if cfg.model.startswith(FOREIGN) else holder(cfg.model) / EVALUATIONS
     cfg.run_folder = str(folder)

@@ -8,6 +8,8 @@ from typing import Any
 
 from repr.cli import one_line_errors
 from repr.config import ConfigError, nearest
+from repr.export.options import check_options
+from repr.runs.folder import run_folder
 
 # None: it must be given.
 DEFAULTS: dict[str, Any] = {
@@ -31,9 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = parser.parse_args(arguments).options
     with one_line_errors():
         options = parse(words)
-        from repr.export.folders import export  # here, so that a mistyped option is refused before its seconds
+        run, trust = options.pop("run"), options.pop("trust")
+        check_options(**options)
+        run_folder(run, "run")
+        from repr.export.folders import export  # here, so that what is wrong so far is refused before its seconds
 
-        out = export(options.pop("run"), **options)
+        out = export(run, **options, trust=trust)
         print(f"verified and written: {out}")
 
 

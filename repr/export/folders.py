@@ -13,6 +13,7 @@ from torch import Tensor
 
 from repr.config import ConfigError
 from repr.export import model_card, onnx_towers, openclip, timm_trunk
+from repr.export.options import HUB, STAGED, check_options
 from repr.export.target import Answers, Export, Loaded, Samples, Target
 from repr.export.verify import verify
 from repr.files import checksum, replacing_folder
@@ -25,9 +26,6 @@ TARGETS: dict[str, Target] = {
     "timm": timm_trunk.TARGET,
     "onnx": onnx_towers.TARGET,
 }
-HUB = "hf"  # open_clip where text was trained, otherwise timm, with a model card
-STAGED = ("open_clip", "timm", HUB)  # read by join_stages.py
-WEIGHTS = ("model", "teacher", "unaveraged")
 STAGES, READER = "stages.json", "join.py"
 WRITTEN = "written.json"  # the files of an export, with their sizes and checksums
 
@@ -74,7 +72,11 @@ def export(
             same transform or tokens.
         ValueError: the library gives something else; nothing was kept.
     """
-    _check(out, to, force, untrained_text, weights)
+    targets = (*STAGED, *TARGETS)
+    check_options(out, to=to, weights=weights, untrained_text=untrained_text, force=force, targets=targets)
+    if to in TARGETS and (fault := TARGETS[to].missing()):
+        raise ConfigError([fault])
+    _check_replaced(Path(out))
     if isinstance(source, str | Path) and (stages := stage_folders(source)):
         if untrained_text:
             raise ConfigError([f"untrained_text=true is for one model, and {source} has stages: export one of them"])
@@ -160,21 +162,8 @@ def _library(to: str, trained: Trained) -> str:
     return to if to != HUB else "open_clip" if trained.has_text else "timm"
 
 
-def _check(out: str | Path, to: str, force: bool, untrained_text: bool, weights: str) -> None:
-    """Raise before anything is read."""
-    out = Path(out)
-    for option, value, known in (("to", to, dict.fromkeys((*STAGED, *TARGETS))), ("weights", weights, WEIGHTS)):
-        if value not in known:
-            *names, last = known
-            raise ConfigError([f"{option}={value}; set it to {', '.join(names)} or {last}"])
-    if to in TARGETS and (fault := TARGETS[to].missing()):
-        raise ConfigError([fault])
-    if untrained_text and to != "open_clip":
-        raise ConfigError([f"untrained_text=true is for to=open_clip, not to={to}"])
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise ConfigError([f"out={out} is not a folder; choose another"])
-    if out.exists() and not force:
-        raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
+def _check_replaced(out: Path) -> None:
+    """Raise where ``force`` would remove something else than an export."""
     written = _written(out)
     if others := [
         name for name in _files(out) if name != WRITTEN and not _is_as_written(out / name, written.get(name))

@@ -26,7 +26,8 @@ from repr.data.cluster_order import ClusterOrder, describe
 from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, read_arrays, save_clusters
 from repr.distributed import gather_objects, on_first
 from repr.evaluate.during_training import Evaluation
-from repr.export.folders import STAGED, export
+from repr.export.folders import export
+from repr.export.options import STAGED
 from repr.fit import Run, train
 from repr.models.concat import Norm
 from repr.procedures.features import cluster, extract

@@ -99,10 +99,11 @@ def load_run(
         raise ConfigError([f"{path} is damaged ({' '.join(str(error).split())}); put a copy of it back"]) from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError([f"{path} is damaged ({'it is empty' if not cfg else 'a list'}); put a copy of it back"])
+    _complete(cfg, path)
+    change(cfg, overrides)  # which builds nothing, and refuses a mistyped option at once
     if not trust:
         check_trusted(cfg, str(path), built)
-    _complete(cfg, path)
-    return change(cfg, overrides)
+    return cfg
 
 
 def _complete(cfg: DictConfig, path: Path) -> None:

@@ -11,17 +11,17 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from repr.data.datasets import MAX_CAPTION_CHARS
 from repr.data.sources.columns import Labels
 from repr.data.sources.pictures import decode, open_zip, read_picture, read_zipped
 from repr.data.sources.source import QuestionSource
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Questions(NamedTuple):
@@ -39,6 +39,10 @@ def questions(source: QuestionSource) -> Questions:
     Raises:
         OSError: a row has no caption, or it cannot be read.
     """
+    import torch
+
+    from repr.data.datasets import MAX_CAPTION_CHARS
+
     places: dict[str, int] = {}
     rows = []
     for row in range(len(source)):

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 
 from repr.data.sources.source import Source, caption_weights
-from repr.seeds import sample_seed
 
 
 class Noisy:
@@ -39,6 +37,10 @@ class Noisy:
 
     def _rng(self, index: int) -> tuple[np.random.Generator, bool, bool]:
         """The noise of a row, and whether its picture and its captions have any."""
+        import torch  # here, so that a source can be built without it
+
+        from repr.seeds import sample_seed
+
         rng = np.random.default_rng(int(sample_seed(self._seed, 0, torch.tensor([index]))) % 2**64)
         draw = rng.random()
         return rng, draw < self._shares[0], self._shares[0] <= draw < sum(self._shares)

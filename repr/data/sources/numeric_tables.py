@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from repr.data.sources.columns import Labels, label_text, no_row, part_filter, wanted_cells
 from repr.data.sources.source import Source, columns_of, tables_of
 from repr.data.sources.table import read_csv, require_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class NumericTables:
@@ -161,6 +162,8 @@ def gather_tables(sources: Mapping[str, Source], *, min_max: bool) -> dict[str, 
     Raises:
         ValueError: a set has other blocks, or other columns, than ``train``.
     """
+    import torch
+
     sets = {
         name: {block: torch.as_tensor(table) for block, table in tables_of(source).items()}
         for name, source in sources.items()

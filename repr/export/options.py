@@ -1,0 +1,34 @@
+"""What an export can be told, and what is refused before anything is read; it needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from repr.config import ConfigError
+
+HUB = "hf"  # open_clip where text was trained, otherwise timm, with a model card
+STAGED = ("open_clip", "timm", HUB)  # read by join_stages.py
+TARGETS = (*STAGED, "onnx")
+WEIGHTS = ("model", "teacher", "unaveraged")
+
+
+def check_options(
+    out: str | Path, *, to: str, weights: str, untrained_text: bool, force: bool, targets: Iterable[str] = TARGETS
+) -> None:
+    """Refuse options of :func:`repr.export.folders.export` that do not exist or exclude each other.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for option, value, known in (("to", to, dict.fromkeys(targets)), ("weights", weights, WEIGHTS)):
+        if value not in known:
+            *names, last = known
+            raise ConfigError([f"{option}={value}; set it to {', '.join(names)} or {last}"])
+    if untrained_text and to != "open_clip":
+        raise ConfigError([f"untrained_text=true is for to=open_clip, not to={to}"])
+    out = Path(out)
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise ConfigError([f"out={out} is not a folder; choose another"])
+    if out.exists() and not force:
+        raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
