@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,8 @@ def find(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Found, lis
 
 def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> Found:
     below = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if "class_embedding" in below:  # the image tower of open_clip alone
+        below = {f"visual.{name}": tensor for name, tensor in below.items()}
     is_clip = any(name.startswith("visual.") for name in below)
     is_bare = not is_clip and not any(name.startswith("backbone.") for name in below)
     trunk: dict[str, Tensor] = {}
@@ -85,6 +88,8 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
             trunk[name] = tensor
         else:
             rest[f"text.{name}" if is_clip and name.startswith(_TEXT_TOWER) else name] = tensor
+    if {"visual.class_embedding", "visual.positional_embedding"} <= trunk.keys():
+        trunk = _with_own_parts(trunk, backbone, own)
     there = _converted(trunk, backbone, own)
     new = {tensor.untyped_storage().data_ptr() for tensor in trunk.values()}
     common = there.keys() & own.keys()
@@ -100,6 +105,21 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
         ],
         (len(common), sum(there[name].shape == own[name] for name in common)),
     )
+
+
+def _with_own_parts(trunk: dict[str, Tensor], backbone: Any, own: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """A ViT by open_clip's names that computes the same with what the backbone has and open_clip has not."""
+    last = "fc_norm" if "fc_norm.weight" in own and "norm.weight" not in own else "ln_post"
+    trunk = {
+        name.replace(".ls_", ".ls").replace("visual.ln_post", f"visual.{last}"): part for name, part in trunk.items()
+    }
+    if (bias := "patch_embed.proj.bias") in own:
+        trunk[f"visual.{bias}"] = torch.zeros(own[bias])
+    if getattr(backbone, "no_embed_class", False):
+        table = trunk["visual.positional_embedding"]
+        trunk["visual.class_embedding"] = trunk["visual.class_embedding"] + table[0]
+        trunk["visual.positional_embedding"] = table[1:]
+    return trunk
 
 
 def _converted(trunk: dict[str, Tensor], backbone: nn.Module, own: Mapping[str, torch.Size]) -> dict[str, Tensor]:
