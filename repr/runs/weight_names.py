@@ -91,7 +91,7 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
     if {"visual.class_embedding", "visual.positional_embedding"} <= trunk.keys():
         trunk = _with_own_parts(trunk, backbone, own)
     there = _converted(trunk, backbone, own)
-    new = {tensor.untyped_storage().data_ptr() for tensor in trunk.values()}
+    read = {tensor.untyped_storage().data_ptr() for tensor in trunk.values()}
     common = there.keys() & own.keys()
     return Found(
         prefix,
@@ -100,7 +100,7 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
         [
             f"backbone.{name}"
             for name in common
-            if there[name].untyped_storage().data_ptr() not in new
+            if there[name].untyped_storage().data_ptr() not in read
             and (name not in trunk or there[name].numel() != trunk[name].numel())
         ],
         (len(common), sum(there[name].shape == own[name] for name in common)),
@@ -133,8 +133,8 @@ def _converted(trunk: dict[str, Tensor], backbone: nn.Module, own: Mapping[str, 
         children = {str(number): name for number, (name, _) in enumerate(backbone.named_children())}
         parts = {name: name.partition(".") for name in trunk}
         trunk = {"".join((children.get(first, first), *rest)): trunk[name] for name, (first, *rest) in parts.items()}
-    module = vars(inspect.getmodule(type(backbone)))
-    convert = next((module[name] for name in _FILTERS if name in module), None)
+    module = inspect.getmodule(type(backbone))
+    convert = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
     if convert is not None:
         takes_model = len(inspect.signature(convert).parameters) > 1
         try:
