@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,8 @@ def find(backbone: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[Found, lis
 
 def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> Found:
     below = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if "class_embedding" in below:  # the image tower of open_clip alone
+        below = {f"visual.{name}": tensor for name, tensor in below.items()}
     is_clip = any(name.startswith("visual.") for name in below)
     is_bare = not is_clip and not any(name.startswith("backbone.") for name in below)
     trunk: dict[str, Tensor] = {}
@@ -85,8 +88,10 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
             trunk[name] = tensor
         else:
             rest[f"text.{name}" if is_clip and name.startswith(_TEXT_TOWER) else name] = tensor
+    if {"visual.class_embedding", "visual.positional_embedding"} <= trunk.keys():
+        trunk = _with_own_parts(trunk, backbone, own)
     there = _converted(trunk, backbone, own)
-    new = {tensor.untyped_storage().data_ptr() for tensor in trunk.values()}
+    read = {tensor.untyped_storage().data_ptr() for tensor in trunk.values()}
     common = there.keys() & own.keys()
     return Found(
         prefix,
@@ -95,11 +100,26 @@ def _below(prefix: str, backbone: nn.Module, own: Mapping[str, torch.Size], tens
         [
             f"backbone.{name}"
             for name in common
-            if there[name].untyped_storage().data_ptr() not in new
+            if there[name].untyped_storage().data_ptr() not in read
             and (name not in trunk or there[name].numel() != trunk[name].numel())
         ],
         (len(common), sum(there[name].shape == own[name] for name in common)),
     )
+
+
+def _with_own_parts(trunk: dict[str, Tensor], backbone: Any, own: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """A ViT by open_clip's names that computes the same with what the backbone has and open_clip has not."""
+    last = "fc_norm" if "fc_norm.weight" in own and "norm.weight" not in own else "ln_post"
+    trunk = {
+        name.replace(".ls_", ".ls").replace("visual.ln_post", f"visual.{last}"): part for name, part in trunk.items()
+    }
+    if (bias := "patch_embed.proj.bias") in own:
+        trunk[f"visual.{bias}"] = torch.zeros(own[bias])
+    if getattr(backbone, "no_embed_class", False):
+        table = trunk["visual.positional_embedding"]
+        trunk["visual.class_embedding"] = trunk["visual.class_embedding"] + table[0]
+        trunk["visual.positional_embedding"] = table[1:]
+    return trunk
 
 
 def _converted(trunk: dict[str, Tensor], backbone: nn.Module, own: Mapping[str, torch.Size]) -> dict[str, Tensor]:
@@ -113,8 +133,8 @@ def _converted(trunk: dict[str, Tensor], backbone: nn.Module, own: Mapping[str, 
         children = {str(number): name for number, (name, _) in enumerate(backbone.named_children())}
         parts = {name: name.partition(".") for name in trunk}
         trunk = {"".join((children.get(first, first), *rest)): trunk[name] for name, (first, *rest) in parts.items()}
-    module = vars(inspect.getmodule(type(backbone)))
-    convert = next((module[name] for name in _FILTERS if name in module), None)
+    module = inspect.getmodule(type(backbone))
+    convert = next((getattr(module, name) for name in _FILTERS if hasattr(module, name)), None)
     if convert is not None:
         takes_model = len(inspect.signature(convert).parameters) > 1
         try:

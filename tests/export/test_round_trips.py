@@ -27,6 +27,7 @@ from repr.data.sources.emoji import Emoji
 from repr.export.folders import TARGETS, export, load_joined, write
 from repr.export.target import Export, Samples
 from repr.export.verify import LOADER, TOLERANCE, answers_elsewhere, difference
+from repr.runs.initial_weights import load_weights
 from repr.runs.trained import Trained
 from tests.export.conftest import trained
 from tests.objectives.conftest import OBJECTIVES
@@ -136,6 +137,31 @@ def test_every_objective_comes_back(samples: Samples, tmp_path: Path) -> None:
             exports.add(f"{name}-{to}", trained(name, backbone=taken[i % len(taken)]), to)
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((f"vit/{name}", (*VIT, *VITS[name])) for name in ("scaled", "no_biases")),
+        ("vit/images", (*VIT, "+backbone.global_pool=avg")),
+    ],
+)
+def test_a_run_starts_from_an_export(name: str, options: tuple[str, ...], loaded: Exports) -> None:
+    """Whatever its names are there, with class token or not and with parts that open_clip has not."""
+    export = next(one for one in loaded.exports if one.folder == loaded.root / name)
+    objective = trained("clip" if "text" in export.answers else "simclr", *options).objective
+    for parameter in objective.parameters():
+        torch.nn.init.ones_(parameter.requires_grad_(False))
+    report = load_weights(objective, str(export.folder))
+    assert not [missing for missing in report.missing if not missing.startswith("head.")]
+    with torch.inference_mode():
+        assert (
+            difference({"image": objective.encode_image(export.answers["pixels"])}, {"image": export.answers["image"]})
+            is None
+        )
+        if "text" in export.answers:
+            text = objective.encode_text(export.answers["tokens"])
+            assert torch.equal(text, export.answers["text"])
 
 
 def test_open_clip_builds_by_timms_name_where_it_can(loaded: Exports) -> None:
