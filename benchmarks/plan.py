@@ -30,8 +30,8 @@ from omegaconf import DictConfig
 
 from benchmarks.report import hardware, publish
 from repr.config import check, compose
+from repr.training.forecast import Planner, fake_batch
 from repr.training.trainer import prepare
-from tools.forecast import Planner, fake_batch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/plan.md"

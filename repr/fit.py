@@ -112,6 +112,7 @@ def train(cfg: DictConfig) -> Run:
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
     from repr.runs.initial_weights import load_weights
+    from repr.training.memory import check_memory
     from repr.training.metrics_file import keep_rows
     from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
 
@@ -129,6 +130,8 @@ def train(cfg: DictConfig) -> Run:
     if cfg.init_from and checkpoint is None:
         trainer.print(load_weights(objective, cfg.init_from))
     prepare(objective, cfg, trainer.world_size)
+    if is_first():
+        check_memory(cfg, objective, trainer)
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)

@@ -7,7 +7,8 @@ Run in the root of the repository, with what ``repr.fit`` takes, and the machine
 
 ``gpus`` is their number in all, ``memory`` what each has in GB (10^9 bytes), of which a tenth is left to CUDA's
 context, workspaces and fragmentation, and ``bandwidth`` what each sends in GB/s (50: a link of 400 Gbit/s). Batch sizes
-are those of all GPUs together, as ``data.batch_size`` is. The step is traced without data (:mod:`tools.memory_trace`).
+are those of all GPUs together, as ``data.batch_size`` is. The step is traced without data
+(:mod:`repr.training.memory_trace`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from omegaconf import DictConfig
 
 from repr.cli import one_line_errors
 from repr.config import ConfigError, check, compose
-from tools.forecast import BUCKETS, FEWEST, GATHERED, HALF, WHOLE, Planner
+from repr.training.forecast import BUCKETS, FEWEST, GATHERED, HALF, WHOLE, Planner
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from repr.cli import one_line_errors
 from repr.config import CONF, ConfigError, nearest
-from tools.forecast import Planner
+from repr.training.forecast import Planner
 from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, config
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"

@@ -1,6 +1,7 @@
 """What a training step of a config costs on a number of GPUs: memory at its fullest moment, and what is sent.
 
-The step is traced without data (:mod:`tools.memory_trace`); what FSDP2 gathers, and DDP copies, is counted beside it.
+The step is traced without data (:mod:`repr.training.memory_trace`); what FSDP2 gathers, and DDP
+copies, is counted beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from repr.training.trainer import prepare
 if TYPE_CHECKING:
     from repr.batch import Batch
     from repr.objectives.base import Objective
-    from tools.memory_trace import Trace
+    from repr.training.memory_trace import Trace
 
 NUM_CHUNKS = 32  # of a loss that are traced
 FEWEST = 2  # rows of a process: BatchNorm and losses compare some
@@ -66,13 +67,13 @@ class Planner:
     Args:
         cfg: a config that was checked.
         gpus: W.
-        foreach: see :func:`tools.memory_trace.trace_optimizer`.
+        foreach: see :func:`repr.training.memory_trace.trace_optimizer`.
     """
 
     def __init__(self, cfg: DictConfig, *, gpus: int, foreach: bool = True) -> None:
         from torch.nn.modules.batchnorm import _BatchNorm
 
-        from tools.memory_trace import trace_optimizer
+        from repr.training.memory_trace import trace_optimizer
 
         self.cfg, self.gpus = cfg, gpus
         objective = build(cfg, gpus * FEWEST)
@@ -86,7 +87,7 @@ class Planner:
         tower = max((2 * part.weights for part in parts if not part.is_layer), default=0)
         layer = max((3 * part.weights + 2 * part.gradients for part in parts if part.is_layer), default=0)
         gathered = tower + layer
-        self.held = {BUCKETS: self.trained, GATHERED: gathered}
+        self.held: dict[str, float] = {BUCKETS: self.trained, GATHERED: gathered}
         self.shares: dict[str, dict[str, float]] = {"": dict.fromkeys(self.held, 0.0)}
         if gpus > 1:
             ready = sum(part.size for part in parts if part.weights < part.size)  # gathered in half precision
@@ -141,7 +142,7 @@ class Planner:
         import torch
         from torch.utils._pytree import tree_leaves
 
-        from tools.memory_trace import trace
+        from repr.training.memory_trace import trace
 
         cfg, precision = self.cfg, str(self.cfg.trainer.precision)
         objective, batch = build(cfg, rows * num_processes), fake_batch(cfg, rows)
