@@ -87,7 +87,7 @@ class Planner:
         tower = max((2 * part.weights for part in parts if not part.is_layer), default=0)
         layer = max((3 * part.weights + 2 * part.gradients for part in parts if part.is_layer), default=0)
         gathered = tower + layer
-        self.held = {BUCKETS: self.trained, GATHERED: gathered}
+        self.held: dict[str, float] = {BUCKETS: self.trained, GATHERED: gathered}
         self.shares: dict[str, dict[str, float]] = {"": dict.fromkeys(self.held, 0.0)}
         if gpus > 1:
             ready = sum(part.size for part in parts if part.weights < part.size)  # gathered in half precision
