@@ -51,7 +51,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # The sum over ranks is W times the true gradient, and the mean that DDP and FSDP2 take afterwards makes it exact.
+        # The sum over ranks is W times the true gradient; the mean that DDP and FSDP2 take afterwards makes it exact.
         parts = list(grads[0].contiguous().unflatten(0, (world_size(), -1)))
         out = torch.empty_like(parts[0])
         dist.reduce_scatter(out, _by_rank(parts) if ctx.own_first else parts)
@@ -70,7 +70,7 @@ def gather(x: Tensor, *, own_first: bool = False) -> Tensor:
 
 
 def spread(x: Tensor, chunk_size: int | None) -> Tensor:
-    """The rows (B, ...) of all ranks from this one on, without gradient: (W, B, ...); ``chunk_size`` are sent at once."""
+    """The rows (B, ...) of all ranks from this one on, without gradient, sent by ``chunk_size``: (W, B, ...)."""
     if world_size() == 1:
         return x[None]
     out = x.new_empty(world_size(), *x.shape)

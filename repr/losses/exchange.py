@@ -4,7 +4,7 @@ Such a loss is handed an :class:`Exchange`, and by default one without other pro
 each. Processes are numbered from this one on: 0 is itself, 1 the next, and after the last comes the first.
 
 Gradients follow the convention of :func:`repr.distributed.gather`: what a process gets for its rows and for parameters
-is W times its part of the gradient of one process on the global batch, so that the mean over processes is that gradient.
+is W times its part of the gradient of one process on the global batch, so the mean over processes is that gradient.
 """
 
 from __future__ import annotations

@@ -134,8 +134,8 @@ class MaskedImageText(TwoTowers):
     MAE with CLIP's contrast (after the video method of arXiv 2408.00759, equations 1 to 3): the first view is masked,
     encoded and rebuilt as by :class:`MaskedViews`; what the backbone pools of the visible patches ->
     ``image_projection``, against the text tower, with CLIP's loss (:func:`repr.losses.contrastive.clip`). There is no
-    BatchNorm. The loss is that of the global batch. Without a weight of ``reconstruction`` it is CLIP on masked pictures, as
-    FLIP (Li et al., 2022, arXiv 2212.00794).
+    BatchNorm. The loss is that of the global batch. Without a weight of ``reconstruction`` it is CLIP on masked
+    pictures, as FLIP (Li et al., 2022, arXiv 2212.00794).
 
     Text-guided masking (``masking.kind=text``, the same paper): the patches most similar to the caption are removed.
     The similarity is that of a frozen scorer, or else of the flow's own towers, whose image projection is linear, so

@@ -31,8 +31,8 @@ class MixupContrast(Objective):
     Flow: each modality -> its encoder -> its head; all embeddings side by side -> fusion head. The terms are those of
     the global batch, in float32. For the contrast each modality is mixed within itself and compared with the next one,
     unmixed; the last one with the first, so two modalities are compared in both directions. After the switch embeddings
-    are compared as they are. Who is mixed with whom comes from the seeds of the global batch; gathered from all ranks is
-    what partners are taken from, embeddings or, at the input level, raw inputs (without gradient). There an encoder
+    are compared as they are. Who is mixed with whom comes from the seeds of the global batch; partners are taken from
+    what is gathered of all ranks, embeddings or, at the input level, raw inputs (without gradient). There an encoder
     passes its rows and the mixed ones together. BatchNorm of the backbone has the statistics of all ranks.
 
     Terms: ``fusion`` and ``<modality>_head``, cross-entropies; ``contrast``, the sum over the pairs of modalities.
