@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -119,6 +120,32 @@ def on_first(work: Callable[[], T]) -> T:
     if fault is not None:
         raise fault
     return value
+
+
+def pass_on(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
+    """Begin to hand tensors to the rank before this one, and to take as many of their shapes from the one after it.
+
+    All ranks must call it; it has a group of processes of its own.
+
+    Returns:
+        What comes, and what waits for it; ``tensors`` are to be left as they are until then.
+    """
+    came = [torch.empty_like(x) for x in tensors]
+    group, before, after = _ring(dist.group.WORLD), (rank() - 1) % world_size(), (rank() + 1) % world_size()
+    sends = [dist.P2POp(dist.isend, x, before, group, tag) for tag, x in enumerate(tensors)]
+    takes = [dist.P2POp(dist.irecv, x, after, group, tag) for tag, x in enumerate(came)]
+    works = dist.batch_isend_irecv([*sends, *takes]) if tensors else []
+
+    def wait() -> None:
+        for work in works:
+            work.wait()
+
+    return came, wait
+
+
+@lru_cache(maxsize=1)
+def _ring(world: Any) -> Any:
+    return dist.new_group()
 
 
 class _Sum(torch.autograd.Function):

@@ -62,6 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     },
     "m3col, switched": {"name": "m3col", "overrides": ["objective.mixing.switch=0"]},
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
+    "cuaxu, ring in chunks": {"name": "cuaxu", "overrides": ["exchange=ring", "chunk_size=1"]},
+    "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }

@@ -13,7 +13,7 @@ from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.evaluate.stored_features import TableWriter
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
-from repr.losses.exchange import GATHER
+from repr.losses.exchange import GATHER, Gather, Ring
 from repr.models.batchnorm import SyncBatchNorm
 from tests.golden import golden
 from tests.parity_cases import in_processes
@@ -40,7 +40,18 @@ def worker() -> dict[str, Any]:
         "on_first": decided_by_the_first(),
         "features": collected(index),
         "norm": normalised(index),
+        "uneven": uneven(index),
     }
+
+
+def uneven(index: int) -> list[str]:
+    """What is said where the processes have two rows and three."""
+    said = []
+    for kind in (Gather, Ring):
+        with pytest.raises(ValueError, match="as many rows on every process") as caught:
+            clip(torch.ones(2 + index, 3), torch.ones(2 + index, 3), logit_scale=1.0, exchange=kind())
+        said.append(str(caught.value))
+    return said
 
 
 def normalised(index: int) -> dict[str, Tensor]:
@@ -104,6 +115,10 @@ def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
     expected = torch.tensor([[1.0, 1], [2, 1], [3, 1], [0, 0], [5, 1]])
     torch.testing.assert_close(table["image"], torch.nn.functional.normalize(expected, dim=1))
     assert two[1]["features"] == {}
+
+
+def test_processes_with_unequal_rows_are_told_so(two: list[dict]) -> None:
+    assert all("and they have [2, 3]: give all" in said for record in two for said in record["uneven"])
 
 
 def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> None:

@@ -232,6 +232,7 @@ class _LogSumExp(Function):
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         _, chunk_size, exchange = ctx.options = options
+        spread = exchange.spread(x, chunk_size)
         shifts = exchange.rows(shift).unflatten(0, (-1, len(x)))  # (W, n)
         here = x.new_full(shifts.shape, NEVER)  # of all rows, over this process's columns
         column, diagonal = x.new_full((len(x),), NEVER), x.new_empty(len(x))
@@ -246,7 +247,7 @@ class _LogSumExp(Function):
             if chunk_size is None:
                 kept.append(logits)
 
-        matrix = Matrix(exchange.spread(x, chunk_size), y, scale, *options)
+        matrix = Matrix(spread, y, scale, *options)
         matrix.visit(reduce)
         row = exchange.logsumexp(here)
         ctx.save_for_backward(*matrix[:3], shift, column, (here - row).exp_(), *kept)

@@ -9,9 +9,10 @@ is W times its part of the gradient of one process on the global batch, so the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from repr import distributed
@@ -90,6 +91,9 @@ class Exchange:
 class Gather(Exchange):
     """Rows come to every process once, and are kept for backward: N x D numbers there, 2 N D sent by each."""
 
+    def __init__(self) -> None:
+        self._compared = False
+
     @property
     def size(self) -> int:  # type: ignore[override]
         """W."""
@@ -119,7 +123,67 @@ class Gather(Exchange):
         return (top + total.log_()).roll(-distributed.rank(), 0)
 
     def spread(self, x: Tensor, chunk_size: int | None) -> Tensor:  # noqa: D102
+        self._compare(x)
         return distributed.spread(x, chunk_size)
 
+    def _compare(self, x: Tensor) -> None:
+        """See, the first time, that all processes have as many rows."""
+        if not self._compared and self.size > 1:
+            nums = distributed.gather(torch.tensor([len(x)], device=x.device))
+            if (nums != len(x)).any():
+                raise ValueError(
+                    f"a loss of the global batch needs as many rows on every process, and they have {nums.tolist()}: "
+                    "give all of them batches of one size, and none that is smaller at the end (drop_last)"
+                )
+        self._compared = True
 
-ALONE, GATHER = Exchange(), Gather()
+
+class Ring(Gather):
+    """Rows travel from process to process, and what adds to their gradients with them, until it is at home.
+
+    No process holds more than its own rows and W x chunk_size of another's, and with backward 3 N D numbers are sent by
+    each. The next ones are on their way while a block is computed.
+    """
+
+    def spread(self, x: Tensor, chunk_size: int | None) -> Tensor:  # noqa: D102
+        self._compare(x)
+        return x[None]
+
+    def visit(  # noqa: D102
+        self, rows: Tensor, parts: Sequence[slice], chunk_size: int | None, work: Work, home: Tensor | None = None
+    ) -> None:
+        if self.size == 1:
+            super().visit(rows, parts, chunk_size, work, home)
+            return
+        for mine in row_blocks(rows.shape[1], chunk_size and chunk_size * self.size):
+            here, sums = rows[0, mine].contiguous(), None
+            for process in range(self.size):
+                leaving = [here] if process + 1 < self.size else []
+                came, wait = distributed.pass_on(leaving if sums is None else [*leaving, sums])
+                added = None if home is None else torch.zeros_like(here)
+                if any(process in range(self.size)[part] for part in parts):
+                    work(slice(process, process + 1), mine, here, added)
+                wait()
+                if added is not None:
+                    sums = added if sums is None else added.add_(came[-1])
+                here = came[0] if leaving else here
+            if home is not None and sums is not None:
+                (back,), wait = distributed.pass_on([sums])
+                wait()
+                home[mine] = back
+
+
+ALONE, GATHER, RING = Exchange(), Gather(), Ring()
+
+
+def exchange_of(kind: str, pairwise: Collection[str]) -> Exchange:
+    """The exchange of an objective's losses by its name, ``gather`` or ``ring``.
+
+    Raises:
+        ValueError: there is no such exchange, or a ring has no ``pairwise`` terms to serve.
+    """
+    if kind not in ("gather", "ring"):
+        raise ValueError(f"objective.exchange={kind}; set it to gather or ring")
+    if kind == "ring" and not pairwise:
+        raise ValueError("exchange=ring: no weighted term compares pairs of all processes; set it to gather")
+    return RING if kind == "ring" else GATHER

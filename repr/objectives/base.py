@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.distributed import gather, local, shard, total_norm, world_size
 from repr.drawing import Show
-from repr.losses.exchange import Exchange
+from repr.losses.exchange import RING, Exchange
 from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
@@ -35,8 +35,8 @@ class Objective(pl.LightningModule):
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
     has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
     arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
-    its heads give and of their hidden layers, and ``chunk_size`` is how many rows of its matrix of pairs exist at a
-    time (None: all).
+    its heads give and of their hidden layers, ``chunk_size`` is how many rows of its matrix of pairs exist at a time
+    (None: all), and ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``.
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -275,7 +275,8 @@ def chosen(
     exchange gets the rows of all.
 
     Raises:
-        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``.
+        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``, or
+            no ``exchange`` where that is a ring.
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
         raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
@@ -287,6 +288,8 @@ def chosen(
         functions |= {name: partial(functions[name], chunk_size=chunk_size) for name in pairwise}
     if exchange is None:
         return functions
+    if exchange is RING and (without := [name for name in pairwise if "exchange" not in options[name]]):
+        raise ValueError(f"exchange=ring: the losses of {', '.join(without)} take no exchange; set it to gather")
     return {
         name: partial(loss, exchange=exchange) if "exchange" in options[name] else partial(_of_gathered, loss)
         for name, loss in functions.items()

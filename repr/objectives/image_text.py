@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
-from repr.losses.exchange import GATHER
+from repr.losses.exchange import exchange_of
 from repr.objectives.base import Losses, chosen
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
@@ -62,10 +62,12 @@ class ImageText(TwoTowers):
         temperature_range: tuple[float, float] = (0.01, 1.0),
         logit_bias: float | None = None,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
-        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=GATHER)
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing)
         learned = "contrast" in self.weights
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)

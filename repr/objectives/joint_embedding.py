@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
-from repr.losses.exchange import GATHER
+from repr.losses.exchange import exchange_of
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
@@ -70,14 +70,16 @@ class JointEmbedding(Objective):
         last_norm: Norm | None = None,
         last_bias: bool = True,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
         widths = [width_of(backbone), *[hidden_dim] * (num_layers - 1), dim]
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
         self.losses = chosen(
-            {**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=GATHER
+            {**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing
         )
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)

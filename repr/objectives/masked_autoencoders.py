@@ -14,7 +14,7 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
-from repr.losses.exchange import GATHER
+from repr.losses.exchange import exchange_of
 from repr.models.backbone import feature_map, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
@@ -77,12 +77,14 @@ class MaskedViews(Objective):
         dim: int = 128,
         temperature: float = 0.1,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
         self.masking, self.positions = masking, positions
-        self.contrast = partial(nt_xent, chunk_size=chunk_size, exchange=GATHER)
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        self.contrast = partial(nt_xent, chunk_size=chunk_size, exchange=passing)
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" not in self.weights:  # nothing is pooled
@@ -166,6 +168,7 @@ class MaskedImageText(TwoTowers):
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
@@ -173,7 +176,7 @@ class MaskedImageText(TwoTowers):
         if "contrast" not in self.weights:
             raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
         self.masking, self.positions = masking, positions
-        self.contrast = partial(clip, chunk_size=chunk_size, exchange=GATHER)
+        self.contrast = partial(clip, chunk_size=chunk_size, exchange=exchange_of(exchange, self.PAIRWISE))
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.add_text_tower(text, temperature, temperature_range, learned=learn_temperature)
