@@ -64,7 +64,7 @@ class Embeddings:
 class StepOutput:
     """What a flow hands to the base. Only the terms are needed; :mod:`repr.training.collapse` watches the rest.
 
-    Shapes: N rows, of this process or of all; D dimensions; K prototypes.
+    Shapes: N rows of this process; D dimensions; K prototypes.
     """
 
     terms: dict[str, Tensor]  # the unweighted losses, scalars

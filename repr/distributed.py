@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -35,29 +36,60 @@ def _reduced(x: Tensor, op: Any = dist.ReduceOp.SUM) -> Tensor:
     return out
 
 
+def _by_rank(parts: Sequence[Tensor]) -> list[Tensor]:
+    """What is numbered from this rank on, 0 for itself, in the order of ranks."""
+    start = world_size() - rank()
+    return [*parts[start:], *parts[:start]]
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.num_rows = x.shape[0]
-        out = x.new_empty(world_size() * x.shape[0], *x.shape[1:])
-        dist.all_gather(list(out.split(x.shape[0])), x.contiguous())
-        return out
+    def forward(ctx: Any, x: Tensor, own_first: bool) -> Tensor:
+        ctx.own_first = own_first
+        out = x.new_empty(world_size(), *x.shape)
+        dist.all_gather(_by_rank(list(out)) if own_first else list(out), x.contiguous())
+        return out.flatten(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Every rank differentiates its own copy of the same global loss: the sum over ranks is W times the
-        # true gradient, and the mean that DDP and FSDP2 take afterwards makes it exact.
-        return _reduced(grads[0])[rank() * ctx.num_rows : (rank() + 1) * ctx.num_rows]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # The sum over ranks is W times the true gradient; the mean that DDP and FSDP2 take afterwards makes it exact.
+        parts = list(grads[0].contiguous().unflatten(0, (world_size(), -1)))
+        out = torch.empty_like(parts[0])
+        dist.reduce_scatter(out, _by_rank(parts) if ctx.own_first else parts)
+        return out, None
 
 
-def gather(x: Tensor) -> Tensor:
-    """Concatenate the rows (B, ...) of all ranks, equally many on each, in rank order: (W * B, ...).
+def gather(x: Tensor, *, own_first: bool = False) -> Tensor:
+    """Concatenate the rows (B, ...) of all ranks, equally many on each: (W * B, ...).
 
-    The gradient that reaches ``x`` is the sum over ranks of the gradients of their losses; when every rank computes the
-    same loss of the gathered rows, the mean over ranks that DDP takes of parameter gradients equals the gradient of one
-    process on the same global batch.
+    They are in the order of ranks, or from this rank's on to those of the one before it. The gradient that reaches
+    ``x`` is the sum over ranks of the gradients of their losses; when every rank has the value of the same loss of the
+    gathered rows, the mean over ranks that DDP takes of parameter gradients equals the gradient of one process on the
+    same global batch.
     """
-    return _Gather.apply(x) if world_size() > 1 else x
+    return _Gather.apply(x, own_first) if world_size() > 1 else x
+
+
+def spread(x: Tensor, chunk_size: int | None) -> Tensor:
+    """The rows (B, ...) of all ranks from this one on, without gradient, sent by ``chunk_size``: (W, B, ...)."""
+    if world_size() == 1:
+        return x[None]
+    out = x.new_empty(world_size(), *x.shape)
+    for rows, part in zip(out.split(chunk_size or len(x), 1), x.split(chunk_size or len(x)), strict=True):
+        dist.all_gather(_by_rank(list(rows)), part)
+    return out
+
+
+def add_up_at_home(out: Tensor, parts: Tensor) -> Callable[[], Any]:
+    """Begin to sum over ranks what each has for each, ``parts`` (W, ...) from this rank on, into its ``out`` (...).
+
+    Returns:
+        What waits until ``out`` has the sum; ``parts`` are to be kept until then.
+    """
+    if world_size() == 1:
+        out.copy_(parts[0])
+        return lambda: None
+    return dist.reduce_scatter(out, _by_rank(list(parts)), async_op=True).wait
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -90,24 +122,62 @@ def on_first(work: Callable[[], T]) -> T:
     return value
 
 
+def pass_on(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
+    """Begin to hand tensors to the rank before this one, and to take as many of their shapes from the one after it.
+
+    All ranks must call it; it has a group of processes of its own.
+
+    Returns:
+        What comes, and what waits for it; ``tensors`` are to be left as they are until then.
+    """
+    came = [torch.empty_like(x) for x in tensors]
+    group, before, after = _ring(dist.group.WORLD), (rank() - 1) % world_size(), (rank() + 1) % world_size()
+    sends = [dist.P2POp(dist.isend, x, before, group, tag) for tag, x in enumerate(tensors)]
+    takes = [dist.P2POp(dist.irecv, x, after, group, tag) for tag, x in enumerate(came)]
+    works = dist.batch_isend_irecv([*sends, *takes]) if tensors else []
+
+    def wait() -> None:
+        for work in works:
+            work.wait()
+
+    return came, wait
+
+
+@lru_cache(maxsize=1)
+def _ring(world: Any) -> Any:
+    return dist.new_group()
+
+
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alike: bool) -> Tensor:
+        ctx.alike = alike
         return _reduced(x)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return _reduced(grads[0])
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * world_size() if ctx.alike else _reduced(grads[0]), None
 
 
-def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
+def all_reduce(x: Tensor, op: Literal["sum", "max"] = "sum", *, alike: bool = False) -> Tensor:
     """Sum or maximum over ranks, element by element; ``x`` itself stays as it is.
 
-    A sum keeps gradients, with the convention of :func:`gather`; a maximum has none.
+    A sum keeps gradients, with the convention of :func:`gather`; a maximum has none. Where all ranks go on ``alike``
+    with the sum, as with the value of a loss, its gradients are the same, and none is communicated.
     """
     if world_size() == 1:
         return x
-    return _Sum.apply(x) if op == "sum" else _reduced(x, dist.ReduceOp.MAX)
+    return _Sum.apply(x, alike) if op == "sum" else _reduced(x, dist.ReduceOp.MAX)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over ranks, with which all go on alike: each gets for its own the gradient that the mean has."""
+    return all_reduce(x, alike=True) / world_size()
+
+
+def means(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The :func:`mean` of scalars, all at once."""
+    return dict(zip(values, mean(torch.stack(list(values.values()))).unbind(), strict=True)) if values else {}
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype | None = None) -> None:

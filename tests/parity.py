@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from repr.distributed import all_reduce, gather, rank, world_size
+from repr.distributed import all_reduce, mean, rank, world_size
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.clustering import sinkhorn, swapped_prediction
+from repr.losses.exchange import GATHER, Exchange
 from repr.models.backbone import backbone
 from repr.models.heads import mlp
 from tests.objectives.conftest import make_batch
@@ -56,23 +57,26 @@ Loss = Callable[..., Tensor]  # of Views
 
 
 def _ours(loss: Loss) -> Loss:
-    return lambda a, b, prototypes: loss(gather(a), gather(b))
+    return lambda a, b, prototypes: loss(a, b, exchange=GATHER)
 
 
 def _our_swav(a: Tensor, b: Tensor, prototypes: nn.Module) -> Tensor:
     scores = [prototypes(F.normalize(x)) for x in (a, b)]
     assignments = [sinkhorn(s.detach(), epsilon=0.05, num_iters=3, all_reduce=all_reduce) for s in scores]
     loss = swapped_prediction(scores, assignments, assign_views=(0, 1), temperature=TEMPERATURE)
-    return all_reduce(loss) / world_size()
+    return mean(loss)
 
 
-def _our_vicreg(a: Tensor, b: Tensor) -> Tensor:
-    spread = sum(25 * decorrelation.variance(x) / 2 + decorrelation.covariance(x) for x in (a, b))
-    return 25 * decorrelation.invariance(a, b) + spread
+def _our_vicreg(a: Tensor, b: Tensor, **exchange: Exchange) -> Tensor:
+    spread = sum(
+        25 * decorrelation.variance(x, **exchange) / 2 + decorrelation.covariance(x, **exchange) for x in (a, b)
+    )
+    return 25 * decorrelation.invariance(a, b, **exchange) + spread
 
 
-def _our_hypersphere(a: Tensor, b: Tensor) -> Tensor:
-    return hypersphere.alignment(a, b) + (hypersphere.uniformity(a) + hypersphere.uniformity(b)) / 2
+def _our_hypersphere(a: Tensor, b: Tensor, **exchange: Exchange) -> Tensor:
+    spread = (hypersphere.uniformity(a, **exchange) + hypersphere.uniformity(b, **exchange)) / 2
+    return hypersphere.alignment(a, b, **exchange) + spread
 
 
 def ours() -> Mapping[tuple[str, str], Loss]:
@@ -182,8 +186,10 @@ def gradient(loss: Loss, *, has_prototypes: bool) -> Record:
     views = [view.chunk(world_size())[rank()] for view in make_batch(NUM_PICTURES)["views"]]
     value = model(views)
     value.backward()
-    mean = all_reduce(value.detach()) / world_size()
-    return {"loss": mean[None], "grad": torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])}
+    return {
+        "loss": mean(value.detach())[None],
+        "grad": torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]),
+    }
 
 
 def gradients(library: str) -> dict[str, Record]:
@@ -266,11 +272,12 @@ Written by `python -m tests.parity --write`; the tests hold the first table (`te
 ## Objectives
 
 Every file of `conf/objective`, and some variants, with small towers in float64 on a global batch of 12: on one
-process, under DDP and FSDP2 (gloo, CPU), each with the whole batch and with `micro_batch=3`. A cell is the length of
+process, under DDP and FSDP2 (gloo, CPU), each with the whole batch and with `micro_batch=2`. A cell is the length of
 the gradient over that of one process on the whole batch, and the cosine between the two. The last columns are the
-largest deviations of all cells: of the first loss and of the two later ones (relative), of the update after three
-steps of SGD with momentum, and of the features of eleven pictures, whose last batch neither two nor three processes
-divide (length of the difference over the length). What remains are the losses and their reductions, which are float32.
+largest deviations of all cells: of the first loss and of the two later ones (over the largest of the three), of the
+update after three steps of SGD with momentum, and of the features of 17 pictures, whose last batch no number of
+processes here divides (length of the difference over the length). What remains are the losses and their reductions,
+which are float32.
 BatchNorm in an encoder sees the statistics of a slice: `micro_batch` warns of it, and the cell is left out.
 """
 MIDDLE = """

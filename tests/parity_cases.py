@@ -31,8 +31,8 @@ from repr.optim import Optim
 from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
 NUM_ROWS, NUM_STEPS = 12, 3  # rows of the global batch; optimizer steps
-NUM_EVAL, EVAL_BATCH = 11, 6  # the last batch of evaluation has five rows, which neither two nor three processes divide
-MICRO_BATCH = 3  # of 12, 6 or 4 rows of a process
+NUM_EVAL, EVAL_BATCH = 17, 12  # the last batch of evaluation has five rows, which no number of processes here divides
+MICRO_BATCH = 2  # of 12, 6, 4 or 3 rows of a process
 SGD = Optim(name="sgd", lr=3e-3, weight_decay=0.1, options={"momentum": 0.9})  # Adam would hide a scaled gradient
 
 QUEUE = [f"objective.queue_length={NUM_ROWS}", f"data.batch_size={NUM_ROWS}"]  # acts from the second step
@@ -62,6 +62,8 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     },
     "m3col, switched": {"name": "m3col", "overrides": ["objective.mixing.switch=0"]},
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
+    "cuaxu, ring in chunks": {"name": "cuaxu", "overrides": ["exchange=ring", "chunk_size=1"]},
+    "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
@@ -79,6 +81,7 @@ COLUMNS = {
     ONE: Column(1, "none"),
     "2 DDP": Column(2, "ddp"),
     "3 DDP": Column(3, "ddp"),
+    "4 DDP": Column(4, "ddp"),
     "2 FSDP2": Column(2, "fsdp2"),
 }
 Record = dict[str, Tensor]
@@ -169,11 +172,11 @@ def evaluate(objective: Objective) -> Tensor:
 def differences(record: Record, reference: Record) -> dict[str, float]:
     """Of what a group has computed from what one process has on the whole batch.
 
-    ``loss``: relative, of the first step; ``ratio`` and ``cosine`` of its gradient; ``later``: relative, of the other
-    losses; ``update``: length of the difference over the length.
+    ``loss``: of the first step; ``ratio`` and ``cosine`` of its gradient; ``later``: of the other losses, both relative
+    to the largest, since a sum of terms may pass zero; ``update``: length of the difference over the length.
     """
     ours, theirs = (r["grad"].double() for r in (record, reference))
-    loss = ((record["loss"] - reference["loss"]) / reference["loss"]).abs()
+    loss = (record["loss"] - reference["loss"]).abs() / reference["loss"].abs().max()
     return {
         "loss": loss[0].item(),
         "later": loss[1:].max().item(),

@@ -120,6 +120,21 @@ def test_an_option_without_effect_is_warned_about() -> None:
         check(compose(["objective=vicreg", "chunk_size=64"]))
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["objective=mae", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
+        (["objective=vicreg", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
+        (["objective=vicreg", "+objective.exchange=ring"], "no weighted term compares pairs"),
+        (["objective=clip", "exchange=rign"], "objective.exchange=rign; set it to gather or ring"),
+    ],
+)
+def test_a_ring_needs_pairs(options: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault) as caught:
+        check(compose(options))
+    assert len(caught.value.faults) == 1
+
+
 def test_a_needed_argument_is_missed() -> None:
     cfg = compose(["run_folder=x"])
     OmegaConf.set_struct(cfg, False)

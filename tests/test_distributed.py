@@ -1,4 +1,4 @@
-"""Two real processes (gloo) against one: collectives, and losses of gathered features. Objectives: test_parity.py."""
+"""Two real processes (gloo) against one: collectives, and losses beside those of others. Objectives: test_parity.py."""
 
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ from repr.distributed import all_reduce, gather, on_first, rank, world_size
 from repr.evaluate.stored_features import TableWriter
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.losses.exchange import GATHER, Gather, Ring
 from repr.models.batchnorm import SyncBatchNorm
 from tests.golden import golden
 from tests.parity_cases import in_processes
@@ -33,13 +34,24 @@ def worker() -> dict[str, Any]:
         "gather": {"out": out.detach(), "grad": x.grad, "ints": gather(torch.tensor([index, 7]))},
         "summands": [summand.grad for summand in summands],
         "all_reduce": reductions(index),
-        **gathered_losses(index),
+        **pairwise_losses(index),
         **joint_losses(index),
         "where": (rank(), world_size()),
         "on_first": decided_by_the_first(),
         "features": collected(index),
         "norm": normalised(index),
+        "uneven": uneven(index),
     }
+
+
+def uneven(index: int) -> list[str]:
+    """What is said where the processes have two rows and three."""
+    said = []
+    for kind in (Gather, Ring):
+        with pytest.raises(ValueError, match="as many rows on every process") as caught:
+            clip(torch.ones(2 + index, 3), torch.ones(2 + index, 3), logit_scale=1.0, exchange=kind())
+        said.append(str(caught.value))
+    return said
 
 
 def normalised(index: int) -> dict[str, Tensor]:
@@ -105,6 +117,10 @@ def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
     assert two[1]["features"] == {}
 
 
+def test_processes_with_unequal_rows_are_told_so(two: list[dict]) -> None:
+    assert all("and they have [2, 3]: give all" in said for record in two for said in record["uneven"])
+
+
 def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> None:
     weight = torch.arange(12.0).reshape(4, 3)
     for index, record in enumerate(two):
@@ -162,7 +178,7 @@ def test_nt_xent_equals_the_authors_on_two_processes(case: str, two: list[dict])
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("loss", ["clip", "sigmoid"])
-def test_gathered_losses_equal_open_clips_on_two_processes(case: str, loss: str, two: list[dict]) -> None:
+def test_losses_equal_open_clips_on_two_processes(case: str, loss: str, two: list[dict]) -> None:
     """open_clip's exact forms give W times the gradient before DDP's mean."""
     data = golden("open_clip_dist2")
     variant = "clip_local0_grad1" if loss == "clip" else "siglip_bidir"
@@ -182,8 +198,8 @@ def test_gathered_losses_equal_open_clips_on_two_processes(case: str, loss: str,
             torch.testing.assert_close(ours[f"grad_{key}"], tangent, rtol=1e-5, atol=1e-6)
 
 
-def gathered_losses(index: int) -> dict[str, dict[str, Tensor]]:
-    """Value and gradient of our losses on gathered features of the stored two-process cases."""
+def pairwise_losses(index: int) -> dict[str, dict[str, Tensor]]:
+    """Value and gradient of our losses on this rank's rows of the stored two-process cases."""
     record = {}
     data = golden("open_clip_dist2")
     for case in CASES:
@@ -195,7 +211,7 @@ def gathered_losses(index: int) -> dict[str, dict[str, Tensor]]:
             image, text = (
                 torch.as_tensor(data[f"{case}.{key}_r{index}"]).double().requires_grad_() for key in ("img", "txt")
             )
-            value = loss(gather(image), gather(text))
+            value = loss(image, text, exchange=GATHER)
             value.backward()
             record[f"{case}.{name}"] = {"loss": value.detach(), "grad_img": image.grad, "grad_txt": text.grad}
     return record
@@ -219,7 +235,7 @@ def joint_losses(index: int) -> dict[str, Any]:
             key: torch.as_tensor(data[f"{case}/global.{key}"]).chunk(WORLD)[index].clone().requires_grad_()
             for key in ("aug1", "aug2")
         }
-        loss = nt_xent(*(gather(view) for view in views.values()), temperature=float(data[f"{case}/temperature"]))
+        loss = nt_xent(*views.values(), temperature=float(data[f"{case}/temperature"]), exchange=GATHER)
         loss.backward()
         record[case] = {"loss": loss.detach()} | {key: view.grad for key, view in views.items()}
     return record

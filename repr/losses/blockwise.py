@@ -27,19 +27,20 @@ three are needed at least. ``chunk_size=None``, the plain form, is one block tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+from repr.losses.exchange import ALONE, Exchange
+
 Scalar = float | Tensor  # a number, or a 0-dim tensor
 Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
 NEVER = -1e30  # the logit of a pair that takes no part: its exponential is 0, and unlike -inf it makes no NaN
-Block = tuple[slice, slice, Tensor]  # rows, columns, and the logits there
 
 
 def full_precision(features: Tensor) -> torch.autocast:
@@ -53,26 +54,26 @@ def widened(*tensors: Tensor) -> list[Tensor]:
     return [x.to(dtype) for x in tensors]
 
 
-def paired(*features: Tensor, num_min: int = 1) -> list[Tensor]:
-    """Features of one shape (N, D), in float32 or, if one of them is float64, in float64.
+def paired(*features: Tensor, num_min: int = 1, exchange: Exchange = ALONE) -> list[Tensor]:
+    """Features of one shape (n, D), in float32 or, if one of them is float64, in float64.
 
     Raises:
-        ValueError: the shapes are not (N, D), are not equal, or N is below ``num_min``, where the loss is undefined.
+        ValueError: the shapes are not (n, D), are not equal, or N is below ``num_min``, where the loss is undefined.
     """
     shapes = [tuple(x.shape) for x in features]
     if len(shapes[0]) != 2 or any(shape != shapes[0] for shape in shapes):
         raise ValueError(f"features must be (N, D), and of equal shape where there are two; got {shapes}")
-    if shapes[0][0] < num_min:
+    if (num := shapes[0][0] * exchange.size) < num_min:
         raise ValueError(
-            f"this loss is undefined for {shapes[0][0]} sample(s): set the batch size to at least {num_min} "
+            f"this loss is undefined for {num} sample(s): set the batch size to at least {num_min} "
             "and drop_last=True if the last batch can be smaller"
         )
     return widened(*features)
 
 
-def unit(*features: Tensor, num_min: int = 1) -> list[Tensor]:
+def unit(*features: Tensor, num_min: int = 1, exchange: Exchange = ALONE) -> list[Tensor]:
     """As :func:`paired`, with all rows scaled to length 1 by :func:`normalise`."""
-    return [normalise(x) for x in paired(*features, num_min=num_min)]
+    return [normalise(x) for x in paired(*features, num_min=num_min, exchange=exchange)]
 
 
 def normalise(x: Tensor) -> Tensor:
@@ -89,18 +90,6 @@ def normalise(x: Tensor) -> Tensor:
 def true_logits(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
     """Logits (N,) of the true pairs, without gradient: as a shift they keep the digits of small losses."""
     return (scale * (x * y).sum(1)).to(x.dtype)
-
-
-def row_blocks(num: int, chunk_size: int | None) -> list[slice]:
-    """Slices of at most ``chunk_size`` rows, which together are all ``num`` rows; one slice if None.
-
-    Raises:
-        ValueError: ``chunk_size`` is below 1.
-    """
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, or None for the plain form; got {chunk_size}")
-    size = chunk_size or num
-    return [slice(start, min(start + size, num)) for start in range(0, num, size)]
 
 
 def with_gradient(value: Tensor, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
@@ -120,58 +109,173 @@ class _WithGradient(Function):
         return None, None, *(None if saved is None else grad * saved for saved in ctx.saved_tensors)
 
 
+class Block(NamedTuple):
+    """The logits of some rows of some processes with some of this process's columns."""
+
+    part: slice  # K processes, numbered from this one on
+    rows: slice  # C of each
+    columns: slice  # M
+    logits: Tensor  # (K * C, M)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether this process's rows are among them."""
+        return self.part.start == 0
+
+    def own_diagonal(self, matrix: Tensor) -> Tensor:
+        """Where own rows meet their own columns in what has the shape of the logits; a view."""
+        return matrix[: self.rows.stop - self.rows.start].diagonal(self.rows.start - self.columns.start)
+
+
+class Matrix(NamedTuple):
+    """The logits of the rows of all processes with this process's columns, a block at a time."""
+
+    rows: Tensor  # what the exchange has spread
+    y: Tensor  # (n, D)
+    scale: Tensor
+    pairs: Pairs
+    chunk_size: int | None
+    exchange: Exchange
+
+    def visit(
+        self,
+        work: Callable[[Block, Tensor, Any], None],
+        home: Tensor | None = None,
+        kept: Sequence[Tensor] = (),
+    ) -> None:
+        """Show ``work`` each block, its rows, and where their gradients go; ``kept`` may have the logits.
+
+        See :meth:`repr.losses.exchange.Exchange.visit`.
+        """
+        ready = iter(kept)
+
+        def show(part: slice, rows: slice, x: Tensor, out: Tensor | None) -> None:
+            columns = slice(rows.start if self._is_edge(part) else 0, len(self.y))
+            logits = next(ready) if kept else self._logits(part, rows, x, self.y[columns])
+            work(Block(part, rows, columns, logits), x, out)
+
+        self.exchange.visit(self.rows, self._parts(), self.chunk_size, show, home)
+
+    def gradients(self, weigh: Callable[[Block], Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, of y and of the scale; ``weigh`` turns a block of logits into d(loss) / d(logits)."""
+        grad_x, grad_y = torch.empty_like(self.y), torch.zeros_like(self.y)
+
+        def work(block: Block, x: Tensor, out: Tensor) -> None:
+            weight = weigh(block)
+            torch.mm(weight, self.y[block.columns], out=out)
+            grad_y[block.columns].addmm_(weight.T, x)
+
+        with full_precision(self.y):  # backward may be called under autocast
+            self.visit(work, grad_x, kept)
+        grad_scale = (grad_x * self.rows[0]).sum()  # the sum of weight times cosine, without the matrix
+        return grad_x.mul_(self.scale), grad_y.mul_(self.scale), grad_scale
+
+    def _is_edge(self, part: slice) -> bool:
+        """Whether a triangle of the logits takes part."""
+        return self.pairs == "upper" and 2 * part.start % self.exchange.size == 0
+
+    def _parts(self) -> list[slice]:
+        """The processes whose rows meet this one's columns.
+
+        Of pairs that take part in one order alone ("upper") each process has a triangle of its own ones, those with the
+        rows of half of the others, and where their number is even a triangle of those with the process opposite.
+        """
+        size = self.exchange.size
+        if self.pairs != "upper":
+            return [slice(0, size)]
+        edges = [0, size // 2] if size % 2 == 0 else [0]
+        parts = [*(slice(edge, edge + 1) for edge in edges), slice(1, (size + 1) // 2)]
+        return [part for part in parts if part.start < part.stop]
+
+    def _logits(self, part: slice, rows: slice, x: Tensor, y: Tensor) -> Tensor:
+        logits, num = (self.scale * x) @ y.T, rows.stop - rows.start
+        if self.pairs == "unequal" and part.start == 0:
+            logits[:num].diagonal(rows.start).fill_(NEVER)
+        elif self._is_edge(part):
+            square = logits[:, :num]
+            square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(-1 if part.start else 0), NEVER)
+            if part.start:  # the process opposite has the diagonal too: each takes half of it
+                square.diagonal().sub_(math.log(2))
+        return logits
+
+
 def logsumexp(
-    x: Tensor, y: Tensor, scale: Scalar, shift: Tensor, *, pairs: Pairs = "all", chunk_size: int | None
+    x: Tensor,
+    y: Tensor,
+    scale: Scalar,
+    shift: Tensor,
+    *,
+    pairs: Pairs = "all",
+    chunk_size: int | None,
+    exchange: Exchange = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (N,) each.
+    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (n,) each.
+
+    All are this process's; the sums are over the N rows and columns of all.
 
     Args:
-        x: (N, D).
-        y: (N, D).
+        x: (n, D).
+        y: (n, D).
         scale: which gets its gradient if it is a tensor.
-        shift: (N,), without gradient; row i is shifted by ``shift[i]``, column j by ``shift[j]``. Results close to 0
+        shift: (n,), without gradient; row i is shifted by ``shift[i]``, column j by ``shift[j]``. Results close to 0
             keep the digits that a logit of 100 loses in float32.
         pairs: the entries that take part; a row or column without any gives about -1e30.
         chunk_size: how many rows of the logits exist at a time; all if None.
+        exchange: how x reaches the other processes.
     """
-    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, chunk_size)
+    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, chunk_size, exchange)
 
 
 class _LogSumExp(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, pairs: Pairs, chunk_size: int | None
+        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        row, column, diagonal = x.new_empty(len(x)), x.new_full((len(x),), NEVER), x.new_empty(len(x))
-        for rows, columns, logits in _blocks(x, y, scale, pairs, chunk_size):
-            row[rows] = _logsumexp(logits, shift[rows], 1)
+        _, chunk_size, exchange = ctx.options = options
+        spread = exchange.spread(x, chunk_size)
+        shifts = exchange.rows(shift).unflatten(0, (-1, len(x)))  # (W, n)
+        here = x.new_full(shifts.shape, NEVER)  # of all rows, over this process's columns
+        column, diagonal = x.new_full((len(x),), NEVER), x.new_empty(len(x))
+        kept: list[Tensor] = []
+
+        def reduce(block: Block, *_: Any) -> None:
+            part, rows, columns, logits = block
+            here[part, rows] = _logsumexp(logits, shifts[part, rows].flatten(), 1).view(here[part, rows].shape)
             column[columns] = torch.logaddexp(column[columns], _logsumexp(logits, shift[columns], 0))
-            diagonal[rows] = logits.diagonal(rows.start - columns.start) - shift[rows]
-        ctx.save_for_backward(x, y, scale, shift, column, logits if chunk_size is None else None)
-        ctx.pairs, ctx.chunk_size = pairs, chunk_size
+            if block.has_own:
+                diagonal[rows] = block.own_diagonal(logits) - shift[rows]
+            if chunk_size is None:
+                kept.append(logits)
+
+        matrix = Matrix(spread, y, scale, *options)
+        matrix.visit(reduce)
+        row = exchange.logsumexp(here)
+        ctx.save_for_backward(*matrix[:3], shift, column, (here - row).exp_(), *kept)
         ctx.set_materialize_grads(False)  # what a loss does not use costs no exponentials
-        return row, column, diagonal
+        return row[0].clone(), column, diagonal
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_row: Tensor | None, grad_column: Tensor | None, grad_diagonal: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, y, scale, shift, column, kept = ctx.saved_tensors
-        grad_row = x.new_zeros(len(x)) if grad_row is None else grad_row
+        rows, y, scale, shift, column, share, *kept = ctx.saved_tensors
+        matrix = Matrix(rows, y, scale, *ctx.options)
+        grad_row = torch.zeros_like(column) if grad_row is None else grad_row.contiguous()
+        grad_rows = share * matrix.exchange.rows(grad_row).view_as(share)
 
-        def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
-            weight = logits.softmax(1).mul_(grad_row[rows, None])
+        def weigh(block: Block) -> Tensor:
+            part, rows, columns, logits = block
+            weight = logits.softmax(1).mul_(grad_rows[part, rows].reshape(-1, 1))
             if grad_column is not None:
-                spare = logits if kept is None else None  # backward may run again on kept logits
-                share = torch.sub(logits, shift[columns], out=spare).sub_(column[columns]).exp_()
-                weight.addcmul_(share, grad_column[columns])
-            if grad_diagonal is not None:
-                weight.diagonal(rows.start - columns.start).add_(grad_diagonal[rows])
+                spare = None if kept else logits  # backward may run again on kept logits
+                ours = torch.sub(logits, shift[columns], out=spare).sub_(column[columns]).exp_()
+                weight.addcmul_(ours, grad_column[columns])
+            if grad_diagonal is not None and block.has_own:
+                block.own_diagonal(weight).add_(grad_diagonal[rows])
             return weight
 
-        blocks = _blocks(x, y, scale, ctx.pairs, ctx.chunk_size, kept)
-        return *_gradients(x, y, scale, blocks, weigh), None, None, None
+        return *matrix.gradients(weigh, kept), None, None, None, None
 
 
 def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
@@ -180,81 +284,57 @@ def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
     return (top - shift) + (logits - top.unsqueeze(dim)).exp_().sum(dim).log_()
 
 
-def softplus_sum(x: Tensor, y: Tensor, scale: Scalar, bias: Scalar, *, chunk_size: int | None) -> Tensor:
-    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed."""
-    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), chunk_size)
+def softplus_sum(
+    x: Tensor, y: Tensor, scale: Scalar, bias: Scalar, *, chunk_size: int | None, exchange: Exchange = ALONE
+) -> Tensor:
+    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
+
+    The rows are those of all processes, the columns those of this one.
+    """
+    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), "all", chunk_size, exchange)
 
 
 class _SoftplusSum(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, chunk_size: int | None) -> Tensor:
-        total = torch.zeros_like(bias)
-        for rows, _, logits in _blocks(x, y, scale, "all", chunk_size):
+    def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> Tensor:
+        _, chunk_size, exchange = ctx.options = options
+        total, kept = torch.zeros_like(bias), []
+
+        def add(block: Block, *_: Any) -> None:
             # Above the threshold softplus is the identity; at 40 that is exact in float64 too.
-            total += F.softplus(_margin(rows, logits, bias, chunk_size is None), threshold=40).sum()
-        ctx.save_for_backward(x, y, scale, bias, logits if chunk_size is None else None)
-        ctx.chunk_size = chunk_size
+            total.add_(F.softplus(_margin(block, bias, chunk_size is None), threshold=40).sum())
+            if chunk_size is None:
+                kept.append(block.logits)
+
+        matrix = Matrix(exchange.spread(x, chunk_size), y, scale, *options)
+        matrix.visit(add)
+        ctx.save_for_backward(*matrix[:3], bias, *kept)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, scale, bias, kept = ctx.saved_tensors
+        rows, y, scale, bias, *kept = ctx.saved_tensors
         grad_bias = torch.zeros_like(bias)
 
-        def weigh(rows: slice, columns: slice, logits: Tensor) -> Tensor:
-            weight = _margin(rows, logits, bias, kept is not None).sigmoid_().mul_(grad)
-            weight.diagonal(rows.start).neg_()
+        def weigh(block: Block) -> Tensor:
+            weight = _margin(block, bias, bool(kept)).sigmoid_().mul_(grad)
+            if block.has_own:
+                block.own_diagonal(weight).neg_()
             grad_bias.add_(weight.sum())
             return weight
 
-        blocks = _blocks(x, y, scale, "all", ctx.chunk_size, kept)
-        return *_gradients(x, y, scale, blocks, weigh), grad_bias, None
+        return *Matrix(rows, y, scale, *ctx.options).gradients(weigh, kept), grad_bias, None, None, None
 
 
-def _margin(rows: slice, logits: Tensor, bias: Tensor, keep: bool) -> Tensor:
+def _margin(block: Block, bias: Tensor, keep: bool) -> Tensor:
     """How wrong every pair is: the logit of a false pair, minus the logit of a true one; in place unless kept."""
-    margin = logits + bias if keep else logits.add_(bias)
-    margin.diagonal(rows.start).neg_()
+    margin = block.logits + bias if keep else block.logits.add_(bias)
+    if block.has_own:
+        block.own_diagonal(margin).neg_()
     return margin
 
 
 def _scalar(value: Scalar, like: Tensor) -> Tensor:
     """The value as a tensor of the features' precision; a learned one keeps its gradient."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
-
-
-def _blocks(
-    x: Tensor, y: Tensor, scale: Tensor, pairs: Pairs, chunk_size: int | None, kept: Tensor | None = None
-) -> Iterator[Block]:
-    """The logits from top to bottom in blocks of ``chunk_size`` rows; ``kept`` are those of a single block."""
-    for rows in row_blocks(len(x), chunk_size):
-        # No pair below the diagonal takes part in "upper", so nothing left of the block need be computed.
-        columns = slice(rows.start if pairs == "upper" else 0, len(x))
-        yield rows, columns, _logits(scale * x[rows], y[columns], pairs, rows.start) if kept is None else kept
-
-
-def _logits(x: Tensor, y: Tensor, pairs: Pairs, start: int) -> Tensor:
-    """All logits of some rows, the first of which is row ``start``."""
-    logits = x @ y.T
-    if pairs == "unequal":
-        logits.diagonal(start).fill_(NEVER)
-    elif pairs == "upper":
-        square = logits[:, : len(logits)]
-        square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), NEVER)
-    return logits
-
-
-def _gradients(
-    x: Tensor, y: Tensor, scale: Tensor, blocks: Iterable[Block], weigh: Callable[[slice, slice, Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x, of y and of the scale; ``weigh`` turns a block of logits into d(loss) / d(logits)."""
-    grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-    with full_precision(x):  # backward may be called under autocast
-        for rows, columns, logits in blocks:
-            weight = weigh(rows, columns, logits)
-            torch.mm(weight, y[columns], out=grad_x[rows])
-            grad_y[columns].addmm_(weight.T, x[rows])
-            del logits, weight  # or they would live beside the next block
-    grad_scale = (grad_x * x).sum()  # the sum of weight times cosine, without the matrix
-    return grad_x.mul_(scale), grad_y.mul_(scale), grad_scale

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from repr.losses.blockwise import Scalar, full_precision, logsumexp, softplus_sum, true_logits, unit
+from repr.losses.exchange import ALONE, Exchange
 
 
-def clip(image: Tensor, text: Tensor, *, logit_scale: Scalar, chunk_size: int | None = None) -> Tensor:
+def clip(
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: Scalar,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+) -> Tensor:
     """Cross-entropy of finding the text of an image among all texts, and the image of a text among all images.
 
     With ``x`` and ``y`` the normalised image and text features and ``l_ij = logit_scale * <x_i, y_j>``::
@@ -24,12 +34,19 @@ def clip(image: Tensor, text: Tensor, *, logit_scale: Scalar, chunk_size: int | 
     """
     with full_precision(image):
         x, y = unit(image, text)
-        rows, columns, positives = logsumexp(x, y, logit_scale, true_logits(x, y, logit_scale), chunk_size=chunk_size)
-        return ((rows - positives) + (columns - positives)).mean() / 2
+        shift = true_logits(x, y, logit_scale)
+        rows, columns, positives = logsumexp(x, y, logit_scale, shift, chunk_size=chunk_size, exchange=exchange)
+        return exchange.mean(((rows - positives) + (columns - positives)).mean() / 2)
 
 
 def sigmoid(
-    image: Tensor, text: Tensor, *, logit_scale: Scalar, logit_bias: Scalar, chunk_size: int | None = None
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
 ) -> Tensor:
     """Cross-entropy of telling for every image and every text, each pair by itself, whether they belong together.
 
@@ -50,10 +67,13 @@ def sigmoid(
     """
     with full_precision(image):
         x, y = unit(image, text)
-        return softplus_sum(x, y, logit_scale, logit_bias, chunk_size=chunk_size) / len(x)
+        total = softplus_sum(x, y, logit_scale, logit_bias, chunk_size=chunk_size, exchange=exchange)
+        return exchange.mean(total / len(x))
 
 
-def nt_xent(a: Tensor, b: Tensor, *, temperature: Scalar = 0.1, chunk_size: int | None = None) -> Tensor:
+def nt_xent(
+    a: Tensor, b: Tensor, *, temperature: Scalar = 0.1, chunk_size: int | None = None, exchange: Exchange = ALONE
+) -> Tensor:
     """Cross-entropy of finding, for each of 2N views, the other view of its sample among the 2N - 1 other views.
 
     With ``z`` the 2N normalised rows of ``a`` and ``b``, ``s_kl = <z_k, z_l> / temperature`` and ``p(k)`` the
@@ -71,10 +91,11 @@ def nt_xent(a: Tensor, b: Tensor, *, temperature: Scalar = 0.1, chunk_size: int 
         x, y = unit(a, b)
         scale = 1 / temperature
         shift = true_logits(x, y, scale)
-        rows, columns, positives = logsumexp(x, y, scale, shift, chunk_size=chunk_size)
+        sums = partial(logsumexp, scale=scale, shift=shift, chunk_size=chunk_size, exchange=exchange)
+        rows, columns, positives = sums(x, y)
         # Within a view the similarities are symmetric: one half of them, read by rows and by columns, is all.
-        x_rows, x_columns, _ = logsumexp(x, x, scale, shift, pairs="upper", chunk_size=chunk_size)
-        y_rows, y_columns, _ = logsumexp(y, y, scale, shift, pairs="upper", chunk_size=chunk_size)
+        x_rows, x_columns, _ = sums(x, x, pairs="upper")
+        y_rows, y_columns, _ = sums(y, y, pairs="upper")
         all_of_a = torch.stack([rows, x_rows, x_columns]).logsumexp(0)
         all_of_b = torch.stack([columns, y_rows, y_columns]).logsumexp(0)
-        return ((all_of_a - positives) + (all_of_b - positives)).mean() / 2
+        return exchange.mean(((all_of_a - positives) + (all_of_b - positives)).mean() / 2)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from repr.losses.blockwise import full_precision, paired
+from repr.losses.exchange import ALONE, Exchange
 
 
-def invariance(a: Tensor, b: Tensor) -> Tensor:
+def invariance(a: Tensor, b: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
     """Mean squared difference of the two views of a sample.
 
     With ``a_i`` and ``b_i`` the features of sample i::
@@ -23,11 +24,11 @@ def invariance(a: Tensor, b: Tensor) -> Tensor:
 
     Departures: the paper divides by N alone; the authors' code, whose weight of 25 is the known one, by N D.
     """
-    a, b = paired(a, b, num_min=2)
-    return (a - b).square().mean()
+    a, b = paired(a, b, num_min=2, exchange=exchange)
+    return exchange.mean((a - b).square().mean())
 
 
-def variance(x: Tensor, *, eps: float = 1e-4) -> Tensor:
+def variance(x: Tensor, *, eps: float = 1e-4, exchange: Exchange = ALONE) -> Tensor:
     """Mean amount by which the standard deviation of a feature falls below 1.
 
     With ``std_d`` the deviation of feature d over the batch, of divisor N - 1::
@@ -38,11 +39,12 @@ def variance(x: Tensor, *, eps: float = 1e-4) -> Tensor:
 
     Source: Bardes et al., 2021 (VICReg), arXiv:2105.04906, equations 1 and 2.
     """
-    (x,) = paired(x, num_min=2)
-    return (1 - (x.var(0) + eps).sqrt()).relu().mean()
+    (x,) = paired(x, num_min=2, exchange=exchange)
+    _, square = _moments(x, 1, exchange)
+    return (1 - (square + eps).sqrt()).relu().mean()
 
 
-def covariance(x: Tensor) -> Tensor:
+def covariance(x: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
     """Sum of the squared covariances of different features, per feature.
 
     With C the covariance matrix of the batch, of divisor N - 1::
@@ -53,14 +55,16 @@ def covariance(x: Tensor) -> Tensor:
 
     Source: Bardes et al., 2021 (VICReg), arXiv:2105.04906, equations 3 and 4.
     """
-    (x,) = paired(x, num_min=2)
+    (x,) = paired(x, num_min=2, exchange=exchange)
     with full_precision(x):
-        x = x - x.mean(0)
-        matrix = x.T @ x / (len(x) - 1)  # (D, D)
+        x = x - _mean(x, exchange)
+        matrix = exchange.mean(x.T @ x / (len(x) - 1 / exchange.size))  # (D, D)
         return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
 
 
-def cross_correlation(a: Tensor, b: Tensor, *, off_diagonal_weight: float = 0.0051, eps: float = 1e-5) -> Tensor:
+def cross_correlation(
+    a: Tensor, b: Tensor, *, off_diagonal_weight: float = 0.0051, eps: float = 1e-5, exchange: Exchange = ALONE
+) -> Tensor:
     """Squared distance of the correlations between the features of two views from the identity matrix.
 
     With C_de the correlation of feature d of one view and feature e of the other over the batch (divisor N, ``eps``
@@ -76,10 +80,23 @@ def cross_correlation(a: Tensor, b: Tensor, *, off_diagonal_weight: float = 0.00
     Departures: with several processes the authors' code sums C over them without telling autograd, and so trains with
     1/W of the gradient.
     """
-    a, b = paired(a, b, num_min=2)
+    a, b = paired(a, b, num_min=2, exchange=exchange)
     with full_precision(a):
-        a, b = ((x - x.mean(0)) / (x.var(0, correction=0) + eps).sqrt() for x in (a, b))
-        matrix = a.T @ b / len(a)  # (D, D)
+        moments = [_moments(x, 0, exchange) for x in (a, b)]
+        a, b = ((x - mean) / (square + eps).sqrt() for x, (mean, square) in zip((a, b), moments, strict=True))
+        matrix = exchange.mean(a.T @ b / len(a))  # (D, D)
         diagonal = matrix.diagonal()
         off_diagonal = matrix.square().sum() - diagonal.square().sum()
         return (1 - diagonal).square().sum() + off_diagonal_weight * off_diagonal
+
+
+def _mean(x: Tensor, exchange: Exchange) -> Tensor:
+    return exchange.all_reduce(x.mean(0)) / exchange.size  # (D,)
+
+
+def _moments(x: Tensor, correction: int, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each feature over the rows of all processes: (D,) each; the divisor is N - correction."""
+    mean = _mean(x, exchange)
+    if exchange.size == 1:
+        return mean, x.var(0, correction=correction)
+    return mean, exchange.all_reduce((x - mean).square().sum(0)) / (len(x) * exchange.size - correction)

@@ -6,10 +6,11 @@ import math
 
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision, logsumexp, unit
+from repr.losses.blockwise import Pairs, full_precision, logsumexp, unit
+from repr.losses.exchange import ALONE, Exchange
 
 
-def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0) -> Tensor:
+def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, exchange: Exchange = ALONE) -> Tensor:
     """Mean distance of the true pairs on the unit sphere, to the power ``alpha``.
 
     With ``x`` and ``y`` normalised::
@@ -27,10 +28,10 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0) -> Tensor:
         x, y = unit(x, y)
         square = (x - y).square().sum(1)
         same = square == 0  # kept out of the power: its slope at 0 is infinite for alpha < 2
-        return square.masked_fill(same, 1).pow(alpha / 2).masked_fill(same, 0).mean()
+        return exchange.mean(square.masked_fill(same, 1).pow(alpha / 2).masked_fill(same, 0).mean())
 
 
-def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> Tensor:
+def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None, exchange: Exchange = ALONE) -> Tensor:
     """Logarithm of the mean Gaussian potential of all unordered pairs of samples: low if they are spread out.
 
     With ``x`` normalised, N at least 2::
@@ -48,13 +49,14 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> T
     differentiate where samples coincide.
     """
     with full_precision(x):
-        (x,) = unit(x, num_min=2)
-        shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t for vectors of length 1
-        rows, _, _ = logsumexp(x, x, 2 * t, shift, pairs="upper", chunk_size=chunk_size)
-        return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1) / 2)
+        (x,) = unit(x, num_min=2, exchange=exchange)
+        num = len(x) * exchange.size
+        return _potential(x, x, t, "upper", chunk_size, exchange) - math.log(num * (num - 1) / 2)
 
 
-def cross_uniformity(x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | None = None) -> Tensor:
+def cross_uniformity(
+    x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | None = None, exchange: Exchange = ALONE
+) -> Tensor:
     """Logarithm of the mean Gaussian potential of the false pairs of two modalities: low if these are far apart.
 
     With ``x`` and ``y`` normalised, N at least 2::
@@ -68,7 +70,13 @@ def cross_uniformity(x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | 
     Departures: a log-sum-exp as in :func:`uniformity`.
     """
     with full_precision(x):
-        x, y = unit(x, y, num_min=2)
-        shift = x.new_full((len(x),), 2 * t)
-        rows, _, _ = logsumexp(x, y, 2 * t, shift, pairs="unequal", chunk_size=chunk_size)
-        return rows.logsumexp(0) - math.log(len(x) * (len(x) - 1))
+        x, y = unit(x, y, num_min=2, exchange=exchange)
+        num = len(x) * exchange.size
+        return _potential(x, y, t, "unequal", chunk_size, exchange) - math.log(num * (num - 1))
+
+
+def _potential(x: Tensor, y: Tensor, t: float, pairs: Pairs, chunk_size: int | None, exchange: Exchange) -> Tensor:
+    """Logarithm of the sum over pairs of all processes of ``exp(-t ||x_i - y_j||^2)``, for vectors of length 1."""
+    shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t
+    rows, _, _ = logsumexp(x, y, 2 * t, shift, pairs=pairs, chunk_size=chunk_size, exchange=exchange)
+    return exchange.rows(rows.logsumexp(0, keepdim=True)).logsumexp(0)

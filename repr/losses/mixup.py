@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, full_precision, logsumexp, row_blocks, true_logits, unit, with_gradient
+from repr.losses.blockwise import Scalar, full_precision, logsumexp, true_logits, unit, with_gradient
+from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.seeds import uniform
 
 QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
@@ -73,6 +74,7 @@ def mixed_contrast(
     bidirectional: bool = True,
     overwrite: bool = False,
     chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
 ) -> Tensor:
     """Cross-entropy of finding, for a mixed sample, both samples that are in it, in proportion to their shares.
 
@@ -84,8 +86,8 @@ def mixed_contrast(
     Rows of ``P`` sum to 1, its columns do not: the second half is a weighted sum. Without ``bidirectional`` it is
     left out, and 1/N takes the place of 1/(2N).
 
-    Shapes: ``mixed`` (N, D) is of one modality, made with ``perm`` and ``lam`` (N,); ``other`` (N, D) are the unmixed
-    samples of another one.
+    Shapes: ``mixed`` (n, D) is of one modality, made with ``perm`` and ``lam``, both (N,), of all processes; ``other``
+    (n, D) are the unmixed samples of another one.
 
     Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities equal): ln N.
 
@@ -96,21 +98,29 @@ def mixed_contrast(
     """
     with full_precision(mixed):
         x, y = unit(mixed, other)
-        scale, own, rest = 1 / temperature, lam.to(x.dtype), 1 - lam.to(x.dtype)
-        if overwrite:
-            own = own.masked_fill(perm == torch.arange(len(perm), device=perm.device), 0.0)
+        scale, lam = 1 / temperature, lam.to(x.dtype)
+        itself = perm == torch.arange(len(perm), device=perm.device)
+        own = lam.masked_fill(itself, 0.0) if overwrite else lam
+        own, rest, partners = map(exchange.own, (own, 1 - lam, perm))  # (n,) each
         shift = true_logits(x, y, scale)
-        rows, columns, itself = logsumexp(x, y, scale, shift, chunk_size=chunk_size)
-        partner = scale * (x * y[perm]).sum(1)
-        loss = (own * (rows - itself) + rest * (rows - (partner - shift))).mean()
-        if not bidirectional:
-            return loss
-        back = own * (columns - itself) + rest * (columns[perm] - (partner - shift[perm]))
-        return (loss + back.mean()) / 2
+        rows, columns, positives = logsumexp(x, y, scale, shift, chunk_size=chunk_size, exchange=exchange)
+        partner = scale * (x * exchange.take(y, partners)).sum(1)
+        loss = (own * (rows - positives) + rest * (rows - (partner - shift))).mean()
+        if bidirectional:
+            of_partner = exchange.take(columns, partners) - (partner - exchange.take(shift, partners))
+            back = own * (columns - positives) + rest * of_partner
+            loss = (loss + back.mean()) / 2
+        return exchange.mean(loss)
 
 
 def soft_clip(
-    a: Tensor, b: Tensor, *, temperature: Scalar = 0.125, detach_targets: bool = False, chunk_size: int | None = None
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: Scalar = 0.125,
+    detach_targets: bool = False,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
 ) -> Tensor:
     """CLIP's two cross-entropies with targets that are the similarities within ``b``.
 
@@ -127,18 +137,18 @@ def soft_clip(
     frozen ``b``.
     """
     with full_precision(a):
-        x, y = unit(a, b)
+        x, y = map(exchange.rows, unit(a, b))  # (N, D), the own n first
         inputs = x, y, torch.as_tensor(1 / temperature, dtype=x.dtype, device=x.device)
         # Value and gradient row block by row block, so that nothing of N x N is kept for backward.
         x, y, scale = leaves = [value.detach().requires_grad_() for value in inputs]
         total, grads = x.new_zeros(()), [torch.zeros_like(leaf) for leaf in leaves]
-        for rows in row_blocks(len(x), chunk_size):
+        for rows in row_blocks(len(a), chunk_size):
             with torch.enable_grad():
-                part = _soft_rows(x, y, scale, rows, detach_targets) / (2 * len(x))
+                part = _soft_rows(x, y, scale, rows, detach_targets) / (2 * len(a))
             for grad, more in zip(grads, torch.autograd.grad(part, leaves), strict=True):
                 grad += more
             total += part.detach()
-        return with_gradient(total, inputs, grads)
+        return exchange.mean(with_gradient(total, inputs, grads))
 
 
 def _soft_rows(x: Tensor, y: Tensor, scale: Tensor, rows: slice, detach: bool) -> Tensor:

@@ -16,8 +16,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from repr.batch import Batch, Embeddings, StepOutput, num_rows
-from repr.distributed import local, shard, total_norm, world_size
+from repr.distributed import gather, local, shard, total_norm, world_size
 from repr.drawing import Show
+from repr.losses.exchange import RING, Exchange
 from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
@@ -34,8 +35,8 @@ class Objective(pl.LightningModule):
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
     has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
     arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
-    its heads give and of their hidden layers, and ``chunk_size`` is how many rows of its matrix of pairs exist at a
-    time (None: all).
+    its heads give and of their hidden layers, ``chunk_size`` is how many rows of its matrix of pairs exist at a time
+    (None: all), and ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``.
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -278,20 +279,40 @@ def share_of_step(trainer: pl.Trainer, batch_idx: int) -> float:
 
 
 def chosen(
-    defaults: Losses, losses: Losses | None = None, *, pairwise: Sequence[str] = (), chunk_size: int | None = None
+    defaults: Losses,
+    losses: Losses | None = None,
+    *,
+    pairwise: Sequence[str] = (),
+    chunk_size: int | None = None,
+    exchange: Exchange | None = None,
 ) -> dict[str, Loss]:
     """The loss function of each term: the default, or that of ``losses``.
 
-    With a ``chunk_size`` the ``pairwise`` terms build so many rows of their matrix of pairs at a time.
+    With a ``chunk_size`` the ``pairwise`` terms build so many rows of their matrix of pairs at a time. With an
+    ``exchange`` all are of the global batch, of which they are called with this process's rows; a loss that takes no
+    exchange gets the rows of all.
 
     Raises:
-        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``.
+        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``, or
+            no ``exchange`` where that is a ring.
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
         raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
     functions = {**defaults, **(losses or {})}
+    options = {name: signature(function).parameters for name, function in functions.items()}
     if chunk_size is not None:
-        if without := [name for name in pairwise if "chunk_size" not in signature(functions[name]).parameters]:
+        if without := [name for name in pairwise if "chunk_size" not in options[name]]:
             raise ValueError(f"chunk_size={chunk_size}: the losses of {', '.join(without)} take none; set it to null")
         functions |= {name: partial(functions[name], chunk_size=chunk_size) for name in pairwise}
-    return functions
+    if exchange is None:
+        return functions
+    if exchange is RING and (without := [name for name in pairwise if "exchange" not in options[name]]):
+        raise ValueError(f"exchange=ring: the losses of {', '.join(without)} take no exchange; set it to gather")
+    return {
+        name: partial(loss, exchange=exchange) if "exchange" in options[name] else partial(_of_gathered, loss)
+        for name, loss in functions.items()
+    }
+
+
+def _of_gathered(loss: Loss, *features: Tensor, **options: Any) -> Tensor:
+    return loss(*map(gather, features), **options)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.distributed import gather
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
+from repr.losses.exchange import exchange_of
 from repr.objectives.base import Losses, chosen
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
@@ -30,8 +30,8 @@ class ImageText(TwoTowers):
     Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
     CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone.
 
-    Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; both gathered, then the terms on
-    the global batch in float32. One view, so BatchNorm sees one batch of it; nothing else is gathered.
+    Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; then the terms of the global batch in
+    float32, for which the losses exchange rows. One view, so BatchNorm sees one batch of it.
 
     Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``.
 
@@ -62,10 +62,12 @@ class ImageText(TwoTowers):
         temperature_range: tuple[float, float] = (0.01, 1.0),
         logit_bias: float | None = None,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
-        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing)
         learned = "contrast" in self.weights
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
@@ -83,10 +85,10 @@ class ImageText(TwoTowers):
         return Embeddings(image=self.image_projection(trunk), trunk=trunk, text=text)
 
     def step(self, batch: Batch) -> StepOutput:
-        """Terms on the global batch."""
+        """Terms of the global batch."""
         tokens = captions(batch)
-        image = gather(self.encode_image(batch["views"][0]).float())  # (N, D), N over all ranks
-        text = gather(self.encode_text(tokens).float())  # (N, D)
+        image = self.encode_image(batch["views"][0]).float()  # (B, D)
+        text = self.encode_text(tokens).float()  # (B, D)
         scale = self.logit_scale.exp()
         terms = {name: self._term(name, image, text, scale) for name in self.weights}
         return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": 1 / scale.detach()})

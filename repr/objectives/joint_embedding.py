@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.distributed import gather
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
+from repr.losses.exchange import exchange_of
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
@@ -40,9 +40,10 @@ class JointEmbedding(Objective):
     Twins (Zbontar et al., 2021, arXiv 2103.03230), alignment and uniformity (Wang and Isola, 2020, arXiv 2005.10242),
     which differ in ``losses``, ``weights`` and the head's widths alone.
 
-    Flow: views -> backbone, one pass for each resolution -> head, all views together -> gathered -> terms on the
-    global batch in float32. BatchNorm of the backbone sees the views of one resolution together, that of the head all
-    views, both over all ranks. (The authors of VICReg and Barlow Twins pass one view after the other.)
+    Flow: views -> backbone, one pass for each resolution -> head, all views together -> terms of the global batch in
+    float32; those of pairs exchange rows, the others sums over the batch. BatchNorm of the backbone sees the views of
+    one resolution together, that of the head all views, both over all ranks. (The authors of VICReg and Barlow Twins
+    pass one view after the other.)
 
     Terms: of two views, averaged over all pairs of views: ``contrast``, ``alignment``, ``invariance``,
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
@@ -69,13 +70,17 @@ class JointEmbedding(Objective):
         last_norm: Norm | None = None,
         last_bias: bool = True,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         losses: Losses | None = None,
         optim: Optim | None = None,
     ) -> None:
         widths = [width_of(backbone), *[hidden_dim] * (num_layers - 1), dim]
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        self.losses = chosen({**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size)
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        self.losses = chosen(
+            {**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing
+        )
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
@@ -87,12 +92,12 @@ class JointEmbedding(Objective):
         yield from super().config_faults(cfg)
 
     def step(self, batch: Batch) -> StepOutput:
-        """Terms on the global batch."""
+        """Terms of the global batch."""
         num_views = len(batch["views"])
         if num_views < 2:
             raise ValueError(f"{type(self).__name__} compares two views or more of a sample, and the batch has one")
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
-        views = [gather(view) for view in embedding.chunk(num_views)]  # V x (N, D), N over all ranks
+        views = list(embedding.chunk(num_views))  # V x (B, D)
         return StepOutput({name: self._term(name, views) for name in self.weights}, {"embedding": views[0]})
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from repr.batch import Batch, Embeddings
-from repr.distributed import all_reduce, world_size
+from repr.distributed import mean
 from repr.losses.chance import at_chance
 from repr.losses.reconstruction import masked_mse, patchify
 from repr.models.backbone import width_of
@@ -117,7 +117,7 @@ def reconstruction(decoder: Decoder | None, masked: Masked) -> dict[str, Tensor]
     pred = decoder(masked.tokens, mask.ids_restore, mask.ids_remove)  # (V * B, L - K, p * p * 3)
     patches = take(patchify(masked.images.float(), patch_size=masked.patch_size), mask.ids_remove)
     loss = masked_mse(pred, decoder.target(patches), torch.ones_like(pred[..., 0]))
-    return {"reconstruction": all_reduce(loss) / world_size()}
+    return {"reconstruction": mean(loss)}
 
 
 def reconstruction_at_chance(decoder: Decoder | None) -> dict[str, float | Tensor | None]:

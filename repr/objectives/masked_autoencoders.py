@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.distributed import gather
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
+from repr.losses.exchange import exchange_of
 from repr.models.backbone import feature_map, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
@@ -49,7 +50,7 @@ class MaskedViews(Objective):
     Contrastive MAE has a weight of ``contrast`` too and takes the first two views, as CAN does (Mishra et al., 2022,
     arXiv 2210.16870, section 3, here without its noise): both are masked, encoded in one pass and rebuilt, and what the
     backbone pools of the visible patches goes through a head to NT-Xent (:func:`repr.losses.contrastive.nt_xent`).
-    BatchNorm is in the head alone and sees both views of all ranks; the head's outputs are gathered.
+    BatchNorm is in the head alone and sees both views of all ranks; the loss is that of the global batch.
 
     Terms: ``reconstruction``, ``contrast``.
 
@@ -83,11 +84,14 @@ class MaskedViews(Objective):
         dim: int = 128,
         temperature: float = 0.1,
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
-        self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
+        self.masking, self.positions = masking, positions
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        self.contrast = partial(nt_xent, chunk_size=chunk_size, exchange=passing)
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" not in self.weights:  # nothing is pooled
@@ -113,14 +117,13 @@ class MaskedViews(Objective):
         return embed_unmasked(self.backbone, batch["image"])
 
     def step(self, batch: Batch) -> StepOutput:
-        """The terms, those of two views on the global batch."""
+        """The terms of the global batch."""
         masked = encode_visible(self.backbone, self.masking, batch, num_views=self.num_views)
         output = StepOutput(reconstruction(self.decoder, masked))
         if self.head is not None:
             vit: Any = self.backbone
-            a, b = (gather(view) for view in self.head(vit.forward_head(masked.tokens)).float().chunk(2))  # (N, dim)
-            temperature = 1 / self.logit_scale.exp()
-            output.terms["contrast"] = nt_xent(a, b, temperature=temperature, chunk_size=self.chunk_size)
+            a, b = self.head(vit.forward_head(masked.tokens)).float().chunk(2)  # (B, dim)
+            output.terms["contrast"] = self.contrast(a, b, temperature=1 / self.logit_scale.exp())
             output.embeddings["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
         return output
 
@@ -140,8 +143,8 @@ class MaskedImageText(TwoTowers):
     MAE with CLIP's contrast (after the video method of arXiv 2408.00759, equations 1 to 3): the first view is masked,
     encoded and rebuilt as by :class:`MaskedViews`; what the backbone pools of the visible patches ->
     ``image_projection``, against the text tower, with CLIP's loss (:func:`repr.losses.contrastive.clip`). There is no
-    BatchNorm. Both embeddings are gathered. Without a weight of ``reconstruction`` it is CLIP on masked pictures, as
-    FLIP (Li et al., 2022, arXiv 2212.00794).
+    BatchNorm. The loss is that of the global batch. Without a weight of ``reconstruction`` it is CLIP on masked
+    pictures, as FLIP (Li et al., 2022, arXiv 2212.00794).
 
     Text-guided masking (``masking.kind=text``, the same paper): the patches most similar to the caption are removed.
     The similarity is that of a frozen scorer, or else of the flow's own towers, whose image projection is linear, so
@@ -176,13 +179,15 @@ class MaskedImageText(TwoTowers):
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
         chunk_size: int | None = None,
+        exchange: str = "gather",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=dict.fromkeys(self.TERMS, 1.0) if weights is None else weights, optim=optim)
         if "contrast" not in self.weights:
             raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
-        self.masking, self.positions, self.chunk_size = masking, positions, chunk_size
+        self.masking, self.positions = masking, positions
+        self.contrast = partial(clip, chunk_size=chunk_size, exchange=exchange_of(exchange, self.PAIRWISE))
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.add_text_tower(text, temperature, temperature_range, learned=learn_temperature)
@@ -202,13 +207,13 @@ class MaskedImageText(TwoTowers):
         return embeddings
 
     def step(self, batch: Batch) -> StepOutput:
-        """The terms, the contrast on the global batch."""
+        """The terms of the global batch."""
         text = self.encode_text(captions(batch)).float()
         masked = self._encode_visible(batch, text)
         terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
-        image, text = gather(self.image_projection(vit.forward_head(masked.tokens)).float()), gather(text)  # (N, D)
-        terms["contrast"] = clip(image, text, logit_scale=self.logit_scale.exp(), chunk_size=self.chunk_size)
+        image = self.image_projection(vit.forward_head(masked.tokens)).float()  # (B, D), like text
+        terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp())
         temperature = (-self.logit_scale.detach()).exp()
         return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": temperature})
 

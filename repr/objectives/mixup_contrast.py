@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.distributed import gather, rank
+from repr.distributed import gather, means, rank, world_size
 from repr.losses import mixup
 from repr.losses.chance import at_chance
+from repr.losses.exchange import GATHER
 from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
@@ -27,13 +28,12 @@ class MixupContrast(Objective):
 
     Method: M3CoL (arXiv 2409.17777). Its ablations are weights of 0 and, for CLIP's term, draws that mix nothing.
 
-    Flow: each modality -> its encoder -> its head; all embeddings side by side -> fusion head. Logits and embeddings
-    are gathered, and the terms are those of the global batch, in float32. For the contrast each modality is mixed
-    within itself and compared with the next one, unmixed; the last one with the first, so two modalities are compared
-    in both directions. After the switch embeddings are compared as they are. Who is mixed with whom comes from the
-    seeds of the global batch. At the embedding level mixing follows the gathering; at the input level the raw inputs of
-    all ranks are gathered (without gradient), and an encoder passes its rows and the mixed ones together. BatchNorm of
-    the backbone has the statistics of all ranks.
+    Flow: each modality -> its encoder -> its head; all embeddings side by side -> fusion head. The terms are those of
+    the global batch, in float32. For the contrast each modality is mixed within itself and compared with the next one,
+    unmixed; the last one with the first, so two modalities are compared in both directions. After the switch embeddings
+    are compared as they are. Who is mixed with whom comes from the seeds of the global batch; partners are taken from
+    what is gathered of all ranks, embeddings or, at the input level, raw inputs (without gradient). There an encoder
+    passes its rows and the mixed ones together. BatchNorm of the backbone has the statistics of all ranks.
 
     Terms: ``fusion`` and ``<modality>_head``, cross-entropies; ``contrast``, the sum over the pairs of modalities.
     Modalities are ``image``, ``text`` and the names of ``tables``, in this order.
@@ -94,7 +94,7 @@ class MixupContrast(Objective):
         self.heads = nn.ModuleDict({name: plain_mlp(shape, dropout=dropout) for name, shape in shapes.items()})
         self.num_classes, self.attribute = num_classes, attribute
         losses = {"mixed": self.mixing.mixed_loss, "clean": self.mixing.clean_loss}
-        self.losses = chosen(losses, pairwise=tuple(losses), chunk_size=chunk_size)
+        self.losses = chosen(losses, pairwise=tuple(losses), chunk_size=chunk_size, exchange=GATHER)
         self._column = 0  # of `label`
 
     @classmethod
@@ -196,7 +196,7 @@ class MixupContrast(Objective):
         return Embeddings(image=image, trunk=image, text=encoded.get("text"), logits=self._logits(encoded))
 
     def step(self, batch: Batch) -> StepOutput:
-        """Terms on the global batch."""
+        """Terms of the global batch."""
         rows = self._rows(batch, next(iter(batch.get("views", [])), None))
         if lacking := [*(name for name in self.modalities if name not in rows), *({"label"} - batch.keys())]:
             raise ValueError(
@@ -204,9 +204,11 @@ class MixupContrast(Objective):
                 f"{', '.join(lacking)}: choose data that has them, set tokenizer for text, or leave the modality out "
                 "(objective.text=null)"
             )
-        label = gather(batch["label"] if batch["label"].ndim == 1 else batch["label"][:, self._column].contiguous())
-        if label.device.type == "cpu" and (label < 0).any():  # elsewhere the look would wait for the device
-            raise ValueError(f"{int((label < 0).sum())} rows of a batch have no label: leave them out of the data")
+        label = batch["label"] if batch["label"].ndim == 1 else batch["label"][:, self._column]
+        if label.device.type == "cpu" and (
+            missing := int((gather(label) < 0).sum())
+        ):  # elsewhere it would have to wait
+            raise ValueError(f"{missing} rows of a batch have no label: leave them out of the data")
         draws: dict[str, tuple[Tensor, Tensor]] = {}
         if "contrast" in self.weights and self._mixes_now():
             seed = gather(batch["seed"])
@@ -215,32 +217,28 @@ class MixupContrast(Objective):
         mixed: dict[str, Tensor] = {}
         for name, x in rows.items():
             if name in draws and self.mixing.levels.get(name) == "input":
-                both = self._encode(name, torch.cat([x, _mixed_rows(x, *draws[name])]))
-                own[name], mixed[name] = both.chunk(2)
+                own[name], mixed[name] = self._encode(name, torch.cat([x, _mixed(x, *draws[name])])).chunk(2)
             else:
                 own[name] = self._encode(name, x)
-        logits = {name: gather(value.float()) for name, value in self._logits(own).items()}
+        logits = {name: value.float() for name, value in self._logits(own).items()}
         terms = {name: F.cross_entropy(value, label) for name, value in logits.items()}
-        whole = {name: gather(value.float()) for name, value in own.items()}  # (N, D) each
+        right = {f"{name}_accuracy": (value.argmax(1) == label).float().mean() for name, value in logits.items()}
+        values = means(terms | right)
+        own = {name: value.float() for name, value in own.items()}  # (B, D) each
         if "contrast" in self.weights:
             mixed = {
-                name: gather(mixed[name].float())
-                if name in mixed
-                else mixup.mix(whole[name], whole[name][perm], lam=lam)
-                for name, (perm, lam) in draws.items()
+                name: mixed[name].float() if name in mixed else _mixed(own[name], *draw) for name, draw in draws.items()
             }
-            terms["contrast"] = self._contrast(whole, mixed, draws)
-        right = {f"{name}_accuracy": (value.argmax(1) == label).float().mean() for name, value in logits.items()}
-        return StepOutput(
-            {name: terms[name] for name in self.weights}, whole, logs={**right, "mixed": float(bool(draws))}
-        )
+            values["contrast"] = self._contrast(own, mixed, draws)
+        logs = {name: values[name].detach() for name in right} | {"mixed": float(bool(draws))}
+        return StepOutput({name: values[name] for name in self.weights}, own, logs=logs)
 
     def _contrast(
-        self, whole: dict[str, Tensor], mixed: dict[str, Tensor], draws: dict[str, tuple[Tensor, Tensor]]
+        self, own: dict[str, Tensor], mixed: dict[str, Tensor], draws: dict[str, tuple[Tensor, Tensor]]
     ) -> Tensor:
         """Each modality with the next one, summed."""
-        names = list(whole)
-        if len(whole[names[0]]) < 2:
+        names = list(own)
+        if len(own[names[0]]) * world_size() < 2:
             raise ValueError(
                 f"{type(self).__name__} contrasts the samples of a batch, and this one has one: set data.batch_size"
             )
@@ -248,10 +246,10 @@ class MixupContrast(Objective):
         for name, other in zip(names, names[1:] + names[:1], strict=True):
             if mixed:
                 perm, lam = draws[name]
-                partner = (mixed if self.mixing.mix_other else whole)[other]
+                partner = (mixed if self.mixing.mix_other else own)[other]
                 values.append(self.losses["mixed"](mixed[name], partner, perm=perm, lam=lam))
             else:
-                values.append(self.losses["clean"](whole[name], whole[other]))
+                values.append(self.losses["clean"](own[name], own[other]))
         return torch.stack(values).sum()
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
@@ -285,10 +283,10 @@ class MixupContrast(Objective):
         return {name: head(inputs[name]) for name, head in self.heads.items() if name in inputs}
 
 
-def _mixed_rows(x: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
+def _mixed(x: Tensor, perm: Tensor, lam: Tensor) -> Tensor:
     """This rank's rows, mixed with partners on any rank."""
-    mine = slice(rank() * len(x), (rank() + 1) * len(x))
-    return mixup.mix(x, gather(x)[perm[mine]], lam=lam[mine])
+    perm, lam = (all_of_them.chunk(world_size())[rank()] for all_of_them in (perm, lam))
+    return mixup.mix(x, gather(x)[perm], lam=lam)
 
 
 def _widths(name: str, encoder: nn.Module) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, StepOutput
-from repr.distributed import all_reduce, world_size
+from repr.distributed import means
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
@@ -143,9 +143,9 @@ class PixPro(Objective):
                 keys = [key.float().mean(2, keepdim=True) for key in keys]
             terms["instance"] = self._both_ways("instance", queries, keys, mask.new_ones(len(mask), 1, 1))
             embeddings["instance"] = queries[0].squeeze(2)
-        means = mean_over_ranks(terms | logs)
-        logged: dict[str, Tensor | float] = {name: means[name].detach() for name in logs}
-        return StepOutput({name: means[name] for name in terms}, embeddings, logs=logged)
+        both = means(terms | logs)
+        logged: dict[str, Tensor | float] = {name: both[name].detach() for name in logs}
+        return StepOutput({name: both[name] for name in terms}, embeddings, logs=logged)
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """0 of PixPro's terms; what PixContrast has depends on the overlap of the crops, and :meth:`step` logs it."""
@@ -201,9 +201,3 @@ def project(head: nn.Module, features: Tensor) -> Tensor:
     """A head of rows, applied to every cell of a map: (N, C, H, W) -> (N, D, HW)."""
     rows = features.permute(0, 2, 3, 1)  # (N, H, W, C)
     return head(rows.flatten(0, 2)).unflatten(0, (len(rows), -1)).mT
-
-
-def mean_over_ranks(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Average scalars over ranks; backward gives this rank's part the gradient that it has without the average."""
-    means = all_reduce(torch.stack(list(values.values()))) / world_size()
-    return dict(zip(values, means.unbind(), strict=True))

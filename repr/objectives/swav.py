@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.optim import Optimizer
 
 from repr.batch import Batch, StepOutput
-from repr.distributed import all_reduce, world_size
+from repr.distributed import all_reduce, mean
 from repr.losses.blockwise import full_precision
 from repr.losses.chance import at_chance
 from repr.losses.clustering import check_views, sinkhorn, swapped_prediction
@@ -118,9 +118,8 @@ class SwAV(Objective):
         if self.queue is not None and self.step_number >= self.queue_start_step:
             self.queue.push(assigned)
         loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
-        loss = all_reduce(loss) / world_size()
         return StepOutput(
-            {"swapped_prediction": loss},
+            {"swapped_prediction": mean(loss)},
             {"embedding": assigned[:, 0]},
             scores=scores[self.assign_views[0]],
             assignments=assignments[0],

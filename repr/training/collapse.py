@@ -7,8 +7,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from repr.batch import StepOutput
+from repr.distributed import gather, world_size
 from repr.metrics.collapse import assignment_entropy, feature_std, prototype_entropy
 from repr.metrics.geometry import effective_rank
 
@@ -23,7 +25,7 @@ class Collapse(pl.Callback):
     Args:
         every: steps between two looks.
         start: step from which a warning may be given; an encoder with random weights looks collapsed.
-        max_rows: rows that are looked at.
+        max_rows: rows that are looked at, of all ranks together.
     """
 
     def __init__(self, *, every: int, start: int, max_rows: int = 1024) -> None:
@@ -60,11 +62,15 @@ def _meaning(name: str) -> str:
 
 
 def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Values to log of a step, and a sentence for each part of its output that has collapsed."""
+    """Values to log of a step, and a sentence for each part of it that has collapsed; all ranks must call it."""
+
+    def some(x: Tensor) -> Tensor:
+        return gather(x[: -(-max_rows // world_size())]).float()
+
     values: dict[str, float] = {}
     signs: dict[str, str] = {}
     for name, embedding in output.embeddings.items():
-        rows = embedding[:max_rows].float()  # (N, D)
+        rows = some(embedding)  # (N, D)
         if not rows.isfinite().all():
             continue
         spread, rank = feature_std(rows), effective_rank(rows)
@@ -74,12 +80,12 @@ def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float],
         elif rank < 1.5:
             signs[name] = f"the features '{name}' lie on a line (effective rank {rank:.2f})"
     if output.scores is not None:
-        rows = output.scores[:max_rows].float()  # (N, K)
+        rows = some(output.scores)  # (N, K)
         value = values["prototype_entropy"] = prototype_entropy(rows)
         if value < 0.1 * math.log(min(rows.shape)):
             signs["scores"] = f"nearly all samples have the same nearest prototype (entropy {value:.3f} nats)"
     if output.assignments is not None:
-        rows = output.assignments[:max_rows].float()
+        rows = some(output.assignments)
         value = values["assignment_entropy"] = assignment_entropy(rows)
         if value > 0.99 * math.log(rows.shape[1]):
             signs["assignments"] = f"the assignments' entropy of {value:.3f} is that of chance, ln {rows.shape[1]}"

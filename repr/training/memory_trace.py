@@ -67,12 +67,14 @@ class Trace:
         peaks: strategy -> the fullest moment.
         gathered: bytes of all processes' rows that all-gathers put together.
         reduced: bytes that all-reduces sum up, those of parameters' gradients left out.
+        scattered: bytes that reduce-scatters sum up.
         calls: how often each watched module was called ``with gradient``, ``without``, and ``again`` in backward.
     """
 
     peaks: Mapping[str, Peak]
     gathered: int
     reduced: int
+    scattered: int
     calls: Sequence[Counter[str]]
 
 
@@ -163,6 +165,14 @@ class Memory(TorchDispatchMode):
         return "activations"
 
 
+class Done:
+    """What was sent has arrived."""
+
+    def wait(self) -> bool:
+        """At once."""
+        return True
+
+
 class CountingGroup:
     """In the place of ``torch.distributed``: a group of processes that sends nothing and counts what it should.
 
@@ -173,7 +183,7 @@ class CountingGroup:
     ReduceOp = dist.ReduceOp
 
     def __init__(self, size: int) -> None:
-        self.size, self.gathered, self.reduced = size, 0, 0
+        self.size, self.gathered, self.reduced, self.scattered = size, 0, 0, 0
 
     def is_available(self) -> bool:
         """There is a group."""
@@ -199,6 +209,12 @@ class CountingGroup:
     def all_reduce(self, x: Tensor, op: Any = None) -> None:
         """Count a tensor."""
         self.reduced += x.numel() * x.element_size()
+
+    def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], async_op: bool = False) -> Done:
+        """Count what is summed up, which NCCL puts together in a tensor of its own."""
+        out.new_empty(len(parts), *out.shape)
+        self.scattered += len(parts) * out.numel() * out.element_size()
+        return Done()
 
 
 @contextmanager
@@ -316,7 +332,7 @@ def trace(
         loss.backward()
         del kept
     peaks = {name: max(of_phases.values(), key=lambda peak: peak.total) for name, of_phases in memory.peaks.items()}
-    return Trace(peaks, group.gathered, group.reduced, calls)
+    return Trace(peaks, group.gathered, group.reduced, group.scattered, calls)
 
 
 def _count(memory: Memory, calls: Counter[str], module: nn.Module, inputs: Any) -> None:

@@ -102,6 +102,8 @@ def prepare(objective: pl.LightningModule, cfg: DictConfig, num_processes: int) 
         synchronise(objective)
     if fault := unsynchronised_fault(objective, num_processes):
         warnings.warn(fault, stacklevel=2)
+    if num_processes == 1 and cfg.get("exchange") == "ring":
+        warnings.warn("exchange=ring changes nothing: there is one process", stacklevel=2)
     if cfg.get("grad_checkpointing"):
         checkpoint_encoders(objective)
     if cfg.get("compile"):

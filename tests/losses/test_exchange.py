@@ -1,0 +1,79 @@
+"""Losses of rows that several processes hold: value and gradients are those of one process that holds all."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from repr.distributed import rank, world_size
+from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.losses.decorrelation import covariance, cross_correlation, invariance, variance
+from repr.losses.exchange import ALONE, GATHER, RING
+from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
+from repr.losses.mixup import mixed_contrast, soft_clip
+from tests.losses.test_laws import pairs, partners
+from tests.parity_cases import in_processes
+
+NUM = 12  # rows of all
+WORLDS = [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
+SCALE = 100.0  # exp(100) is no float32, so every sum needs its maximum
+CHUNKS = (None, 1, 2)
+EXCHANGES = {"gather": GATHER, "ring": RING}
+Loss = Callable[..., Tensor]  # (x, y, scale, bias, chunk_size=..., exchange=...)
+DRAW = partners(torch.empty(NUM))
+PAIRWISE: dict[str, Loss] = {
+    "clip": lambda x, y, s, b, **o: clip(x, y, logit_scale=s, **o),
+    "sigmoid": lambda x, y, s, b, **o: sigmoid(x, y, logit_scale=s, logit_bias=b, **o),
+    "nt_xent": lambda x, y, s, b, **o: nt_xent(x, y, temperature=1 / s, **o),
+    "uniformity": lambda x, y, s, b, **o: uniformity(x, **o),
+    "cross_uniformity": lambda x, y, s, b, **o: cross_uniformity(x, y, **o),
+    "mixed_contrast": lambda x, y, s, b, **o: mixed_contrast(x, y, temperature=1 / s, **DRAW, **o),
+    "as published": lambda x, y, s, b, **o: mixed_contrast(x, y, temperature=1 / s, overwrite=True, **DRAW, **o),
+    "one-sided": lambda x, y, s, b, **o: mixed_contrast(x, y, temperature=1 / s, bidirectional=False, **DRAW, **o),
+    "soft_clip": lambda x, y, s, b, **o: soft_clip(x, y, temperature=1 / s, **o),
+}
+SUMS: dict[str, Loss] = {
+    "alignment": lambda x, y, s, b, **o: alignment(x, y, **o),
+    "invariance": lambda x, y, s, b, **o: invariance(x, y, **o),
+    "variance": lambda x, y, s, b, **o: variance(x / 10, **o),
+    "covariance": lambda x, y, s, b, **o: covariance(x, **o),
+    "cross_correlation": lambda x, y, s, b, **o: cross_correlation(x, y, off_diagonal_weight=0.3, **o),
+}
+CASES = [(name, kind, chunk) for name in PAIRWISE for kind in EXCHANGES for chunk in CHUNKS]
+CASES += [(name, "gather", None) for name in SUMS]
+
+
+def evaluate(name: str, kind: str | None, chunk: int | None) -> list[Tensor]:
+    """Value, and gradients of both features, the scale and the bias: of this process's rows."""
+    x, y = (leaf.detach().chunk(world_size())[rank()].clone().requires_grad_() for leaf in pairs(NUM))
+    leaves = [x, y, *(torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (SCALE, -SCALE / 3))]
+    options = {"chunk_size": chunk} if name in PAIRWISE else {}
+    loss = {**PAIRWISE, **SUMS}[name](*leaves, **options, exchange=EXCHANGES[kind] if kind else ALONE)
+    grads = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    return [loss.detach(), *found]
+
+
+def work() -> dict[str, list[Tensor]]:
+    return {str(case): evaluate(*case) for case in CASES}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[dict]]:
+    return cache(lambda world: in_processes(work, world, tmp_path_factory.mktemp("ranks")))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(("name", "kind", "chunk"), CASES)
+def test_processes_share_a_loss(name, kind, chunk, world, ranks):
+    """With DDP's mean: of rows the gradients are put together, of the scale and the bias averaged."""
+    found = [record[str((name, kind, chunk))] for record in ranks(world)]
+    value, *grads = evaluate(name, None, None)
+    for record in found:
+        torch.testing.assert_close(record[0], value, rtol=1e-10, atol=1e-12)
+    for i, grad in enumerate(grads, start=1):
+        ours = torch.stack([record[i] for record in found])
+        ours = ours.flatten(0, 1) / world if grad.ndim else ours.mean()
+        torch.testing.assert_close(ours, grad, rtol=1e-9, atol=1e-9)
