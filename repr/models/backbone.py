@@ -52,7 +52,11 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
         raise ValueError(f"backbone.name={name} cannot be made so: {_first_line(error)}{hint}") from error
     model.image_size = image_size  # see _answer
     # Convolutions follow the layout of their weights; this one is the faster on CPUs and tensor cores alike
-    # (resnet10t at 48 px on two cores: 480 against 359 images/s).
+    # (resnet10t at 48 px on two cores: 480 against 359 images/s). With it, torch 2.14 on a CPU crashes in the backward
+    # of a strided convolution of single pixels on pictures, as MobileOne and RepVGG begin with.
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    if any(c.in_channels == 3 and c.kernel_size == (1, 1) and max(c.stride) > 1 for c in convolutions):
+        return model
     return model.to(memory_format=torch.channels_last)
 
 
@@ -188,10 +192,12 @@ def freeze_unreached(backbone: nn.Module, flow: str, forward: Forward = nn.Modul
     names = _unreached(backbone, forward)
     heavy = [name for name in names if backbone.get_parameter(name).ndim > 1]
     if forward is not nn.Module.__call__ and heavy:
-        pooled = "+backbone.global_pool=avg, or " if getattr(backbone, "global_pool", "avg") != "avg" else ""
+        pooling = getattr(backbone, "global_pool", "avg")  # of a convolutional network it may be a module
+        pooled = "+backbone.global_pool=avg, or " if isinstance(pooling, str) and pooling != "avg" else ""
+        more = f" and {len(heavy) - 3} more" if len(heavy) > 3 else ""
         raise ValueError(
-            f"{flow} does not train {', '.join(heavy)} of the backbone, through which passes what is evaluated and "
-            f"exported: set {pooled}another backbone.name"
+            f"{flow} does not train {', '.join(heavy[:3])}{more} of the backbone, through which passes what is "
+            f"evaluated and exported: set {pooled}another backbone.name"
         )
     for name in names:
         backbone.get_parameter(name).requires_grad_(False)

@@ -162,6 +162,12 @@ def test_what_a_backbone_cannot_be_made_with_is_one_line(options: dict, words: s
         backbone(**options)
 
 
+def test_a_model_whose_first_convolution_crashes_torch_in_the_layout_of_others_has_another() -> None:
+    model = backbone("mobileone_s0")
+    assert all(p.is_contiguous() for p in model.parameters())  # a crash would end the tests
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
 def test_a_convolution_that_sees_one_pixel_is_found() -> None:
     model = backbone("resnet50")
     assert pixel_convolution(model, 16) == "layer4.0.conv2"
