@@ -15,6 +15,7 @@ from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.exchange import GATHER, Gather, Ring
 from repr.models.batchnorm import SyncBatchNorm
+from repr.objectives.base import chosen
 from tests.golden import golden
 from tests.parity_cases import in_processes
 
@@ -41,7 +42,14 @@ def worker() -> dict[str, Any]:
         "features": collected(index),
         "norm": normalised(index),
         "uneven": uneven(index),
+        "foreign": foreign(index),
     }
+
+
+def foreign(index: int) -> float:
+    """A loss of a user's own, which knows of no processes, of rows 0, 1 on the first and 2, 3 on the second."""
+    losses = chosen({"spread": lambda x: x.amax() - x.amin()}, exchange=GATHER)
+    return losses["spread"](torch.tensor([[0.0], [1.0]]) + 2 * index).item()
 
 
 def uneven(index: int) -> list[str]:
@@ -119,6 +127,10 @@ def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
 
 def test_processes_with_unequal_rows_are_told_so(two: list[dict]) -> None:
     assert all("and they have [2, 3]: give all" in said for record in two for said in record["uneven"])
+
+
+def test_a_loss_that_takes_no_exchange_gets_the_rows_of_all(two: list[dict]) -> None:
+    assert [record["foreign"] for record in two] == [3.0, 3.0]
 
 
 def test_gather_joins_rows_in_rank_order_and_sums_gradients(two: list[dict]) -> None:

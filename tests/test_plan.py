@@ -78,6 +78,9 @@ def test_processes_share_what_they_should_and_send_what_they_must() -> None:
     assert ddp.sent["embeddings"] == pytest.approx((embeddings + shifts_and_gradients) * 3 / 4, rel=1e-3)
     sums = ddp.sent["their gradients, sums"] - embeddings * 3 / 4
     assert 2 * 2 * rows * 3 / 4 <= sums <= 2.1 * 2 * rows * 3 / 4  # maxima and sums, and a few scalars
+    on_a_ring, _ = config([*TINY, "objective=clip", "data.batch_size=2048", "exchange=ring", "chunk_size=64"], 4)
+    ring = Planner(on_a_ring, gpus=4).at(512)["ddp"]
+    assert ring.sent["embeddings"] == pytest.approx((3 * embeddings + shifts_and_gradients) * 3 / 4, rel=0.01)
     assert ddp.sent["gradients"] == 2 * four.trained * 3 / 4
     assert fsdp.sent["gradients"] < four.trained
     assert 1.9 < fsdp.sent["weights"] / (four.trained * 3 / 4) < 2.1  # once for forward, once for backward

@@ -2,12 +2,13 @@
 
 A loss is a pure function of tensors to a scalar. Unless its docstring says otherwise:
 
-* Features are (N, D), and row i of one belongs to row i of the other. They are normalised inside.
+* Features are (N, D), and row i of one belongs to row i of the other. They are normalised inside. With several
+  processes each gives its own n of the N rows, and an ``exchange`` (:mod:`repr.losses.exchange`) by which the loss
+  reaches those of the others: value and gradient are those of the global batch. By default there are no others.
 * Values and gradients are computed in float32, or in float64 if an input is float64, also under autocast. Features in
   half precision get a gradient of their own type.
-* With several processes, give the features of all of them, gathered with gradient: value and gradient are then those
-  of the global batch. The mean of what each process computes on its own features is another number in general; for
-  ``swapped_prediction``, the losses of cells and ``masked_mse`` it is the same, and they need no gathering.
+* ``swapped_prediction``, the losses of cells and ``masked_mse`` take no exchange: the mean of what each process
+  computes on its own features is the loss of the global batch.
 * ``chunk_size`` is how many rows of the N x N matrix of pairs exist at a time (None: all). It changes neither value
   nor gradient.
 * A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
@@ -16,12 +17,15 @@ The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the l
 and columns (CLIP, NT-Xent and, as the squared distance of unit vectors is ``2 - 2 cos``, uniformity),
 and the sum of softplus (the sigmoid loss). Both work in the same way:
 
-* forward visits ``chunk_size`` rows of the logits at a time and keeps the reduced numbers only;
+* a process has the columns of its own samples and the rows of all, so its share of the work is one W-th;
+* forward visits ``chunk_size`` rows of the logits at a time, of W processes so many of each, and keeps the reduced
+  numbers only; those of rows are then joined over processes, maxima first, N numbers each;
 * backward computes each block again, turns it into d(loss) / d(logits) by means of these numbers, and
-  adds the block's part to the gradients.
+  adds the block's part to the gradients; that of rows goes home to their process while the next block is computed.
 
-Memory is O(N * chunk_size), the gradient is exact, and the price is four products of N x N x D where
-three are needed at least. ``chunk_size=None``, the plain form, is one block that is kept for backward.
+Memory is O(N * chunk_size), beside the N x D rows that are gathered unless they go round a ring. The gradient is exact,
+and the price is four products of N x N x D where three are needed at least. ``chunk_size=None``, the plain form, is one
+block that is kept for backward.
 """
 
 from __future__ import annotations

@@ -156,21 +156,21 @@ class Ring(Gather):
             super().visit(rows, parts, chunk_size, work, home)
             return
         for mine in row_blocks(rows.shape[1], chunk_size and chunk_size * self.size):
-            here, sums = rows[0, mine].contiguous(), None
+            here, sums = rows[0, mine].contiguous(), None  # what this process adds for its own rows stays at home
             for process in range(self.size):
                 leaving = [here] if process + 1 < self.size else []
                 came, wait = distributed.pass_on(leaving if sums is None else [*leaving, sums])
-                added = None if home is None else torch.zeros_like(here)
+                out = None if home is None else torch.zeros_like(here) if process else home[mine].zero_()
                 if any(process in range(self.size)[part] for part in parts):
-                    work(slice(process, process + 1), mine, here, added)
+                    work(slice(process, process + 1), mine, here, out)
                 wait()
-                if added is not None:
-                    sums = added if sums is None else added.add_(came[-1])
+                if out is not None and process:
+                    sums = out if sums is None else out.add_(came[-1])
                 here = came[0] if leaving else here
             if home is not None and sums is not None:
                 (back,), wait = distributed.pass_on([sums])
                 wait()
-                home[mine] = back
+                home[mine] += back
 
 
 ALONE, GATHER, RING = Exchange(), Gather(), Ring()

@@ -168,7 +168,10 @@ class Planner:
     def _sent(self, step: Trace, parts: Sequence[Part]) -> dict[str, dict[str, float]]:
         """Bytes that a GPU sends: a ring passes all but a GPU's own share once to gather, and twice to sum."""
         once = (self.gpus - 1) / self.gpus
-        flow = {"embeddings": once * step.gathered, "their gradients, sums": once * (step.scattered + 2 * step.reduced)}
+        flow = {
+            "embeddings": once * step.gathered + step.passed,
+            "their gradients, sums": once * (step.scattered + 2 * step.reduced),
+        }
         weights = gradients = 0.0
         for part, counted in zip(parts, step.calls, strict=True):
             # A tower that is called by another method than forward is not counted as a whole.

@@ -68,6 +68,7 @@ class Trace:
         gathered: bytes of all processes' rows that all-gathers put together.
         reduced: bytes that all-reduces sum up, those of parameters' gradients left out.
         scattered: bytes that reduce-scatters sum up.
+        passed: bytes that are sent to one other process.
         calls: how often each watched module was called ``with gradient``, ``without``, and ``again`` in backward.
     """
 
@@ -75,6 +76,7 @@ class Trace:
     gathered: int
     reduced: int
     scattered: int
+    passed: int
     calls: Sequence[Counter[str]]
 
 
@@ -180,10 +182,11 @@ class CountingGroup:
         size: number of processes.
     """
 
-    ReduceOp = dist.ReduceOp
+    ReduceOp, group = dist.ReduceOp, dist.group
+    isend, irecv = "sent", "taken"
 
     def __init__(self, size: int) -> None:
-        self.size, self.gathered, self.reduced, self.scattered = size, 0, 0, 0
+        self.size, self.gathered, self.reduced, self.scattered, self.passed = size, 0, 0, 0, 0
 
     def is_available(self) -> bool:
         """There is a group."""
@@ -209,6 +212,19 @@ class CountingGroup:
     def all_reduce(self, x: Tensor, op: Any = None) -> None:
         """Count a tensor."""
         self.reduced += x.numel() * x.element_size()
+
+    def new_group(self) -> CountingGroup:
+        """The same."""
+        return self
+
+    def P2POp(self, op: str, x: Tensor, *_: Any) -> tuple[str, Tensor]:  # noqa: N802
+        """What is to be sent, or taken."""
+        return op, x
+
+    def batch_isend_irecv(self, ops: Sequence[tuple[str, Tensor]]) -> list[Done]:
+        """Count what is sent to one other process."""
+        self.passed += sum(x.numel() * x.element_size() for op, x in ops if op == "sent")
+        return []
 
     def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], async_op: bool = False) -> Done:
         """Count what is summed up, which NCCL puts together in a tensor of its own."""
@@ -332,7 +348,7 @@ def trace(
         loss.backward()
         del kept
     peaks = {name: max(of_phases.values(), key=lambda peak: peak.total) for name, of_phases in memory.peaks.items()}
-    return Trace(peaks, group.gathered, group.reduced, group.scattered, calls)
+    return Trace(peaks, group.gathered, group.reduced, group.scattered, group.passed, calls)
 
 
 def _count(memory: Memory, calls: Counter[str], module: nn.Module, inputs: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import open_clip
 import pytest
 import timm
+from omegaconf import OmegaConf
 from torch import nn
 
 from repr.objectives.base import Objective
@@ -15,6 +16,7 @@ from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
 from repr.objectives.mixup_contrast import MixupContrast
 from repr.objectives.pixpro import PixPro
 from repr.objectives.swav import SwAV
+from repr.training.trainer import prepare
 
 
 def vit(**options: Any) -> nn.Module:
@@ -59,3 +61,13 @@ def test_what_is_no_text_tower_is_one_error(wrong: Any) -> None:
         ImageText(vit(num_classes=0), wrong)
     with pytest.raises(ValueError, match="which has no output_dim"):
         MaskedImageText(vit(num_classes=0), wrong)
+
+
+def test_a_ring_of_one_process_is_told_to_change_nothing() -> None:
+    with pytest.warns(UserWarning, match="exchange=ring changes nothing: there is one process"):
+        prepare(JointEmbedding(vit(num_classes=0), exchange="ring"), OmegaConf.create({"exchange": "ring"}), 1)
+
+
+def test_a_ring_needs_losses_that_pass_rows_on() -> None:
+    with pytest.raises(ValueError, match="exchange=ring: the losses of contrast take no exchange"):
+        JointEmbedding(vit(num_classes=0), exchange="ring", losses={"contrast": lambda a, b: (a - b).sum()})
