@@ -84,12 +84,14 @@ def add_up_at_home(out: Tensor, parts: Tensor) -> Callable[[], Any]:
     """Begin to sum over ranks what each has for each, ``parts`` (W, ...) from this rank on, into its ``out`` (...).
 
     Returns:
-        What waits until ``out`` has the sum; ``parts`` are to be kept until then.
+        What waits until ``out`` has the sum.
     """
-    if world_size() == 1:
-        out.copy_(parts[0])
-        return lambda: None
-    return dist.reduce_scatter(out, _by_rank(list(parts)), async_op=True).wait
+    work = dist.reduce_scatter(out, _by_rank(list(parts)), async_op=True)
+
+    def wait(sent: Tensor = parts) -> None:  # which it keeps until then
+        work.wait()
+
+    return wait
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from repr import distributed
+from repr.distributed import add_up_at_home, all_reduce, gather, mean, pass_on, rank, spread, world_size
 
 # (K processes, C rows of each, these rows (K * C, D), where what adds to their gradients goes: (K * C, D), if anywhere)
 Work = Callable[[slice, slice, Tensor, Tensor | None], None]
@@ -84,7 +84,7 @@ class Exchange:
                 work(part, mine, rows[part, mine].flatten(0, 1), out)
             wait()
             if sums is not None and self.size > 1:  # on its way while the next block is computed
-                wait = distributed.add_up_at_home(own, sums)
+                wait = add_up_at_home(own, sums)
         wait()
 
 
@@ -97,39 +97,39 @@ class Gather(Exchange):
     @property
     def size(self) -> int:  # type: ignore[override]
         """W."""
-        return distributed.world_size()
+        return world_size()
 
     def own(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x.chunk(self.size)[distributed.rank()]
+        return x.chunk(self.size)[rank()]
 
     def rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        return distributed.gather(x, own_first=True)
+        return gather(x, own_first=True)
 
     def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
-        return distributed.gather(x)[index]
+        return gather(x)[index]
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:  # noqa: D102
-        return distributed.all_reduce(x, op)
+        return all_reduce(x, op)
 
     def mean(self, x: Tensor) -> Tensor:  # noqa: D102
-        return distributed.mean(x)
+        return mean(x)
 
     def logsumexp(self, x: Tensor) -> Tensor:  # noqa: D102
         if self.size == 1:
             return x
-        by_rank = x.roll(distributed.rank(), 0)
+        by_rank = x.roll(rank(), 0)
         top = self.all_reduce(by_rank, "max")
         total = self.all_reduce((by_rank - top).exp_())
-        return (top + total.log_()).roll(-distributed.rank(), 0)
+        return (top + total.log_()).roll(-rank(), 0)
 
     def spread(self, x: Tensor, chunk_size: int | None) -> Tensor:  # noqa: D102
         self._compare(x)
-        return distributed.spread(x, chunk_size)
+        return spread(x, chunk_size)
 
     def _compare(self, x: Tensor) -> None:
         """See, the first time, that all processes have as many rows."""
         if not self._compared and self.size > 1:
-            nums = distributed.gather(torch.tensor([len(x)], device=x.device))
+            nums = gather(torch.tensor([len(x)], device=x.device))
             if (nums != len(x)).any():
                 raise ValueError(
                     f"a loss of the global batch needs as many rows on every process, and they have {nums.tolist()}: "
@@ -159,7 +159,7 @@ class Ring(Gather):
             here, sums = rows[0, mine].contiguous(), None  # what this process adds for its own rows stays at home
             for process in range(self.size):
                 leaving = [here] if process + 1 < self.size else []
-                came, wait = distributed.pass_on(leaving if sums is None else [*leaving, sums])
+                came, wait = pass_on(leaving if sums is None else [*leaving, sums])
                 out = None if home is None else torch.zeros_like(here) if process else home[mine].zero_()
                 if any(process in range(self.size)[part] for part in parts):
                     work(slice(process, process + 1), mine, here, out)
@@ -168,7 +168,7 @@ class Ring(Gather):
                     sums = out if sums is None else out.add_(came[-1])
                 here = came[0] if leaving else here
             if home is not None and sums is not None:
-                (back,), wait = distributed.pass_on([sums])
+                (back,), wait = pass_on([sums])
                 wait()
                 home[mine] += back
 
