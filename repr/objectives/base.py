@@ -90,13 +90,13 @@ class Objective(pl.LightningModule):
         terms = self.term_names(options or {})
         weights = dict.fromkeys(terms[:1], 1.0) if weights is None else weights
         if unknown := sorted(set(weights) - set(terms)):
-            raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
+            raise ValueError(f"weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
         self.backbone = cast(nn.Module, backbone)
         if isinstance(backbone, nn.Module):
             freeze_unreached(backbone, type(self).__name__)
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
-            raise ValueError(f"objective.weights are all zero; give one of {', '.join(terms)} a weight")
+            raise ValueError(f"weights are all zero; give one of {', '.join(terms)} a weight")
         self.optim = optim or Optim()
         self.output = StepOutput({})
         self.step_number = 0
@@ -340,7 +340,7 @@ def chosen(
             no ``exchange`` where that is a ring.
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
-        raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
+        raise ValueError(f"losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
     functions = {**defaults, **(losses or {})}
     options = {name: signature(function).parameters for name, function in functions.items()}
     if chunk_size is not None:

@@ -16,11 +16,14 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
 from repr.batch import Batch
+from repr.config import ConfigError, check, compose
 from repr.data.collate import Collate
 from repr.data.views import View
+from repr.models.masking import Masking
 from repr.objectives.base import Objective
 from repr.objectives.image_text import ImageText
 from repr.objectives.joint_embedding import JointEmbedding
+from repr.objectives.mixing import Mixing
 from repr.objectives.mixup_contrast import MixupContrast
 from repr.objectives.pixpro import PixPro
 from repr.objectives.swav import SwAV
@@ -192,9 +195,41 @@ def test_checkpoints_are_read_with_the_arguments_of_the_constructor(tmp_path: Pa
         JointEmbedding.load_from_checkpoint(tmp_path, backbone=backbone(), **SMALL)
 
 
+@pytest.mark.parametrize(
+    ("objective", "option", "message"),
+    [
+        ("clip", "temperature=5", "temperature=5 lies outside objective.temperature_range=(0.01, 1.0)"),
+        ("mae", "masking.ratio=1.5", "masking.ratio=1.5 would keep nothing"),
+        ("pixpro", "momentum=2", "momentum=2; set it from 0 to 1"),
+        ("simclr", "weights.contrast=0", "weights are all zero"),
+        ("mae", "decoder.dim=30", "decoder.dim=30; set it to a multiple of 4 and of objective.decoder.num_heads"),
+        ("simclr", "exchange=ward", "exchange=ward; set it to gather"),
+    ],
+)
+def test_the_command_line_names_in_full_what_constructors_call_arguments(
+    objective: str, option: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check(compose([f"objective={objective}", f"objective.{option}", "image_size=32", "run_folder=x"]))
+    assert refused.value.faults[0].startswith(f"objective.{message}")
+    if option.startswith("exchange"):  # an option of the whole config, which the objective takes over
+        with pytest.raises(ConfigError, match=f"^{message}"):
+            check(compose([f"objective={objective}", option, "image_size=32", "run_folder=x"]))
+
+
+def test_constructors_speak_of_arguments() -> None:
+    for make, message in (
+        (lambda: ImageText(backbone(), text(), temperature=5.0), r"^temperature=5.0 lies outside temperature_range="),
+        (lambda: JointEmbedding(backbone(), weights={"contrast": 0}), "^weights are all zero"),
+        (lambda: Masking(ratio=1.5), "^ratio=1.5 would keep nothing"),
+        (lambda: Mixing(switch=2), "^switch=2; "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
 @pytest.mark.slow
 def test_checkpoints_of_a_run_are_read_so_too(tmp_path: Path) -> None:
-    from repr.config import compose
     from repr.fit import fit
 
     fit(compose(["objective=simclr", "smoke=true", "backbone.name=test_resnet", f"run_folder={tmp_path}"]))
