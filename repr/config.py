@@ -451,12 +451,23 @@ def on_meta(cfg: DictConfig) -> Any:
     except InstantiationException as error:
         cause: BaseException = error
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
+            told, cause = str(cause), cause.__cause__
         if isinstance(cause, ImportError) or "pip install" in str(cause):  # an optional package
             raise ValueError(str(cause)) from error
         if isinstance(cause, ValueError):
-            raise cause from error
+            at = re.search(r"^full_key: (.+)$", told, re.MULTILINE)
+            raise ValueError(_in_full(str(cause), at[1], cfg) if at else str(cause)) from error
         return None
+
+
+def _in_full(message: str, key: str, cfg: DictConfig) -> str:
+    """What the constructor at ``key`` says of its arguments, with the full names of the options that give them.
+
+    Those that are taken over from an option of the whole config, such as ``chunk_size``, have its name.
+    """
+    node = OmegaConf.select(cfg, key) or OmegaConf.create()
+    own = "|".join(name for name in map(str, node) if name not in cfg or not OmegaConf.is_interpolation(node, name))
+    return re.sub(rf"^({own})\b|(?<![\w.])({own})(?=[.=]\S)", rf"{key}.\g<0>", message) if own else message
 
 
 def untrained(cfg: DictConfig) -> DictConfig:

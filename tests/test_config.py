@@ -126,7 +126,7 @@ def test_an_option_without_effect_is_warned_about() -> None:
         (["objective=mae", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
         (["objective=vicreg", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
         (["objective=vicreg", "+objective.exchange=ring"], "no weighted term compares pairs"),
-        (["objective=clip", "exchange=rign"], "objective.exchange=rign; set it to gather or ring"),
+        (["objective=clip", "exchange=rign"], "^exchange=rign; set it to gather or ring"),
     ],
 )
 def test_a_ring_needs_pairs(options: list[str], fault: str) -> None:

@@ -170,8 +170,8 @@ def test_every_other_command_of_the_readme_runs(command: str, pictures: Path, tm
     assert made <= {path.name for path in folder.iterdir()}
 
 
-def test_the_notebook_snippet_of_the_readme_runs(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (snippet,) = blocks("README.md", "python")
+@pytest.mark.parametrize("snippet", blocks("README.md", "python"), ids=["collate", "by hand"])
+def test_the_notebook_snippets_of_the_readme_run(snippet: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pictures)
     exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "README.md", "exec"), {})
 

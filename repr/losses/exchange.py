@@ -183,7 +183,7 @@ def exchange_of(kind: str, pairwise: Collection[str]) -> Exchange:
         ValueError: there is no such exchange, or a ring has no ``pairwise`` terms to serve.
     """
     if kind not in ("gather", "ring"):
-        raise ValueError(f"objective.exchange={kind}; set it to gather or ring")
+        raise ValueError(f"exchange={kind}; set it to gather or ring")
     if kind == "ring" and not pairwise:
         raise ValueError("exchange=ring: no weighted term compares pairs of all processes; set it to gather")
     return RING if kind == "ring" else GATHER

@@ -61,11 +61,11 @@ class Masking:
 
     def __post_init__(self) -> None:
         if self.kind not in ("random", "block", "text"):
-            raise ValueError(f"objective.masking.kind is '{self.kind}'; set it to random, block or text")
+            raise ValueError(f"kind is '{self.kind}'; set it to random, block or text")
         if not 0 <= self.ratio < 1:
-            raise ValueError(f"objective.masking.ratio={self.ratio} would keep nothing: set it from 0 to below 1")
+            raise ValueError(f"ratio={self.ratio} would keep nothing: set it from 0 to below 1")
         if self.kind != "text" and self.scorer is not None:
-            raise ValueError(f"scorer is for objective.masking.kind=text, and it is {self.kind}: set one of the two")
+            raise ValueError(f"scorer is for kind=text, and it is {self.kind}: set one of the two")
 
     def draw(
         self, seed: Tensor, grid: tuple[int, int], *, num_views: int = 1, similarity: Tensor | None = None

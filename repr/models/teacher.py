@@ -43,7 +43,7 @@ class Teacher(nn.Module):
         self.final_momentum = momentum if final_momentum is None else final_momentum
         for value in (self.momentum, self.final_momentum):
             if not 0 <= value <= 1:
-                raise ValueError(f"objective.momentum={value}; set it from 0 to 1")
+                raise ValueError(f"momentum={value}; set it from 0 to 1")
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student).requires_grad_(False))
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import getdoc, signature
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.memory import recursive_detach
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -89,13 +90,13 @@ class Objective(pl.LightningModule):
         terms = self.term_names(options or {})
         weights = dict.fromkeys(terms[:1], 1.0) if weights is None else weights
         if unknown := sorted(set(weights) - set(terms)):
-            raise ValueError(f"objective.weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
+            raise ValueError(f"weights names {', '.join(unknown)}; the terms are {', '.join(terms)}")
         self.backbone = cast(nn.Module, backbone)
         if isinstance(backbone, nn.Module):
             freeze_unreached(backbone, type(self).__name__)
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
-            raise ValueError(f"objective.weights are all zero; give one of {', '.join(terms)} a weight")
+            raise ValueError(f"weights are all zero; give one of {', '.join(terms)} a weight")
         self.optim = optim or Optim()
         self.output = StepOutput({})
         self.step_number = 0
@@ -216,9 +217,21 @@ class Objective(pl.LightningModule):
 
     def validation_step(  # type: ignore[override]
         self, batch: Batch, batch_idx: int, dataloader_idx: int = 0
-    ) -> Embeddings:
-        """Embed an evaluation batch; callbacks collect what this returns."""
-        return self.embed(batch)
+    ) -> Embeddings | None:
+        """Embed an evaluation batch, which callbacks collect; of a training batch, log ``val/loss`` and the terms.
+
+        The latter comes from a user's own loader. It leaves weights, buffers and random numbers as they are.
+        """
+        if not batch.keys() & {"views", "seed"}:
+            return self.embed(batch)
+        kept = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+        with isolate_rng():
+            output = self.step(batch)
+        self.load_state_dict(kept)
+        logs = {"loss": self.total(output.terms), **output.terms, **output.logs}
+        told = {f"val/{name}": value for name, value in logs.items()}
+        self.log_dict(told, batch_size=num_rows(batch), sync_dist=True)
+        return None
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embed an evaluation batch; samples may be clustered by what this returns."""
@@ -234,6 +247,36 @@ class Objective(pl.LightningModule):
             # Autocast takes norms to float32 on CUDA; on the CPU they would refuse weights of another type.
             mixed = self.trainer.precision == "bf16-mixed" and self.device_mesh.device_type == "cuda"
             shard(self, self.device_mesh["data_parallel"], param_dtype=torch.bfloat16 if mixed else None)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **options: Any,
+    ) -> Self:
+        """As Lightning's, of a checkpoint of :mod:`repr.fit` or of any Trainer; it runs no code of the file.
+
+        A checkpoint holds tensors, so that ``options`` repeat the arguments that the objective was built with.
+
+        Raises:
+            ValueError: they are others, or the checkpoint is a folder.
+        """
+        try:
+            signature(cls).bind_partial(**options)  # Lightning leaves out what it does not know
+            return super().load_from_checkpoint(
+                checkpoint_path, map_location, hparams_file, strict, weights_only, **options
+            )
+        except (TypeError, RuntimeError, IsADirectoryError) as error:
+            needed = [name for name, option in signature(cls).parameters.items() if option.default is option.empty]
+            raise ValueError(
+                f"{checkpoint_path} gives no {cls.__name__}: {' '.join(str(error).split()):.300}. Give the arguments "
+                f"that it was built with, as in load_from_checkpoint(PATH, {(needed or ['backbone'])[0]}=..., ...). A "
+                "run folder of repr.fit knows them: repr.runs.trained.Trained.read(RUN_FOLDER).objective"
+            ) from error
 
     def _is_sharded(self) -> bool:
         return any(isinstance(module, FSDPModule) for module in self.modules())
@@ -297,7 +340,7 @@ def chosen(
             no ``exchange`` where that is a ring.
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
-        raise ValueError(f"objective.losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
+        raise ValueError(f"losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
     functions = {**defaults, **(losses or {})}
     options = {name: signature(function).parameters for name, function in functions.items()}
     if chunk_size is not None:

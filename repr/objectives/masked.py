@@ -50,18 +50,18 @@ def make_decoder(
         ValueError: the ViT cannot be masked, or the options do not go together.
     """
     if positions not in ("sincos", "learned"):
-        raise ValueError(f"objective.positions is '{positions}'; set it to sincos or learned")
+        raise ValueError(f"positions is '{positions}'; set it to sincos or learned")
     if fault := vit_fault(vit):
         raise ValueError(fault)
     if masking.kind == "text" and masking.scorer is None and not knows_captions:
         raise ValueError(
-            "objective.masking.kind=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run "
+            "masking.kind=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run "
             "folder, or objective=mae_clip_tgm"
         )
     if make is not None and num_kept(vit.patch_embed.num_patches, masking.ratio) == vit.patch_embed.num_patches:
         raise ValueError(
-            f"objective.masking.ratio={masking.ratio} keeps all {vit.patch_embed.num_patches} patches, so nothing is "
-            "left to reconstruct: raise it, or set objective.weights.reconstruction=0"
+            f"masking.ratio={masking.ratio} keeps all {vit.patch_embed.num_patches} patches, so nothing is "
+            "left to reconstruct: raise it, or set weights.reconstruction=0"
         )
     if positions == "sincos":
         fix_positions(vit)

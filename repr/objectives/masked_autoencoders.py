@@ -98,7 +98,7 @@ class MaskedViews(Objective):
             freeze_unreached(backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
         else:
             if temperature <= 0:
-                raise ValueError(f"objective.temperature={temperature}; set it above 0")
+                raise ValueError(f"temperature={temperature}; set it above 0")
             self.num_views, self.head = 2, mlp([width_of(backbone), hidden_dim, hidden_dim, dim])
             self.logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=False)
 
@@ -185,7 +185,7 @@ class MaskedImageText(TwoTowers):
     ) -> None:
         super().__init__(backbone, weights=dict.fromkeys(self.TERMS, 1.0) if weights is None else weights, optim=optim)
         if "contrast" not in self.weights:
-            raise ValueError("objective.weights.contrast=0 has nothing that knows captions: set objective=mae")
+            raise ValueError("weights.contrast=0 has nothing that knows captions: take MaskedViews (objective=mae)")
         self.masking, self.positions = masking, positions
         self.contrast = partial(clip, chunk_size=chunk_size, exchange=exchange_of(exchange, self.PAIRWISE))
         make = decoder if "reconstruction" in self.weights else None

@@ -40,8 +40,8 @@ class Mixing:
     def __post_init__(self) -> None:
         for name, level in self.levels.items():
             if level not in LEVELS:
-                raise ValueError(f"objective.mixing.levels.{name}={level}; set it to {' or '.join(LEVELS)}")
+                raise ValueError(f"levels.{name}={level}; set it to {' or '.join(LEVELS)}")
         if self.levels.get("text") == "input":
-            raise ValueError("objective.mixing.levels.text=input: token ids cannot be mixed; set it to embedding")
+            raise ValueError("levels.text=input: token ids cannot be mixed; set it to embedding")
         if not 0 <= self.switch <= 1:
-            raise ValueError(f"objective.mixing.switch={self.switch}; set it to a share of the run, from 0 to 1")
+            raise ValueError(f"switch={self.switch}; set it to a share of the run, from 0 to 1")

@@ -74,7 +74,7 @@ class MixupContrast(Objective):
     ) -> None:
         tables = dict(tables or {})
         if taken := tables.keys() & {"image", "text", "fusion"}:
-            raise ValueError(f"objective.tables: '{min(taken)}' is a name of another part; rename the block")
+            raise ValueError(f"tables: '{min(taken)}' is a name of another part; rename the block")
         widths: dict[str, int] = {}
         if backbone is not None:
             widths["image"], backbone = width_of(backbone), synchronise(backbone)
@@ -129,18 +129,16 @@ class MixupContrast(Objective):
         if "contrast" in self.weights and (len(widths) < 2 or len(set(widths.values())) > 1):
             raise ValueError(
                 f"the contrast compares two modalities or more, of equal widths, and there are: {told}. Set embed_dim "
-                "to the width of the backbone, the tables' last widths likewise, or objective.weights.contrast=0"
+                "to the width of the backbone, the tables' last widths likewise, or weights.contrast=0"
             )
         heads = {f"{name}_head" for name in widths}
         if absent := sorted(self.weights.keys() - heads - {"fusion", "contrast"}):
-            raise ValueError(f"objective.weights.{absent[0]}: there is no such modality, only {told}; set it to 0")
+            raise ValueError(f"weights.{absent[0]}: there is no such modality, only {told}; set it to 0")
         if not self.weights.keys() & {"fusion", "contrast"} and (idle := [f for f in heads if f not in self.weights]):
             part = min(idle).removesuffix("_head")
-            raise ValueError(
-                f"no weighted term learns from {part}: set objective.{part}=null, or give {min(idle)} a weight"
-            )
+            raise ValueError(f"no weighted term learns from {part}: leave it out, or give {min(idle)} a weight")
         if unknown := sorted(self.mixing.levels.keys() - widths.keys()):
-            raise ValueError(f"objective.mixing.levels.{unknown[0]}; the modalities are {', '.join(widths)}")
+            raise ValueError(f"mixing.levels.{unknown[0]}; the modalities are {', '.join(widths)}")
 
     def setup(self, stage: str) -> None:
         """Find the labels in the data, if it comes from a DataModule, and see that they and the tables fit.
@@ -201,8 +199,7 @@ class MixupContrast(Objective):
         if lacking := [*(name for name in self.modalities if name not in rows), *({"label"} - batch.keys())]:
             raise ValueError(
                 f"{type(self).__name__} needs {', '.join(self.modalities)} and labels, and the batch lacks "
-                f"{', '.join(lacking)}: choose data that has them, set tokenizer for text, or leave the modality out "
-                "(objective.text=null)"
+                f"{', '.join(lacking)}: choose data that has them, set tokenizer for text, or leave the modality out"
             )
         label = batch["label"] if batch["label"].ndim == 1 else batch["label"][:, self._column]
         if label.device.type == "cpu" and (
@@ -293,7 +290,5 @@ def _widths(name: str, encoder: nn.Module) -> tuple[int, int]:
     """How wide the first linear layer of a table's encoder takes its input, and how wide the last gives its output."""
     layers = [module for module in encoder.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError(
-            f"objective.tables.{name} has no linear layer; set it to one such as repr.models.heads.plain_mlp"
-        )
+        raise ValueError(f"tables.{name} has no linear layer; set it to one such as repr.models.heads.plain_mlp")
     return layers[0].in_features, layers[-1].out_features

@@ -115,7 +115,7 @@ class SwAV(Objective):
         scores = list(self._scores(embedding).chunk(len(views)))  # V x (B, K)
         assigned = torch.stack([embedding.detach().chunk(len(views))[a] for a in self.assign_views], dim=1)  # (B, A, D)
         assignments = self._assign(scores)
-        if self.queue is not None and self.step_number >= self.queue_start_step:
+        if self.queue is not None and self.training and self.step_number >= self.queue_start_step:
             self.queue.push(assigned)
         loss = swapped_prediction(scores, assignments, assign_views=self.assign_views, temperature=self.temperature)
         return StepOutput(

@@ -16,7 +16,7 @@ from repr.objectives.base import Objective
 def captions(batch: Batch) -> Tensor:
     """The captions of a batch, (B, L) token ids; where it has none, a ValueError says what to set."""
     if "text" not in batch:
-        raise ValueError("captions are needed here: set data.tokenizer and a source that has them")
+        raise ValueError("captions are needed here: set a tokenizer, and give data that has them")
     return batch["text"]
 
 
@@ -45,7 +45,7 @@ class TwoTowers(Objective):
         """
         low, high = temperature_range
         if not 0 < low <= temperature <= high:
-            raise ValueError(f"objective.temperature={temperature} lies outside temperature_range=({low}, {high})")
+            raise ValueError(f"temperature={temperature} lies outside temperature_range=({low}, {high})")
         width = width_of(self.backbone)
         self.text = text
         self.image_projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)

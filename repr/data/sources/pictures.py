@@ -64,7 +64,7 @@ def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Image.Im
         with _opened(data, formats) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
+            return as_rgb(image)
     except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
         fault = f"Pillow reads it as none of {', '.join(formats)}" if data else "an empty file"
         raise OSError(f"{name}: not readable as an image ({fault})") from error
@@ -119,8 +119,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to RGB."""
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A picture of any mode in RGB, alpha composited on white; ValueError where its range of values is unknown."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F" or image.mode.startswith("I"):  # which Pillow's own conversion would clip to white or black
