@@ -111,9 +111,13 @@ def _image(picture: Any) -> Image.Image:
         return picture
     if not isinstance(picture, (Tensor, np.ndarray)):
         raise ValueError(f"Collate: a row begins with a {type(picture).__name__}; give (picture, caption or label)")
-    if isinstance(picture, Tensor) and picture.is_floating_point() and not 0 <= picture.min() <= picture.max() <= 1:
+    pixels = torch.as_tensor(picture)
+    if pixels.is_floating_point() and not 0 <= pixels.min() <= pixels.max() <= 1:
         raise ValueError("Collate: pixels lie outside [0, 1]; take Normalize out of the data set, a View does it")
-    return as_rgb(functional.to_pil_image(picture))
+    try:
+        return as_rgb(functional.to_pil_image(picture))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Collate: no picture can be made of {type(picture).__name__}: {error}") from error
 
 
 def _stacked(views: Sequence[Any]) -> Tensor:

@@ -237,7 +237,7 @@ class MixupContrast(Objective):
         names = list(own)
         if len(own[names[0]]) * world_size() < 2:
             raise ValueError(
-                f"{type(self).__name__} contrasts the samples of a batch, and this one has one: set data.batch_size"
+                f"{type(self).__name__} contrasts the samples of a batch, and this one has one: give it two or more"
             )
         values = []
         for name, other in zip(names, names[1:] + names[:1], strict=True):
