@@ -128,7 +128,7 @@ def test_every_number_has_its_protocol(trained: tuple[Path, dict[str, Any]], of_
 def test_the_report_shows_it(trained: tuple[Path, dict[str, Any]], of_run: dict[str, Any], tmp_path: Path) -> None:
     write_report([trained[0]], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text().partition('<section id="protocols">')[2].partition("</section>")[0]
-    rows = {row[0]: row for row in re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td.*?>(.*?)</td>", page)}
+    rows = {row[0]: row for row in re.findall(r"<tr><td>([^<]*).*?</td><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td>", page)}
     assert rows.keys() == of_run["results"].keys()
     for name, entry in of_run["results"].items():
         assert rows[name][2] == ("" if entry["chance"] is None else f"{entry['chance']:.4f}")

@@ -102,9 +102,9 @@ def test_siglip_has_a_bias_and_clip_has_none() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"weights": {"contrastive": 1}}, "objective.weights names contrastive"),
+        ({"weights": {"contrastive": 1}}, "weights names contrastive"),
         ({"weights": {"contrast": 0}}, "all zero"),
-        ({"losses": {"align": hypersphere.alignment}}, "objective.losses names align"),
+        ({"losses": {"align": hypersphere.alignment}}, "losses names align"),
         ({"temperature": 0.001}, "temperature_range"),
     ],
 )
@@ -115,5 +115,5 @@ def test_bad_options_are_refused(options: dict, message: str) -> None:
 
 def test_captions_are_needed(batch: Batch) -> None:
     del batch["text"]
-    with pytest.raises(ValueError, match=r"set data\.tokenizer"):
+    with pytest.raises(ValueError, match="set a tokenizer"):
         build("clip").step(batch)
