@@ -129,7 +129,7 @@ def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeyp
     assert len(exports) == 2
     for command in exports:
         main([f"run={tmp_path}/run" if word.startswith("run=") else word for word in shlex.split(command)[3:]])
-    assert {path.name for path in (tmp_path / "DIR").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "DIR").iterdir()} == {"config.json", "model.safetensors", "written.json"}
 
 
 TOOLS = [

@@ -67,7 +67,9 @@ def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
     assert page.loads
     assert all(link.startswith(("data:", "#")) for link in page.loads)
-    assert {"clip", "Losses", "contrast", "Evaluation over time", "views", "i2t_R@5", "test_style"} <= {*page.words}
+    assert {"clip-emoji", "Losses", "contrast", "Evaluation over time", "views", "i2t_R@5", "test_style"} <= {
+        *page.words
+    }
     run = Run(folder)
     assert run.curve("train/contrast.chance") == (run.curve("train/contrast")[0], [pytest.approx(math.log(8))] * 4)
     assert run.curve("train/loss.chance")[1] == run.curve("train/contrast.chance")[1]  # its weight is 1

@@ -23,13 +23,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import Protocol, TypeGuard
+from typing import TYPE_CHECKING, Protocol, TypeGuard
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from repr.batch import NO_CLASS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Source(Protocol):
