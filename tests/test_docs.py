@@ -156,6 +156,7 @@ def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
         assert json.loads((tmp_path / f"out{number}" / "metrics.json").read_text())["results"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", TOOLS)
 def test_every_other_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
     """Tools are run in the repository, everything else anywhere."""

@@ -118,9 +118,8 @@ def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> Non
     assert not same(weights(first), weights(tmp_path / "other"))
 
 
-@pytest.mark.parametrize(
-    ("number", "step"), [pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow), (signal.SIGINT, 5)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
 def test_a_stopped_run_goes_on_where_it_was(
     number: int, step: int, whole: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

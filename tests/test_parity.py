@@ -10,7 +10,7 @@ from tests.parity_cases import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, c
 
 Groups = Callable[[str, bool], list[Records]]
 # Each group starts its processes once, for all objectives.
-DEFAULT = {(ONE, True), ("2 DDP", False)}
+DEFAULT = {("2 DDP", False)}
 CASES = [
     pytest.param(
         name,

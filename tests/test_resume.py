@@ -96,6 +96,7 @@ PIXPRO = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(run: Run, tmp_path: Path) -> None:
     """The authors' code starts the schedule anew. A step has two micro-batches, and one update of the teacher."""
     folders = tmp_path / "whole", tmp_path / "killed"

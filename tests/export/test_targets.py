@@ -24,6 +24,7 @@ def as_module(source: str, folder: Path) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_target_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     section = (ROOT / "CONTRIBUTING.md").read_text().split("## Add an export target")[1]
     source = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]

@@ -164,6 +164,7 @@ def test_what_cannot_be_sliced_is_refused(micro_batch: int, words: str) -> None:
         slice_encoders(nn.Linear(2, 2), micro_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip", "cuaxu", "siglip", "simclr", "align_uniform", "mae_clip", "cmae"])
 def test_losses_in_chunks_are_reached_by_config(name: str) -> None:
     batch = make_batch()

@@ -6,6 +6,7 @@ import torch
 from tests.objectives.conftest import OBJECTIVES, build
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_the_declared_embeddings_are_those_of_predict_step(name: str) -> None:
     objective = build(name).eval()

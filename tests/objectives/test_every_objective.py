@@ -28,6 +28,7 @@ def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -
     assert all(map(math.isfinite, levels.values()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
     objective = build(name, "optim.lr=1e-3", "optim.schedule=constant")
