@@ -79,7 +79,7 @@ def assert_as(folder: Path, whole: Path) -> None:
     for name, tensor in b.items():
         torch.testing.assert_close(a[name], tensor, rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
     losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (folder, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # as the weights: rounding grows with each step
 
 
 @pytest.fixture(scope="module")
