@@ -166,8 +166,7 @@ def test_every_flow_is_killed_again_and_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flow", ["swav", "pixpro"])
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("trainer", "flow"), [("ddp", "swav"), ("fsdp", "pixpro")])
 def test_two_processes_are_killed_ten_times(
     trainer: str, flow: str, run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
