@@ -24,10 +24,11 @@ SWAV = [
     "objective.hidden_dim=16", "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=1",
     "small_size=16",
 ]  # fmt: skip
-# A teacher with BatchNorm, moments of Adam (with an eps under which rounding stays small), clipped gradients.
+# A teacher with BatchNorm, moments of Adam (with an eps and a rate under which rounding stays small), clipped gradients.
 PIXPRO = [
     "experiment=pixpro_emoji", "smoke=true", "data.batch_size=12", "objective.hidden_dim=16", "objective.dim=8",
     "objective.weights.instance=1", "optim=adamw", "trainer.gradient_clip_val=0.1", "optim.options.eps=1e-2",
+    "optim.lr=1e-3",
 ]  # fmt: skip
 FLOWS = {"swav": SWAV, "pixpro": PIXPRO}
 SETUP = [
@@ -79,7 +80,7 @@ def assert_as(folder: Path, whole: Path) -> None:
     for name, tensor in b.items():
         torch.testing.assert_close(a[name], tensor, rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
     losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (folder, whole)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # as the weights: rounding grows with each step
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.fixture(scope="module")

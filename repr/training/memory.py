@@ -21,7 +21,7 @@ _FOR_PICTURES, _FOR_PAIRS = 1000, 16
 _SURE = 0.1  # share by which a forecast may be wrong
 
 
-def check_memory(cfg: DictConfig, objective: pl.LightningModule, trainer: pl.Trainer) -> None:
+def check_memory(cfg: DictConfig, objective: pl.LightningModule, trainer: pl.Trainer, root: str = "/") -> None:
     """Compare the forecast of a step with the memory that is free, where a step may be too large.
 
     A run that is small beside the memory costs nothing here; of another one a step is traced without data, which takes
@@ -31,12 +31,13 @@ def check_memory(cfg: DictConfig, objective: pl.LightningModule, trainer: pl.Tra
         cfg: a config that was checked; with ``forecast=false`` nothing is done.
         objective: as it was made of it.
         trainer: likewise.
+        root: see :func:`free_memory`.
 
     Raises:
         ConfigError: it will not fit; the message names options to set. Where it is doubtful, that is a warning.
     """
     device = trainer.strategy.root_device
-    free = free_memory(device)
+    free = free_memory(device, root)
     if free is None or not cfg.get("forecast", True) or str(cfg.trainer.precision) not in {**HALF, **WHOLE}:
         return
     rows, sharing = cfg.data.batch_size // trainer.world_size, trainer.num_devices if device.type == "cpu" else 1
