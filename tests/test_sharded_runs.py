@@ -24,7 +24,7 @@ SWAV = [
     "objective.hidden_dim=16", "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=1",
     "small_size=16",
 ]  # fmt: skip
-# A teacher with BatchNorm, moments of Adam (with an eps and a rate under which rounding stays small), clipped gradients.
+# A teacher with BatchNorm, moments of Adam (eps and rate are such that rounding stays small), clipped gradients.
 PIXPRO = [
     "experiment=pixpro_emoji", "smoke=true", "data.batch_size=12", "objective.hidden_dim=16", "objective.dim=8",
     "objective.weights.instance=1", "optim=adamw", "trainer.gradient_clip_val=0.1", "optim.options.eps=1e-2",
