@@ -21,6 +21,7 @@ class Batch(TypedDict, total=False):
 
     index: Tensor  # (B,) int64, position in the data set
     seed: Tensor  # (B,) int64, the only source of per-sample randomness in flows
+    picture: Tensor  # (B,) int64, the same number for samples of one picture; only in training batches
     views: list[Tensor]  # V x (B, 3, H_v, W_v), large ones first; uint8 before, float after the device half
     boxes: Tensor  # (B, V, 4) float32, crop in [0, 1] of the source image; a flip swaps the ends
     colour: Tensor  # (B, V, P) float32, drawn colour parameters

@@ -511,7 +511,12 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         value = cfg.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
-    if (kind := cfg.get("exchange", "gather")) not in ("gather", cfg.objective.get("exchange")):
-        yield f"exchange={kind}: this objective has no loss whose rows can be passed on; set exchange=gather"
+    for key, usual, wanted in (
+        ("exchange", "gather", "no loss whose rows can be passed on"),
+        ("loss_precision", "float32", "no loss of pairs"),
+        ("false_negatives", "keep", "no contrast whose pairs could be left out"),
+    ):
+        if (value := cfg.get(key, usual)) not in (usual, cfg.objective.get(key)):
+            yield f"{key}={value}: this objective has {wanted}; set {key}={usual}"
     if cfg.get("chunk_size") and cfg.objective.get("chunk_size") is None:
         warnings.warn(f"chunk_size={cfg.chunk_size} changes nothing: this objective compares no pairs", stacklevel=2)

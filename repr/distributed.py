@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -124,16 +126,16 @@ def on_first(work: Callable[[], T]) -> T:
     return value
 
 
-def pass_on(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
-    """Begin to hand tensors to the rank before this one, and to take as many of their shapes from the one after it.
+def pass_on(tensors: Sequence[Tensor], step: int = 1) -> tuple[list[Tensor], Callable[[], None]]:
+    """Begin to hand tensors to the rank ``step`` before this one, and to take as many from the one ``step`` after it.
 
-    All ranks must call it; it has a group of processes of its own.
+    All ranks must call it, with tensors of the same shapes; it has a group of processes of its own.
 
     Returns:
         What comes, and what waits for it; ``tensors`` are to be left as they are until then.
     """
     came = [torch.empty_like(x) for x in tensors]
-    group, before, after = _ring(dist.group.WORLD), (rank() - 1) % world_size(), (rank() + 1) % world_size()
+    group, before, after = _ring(dist.group.WORLD), (rank() - step) % world_size(), (rank() + step) % world_size()
     sends = [dist.P2POp(dist.isend, x, before, group, tag) for tag, x in enumerate(tensors)]
     takes = [dist.P2POp(dist.irecv, x, after, group, tag) for tag, x in enumerate(came)]
     works = dist.batch_isend_irecv([*sends, *takes]) if tensors else []
@@ -148,6 +150,44 @@ def pass_on(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Callable[[], None]
 @lru_cache(maxsize=1)
 def _ring(world: Any) -> Any:
     return dist.new_group()
+
+
+def node_size() -> int:
+    """How many processes each machine has, where there are several machines that have equally many; else 1.
+
+    Every rank must call it the first time.
+    """
+    return _node_size(dist.group.WORLD) if world_size() > 1 else 1
+
+
+@lru_cache(maxsize=1)
+def _node_size(world: Any) -> int:
+    sizes = [len(list(ranks)) for _, ranks in groupby(gather_objects(socket.gethostname()))]
+    return sizes[0] if len(sizes) > 1 and len(set(sizes)) == 1 else 1
+
+
+@lru_cache
+def _near(world: Any, size: int) -> Any:
+    """The group of this rank among groups of ``size`` ranks that follow each other."""
+    return dist.new_subgroups(size)[0]
+
+
+def gather_near(x: Tensor, size: int) -> Tensor:
+    """What each of the ``size`` ranks of this rank's machine has (...), without gradient: (size, ...)."""
+    if size == 1:
+        return x[None]
+    out = x.new_empty(size, *x.shape)
+    dist.all_gather(list(out), x, _near(dist.group.WORLD, size))
+    return out
+
+
+def add_up_near(parts: Tensor) -> Tensor:
+    """The sum of what the ranks of this rank's machine have for it: of (size, ...) from each to (...)."""
+    if len(parts) == 1:
+        return parts[0]
+    out = torch.empty_like(parts[0])
+    dist.reduce_scatter(out, list(parts), group=_near(dist.group.WORLD, len(parts)))
+    return out
 
 
 class _Sum(torch.autograd.Function):

@@ -64,6 +64,8 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
     "cuaxu, ring in chunks": {"name": "cuaxu", "overrides": ["exchange=ring", "chunk_size=1"]},
     "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
+    "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask"]},
+    "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask"]},
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }

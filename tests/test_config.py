@@ -126,6 +126,13 @@ def test_an_option_without_effect_is_warned_about() -> None:
         (["objective=mae", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
         (["objective=vicreg", "exchange=ring"], "no loss whose rows can be passed on; set exchange=gather"),
         (["objective=vicreg", "+objective.exchange=ring"], "no weighted term compares pairs"),
+        (
+            ["objective=mae", "false_negatives=mask"],
+            "no contrast whose pairs could be left out; set false_neg",
+        ),
+        (["objective=align_uniform", "false_negatives=mask"], "contrast, the term with negatives, has no weight"),
+        (["objective=swav", "loss_precision=tf32"], "no loss of pairs; set loss_precision=float32"),
+        (["objective=clip", "loss_precision=bf16"], "loss_precision=bf16; set it to float32, tf32 or bf16x3"),
         (["objective=clip", "exchange=rign"], "^exchange=rign; set it to gather or ring"),
     ],
 )

@@ -81,6 +81,10 @@ def test_processes_share_what_they_should_and_send_what_they_must() -> None:
     on_a_ring, _ = config([*TINY, "objective=clip", "data.batch_size=2048", "exchange=ring", "chunk_size=64"], 4)
     ring = Planner(on_a_ring, gpus=4).at(512)["ddp"]
     assert ring.sent["embeddings"] == pytest.approx((3 * embeddings + shifts_and_gradients) * 3 / 4, rel=0.01)
+    square = 2 * 2048**2 * 64  # operations of the product of all pairs
+    assert one.loss_operations(2048) == 3 * square
+    assert four.loss_operations(512) == 3 * square / 4
+    assert Planner(on_a_ring, gpus=4).loss_operations(512) == 4 * square / 4  # forward is computed again
     assert ddp.sent["gradients"] == 2 * four.trained * 3 / 4
     assert fsdp.sent["gradients"] < four.trained
     assert 1.9 < fsdp.sent["weights"] / (four.trained * 3 / 4) < 2.1  # once for forward, once for backward
@@ -153,9 +157,9 @@ def test_bad_input_is_one_message(words: list[str], message: str) -> None:
 
 
 def test_own_options_are_told_from_the_config() -> None:
-    overrides, given = options_of(["objective=clip", "gpus=8", "memory=40", "bandwidth=25"])
+    overrides, given = options_of(["objective=clip", "gpus=8", "memory=40", "bandwidth=25", "tflops=400"])
     assert overrides == ["objective=clip"]
-    assert given == {"gpus": 8, "memory": 40, "bandwidth": 25}
+    assert given == {"gpus": 8, "memory": 40, "bandwidth": 25, "tflops": 400}
     with pytest.raises(ConfigError, match="2 faults"):
         options_of([])
 

@@ -6,9 +6,10 @@ Run in the root of the repository, with what ``repr.fit`` takes, and the machine
     python -m tools.plan experiment=simclr_rn50 gpus=32 memory=40 data.batch_size=8192 bandwidth=25
 
 ``gpus`` is their number in all, ``memory`` what each has in GB (10^9 bytes), of which a tenth is left to CUDA's
-context, workspaces and fragmentation, and ``bandwidth`` what each sends in GB/s (50: a link of 400 Gbit/s). Batch sizes
-are those of all GPUs together, as ``data.batch_size`` is. The step is traced without data
-(:mod:`repr.training.memory_trace`).
+context, workspaces and fragmentation, ``bandwidth`` what each sends in GB/s (50: a link of 400 Gbit/s), and ``tflops``
+how many operations of float32 products it makes, in 10^12 a second (60), by which the time of a pairwise loss is told:
+of a GPU's share, and of the whole, which each would compute without sharing. Batch sizes are those of all GPUs
+together, as ``data.batch_size`` is. The step is traced without data (:mod:`repr.training.memory_trace`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ if TYPE_CHECKING:
 
 GB = 1e9
 RESERVE = 0.1  # of the memory
+TFLOPS = 60.0
 MICRO_BATCH, CHUNK_SIZE = 64, 1024  # of the columns in slices, where the config names none
 KINDS = ("parameters", "buffers", "gradients", "optimizer", "half-precision weights", BUCKETS, GATHERED, "batch",
          "activations", "embeddings", "loss")  # fmt: skip
 TITLES = {"": "one GPU", "ddp": "DDP", "fsdp2": "FSDP2"}
-OPTIONS = {"gpus": int, "memory": float, "bandwidth": float}
+OPTIONS = {"gpus": int, "memory": float, "bandwidth": float, "tflops": float}
 
 
 def options_of(words: Sequence[str]) -> tuple[list[str], dict[str, float]]:
@@ -44,7 +46,7 @@ def options_of(words: Sequence[str]) -> tuple[list[str], dict[str, float]]:
     Raises:
         ConfigError: an own option is missing or no positive number.
     """
-    given: dict[str, float] = {"bandwidth": 50.0}
+    given: dict[str, float] = {"bandwidth": 50.0, "tflops": TFLOPS}
     overrides, faults = [], []
     for word in words:
         key, _, value = word.partition("=")
@@ -110,7 +112,7 @@ def columns(cfg: DictConfig, gpus: int) -> dict[str, tuple[Planner, str]]:
     }
 
 
-def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Table:
+def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float, tflops: float = TFLOPS) -> Table:
     """What ``python -m tools.plan`` shows.
 
     Raises:
@@ -144,6 +146,12 @@ def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Tab
     fits = [f"{f.total / memory / GB:.0%}" + ("" if f.total <= budget else ", too much") for f in forecasts]
     result.add_row(f"of {memory:g} GB", *fits)
     result.add_row("largest batch", *(f"{num * gpus:,}" if num else "none" for num in most), style="bold")
+    if "chunk_size" in cfg.objective:
+        result.add_section()
+        share = [1e-9 * planner.loss_operations(rows) / tflops for planner, _ in ways.values()]
+        result.add_row(f"ms of the loss's products at {tflops:g} TFLOP/s", *map(_ms, share))
+        if gpus > 1:
+            result.add_row("the same if each GPU made all of them", *(_ms(gpus * ms) for ms in share))
     if gpus > 1:
         result.add_section()
         result.add_row("[italic]GB a GPU sends in a step[/]")
@@ -153,6 +161,10 @@ def table(cfg: DictConfig, *, gpus: int, memory: float, bandwidth: float) -> Tab
         seconds = (sum(f.sent.values()) / GB / bandwidth for f in forecasts)
         result.add_row(f"ms at {bandwidth:g} GB/s", *(f"{1e3 * s:.0f}" for s in seconds), style="bold")
     return result
+
+
+def _ms(num: float) -> str:
+    return f"{num:.0f}" if num >= 10 else f"{num:.2g}"
 
 
 def _gb(num: float) -> str:
@@ -171,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         overrides, given = options_of(options.words)
         gpus = int(given["gpus"])
         cfg, notes = config(overrides, gpus, options.config_dir)
-        shown = table(cfg, gpus=gpus, memory=given["memory"], bandwidth=given["bandwidth"])
+        shown = table(cfg, gpus=gpus, memory=given["memory"], bandwidth=given["bandwidth"], tflops=given["tflops"])
     from rich.console import Console
 
     Console().print(shown)

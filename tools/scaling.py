@@ -17,7 +17,7 @@ from pathlib import Path
 from repr.cli import one_line_errors
 from repr.config import CONF, ConfigError, nearest
 from repr.training.forecast import Planner
-from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, config
+from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, TFLOPS, config
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- from python -m tools.scaling -->", "<!-- to here -->"
@@ -57,6 +57,9 @@ def rows(name: str, overrides: Sequence[str] = (), title: str = "") -> tuple[lis
     weights = [sum(f.get(what, 0) for what in ("gradients", "weights", "buffers")) for f in sent]
     seconds = [sum(f.values()) / GB / BANDWIDTH for f in sent]
     traffic = [title, f"{flow / GB:.2f}", *(f"{num / GB:.1f}" for num in weights), *(f"{1e3 * s:.0f}" for s in seconds)]
+    if chunks:
+        share = 1e-9 * whole.loss_operations(LARGE // GPUS) / TFLOPS
+        traffic += [f"{share:.2g}", f"{GPUS * share:,.0f}"]
     return memory, traffic
 
 
@@ -84,13 +87,17 @@ def tables(names: Sequence[str]) -> list[str]:
         "ms, DDP",
         "FSDP2",
         "FSDP2 in slices",
+        "ms of the loss, its share",
+        "the whole",
     ]
     return [
         f"Memory in GB a GPU, at the fullest moment of a step, on {GPUS} GPUs:",
         "",
         *_markdown(heads, memory),
         "",
-        f"Traffic at a batch of {LARGE:,}: GB that a GPU sends in a step, and what that takes at {BANDWIDTH:g} GB/s:",
+        f"Traffic at a batch of {LARGE:,}: GB that a GPU sends in a step, and what that takes at {BANDWIDTH:g} GB/s; "
+        f"then the products of a pairwise loss at {TFLOPS:g} TFLOP/s, of a GPU's share and of the whole, which each "
+        "would compute without sharing:",
         "",
         *_markdown(sent, traffic),
     ]

@@ -11,6 +11,9 @@ A loss is a pure function of tensors to a scalar. Unless its docstring says othe
   computes on its own features is the loss of the global batch.
 * ``chunk_size`` is how many rows of the N x N matrix of pairs exist at a time (None: all). It changes neither value
   nor gradient.
+* ``precision`` is that of the products of pairs on a GPU (:mod:`repr.losses.precision`).
+* ``keys`` (n, K) int64 keep pairs that are no negatives out of a loss: those of two rows with the same number in one of
+  the K columns. The true pair of a row stays.
 * A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
 
 The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
@@ -41,15 +44,11 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.precision import Precision, add_product, full_precision, product
 
 Scalar = float | Tensor  # a number, or a 0-dim tensor
 Pairs = Literal["all", "unequal", "upper"]  # which (i, j) take part: all, i != j, i < j
 NEVER = -1e30  # the logit of a pair that takes no part: its exponential is 0, and unlike -inf it makes no NaN
-
-
-def full_precision(features: Tensor) -> torch.autocast:
-    """Autocast off on the device of ``features``: bfloat16 has three digits, a logit of 100 needs more."""
-    return torch.autocast(features.device.type, enabled=False)
 
 
 def widened(*tensors: Tensor) -> list[Tensor]:
@@ -140,6 +139,8 @@ class Matrix(NamedTuple):
     pairs: Pairs
     chunk_size: int | None
     exchange: Exchange
+    precision: Precision
+    keys: Tensor | None  # (W, n, K), of the rows of all processes
 
     def visit(
         self,
@@ -166,10 +167,10 @@ class Matrix(NamedTuple):
 
         def work(block: Block, x: Tensor, out: Tensor) -> None:
             weight = weigh(block)
-            torch.mm(weight, self.y[block.columns], out=out)
-            grad_y[block.columns].addmm_(weight.T, x)
+            product(weight, self.y[block.columns], self.precision, out)
+            add_product(grad_y[block.columns], weight.T, x, self.precision)
 
-        with full_precision(self.y):  # backward may be called under autocast
+        with full_precision(self.y, self.precision):  # backward may be called under autocast
             self.visit(work, grad_x, kept)
         grad_scale = (grad_x * self.rows[0]).sum()  # the sum of weight times cosine, without the matrix
         return grad_x.mul_(self.scale), grad_y.mul_(self.scale), grad_scale
@@ -192,7 +193,9 @@ class Matrix(NamedTuple):
         return [part for part in parts if part.start < part.stop]
 
     def _logits(self, part: slice, rows: slice, x: Tensor, y: Tensor) -> Tensor:
-        logits, num = (self.scale * x) @ y.T, rows.stop - rows.start
+        logits, num = product(self.scale * x, y.T, self.precision), rows.stop - rows.start
+        if self.keys is not None:
+            self._leave_out(logits, part, rows, self.keys[0, len(self.y) - len(y) :])
         if self.pairs == "unequal" and part.start == 0:
             logits[:num].diagonal(rows.start).fill_(NEVER)
         elif self._is_edge(part):
@@ -201,6 +204,15 @@ class Matrix(NamedTuple):
             if part.start:  # the process opposite has the diagonal too: each takes half of it
                 square.diagonal().sub_(math.log(2))
         return logits
+
+    def _leave_out(self, logits: Tensor, part: slice, rows: slice, columns: Tensor) -> None:
+        """Take pairs of equal ``keys`` out of the logits of these rows with the ``columns`` (M, K) of keys."""
+        assert self.keys is not None
+        true = logits[: rows.stop - rows.start].diagonal(rows.start - len(self.y) + len(columns)).clone()
+        for row_key, column_key in zip(self.keys[part, rows].flatten(0, 1).T, columns.T, strict=True):
+            logits.masked_fill_(row_key.unsqueeze(1) == column_key, NEVER)
+        if part.start == 0:
+            logits[: rows.stop - rows.start].diagonal(rows.start - len(self.y) + len(columns)).copy_(true)
 
 
 def logsumexp(
@@ -212,6 +224,8 @@ def logsumexp(
     pairs: Pairs = "all",
     chunk_size: int | None,
     exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+    keys: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (n,) each.
 
@@ -226,8 +240,16 @@ def logsumexp(
         pairs: the entries that take part; a row or column without any gives about -1e30.
         chunk_size: how many rows of the logits exist at a time; all if None.
         exchange: how x reaches the other processes.
+        precision: of the products.
+        keys: (n, K); pairs of rows with an equal one take no part, but for the diagonal.
     """
-    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, pairs, chunk_size, exchange)
+    options = pairs, chunk_size, exchange, precision, _of_all(keys, exchange)
+    return _LogSumExp.apply(x, y, _scalar(scale, x), shift, *options)
+
+
+def _of_all(keys: Tensor | None, exchange: Exchange) -> Tensor | None:
+    """The keys (n, K) of the rows of all processes from this one on: (W, n, K)."""
+    return None if keys is None else exchange.rows(keys).unflatten(0, (-1, len(keys)))
 
 
 class _LogSumExp(Function):
@@ -235,7 +257,7 @@ class _LogSumExp(Function):
     def forward(
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
-        _, chunk_size, exchange = ctx.options = options
+        _, chunk_size, exchange, *_ = ctx.options = options
         spread = exchange.spread(x, chunk_size)
         shifts = exchange.rows(shift).unflatten(0, (-1, len(x)))  # (W, n)
         here = x.new_full(shifts.shape, NEVER)  # of all rows, over this process's columns
@@ -279,7 +301,7 @@ class _LogSumExp(Function):
                 block.own_diagonal(weight).add_(grad_diagonal[rows])
             return weight
 
-        return *matrix.gradients(weigh, kept), None, None, None, None
+        return *matrix.gradients(weigh, kept), None, *[None] * len(ctx.options)
 
 
 def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
@@ -289,19 +311,28 @@ def _logsumexp(logits: Tensor, shift: Tensor, dim: int) -> Tensor:
 
 
 def softplus_sum(
-    x: Tensor, y: Tensor, scale: Scalar, bias: Scalar, *, chunk_size: int | None, exchange: Exchange = ALONE
+    x: Tensor,
+    y: Tensor,
+    scale: Scalar,
+    bias: Scalar,
+    *,
+    chunk_size: int | None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
 
     The rows are those of all processes, the columns those of this one.
     """
-    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), "all", chunk_size, exchange)
+    options = "all", chunk_size, exchange, precision, _of_all(keys, exchange)
+    return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), *options)
 
 
 class _SoftplusSum(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> Tensor:
-        _, chunk_size, exchange = ctx.options = options
+        _, chunk_size, exchange, *_ = ctx.options = options
         total, kept = torch.zeros_like(bias), []
 
         def add(block: Block, *_: Any) -> None:
@@ -328,7 +359,8 @@ class _SoftplusSum(Function):
             grad_bias.add_(weight.sum())
             return weight
 
-        return *Matrix(rows, y, scale, *ctx.options).gradients(weigh, kept), grad_bias, None, None, None
+        grads = Matrix(rows, y, scale, *ctx.options).gradients(weigh, kept)
+        return *grads, grad_bias, *[None] * len(ctx.options)
 
 
 def _margin(block: Block, bias: Tensor, keep: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from repr.losses.blockwise import full_precision
+from repr.losses.precision import full_precision
 
 # (values of this rank, reduction) -> values of all ranks
 Reduce = Callable[[Tensor, Literal["sum", "max"]], Tensor]

@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, full_precision, logsumexp, softplus_sum, true_logits, unit
+from repr.losses.blockwise import Scalar, logsumexp, softplus_sum, true_logits, unit
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.precision import Precision, full_precision
 
 
 def clip(
@@ -18,6 +19,8 @@ def clip(
     logit_scale: Scalar,
     chunk_size: int | None = None,
     exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of finding the text of an image among all texts, and the image of a text among all images.
 
@@ -32,10 +35,12 @@ def clip(
 
     Source: Radford et al., 2021, arXiv:2103.00020, figure 3.
     """
-    with full_precision(image):
+    with full_precision(image, precision):
         x, y = unit(image, text)
         shift = true_logits(x, y, logit_scale)
-        rows, columns, positives = logsumexp(x, y, logit_scale, shift, chunk_size=chunk_size, exchange=exchange)
+        rows, columns, positives = logsumexp(
+            x, y, logit_scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision, keys=keys
+        )
         return exchange.mean(((rows - positives) + (columns - positives)).mean() / 2)
 
 
@@ -47,6 +52,8 @@ def sigmoid(
     logit_bias: Scalar,
     chunk_size: int | None = None,
     exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of telling for every image and every text, each pair by itself, whether they belong together.
 
@@ -65,14 +72,23 @@ def sigmoid(
     Source: Zhai et al., 2023, arXiv:2303.15343, algorithm 1. The sum over all pairs is divided by N, not by N * N, as
     there and in open_clip, which passes texts from process to process instead of gathering them.
     """
-    with full_precision(image):
+    with full_precision(image, precision):
         x, y = unit(image, text)
-        total = softplus_sum(x, y, logit_scale, logit_bias, chunk_size=chunk_size, exchange=exchange)
+        total = softplus_sum(
+            x, y, logit_scale, logit_bias, chunk_size=chunk_size, exchange=exchange, precision=precision, keys=keys
+        )
         return exchange.mean(total / len(x))
 
 
 def nt_xent(
-    a: Tensor, b: Tensor, *, temperature: Scalar = 0.1, chunk_size: int | None = None, exchange: Exchange = ALONE
+    a: Tensor,
+    b: Tensor,
+    *,
+    temperature: Scalar = 0.1,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of finding, for each of 2N views, the other view of its sample among the 2N - 1 other views.
 
@@ -87,11 +103,19 @@ def nt_xent(
 
     Departures: the view itself is left out exactly, where known code subtracts 1e9 from its logit.
     """
-    with full_precision(a):
+    with full_precision(a, precision):
         x, y = unit(a, b)
         scale = 1 / temperature
         shift = true_logits(x, y, scale)
-        sums = partial(logsumexp, scale=scale, shift=shift, chunk_size=chunk_size, exchange=exchange)
+        sums = partial(
+            logsumexp,
+            scale=scale,
+            shift=shift,
+            chunk_size=chunk_size,
+            exchange=exchange,
+            precision=precision,
+            keys=keys,
+        )
         rows, columns, positives = sums(x, y)
         # Within a view the similarities are symmetric: one half of them, read by rows and by columns, is all.
         x_rows, x_columns, _ = sums(x, x, pairs="upper")

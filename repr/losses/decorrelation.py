@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision, paired
+from repr.losses.blockwise import paired
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.precision import full_precision
 
 
 def invariance(a: Tensor, b: Tensor, *, exchange: Exchange = ALONE) -> Tensor:

@@ -15,7 +15,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from repr.distributed import add_up_at_home, all_reduce, gather, mean, pass_on, rank, spread, world_size
+from repr.distributed import (
+    add_up_at_home,
+    add_up_near,
+    all_reduce,
+    gather,
+    gather_near,
+    mean,
+    node_size,
+    pass_on,
+    rank,
+    spread,
+    world_size,
+)
 
 # (K processes, C rows of each, these rows (K * C, D), where what adds to their gradients goes: (K * C, D), if anywhere)
 Work = Callable[[slice, slice, Tensor, Tensor | None], None]
@@ -139,11 +151,20 @@ class Gather(Exchange):
 
 
 class Ring(Gather):
-    """Rows travel from process to process, and what adds to their gradients with them, until it is at home.
+    """Rows travel from machine to machine, and what adds to their gradients with them, until it is at home.
 
-    No process holds more than its own rows and W x chunk_size of another's, and with backward 3 N D numbers are sent by
-    each. The next ones are on their way while a block is computed.
+    Each process passes its rows on to its counterpart on the machine before, and those that have come are gathered
+    within a machine. Where there is one machine, or machines have different numbers of processes, each process is taken
+    for a machine. No process holds more than its own rows and W x chunk_size of others', and with backward 3 N D
+    numbers are sent by each. The next ones are on their way while a block is computed.
+
+    Args:
+        node: processes of a machine; None: as many as there are.
     """
+
+    def __init__(self, node: int | None = None) -> None:
+        super().__init__()
+        self._node = node
 
     def spread(self, x: Tensor, chunk_size: int | None) -> Tensor:  # noqa: D102
         self._compare(x)
@@ -155,20 +176,30 @@ class Ring(Gather):
         if self.size == 1:
             super().visit(rows, parts, chunk_size, work, home)
             return
-        for mine in row_blocks(rows.shape[1], chunk_size and chunk_size * self.size):
-            here, sums = rows[0, mine].contiguous(), None  # what this process adds for its own rows stays at home
-            for process in range(self.size):
-                leaving = [here] if process + 1 < self.size else []
-                came, wait = pass_on(leaving if sums is None else [*leaving, sums])
-                out = None if home is None else torch.zeros_like(here) if process else home[mine].zero_()
-                if any(process in range(self.size)[part] for part in parts):
-                    work(slice(process, process + 1), mine, here, out)
+        node = self._node or node_size()
+        hops = self.size // node
+        wanted = {process for part in parts for process in range(self.size)[part]}
+        for mine in row_blocks(rows.shape[1], chunk_size and chunk_size * hops):
+            here, sums = rows[0, mine].contiguous(), None  # what this machine adds for its own rows does not travel
+            for hop in range(hops):
+                near = gather_near(here, node)
+                leaving = [here] if hop + 1 < hops else []
+                came, wait = pass_on(leaving if sums is None else [*leaving, sums], node)
+                out = None if home is None else torch.zeros_like(near)
+                for other in range(node):
+                    process = (hop * node + other - rank() % node) % self.size
+                    if process in wanted:
+                        work(slice(process, process + 1), mine, near[other], None if out is None else out[other])
                 wait()
-                if out is not None and process:
-                    sums = out if sums is None else out.add_(came[-1])
+                if home is not None and out is not None:
+                    added = add_up_near(out)
+                    if hop == 0:
+                        home[mine] = added
+                    else:
+                        sums = added if sums is None else added.add_(came[-1])
                 here = came[0] if leaving else here
             if home is not None and sums is not None:
-                (back,), wait = pass_on([sums])
+                (back,), wait = pass_on([sums], node)
                 wait()
                 home[mine] += back
 

@@ -6,8 +6,9 @@ import math
 
 from torch import Tensor
 
-from repr.losses.blockwise import Pairs, full_precision, logsumexp, unit
+from repr.losses.blockwise import Pairs, logsumexp, unit
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.precision import Precision, full_precision
 
 
 def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, exchange: Exchange = ALONE) -> Tensor:
@@ -31,7 +32,14 @@ def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, exchange: Exchange = 
         return exchange.mean(square.masked_fill(same, 1).pow(alpha / 2).masked_fill(same, 0).mean())
 
 
-def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None, exchange: Exchange = ALONE) -> Tensor:
+def uniformity(
+    x: Tensor,
+    *,
+    t: float = 2.0,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+) -> Tensor:
     """Logarithm of the mean Gaussian potential of all unordered pairs of samples: low if they are spread out.
 
     With ``x`` normalised, N at least 2::
@@ -48,14 +56,20 @@ def uniformity(x: Tensor, *, t: float = 2.0, chunk_size: int | None = None, exch
     here it is a log-sum-exp of ``2t cos - 2t``, which neither underflows at large t nor has a root to
     differentiate where samples coincide.
     """
-    with full_precision(x):
+    with full_precision(x, precision):
         (x,) = unit(x, num_min=2, exchange=exchange)
         num = len(x) * exchange.size
-        return _potential(x, x, t, "upper", chunk_size, exchange) - math.log(num * (num - 1) / 2)
+        return _potential(x, x, t, "upper", chunk_size, exchange, precision) - math.log(num * (num - 1) / 2)
 
 
 def cross_uniformity(
-    x: Tensor, y: Tensor, *, t: float = 2.0, chunk_size: int | None = None, exchange: Exchange = ALONE
+    x: Tensor,
+    y: Tensor,
+    *,
+    t: float = 2.0,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
 ) -> Tensor:
     """Logarithm of the mean Gaussian potential of the false pairs of two modalities: low if these are far apart.
 
@@ -69,14 +83,18 @@ def cross_uniformity(
 
     Departures: a log-sum-exp as in :func:`uniformity`.
     """
-    with full_precision(x):
+    with full_precision(x, precision):
         x, y = unit(x, y, num_min=2, exchange=exchange)
         num = len(x) * exchange.size
-        return _potential(x, y, t, "unequal", chunk_size, exchange) - math.log(num * (num - 1))
+        return _potential(x, y, t, "unequal", chunk_size, exchange, precision) - math.log(num * (num - 1))
 
 
-def _potential(x: Tensor, y: Tensor, t: float, pairs: Pairs, chunk_size: int | None, exchange: Exchange) -> Tensor:
+def _potential(
+    x: Tensor, y: Tensor, t: float, pairs: Pairs, chunk_size: int | None, exchange: Exchange, precision: Precision
+) -> Tensor:
     """Logarithm of the sum over pairs of all processes of ``exp(-t ||x_i - y_j||^2)``, for vectors of length 1."""
     shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t
-    rows, _, _ = logsumexp(x, y, 2 * t, shift, pairs=pairs, chunk_size=chunk_size, exchange=exchange)
+    rows, _, _ = logsumexp(
+        x, y, 2 * t, shift, pairs=pairs, chunk_size=chunk_size, exchange=exchange, precision=precision
+    )
     return exchange.rows(rows.logsumexp(0, keepdim=True)).logsumexp(0)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, full_precision, logsumexp, true_logits, unit, with_gradient
+from repr.losses.blockwise import Scalar, logsumexp, true_logits, unit, with_gradient
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.precision import Precision, full_precision
 from repr.seeds import uniform
 
 QUANTILES = 1 << 14  # of the Beta distribution, all equally likely
@@ -75,6 +76,7 @@ def mixed_contrast(
     overwrite: bool = False,
     chunk_size: int | None = None,
     exchange: Exchange = ALONE,
+    precision: Precision = "float32",
 ) -> Tensor:
     """Cross-entropy of finding, for a mixed sample, both samples that are in it, in proportion to their shares.
 
@@ -96,14 +98,16 @@ def mixed_contrast(
     Departures: a fixed point of ``perm`` has the whole target 1. The authors' code writes 1 - lam over lam there;
     ``overwrite`` does so too, to reproduce its numbers.
     """
-    with full_precision(mixed):
+    with full_precision(mixed, precision):
         x, y = unit(mixed, other)
         scale, lam = 1 / temperature, lam.to(x.dtype)
         itself = perm == torch.arange(len(perm), device=perm.device)
         own = lam.masked_fill(itself, 0.0) if overwrite else lam
         own, rest, partners = map(exchange.own, (own, 1 - lam, perm))  # (n,) each
         shift = true_logits(x, y, scale)
-        rows, columns, positives = logsumexp(x, y, scale, shift, chunk_size=chunk_size, exchange=exchange)
+        rows, columns, positives = logsumexp(
+            x, y, scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision
+        )
         partner = scale * (x * exchange.take(y, partners)).sum(1)
         loss = (own * (rows - positives) + rest * (rows - (partner - shift))).mean()
         if bidirectional:

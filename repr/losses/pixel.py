@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision, normalise, widened, with_gradient
+from repr.losses.blockwise import normalise, widened, with_gradient
+from repr.losses.precision import full_precision
 
 _NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next
 _HEADROOM = 60.0  # nats above 1 for the largest exponential of a row, so that one 147 nats below is still a number

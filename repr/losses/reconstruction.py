@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import full_precision, widened
+from repr.losses.blockwise import widened
+from repr.losses.precision import full_precision
 
 
 def patchify(images: Tensor, *, patch_size: int) -> Tensor:

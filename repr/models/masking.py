@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from repr.losses.blockwise import full_precision
+from repr.losses.precision import full_precision
 from repr.models.slicing import in_slices
 from repr.seeds import uniform
 

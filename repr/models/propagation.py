@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import full_precision, normalise
+from repr.losses.blockwise import normalise
+from repr.losses.precision import full_precision
 from repr.models.heads import mlp
 
 _NUM_SLICES = 8  # of the images, whose similarities are held one slice at a time

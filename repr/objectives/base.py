@@ -20,9 +20,11 @@ from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.distributed import gather, local, shard, total_norm, world_size
 from repr.drawing import Show
 from repr.losses.exchange import RING, Exchange
+from repr.losses.precision import Precision
 from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
+from repr.objectives.negatives import FALSE_NEGATIVES
 from repr.objectives.views import backbone_faults, precision_faults
 from repr.optim import Optim
 
@@ -37,7 +39,9 @@ class Objective(pl.LightningModule):
     has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
     arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
     its heads give and of their hidden layers, ``chunk_size`` is how many rows of its matrix of pairs exist at a time
-    (None: all), and ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``.
+    (None: all), ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``,
+    ``loss_precision`` what their products of pairs are computed in on a GPU, ``float32``, ``tf32`` or ``bf16x3``, and
+    ``false_negatives`` whether the contrast leaves out pairs that have picture, caption or labels in common: ``mask``.
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -74,6 +78,7 @@ class Objective(pl.LightningModule):
     MEANINGS: ClassVar[dict[str, str]] = {
         "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
         "lr": "Learning rate, of the parameters with the highest.",
+        "false_negatives": FALSE_NEGATIVES,
         "momentum": "Share of itself that the teacher keeps at a step.",
     }
     backbone: nn.Module
@@ -328,16 +333,17 @@ def chosen(
     pairwise: Sequence[str] = (),
     chunk_size: int | None = None,
     exchange: Exchange | None = None,
+    precision: Precision = "float32",
 ) -> dict[str, Loss]:
     """The loss function of each term: the default, or that of ``losses``.
 
     With a ``chunk_size`` the ``pairwise`` terms build so many rows of their matrix of pairs at a time. With an
     ``exchange`` all are of the global batch, of which they are called with this process's rows; a loss that takes no
-    exchange gets the rows of all.
+    exchange gets the rows of all. The ``precision`` is that of the products of pairwise terms.
 
     Raises:
-        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``, or
-            no ``exchange`` where that is a ring.
+        ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``, no
+            ``precision`` other than float32, or no ``exchange`` where that is a ring.
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
         raise ValueError(f"losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
@@ -347,6 +353,11 @@ def chosen(
         if without := [name for name in pairwise if "chunk_size" not in options[name]]:
             raise ValueError(f"chunk_size={chunk_size}: the losses of {', '.join(without)} take none; set it to null")
         functions |= {name: partial(functions[name], chunk_size=chunk_size) for name in pairwise}
+    if precision != "float32":
+        takes = [name for name in pairwise if "precision" in options[name]]
+        if not takes:
+            raise ValueError(f"loss_precision={precision}: no loss of pairs takes it; set it to float32")
+        functions |= {name: partial(functions[name], precision=precision) for name in takes}
     if exchange is None:
         return functions
     if exchange is RING and (without := [name for name in pairwise if "exchange" not in options[name]]):

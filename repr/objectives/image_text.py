@@ -12,7 +12,9 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
+from repr.losses.precision import precision_of
 from repr.objectives.base import Losses, chosen
+from repr.objectives.negatives import masks_false_negatives, told_keys
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
 
@@ -63,11 +65,21 @@ class ImageText(TwoTowers):
         logit_bias: float | None = None,
         chunk_size: int | None = None,
         exchange: str = "gather",
+        loss_precision: str = "float32",
+        false_negatives: str = "keep",
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
-        self.losses = chosen(LOSSES, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing)
+        self.losses = chosen(
+            LOSSES,
+            losses,
+            pairwise=self.PAIRWISE,
+            chunk_size=chunk_size,
+            exchange=passing,
+            precision=precision_of(loss_precision),
+        )
+        self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
         learned = "contrast" in self.weights
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
@@ -90,14 +102,16 @@ class ImageText(TwoTowers):
         image = self.encode_image(batch["views"][0]).float()  # (B, D)
         text = self.encode_text(tokens).float()  # (B, D)
         scale = self.logit_scale.exp()
-        terms = {name: self._term(name, image, text, scale) for name in self.weights}
-        return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": 1 / scale.detach()})
+        logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()}
+        keys = told_keys(batch, logs) if self.masks_negatives else {}
+        terms = {name: self._term(name, image, text, scale, keys) for name in self.weights}
+        return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 
-    def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor, keys: dict[str, Tensor]) -> Tensor:
         loss = self.losses[name]
         if name == "contrast":
             bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-            return loss(image, text, logit_scale=scale, **bias)
+            return loss(image, text, logit_scale=scale, **bias, **keys)
         if name == "uniformity":
             return 0.5 * (loss(image) + loss(text))
         return loss(image, text)

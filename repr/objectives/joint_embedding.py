@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -13,10 +14,12 @@ from repr.batch import Batch, Embeddings, StepOutput
 from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
+from repr.losses.precision import precision_of
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.negatives import masks_false_negatives, told_keys
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -71,6 +74,8 @@ class JointEmbedding(Objective):
         last_bias: bool = True,
         chunk_size: int | None = None,
         exchange: str = "gather",
+        loss_precision: str = "float32",
+        false_negatives: str = "keep",
         weights: Mapping[str, float] | None = None,
         losses: Losses | None = None,
         optim: Optim | None = None,
@@ -79,8 +84,14 @@ class JointEmbedding(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
         self.losses = chosen(
-            {**PAIRS, **SINGLES}, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing
+            {**PAIRS, **SINGLES},
+            losses,
+            pairwise=self.PAIRWISE,
+            chunk_size=chunk_size,
+            exchange=passing,
+            precision=precision_of(loss_precision),
         )
+        self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
         self.dim = dim
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
@@ -98,7 +109,10 @@ class JointEmbedding(Objective):
             raise ValueError(f"{type(self).__name__} compares two views or more of a sample, and the batch has one")
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
         views = list(embedding.chunk(num_views))  # V x (B, D)
-        return StepOutput({name: self._term(name, views) for name in self.weights}, {"embedding": views[0]})
+        logs: dict[str, Tensor | float] = {}
+        keys = told_keys(batch, logs) if self.masks_negatives else {}
+        terms = {name: self._term(name, views, keys) for name in self.weights}
+        return StepOutput(terms, {"embedding": views[0]}, logs=logs)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""
@@ -110,7 +124,7 @@ class JointEmbedding(Objective):
         """Of every loss that :mod:`repr.losses` knows a level of."""
         return {name: at_chance(loss, num_rows=num_rows, dim=self.dim) for name, loss in self.losses.items()}
 
-    def _term(self, name: str, views: list[Tensor]) -> Tensor:
-        loss = self.losses[name]
+    def _term(self, name: str, views: list[Tensor], keys: dict[str, Tensor]) -> Tensor:
+        loss = partial(self.losses[name], **keys) if name == "contrast" else self.losses[name]
         values = [loss(a, b) for a, b in combinations(views, 2)] if name in PAIRS else [loss(x) for x in views]
         return torch.stack(values).mean()

@@ -15,6 +15,7 @@ from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.exchange import exchange_of
+from repr.losses.precision import precision_of
 from repr.models.backbone import feature_map, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
@@ -33,6 +34,7 @@ from repr.objectives.masked import (
     reconstruction_at_chance,
 )
 from repr.objectives.masked_pictures import draw
+from repr.objectives.negatives import masks_false_negatives, told_keys
 from repr.objectives.towers import TwoTowers, captions
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
@@ -85,13 +87,18 @@ class MaskedViews(Objective):
         temperature: float = 0.1,
         chunk_size: int | None = None,
         exchange: str = "gather",
+        loss_precision: str = "float32",
+        false_negatives: str = "keep",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
         self.masking, self.positions = masking, positions
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
-        self.contrast = partial(nt_xent, chunk_size=chunk_size, exchange=passing)
+        self.contrast = partial(
+            nt_xent, chunk_size=chunk_size, exchange=passing, precision=precision_of(loss_precision)
+        )
+        self.masks_negatives = masks_false_negatives(false_negatives, {"contrast": self.contrast}, self.weights)
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" not in self.weights:  # nothing is pooled
@@ -123,7 +130,8 @@ class MaskedViews(Objective):
         if self.head is not None:
             vit: Any = self.backbone
             a, b = self.head(vit.forward_head(masked.tokens)).float().chunk(2)  # (B, dim)
-            output.terms["contrast"] = self.contrast(a, b, temperature=1 / self.logit_scale.exp())
+            keys = told_keys(batch, output.logs) if self.masks_negatives else {}
+            output.terms["contrast"] = self.contrast(a, b, temperature=1 / self.logit_scale.exp(), **keys)
             output.embeddings["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
         return output
 
@@ -180,6 +188,8 @@ class MaskedImageText(TwoTowers):
         temperature_range: tuple[float, float] = (0.01, 1.0),
         chunk_size: int | None = None,
         exchange: str = "gather",
+        loss_precision: str = "float32",
+        false_negatives: str = "keep",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
@@ -187,7 +197,9 @@ class MaskedImageText(TwoTowers):
         if "contrast" not in self.weights:
             raise ValueError("weights.contrast=0 has nothing that knows captions: take MaskedViews (objective=mae)")
         self.masking, self.positions = masking, positions
-        self.contrast = partial(clip, chunk_size=chunk_size, exchange=exchange_of(exchange, self.PAIRWISE))
+        passing = exchange_of(exchange, self.PAIRWISE)
+        self.contrast = partial(clip, chunk_size=chunk_size, exchange=passing, precision=precision_of(loss_precision))
+        self.masks_negatives = masks_false_negatives(false_negatives, {"contrast": self.contrast}, self.weights)
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.add_text_tower(text, temperature, temperature_range, learned=learn_temperature)
@@ -213,9 +225,10 @@ class MaskedImageText(TwoTowers):
         terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
         image = self.image_projection(vit.forward_head(masked.tokens)).float()  # (B, D), like text
-        terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp())
-        temperature = (-self.logit_scale.detach()).exp()
-        return StepOutput(terms, {"image": image, "text": text}, logs={"temperature": temperature})
+        logs: dict[str, Tensor | float] = {"temperature": (-self.logit_scale.detach()).exp()}
+        keys = told_keys(batch, logs) if self.masks_negatives else {}
+        terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp(), **keys)
+        return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 
     def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
         def score(images: Tensor) -> tuple[Tensor, Tensor]:

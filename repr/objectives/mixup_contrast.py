@@ -15,6 +15,7 @@ from repr.distributed import gather, means, rank, world_size
 from repr.losses import mixup
 from repr.losses.chance import at_chance
 from repr.losses.exchange import GATHER
+from repr.losses.precision import precision_of
 from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
@@ -69,6 +70,7 @@ class MixupContrast(Objective):
         dropout: float = 0.0,
         mixing: Mixing | None = None,
         chunk_size: int | None = None,
+        loss_precision: str = "float32",
         weights: Mapping[str, float] | None = None,
         optim: Optim | None = None,
     ) -> None:
@@ -94,7 +96,8 @@ class MixupContrast(Objective):
         self.heads = nn.ModuleDict({name: plain_mlp(shape, dropout=dropout) for name, shape in shapes.items()})
         self.num_classes, self.attribute = num_classes, attribute
         losses = {"mixed": self.mixing.mixed_loss, "clean": self.mixing.clean_loss}
-        self.losses = chosen(losses, pairwise=tuple(losses), chunk_size=chunk_size, exchange=GATHER)
+        options: Any = {"chunk_size": chunk_size, "exchange": GATHER, "precision": precision_of(loss_precision)}
+        self.losses = chosen(losses, pairwise=("mixed", "clean"), **options)
         self._column = 0  # of `label`
 
     @classmethod

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from repr.batch import Batch, StepOutput
 from repr.distributed import all_reduce, mean
-from repr.losses.blockwise import full_precision
 from repr.losses.chance import at_chance
 from repr.losses.clustering import check_views, sinkhorn, swapped_prediction
+from repr.losses.precision import full_precision
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault

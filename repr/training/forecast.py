@@ -38,11 +38,13 @@ class Forecast:
         phase: at what part of the step most is held.
         memory: kind -> bytes then.
         sent: what -> bytes that it sends a step, and receives.
+        operations: multiplications and sums of products in its losses.
     """
 
     phase: str
     memory: Mapping[str, float]
     sent: Mapping[str, float]
+    operations: float = 0.0
 
     @property
     def total(self) -> float:
@@ -104,6 +106,13 @@ class Planner:
         self._pair: dict[str, Forecast] = {}
         self.at, self._point = cache(self._at), cache(self._step)
 
+    def loss_operations(self, rows: int) -> float:
+        """Multiplications and sums of the products of a pairwise loss, for ``rows`` samples on each GPU, of all."""
+        num = rows * self.gpus
+        few, less = min(rows, self._two_slices or rows), min(num, self._many_chunks or num)
+        traced = few * few * max(1, round(less / few))  # pairs of a process's rows and all
+        return next(iter(self._point(few, less).values())).operations * rows * num / traced
+
     @property
     def _half(self) -> bool:
         return str(self.cfg.trainer.precision) in HALF
@@ -160,9 +169,12 @@ class Planner:
         sent = self._sent(step, parts)
         num = float(sum(map(_bytes, tree_leaves(batch))))
         stepping = {
-            name: Forecast("optimizer", {**held, "batch": num}, sent[name]) for name, held in self.stepping.items()
+            name: Forecast("optimizer", {**held, "batch": num}, sent[name], step.operations)
+            for name, held in self.stepping.items()
         }
-        running = {name: Forecast(peak.phase, peak.bytes, sent[name]) for name, peak in step.peaks.items()}
+        running = {
+            name: Forecast(peak.phase, peak.bytes, sent[name], step.operations) for name, peak in step.peaks.items()
+        }
         return {name: max(running[name], stepping[name], key=lambda forecast: forecast.total) for name in running}
 
     def _sent(self, step: Trace, parts: Sequence[Part]) -> dict[str, dict[str, float]]:

@@ -38,6 +38,7 @@ from repr.objectives.base import Objective
 # flag, which asks whether something is wrong, is not set.
 LATE = 10**9
 _CPU = torch.device("cpu")  # where all are made, as far as they know
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.mm.out, torch.ops.aten.addmm_.default)
 _PLACES = {"/repr/losses/": "loss", "/repr/distributed.py": "embeddings"}  # whose tensors are of a kind of their own
 
 
@@ -69,6 +70,7 @@ class Trace:
         reduced: bytes that all-reduces sum up, those of parameters' gradients left out.
         scattered: bytes that reduce-scatters sum up.
         passed: bytes that are sent to one other process.
+        operations: multiplications and sums of the losses' products of matrices, without what autograd makes of them.
         calls: how often each watched module was called ``with gradient``, ``without``, and ``again`` in backward.
     """
 
@@ -77,6 +79,7 @@ class Trace:
     reduced: int
     scattered: int
     passed: int
+    operations: int
     calls: Sequence[Counter[str]]
 
 
@@ -93,6 +96,7 @@ class Memory(TorchDispatchMode):
         self.phase, self.kind = "", ""  # of what is made now; without a kind the place in the code tells it
         self.alive: Counter[str] = Counter()
         self.totals = dict.fromkeys(shares, 0.0)
+        self.operations = 0
         self.peaks: dict[str, dict[str, Peak]] = {
             name: {} for name in shares
         }  # strategy -> phase -> its fullest moment
@@ -106,6 +110,9 @@ class Memory(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return _CPU  # most of all calls
         out = func(*args, **(kwargs or {}))
+        if func in _PRODUCTS and self._place() == "loss":
+            a, b = args[-2:]
+            self.operations += 2 * a.shape[0] * a.shape[1] * b.shape[1]
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
                 is_cast = func is torch.ops.aten._to_copy.default and self.kind_of(args[0]) == "parameters"
@@ -208,6 +215,10 @@ class CountingGroup:
         """Count the rows of all processes, which NCCL puts together in a tensor of its own."""
         x.new_empty(len(out), *x.shape)
         self.gathered += len(out) * x.numel() * x.element_size()
+
+    def all_gather_object(self, values: list[Any], value: Any) -> None:
+        """Let all have the same."""
+        values[:] = [value] * len(values)
 
     def all_reduce(self, x: Tensor, op: Any = None) -> None:
         """Count a tensor."""
@@ -348,7 +359,7 @@ def trace(
         loss.backward()
         del kept
     peaks = {name: max(of_phases.values(), key=lambda peak: peak.total) for name, of_phases in memory.peaks.items()}
-    return Trace(peaks, group.gathered, group.reduced, group.scattered, group.passed, calls)
+    return Trace(peaks, group.gathered, group.reduced, group.scattered, group.passed, memory.operations, calls)
 
 
 def _count(memory: Memory, calls: Counter[str], module: nn.Module, inputs: Any) -> None:

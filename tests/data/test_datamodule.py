@@ -9,6 +9,7 @@ from repr.data.datasets import draw_caption
 from repr.data.epoch_order import EpochOrder
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.emoji import Emoji
+from repr.data.sources.source import picture_hashes
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
 from repr.seeds import permute, sample_seed, uniform
 
@@ -90,6 +91,7 @@ def test_a_batch_can_be_drawn_again_by_hand(make_datamodule):
     expected = {
         "index": index,
         "seed": seed,
+        "picture": torch.from_numpy(picture_hashes(datamodule.train, index.tolist())),
         "views": views,
         "boxes": boxes,
         "colour": colour,
@@ -161,7 +163,7 @@ def test_without_tokenizer_eval_sets_or_labels(make_datamodule, noise):
     train.attributes = {}
     datamodule = make_datamodule(train=train, eval={}, tokenizer=None)
     batch = next(iter(datamodule.train_dataloader()))
-    assert batch.keys() == {"index", "seed", "views", "boxes", "colour"}
+    assert batch.keys() == {"index", "seed", "picture", "views", "boxes", "colour"}
     assert datamodule.eval_names == datamodule.val_dataloader() == []
 
 

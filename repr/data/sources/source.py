@@ -123,9 +123,13 @@ def picture_name(source: Source, row: int) -> str:
 
 def first_rows(source: Source, rows: Tensor) -> Tensor:
     """The first of ``rows`` (N,), int64 and rising, of each picture."""
-    names = (picture_name(source, row).encode(errors="surrogateescape") for row in rows.tolist())
-    hashes = b"".join(blake2b(name, digest_size=8).digest() for name in names)
-    return rows[np.sort(np.unique(np.frombuffer(hashes, np.int64), return_index=True)[1])]
+    return rows[np.sort(np.unique(picture_hashes(source, rows.tolist()), return_index=True)[1])]
+
+
+def picture_hashes(source: Source, rows: Iterable[int]) -> np.ndarray:
+    """A number for the picture of each of N rows, the same for rows of one picture: (N,) int64."""
+    names = (picture_name(source, row).encode(errors="surrogateescape") for row in rows)
+    return np.frombuffer(bytearray().join(blake2b(name, digest_size=8).digest() for name in names), np.int64)
 
 
 def has_masks(source: Source) -> TypeGuard[MaskedSource]:

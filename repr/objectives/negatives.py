@@ -1,0 +1,74 @@
+"""Samples of a batch that look like negatives of each other and are none: they show or say the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from repr.batch import Batch
+from repr.distributed import gather
+
+FALSE_NEGATIVES = (
+    "Share of samples that have picture, caption or labels in common with another one of their batch, whose pairs are "
+    "left out; lower is better, since less is left out."
+)
+_FACTOR = 0x5851F42D4C957F2D  # odd, of Knuth's MMIX generator
+
+
+def masks_false_negatives(kind: str, losses: Mapping[str, Any], weights: Collection[str]) -> bool:
+    """What an objective's option ``false_negatives``, ``keep`` or ``mask``, means for the loss of its contrast.
+
+    Raises:
+        ValueError: the option has another value, or no weighted contrast has a loss that takes ``keys``.
+    """
+    if kind not in ("keep", "mask"):
+        raise ValueError(f"false_negatives={kind}; set it to keep or mask")
+    if kind == "mask" and "contrast" not in weights:
+        raise ValueError("false_negatives=mask: contrast, the term with negatives, has no weight; set it to keep")
+    if kind == "mask" and "keys" not in signature(losses["contrast"]).parameters:
+        raise ValueError("false_negatives=mask: the loss of contrast takes no keys; set it to keep")
+    return kind == "mask"
+
+
+def sample_keys(batch: Batch) -> Tensor:
+    """Numbers of what each sample shows and says: (B, K) int64, equal ones for the same picture, caption or labels.
+
+    There is a column for each of these that the batch has. Labels are the same if all of a sample's are; a sample that
+    lacks one has a number of its own.
+    """
+    columns = [batch["picture"]] if "picture" in batch else []
+    if "text" in batch:
+        columns.append(_hash(batch["text"]))
+    if "label" in batch:
+        itself = _hash(-1 - batch["index"].unsqueeze(1))
+        columns.append(_hash(batch["label"]).where((batch["label"] >= 0).all(1), itself))
+    return torch.stack(columns, 1) if columns else batch["index"].unsqueeze(1)
+
+
+def told_keys(batch: Batch, logs: dict[str, Tensor | float]) -> dict[str, Any]:
+    """The argument of a loss that masks, ``keys``; in ``logs`` comes the share of samples that it concerns."""
+    keys = sample_keys(batch)
+    logs["false_negatives"] = share_in_common(keys)
+    return {"keys": keys}
+
+
+def share_in_common(keys: Tensor) -> Tensor:
+    """Share of the samples of all processes that have a key (B, K) of theirs in common with another one."""
+    keys = gather(keys)
+    found = keys.new_zeros(len(keys), dtype=torch.bool)
+    for column in keys.T:
+        ordered, rows = column.sort()
+        equal = ordered[1:] == ordered[:-1]
+        found[rows[1:]] |= equal
+        found[rows[:-1]] |= equal
+    return found.float().mean()
+
+
+def _hash(values: Tensor) -> Tensor:
+    """A number of each row of (B, L) int64: a polynomial modulo 2^64."""
+    powers = torch.full((values.shape[1],), _FACTOR, device=values.device).cumprod(0)
+    return (values * powers).sum(1)
