@@ -1,0 +1,101 @@
+"""A student that predicts the class distributions which its slow copy, the teacher, gives of other views or cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from repr.losses.blockwise import widened
+from repr.losses.precision import full_precision
+
+
+def self_distillation(
+    student: Sequence[Tensor],
+    teacher: Sequence[Tensor],
+    *,
+    center: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Cross-entropy of predicting the teacher's distribution of a view from every other view.
+
+    With ``P_t = softmax((teacher_t - center) / teacher_temperature)``, over pairs of different views::
+
+        loss = -mean over (t, v), v != t, of 1/B sum_b sum_k P_t,bk log softmax(student_v,b / student_temperature)_k
+
+    Shapes: ``student`` V tensors (B, K), ``teacher`` those of the first views, at least one; ``center`` K numbers of
+    any shape. The teacher gets no gradient. It takes no exchange; the center is to be that of all processes.
+
+    Range: [0, inf), in nats. At chance (equal scores of the student): ln K.
+
+    Source: Caron et al., 2021 (DINO), arXiv:2104.14294, equations 1 to 3.
+
+    Raises:
+        ValueError: there are no two different views, or they differ in shape.
+    """
+    if not teacher or len(student) < max(2, len(teacher)):
+        raise ValueError(f"{len(student)} views of the student and {len(teacher)} of the teacher make no pairs")
+    if len({tuple(x.shape) for x in (*student, *teacher)}) != 1:
+        raise ValueError(f"views differ in shape: {[tuple(x.shape) for x in (*student, *teacher)]}")
+    with full_precision(student[0]):
+        targets = [_distribution(x, center, teacher_temperature) for x in teacher]
+        loss = targets[0].new_zeros(())
+        for view, score in enumerate(student):
+            others = [target for other, target in enumerate(targets) if other != view]
+            if others:
+                loss = loss + _cross_entropy(sum(others[1:], others[0]), score, student_temperature).mean()
+        return loss / (len(teacher) * (len(student) - 1))
+
+
+def patch_distillation(
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    *,
+    center: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Cross-entropy of predicting the teacher's distribution of each cell that the student did not see.
+
+    With ``P_bl = softmax((teacher_bl - center) / teacher_temperature)`` and ``S`` likewise of the student, uncentered::
+
+        loss = -1/B sum_b 1/max(1, |mask_b|) sum_{l in mask_b} sum_k P_blk log S_blk
+
+    Shapes: ``student`` and ``teacher`` (B, L, K), of one view; ``mask`` (B, L), true for cells that were masked;
+    ``center`` K numbers of any shape. A picture without masked cells counts as 0. The teacher gets no gradient. It
+    takes no exchange; the center is to be that of all processes.
+
+    Range: [0, inf), in nats. At chance (equal scores of the student): ln K times the share of pictures with a mask.
+
+    Source: Zhou et al., 2022 (iBOT), arXiv:2111.07832, equation 2.
+
+    Departures: the paper sums over cells, the authors' code and this function take their mean.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    if student.ndim != 3 or student.shape != teacher.shape or mask.shape != student.shape[:2]:
+        shapes = [tuple(x.shape) for x in (student, teacher, mask)]
+        raise ValueError(f"student and teacher are (B, L, K) and mask (B, L); got {shapes}")
+    with full_precision(student):
+        row, cell = mask.bool().nonzero(as_tuple=True)  # of cells that count nothing is computed
+        target = _distribution(teacher[row, cell], center, teacher_temperature)
+        losses = _cross_entropy(target, student[row, cell], student_temperature)
+        share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
+        return (losses * share[row]).sum() / len(mask)
+
+
+def _distribution(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's: (..., K)."""
+    with torch.no_grad():
+        scores, center = widened(scores, center)
+        return ((scores - center.flatten()) / temperature).softmax(-1)
+
+
+def _cross_entropy(target: Tensor, scores: Tensor, temperature: float) -> Tensor:
+    """Of targets (..., K), which may be sums of distributions: (...)."""
+    logits = scores.to(target.dtype) / temperature
+    return target.sum(-1) * logits.logsumexp(-1) - (target * logits).sum(-1)

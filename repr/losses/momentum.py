@@ -1,0 +1,105 @@
+"""What a network predicts of the embeddings, the keys, that its slow copy gives of other views."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from repr.losses.blockwise import Scalar, logsumexp, normalise, true_logits, unit, widened
+from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.hypersphere import alignment
+from repr.losses.precision import Precision, full_precision
+
+
+def regression(query: Tensor, key: Tensor) -> Tensor:
+    """Mean squared distance of the directions of queries from those of their keys, which get no gradient.
+
+    With ``q`` and ``k`` normalised::
+
+        loss = 1/N sum_i ||q_i - k_i||^2 = 2 - 2/N sum_i <q_i, k_i>
+
+    Shapes: both (N, D). It takes no exchange: the mean over processes of what each computes is that of all rows.
+
+    Range: [0, 4]. At chance (independent directions, D large): 2.
+
+    Source: Grill et al., 2020 (BYOL), arXiv:2006.07733, equation 2, which a flow takes in both directions.
+    """
+    return alignment(query, key.detach())
+
+
+def key_contrast(
+    query: Tensor,
+    keys: Tensor,
+    *,
+    temperature: Scalar,
+    queue: Tensor | None = None,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Cross-entropy of finding the key of a query among other keys, which get no gradient.
+
+    With ``q`` and ``k`` normalised and ``s_ij = <q_i, k_j> / temperature``::
+
+        loss = -1/N sum_i log( exp s_ii / sum_j exp s_ij )
+
+    where j runs over the N keys of the batch or, with a ``queue``, over the own key and the K of the queue.
+
+    Shapes: ``query`` and ``keys`` (n, D) of this process, ``queue`` (K, D), the same on all. ``chunk_size`` is how many
+    keys of the batch (of each process), or queries beside a queue, are compared at a time.
+
+    Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities equal): ln N, with a queue ln(K + 1).
+
+    Source: He et al., 2020 (MoCo), arXiv:1911.05722, equation 1, with a queue; Chen et al., 2021 (MoCo v3),
+    arXiv:2104.02057, without.
+
+    Departures: MoCo v3's code multiplies by twice the temperature, which is for a flow to do.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    if queue is not None and (queue.ndim != 2 or queue.shape[1:] != query.shape[1:]):
+        raise ValueError(f"queue is (K, D) as wide as query; got {tuple(queue.shape)} and {tuple(query.shape)}")
+    with full_precision(query, precision):
+        q, k = unit(query, keys.detach(), exchange=exchange)
+        scale = 1 / temperature
+        if queue is not None:
+            (rest,) = unit(queue.detach())
+            return exchange.mean(_beside_queue(q, k, rest.to(q.dtype), scale, chunk_size).mean())
+        shift = true_logits(k, q, scale)
+        # Keys are the rows that travel, and each process compares those of all with its own queries.
+        _, sums, positives = logsumexp(
+            k, q, scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision
+        )
+        return exchange.mean((sums - positives).mean())
+
+
+def _beside_queue(q: Tensor, k: Tensor, queue: Tensor, scale: Scalar, chunk_size: int | None) -> Tensor:
+    """Cross-entropies (n,) of finding each query's key beside all of the queue."""
+
+    def some(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
+        true = scale * (q * k).sum(1, keepdim=True)
+        return torch.cat([torch.zeros_like(true), scale * q @ queue.T - true], 1).logsumexp(1)
+
+    if chunk_size is None:
+        return some(q, k, queue)
+    blocks = row_blocks(len(q), chunk_size)
+    return torch.cat([checkpoint(some, q[rows], k[rows], queue, use_reentrant=False) for rows in blocks])
+
+
+def dense_keys(query_map: Tensor, key_map: Tensor, keys: Tensor) -> Tensor:
+    """For each cell of a picture, the projected cell of its other view that lies nearest to it in features.
+
+    Cell s of ``query_map`` gets the cell t of ``keys`` for which the cosine of ``query_map_s`` and ``key_map_t`` is
+    largest.
+
+    Shapes: ``query_map`` (B, C, S) and ``key_map`` (B, C, T) are features of the backbone, ``keys`` (B, D, T) the
+    projections of the cells of ``key_map``; the result is (B, D, S). There is no gradient.
+
+    Source: Wang et al., 2021 (DenseCL), arXiv:2011.09157, section 3.3.
+    """
+    with torch.no_grad(), full_precision(query_map):
+        a, b = map(normalise, widened(query_map, key_map))
+        nearest = (a.transpose(1, 2) @ b).argmax(2)  # (B, S)
+        return keys.gather(2, nearest.unsqueeze(1).expand(-1, keys.shape[1], -1))
