@@ -1,4 +1,4 @@
-"""Losses that keep the features of two views equal and their dimensions apart: VICReg and Barlow Twins.
+"""Losses that keep the features of views equal and their dimensions apart: VICReg, Barlow Twins, LeJEPA's one half.
 
 Features are taken as they are, N at least 2; only the cross-correlation standardises them.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from repr.losses.blockwise import paired
+from repr.losses.blockwise import paired, widened
 from repr.losses.exchange import ALONE, Exchange
 from repr.losses.precision import full_precision
 
@@ -27,6 +27,32 @@ def invariance(a: Tensor, b: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
     """
     a, b = paired(a, b, num_min=2, exchange=exchange)
     return exchange.mean((a - b).square().mean())
+
+
+def centred_invariance(views: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
+    """Mean squared difference of the views of a sample from their mean.
+
+    With ``z_vi`` the features of view v of sample i, of V views::
+
+        loss = 1/(V N D) sum_v sum_i ||z_vi - 1/V sum_u z_ui||^2
+
+    which is (V - 1)/(2V) times the mean of :func:`invariance` over pairs of views.
+
+    Shapes: ``views`` (V, n, D).
+
+    Range: [0, inf), without unit. At chance (independent features of variance 1): (V - 1)/V.
+
+    Source: Balestriero and LeCun, 2025 (LeJEPA), arXiv:2511.08544, as in the authors' code.
+
+    Departures: the paper takes the mean of the large views alone for the centre.
+
+    Raises:
+        ValueError: ``views`` is not (V, n, D).
+    """
+    if views.ndim != 3:
+        raise ValueError(f"views are (V, N, D); got {tuple(views.shape)}")
+    (views,) = widened(views)
+    return exchange.mean((views - views.mean(0)).square().mean())
 
 
 def variance(x: Tensor, *, eps: float = 1e-4, exchange: Exchange = ALONE) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import widened
+from repr.losses.blockwise import normalise, widened
 from repr.losses.precision import full_precision
+from repr.seeds import sample_seed, uniform
 
 Sum = Callable[[Tensor], Tensor]  # over all processes, with gradient
 
@@ -56,6 +57,16 @@ def sigreg(
         cos, sin = sums / num
         distance = (cos - normal[:, None]).square() + sin.square()
         return num * (weights @ distance).mean()
+
+
+def random_directions(dim: int, num: int, seed: int, step: int, device: torch.device | None = None) -> Tensor:
+    """Directions that are evenly spread over the sphere, the same on every process: (dim, num), columns of length 1.
+
+    They are a function of ``seed`` and ``step`` alone, which takes them anew at each step of the optimizer.
+    """
+    row = torch.zeros(1, dtype=torch.int64, device=device)
+    numbers = uniform(sample_seed(seed, step, row), dim * num).double().view(dim, num)
+    return normalise((2 * numbers - 1).clamp(min=2.0**-24 - 1).erfinv().T.float()).T
 
 
 class _Waves(Function):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import getdoc, signature
 from typing import Any, ClassVar, Self, cast
@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from repr.batch import Batch, Embeddings, StepOutput, num_rows
-from repr.distributed import gather, local, shard, total_norm, world_size
+from repr.distributed import all_reduce, gather, local, shard, total_norm, world_size
 from repr.drawing import Show
 from repr.losses.exchange import RING, Exchange
 from repr.losses.precision import Precision
@@ -338,8 +338,9 @@ def chosen(
     """The loss function of each term: the default, or that of ``losses``.
 
     With a ``chunk_size`` the ``pairwise`` terms build so many rows of their matrix of pairs at a time. With an
-    ``exchange`` all are of the global batch, of which they are called with this process's rows; a loss that takes no
-    exchange gets the rows of all. The ``precision`` is that of the products of pairwise terms.
+    ``exchange`` all are of the global batch, of which they are called with this process's rows; a loss that takes
+    neither an exchange nor ``all_reduce`` gets the rows of all. The ``precision`` is that of the products of pairwise
+    terms.
 
     Raises:
         ValueError: ``losses`` names a term without default, or the loss of a pairwise term takes no ``chunk_size``, no
@@ -362,10 +363,14 @@ def chosen(
         return functions
     if exchange is RING and (without := [name for name in pairwise if "exchange" not in options[name]]):
         raise ValueError(f"exchange=ring: the losses of {', '.join(without)} take no exchange; set it to gather")
-    return {
-        name: partial(loss, exchange=exchange) if "exchange" in options[name] else partial(_of_gathered, loss)
-        for name, loss in functions.items()
-    }
+    return {name: _of_all(loss, options[name], exchange) for name, loss in functions.items()}
+
+
+def _of_all(loss: Loss, options: Collection[str], exchange: Exchange) -> Loss:
+    """A loss of the global batch, called with this process's rows."""
+    if "all_reduce" in options:
+        return partial(loss, all_reduce=all_reduce)
+    return partial(loss, exchange=exchange) if "exchange" in options else partial(_of_gathered, loss)
 
 
 def _of_gathered(loss: Loss, *features: Tensor, **options: Any) -> Tensor:

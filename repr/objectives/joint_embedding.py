@@ -1,4 +1,4 @@
-"""Joint embedding of views: SimCLR, VICReg, Barlow Twins, alignment and uniformity."""
+"""Joint embedding of views: SimCLR, VICReg, Barlow Twins, alignment and uniformity, LeJEPA."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from repr.losses import contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
+from repr.losses.sigreg import random_directions, sigreg
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
@@ -33,7 +34,9 @@ SINGLES: Losses = {  # of one view
     "uniformity": hypersphere.uniformity,
     "variance": decorrelation.variance,
     "covariance": decorrelation.covariance,
+    "sigreg": sigreg,
 }
+TOGETHER: Losses = {"centred_invariance": decorrelation.centred_invariance}  # of all views
 
 
 class JointEmbedding(Objective):
@@ -41,7 +44,8 @@ class JointEmbedding(Objective):
 
     Methods: SimCLR (Chen et al., 2020, arXiv 2002.05709), VICReg (Bardes et al., 2021, arXiv 2105.04906), Barlow
     Twins (Zbontar et al., 2021, arXiv 2103.03230), alignment and uniformity (Wang and Isola, 2020, arXiv 2005.10242),
-    which differ in ``losses``, ``weights`` and the head's widths alone.
+    LeJEPA (Balestriero and LeCun, 2025, arXiv 2511.08544), which differ in ``losses``, ``weights`` and the head's
+    widths alone.
 
     Flow: views -> backbone, one pass for each resolution -> head, all views together -> terms of the global batch in
     float32; those of pairs exchange rows, the others sums over the batch. BatchNorm of the backbone sees the views of
@@ -49,18 +53,22 @@ class JointEmbedding(Objective):
     pass one view after the other.)
 
     Terms: of two views, averaged over all pairs of views: ``contrast``, ``alignment``, ``invariance``,
-    ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``.
+    ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``, ``sigreg``; of
+    all views: ``centred_invariance``.
 
     Args:
         num_layers: linear layers of the head.
         last_norm: BatchNorm at the end of the head: ``affine``, ``plain`` or None.
         last_bias: whether the last layer has a bias where no norm follows.
-        losses: function of each term where it is not the default; called with features alone.
+        losses: function of each term where it is not the default; called with features alone, ``sigreg`` with
+            ``directions`` besides.
+        num_directions: along which ``sigreg`` compares, drawn anew at each step.
+        seed: of these directions.
     """
 
-    TERMS = (*PAIRS, *SINGLES)
+    TERMS = (*PAIRS, *SINGLES, *TOGETHER)
     PAIRWISE = ("contrast", "uniformity")
-    STATISTICS = ("correlation", "variance", "covariance")
+    STATISTICS = ("correlation", "variance", "covariance", "sigreg")
     EMBEDDINGS = ("image", "trunk", "projection")
 
     def __init__(
@@ -76,6 +84,8 @@ class JointEmbedding(Objective):
         exchange: str = "gather",
         loss_precision: str = "float32",
         false_negatives: str = "keep",
+        num_directions: int = 1024,
+        seed: int = 0,
         weights: Mapping[str, float] | None = None,
         losses: Losses | None = None,
         optim: Optim | None = None,
@@ -84,7 +94,7 @@ class JointEmbedding(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
         self.losses = chosen(
-            {**PAIRS, **SINGLES},
+            {**PAIRS, **SINGLES, **TOGETHER},
             losses,
             pairwise=self.PAIRWISE,
             chunk_size=chunk_size,
@@ -92,7 +102,9 @@ class JointEmbedding(Objective):
             precision=precision_of(loss_precision),
         )
         self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
-        self.dim = dim
+        if num_directions < 1:
+            raise ValueError(f"num_directions={num_directions}; set it to 1 or more")
+        self.dim, self.num_directions, self.seed = dim, num_directions, seed
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
@@ -126,5 +138,10 @@ class JointEmbedding(Objective):
 
     def _term(self, name: str, views: list[Tensor], keys: dict[str, Tensor]) -> Tensor:
         loss = partial(self.losses[name], **keys) if name == "contrast" else self.losses[name]
+        if name in TOGETHER:
+            return loss(torch.stack(views))
+        if name == "sigreg":
+            where = random_directions(self.dim, self.num_directions, self.seed, self.step_number, views[0].device)
+            loss = partial(loss, directions=where)
         values = [loss(a, b) for a, b in combinations(views, 2)] if name in PAIRS else [loss(x) for x in views]
         return torch.stack(values).mean()

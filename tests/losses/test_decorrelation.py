@@ -1,10 +1,12 @@
 """VICReg and Barlow Twins: formulas written out, chance, collapse, precision."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from torch import Tensor
 
-from repr.losses.decorrelation import covariance, cross_correlation, invariance, variance
+from repr.losses.decorrelation import centred_invariance, covariance, cross_correlation, invariance, variance
 
 
 def naive_vicreg(a: Tensor, b: Tensor) -> tuple[float, float, float]:
@@ -96,3 +98,12 @@ def test_shapes_that_do_not_fit() -> None:
             loss(a, torch.zeros(3, 3))
     with pytest.raises(ValueError, match="at least 2"):
         variance(a[:1])
+
+
+@pytest.mark.parametrize("num_views", [2, 3, 5])
+def test_invariance_around_the_mean_is_that_of_pairs_by_a_factor(num_views: int) -> None:
+    views = torch.randn(num_views, 6, 4, dtype=torch.float64)
+    pairs = torch.stack([invariance(a, b) for a, b in combinations(views, 2)]).mean()
+    torch.testing.assert_close(centred_invariance(views), pairs * (num_views - 1) / (2 * num_views))
+    with pytest.raises(ValueError, match=r"views are \(V, N, D\)"):
+        centred_invariance(views[0])

@@ -11,7 +11,7 @@ from repr.losses.class_pairs import class_pair_contrast, masked_contrast
 from repr.losses.distillation import patch_distillation, self_distillation
 from repr.losses.exchange import GATHER, RING
 from repr.losses.momentum import key_contrast, regression
-from repr.losses.sigreg import sigreg
+from repr.losses.sigreg import random_directions, sigreg
 from tests.golden import golden
 from tests.parity_cases import in_processes
 
@@ -149,6 +149,17 @@ def test_levels_of_sigreg():
     assert sigreg(torch.zeros(50, 64), directions=directions).item() == pytest.approx(0.402 * 50, rel=1e-2)
     x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda z: sigreg(z, directions=directions[:3, :5].double(), num_knots=4), x)
+
+
+def test_directions_are_drawn_by_step_and_spread_evenly():
+    directions = random_directions(5, 20_000, seed=3, step=7)
+    assert torch.equal(directions, random_directions(5, 20_000, seed=3, step=7))
+    assert directions.shape == (5, 20_000)
+    torch.testing.assert_close(directions.norm(dim=0), torch.ones(20_000))
+    torch.testing.assert_close(directions @ directions.T / 20_000, torch.eye(5) / 5, rtol=0, atol=6e-3)
+    assert directions.mean(1).abs().max() < 0.01
+    for seed, step in ((3, 8), (4, 7)):
+        assert (directions * random_directions(5, 20_000, seed=seed, step=step)).sum(0).mean().abs() < 0.01
 
 
 EXTRACTED = sorted({key.split("/")[0] for key in OBOW if key.startswith("extract")})
