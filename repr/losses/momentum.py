@@ -12,20 +12,20 @@ from repr.losses.hypersphere import alignment
 from repr.losses.precision import Precision, full_precision
 
 
-def regression(query: Tensor, key: Tensor) -> Tensor:
+def regression(query: Tensor, key: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
     """Mean squared distance of the directions of queries from those of their keys, which get no gradient.
 
     With ``q`` and ``k`` normalised::
 
         loss = 1/N sum_i ||q_i - k_i||^2 = 2 - 2/N sum_i <q_i, k_i>
 
-    Shapes: both (N, D). It takes no exchange: the mean over processes of what each computes is that of all rows.
+    Shapes: both (n, D) of this process.
 
     Range: [0, 4]. At chance (independent directions, D large): 2.
 
     Source: Grill et al., 2020 (BYOL), arXiv:2006.07733, equation 2, which a flow takes in both directions.
     """
-    return alignment(query, key.detach())
+    return alignment(query, key.detach(), exchange=exchange)
 
 
 def key_contrast(

@@ -1,0 +1,173 @@
+"""Two views, and a slow copy of the encoder that says what to predict: BYOL, MoCo v2, MoCo v3."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from repr.batch import Batch, StepOutput
+from repr.losses.exchange import exchange_of
+from repr.losses.momentum import key_contrast, regression
+from repr.losses.precision import precision_of
+from repr.models.backbone import width_of
+from repr.models.batchnorm import synchronise
+from repr.models.embedding_queue import Queue, length_fault
+from repr.models.heads import Norm, mlp, plain_mlp
+from repr.models.teacher import Teacher
+from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.views import view_sizes
+from repr.optim import Optim
+
+
+class Momentum(Objective):
+    """What the student makes of one view predicts what its teacher makes of the other.
+
+    Methods: BYOL (Grill et al., 2020, arXiv 2006.07733), MoCo v2 (Chen et al., 2020, arXiv 2003.04297), MoCo v3 (Chen
+    et al., 2021, arXiv 2104.02057), which differ in ``weights``, heads, queue and momentum alone.
+
+    Flow: each view -> backbone -> projector -> predictor: queries; each view -> teacher's backbone and projector: keys.
+    The terms compare the queries of a view with the keys of the other, in both directions, added, unless ``one_way``.
+    BatchNorm sees one view at a time, of all ranks; the teacher has statistics of its own. What a queue keeps is
+    gathered; the contrast without a queue exchanges rows.
+
+    Terms: ``regression``, the squared distance of directions; ``contrast``, finding the key among those of the batch,
+    times 2 x ``temperature`` as in MoCo v3's code, or with a queue among those of earlier batches.
+
+    Args:
+        num_layers: linear layers of the projector.
+        last_norm: BatchNorm at the end of the projector: ``affine``, ``plain`` or None.
+        last_bias: whether the last layers of the heads have a bias where no norm follows.
+        head_norm: whether BatchNorm stands between the layers of the heads; MoCo v2 has none.
+        predictor_layers: linear layers of the predictor; 0: there is none.
+        predictor_last_norm: as ``last_norm``, of the predictor.
+        temperature: of the contrast.
+        queue_length: keys of earlier batches that the contrast compares with, of all ranks together; a multiple of the
+            global batch, 0: none. Places that nothing has filled count as keys of cosine 0.
+        one_way: only the first view predicts, and only the second is seen by the teacher.
+        momentum: of the teacher at the start.
+        final_momentum: at the end of the run, reached along half a cosine.
+        before_step: whose momentum it is, see :class:`repr.models.teacher.Teacher`; MoCo's True, BYOL's False.
+        freeze_patches: whether the patch embedding of a ViT stays as it was initialised (MoCo v3).
+        losses: function of each term where it is not the default; called with queries and keys (N, D), ``contrast``
+            with ``temperature`` and ``queue`` besides.
+    """
+
+    TERMS = ("regression", "contrast")
+    PAIRWISE = ("contrast",)
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
+        "regression": "Squared distance from what the teacher makes of the other view; lower is better.",
+        "contrast": "Cross-entropy of finding what the teacher makes of the other view; lower is better.",
+    }
+    teacher: Teacher
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        hidden_dim: int = 4096,
+        dim: int = 256,
+        num_layers: int = 2,
+        last_norm: Norm | None = None,
+        last_bias: bool = False,
+        head_norm: bool = True,
+        predictor_layers: int = 2,
+        predictor_last_norm: Norm | None = None,
+        temperature: float = 0.2,
+        queue_length: int = 0,
+        one_way: bool = False,
+        momentum: float = 0.99,
+        final_momentum: float = 1.0,
+        before_step: bool = False,
+        freeze_patches: bool = False,
+        chunk_size: int | None = None,
+        exchange: str = "gather",
+        loss_precision: str = "float32",
+        weights: Mapping[str, float] | None = None,
+        losses: Losses | None = None,
+        optim: Optim | None = None,
+    ) -> None:
+        width = width_of(backbone)
+        super().__init__(synchronise(backbone), weights=weights, optim=optim)
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}; set it above 0")
+        passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
+        how: dict[str, Any] = {"chunk_size": chunk_size, "exchange": passing, "precision": precision_of(loss_precision)}
+        defaults: Losses = {"regression": regression, "contrast": key_contrast}
+        self.losses = chosen(defaults, losses, pairwise=self.PAIRWISE, **how)
+        if freeze_patches:
+            if not hasattr(backbone, "patch_embed"):
+                raise ValueError(
+                    f"freeze_patches=true: {type(backbone).__name__} has no patch embedding; set it to false"
+                )
+            backbone.patch_embed.requires_grad_(False)
+        self.temperature, self.one_way, self.queue_length = temperature, one_way, queue_length
+        self.projector = _head([width, *[hidden_dim] * (num_layers - 1), dim], head_norm, last_norm, last_bias)
+        self.predictor: nn.Module = nn.Identity()
+        if predictor_layers:
+            widths = [dim, *[hidden_dim] * (predictor_layers - 1), dim]
+            self.predictor = _head(widths, head_norm, predictor_last_norm, last_bias)
+        self.queue = Queue(1, queue_length, dim) if queue_length else None
+        self.teacher = Teacher(
+            momentum=momentum,
+            final_momentum=final_momentum,
+            before_step=before_step,
+            backbone=self.backbone,
+            projector=self.projector,
+        )
+
+    def config_faults(self, cfg: Any) -> Iterator[str]:
+        """Another number of views than two, a queue that batches do not fill, and a queue without contrast."""
+        sizes = view_sizes(cfg)
+        if len(sizes) != 2:
+            yield f"{type(self).__name__} compares two views of a sample, and views has {len(sizes)}: set views=byol"
+        if self.queue_length % cfg.data.batch_size:
+            yield f"objective.{length_fault(self.queue_length, cfg.data.batch_size)}"
+        if self.queue_length and "contrast" not in self.weights:
+            yield "objective.queue_length has nothing to serve: contrast has no weight; set it to 0"
+        yield from super().config_faults(cfg)
+
+    def negatives_fault(self) -> str | None:
+        """Without a queue the contrast has negatives of the batch."""
+        if self.queue_length and "contrast" in self.weights:
+            return f"its queue keeps {self.queue_length} rows of earlier batches, hence of other clusters"
+        return super().negatives_fault()
+
+    def step(self, batch: Batch) -> StepOutput:
+        """Terms of the global batch."""
+        views = batch["views"][:2]
+        if len(views) < 2:
+            raise ValueError(f"{type(self).__name__} compares two views of a sample, and the batch has one")
+        asking, answering = (views[:1], views[1:]) if self.one_way else (views, views)
+        queries = [self.predictor(self.projector(self.backbone(view))).float() for view in asking]  # (B, D) each
+        with torch.no_grad():
+            keys = [self.teacher.projector(self.teacher.backbone(view)).float() for view in answering][::-1]
+        terms = {name: self._term(name, queries, keys) for name in self.weights}
+        if self.queue is not None and self.training:
+            self.queue.push(F.normalize(keys[0], dim=1).unsqueeze(1))
+        return StepOutput(terms, {"query": queries[0]})
+
+    def _term(self, name: str, queries: list[Tensor], keys: list[Tensor]) -> Tensor:
+        loss, pairs = self.losses[name], list(zip(queries, keys, strict=True))
+        if name == "regression":
+            return torch.stack([loss(query, key) for query, key in pairs]).sum()
+        queue = None if self.queue is None else self.queue.rows[0].clone()  # `push` overwrites it before backward
+        value = torch.stack([loss(q, k, temperature=self.temperature, queue=queue) for q, k in pairs]).sum()
+        return value * self._factor
+
+    @property
+    def _factor(self) -> float:
+        return 1.0 if self.queue_length else 2 * self.temperature
+
+    def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
+        """Of both directions together."""
+        ways, among = 2 - self.one_way, self.queue_length + 1 if self.queue_length else num_rows
+        return {"regression": 2.0 * ways, "contrast": ways * self._factor * math.log(among)}
+
+
+def _head(widths: list[int], norm: bool, last_norm: Norm | None, last_bias: bool) -> nn.Module:
+    return mlp(widths, last_norm=last_norm, last_bias=last_bias) if norm else plain_mlp(widths)
