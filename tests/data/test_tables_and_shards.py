@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from repr.data.datasets import draw_caption
 from repr.data.sources.columns import Labels, Packed, part_filter
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
@@ -177,6 +178,26 @@ def test_a_table_that_cannot_be_understood_is_refused(name: str, text: str, mess
         Table(tmp_path / name, captions=["caption"])
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_of_one_picture_become_one_with_the_captions_of_all(kind: str, tmp_path: Path) -> None:
+    rows = [("a.png", "a 1", "x"), ("b.png", "b 1", "y"), ("./a.png", "", "z"), ("a.png", "a 2", "z"), ("", "lost", "")]
+    if kind == "csv":
+        text = "\n".join(map(",".join, [("image", "caption", "label"), *rows, ("b.png", "b", "2", "too many")]))
+    else:
+        text = "\n".join(json.dumps(dict(zip(("image", "caption", "label"), row, strict=True))) for row in rows) + "\n["
+    (tmp_path / f"t.{kind}").write_text(text)
+    source = Table(tmp_path / f"t.{kind}", captions=["caption"], labels=["label"], group_by="image")
+    assert keys(source)[:3] == ["a.png", "b.png", f"line {6 if kind == 'csv' else 5}"]
+    assert [source.captions(row) for row in range(2)] == [["a 1", "a 2"], ["b 1"]]
+    assert source.caption_weights(0) == [0.5, 0.5]
+    assert list(source.attributes["label"])[:2] == ["x", "y"]
+    assert len(source) == 4  # what cannot be read stays apart, and is found
+    for row, fault in ((2, "no path"), (3, "4 cells|not a JSON object")):
+        with pytest.raises(OSError, match=fault):
+            source.captions(row)
+    assert [draw_caption(source, 0, number) for number in (0.0, 0.49, 0.5, 0.99)] == ["a 1", "a 1", "a 2", "a 2"]
+
+
 def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
     for options, message in (
@@ -184,6 +205,7 @@ def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
         ({"labels": "caption"}, r"set a list such as \[caption\]"),
         ({"captions": ["caption"], "caption_weights": [0]}, "one positive weight each"),
         ({"captions": ["caption"], "caption_weights": [1, 2]}, "one positive weight each"),
+        ({"group_by": "caption"}, "group_by='caption'; set it to image"),
     ):
         with pytest.raises(ValueError, match=message):
             Table(tmp_path / "t.csv", **options)  # type: ignore[arg-type]

@@ -14,8 +14,10 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import (
+    TEXT_END,
     ColumnSource,
     Labels,
+    Packed,
     Packer,
     cell_text,
     encode_cell,
@@ -50,6 +52,8 @@ class Table(ColumnSource):
         labels: columns of class names, each an attribute.
         where: column -> value or list of values; other rows are left out (a split, a licence).
         part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
+        group_by: ``image`` makes one row of all that have the picture, where that of the first stood: with the texts of
+            all of them and the labels of the first. A row that cannot be read stays by itself.
 
     Raises:
         ValueError: the file is missing, of another kind or damaged, a column is missing, or no row is left.
@@ -66,7 +70,10 @@ class Table(ColumnSource):
         labels: Sequence[str] = (),
         where: Mapping[str, Any] | None = None,
         part: Sequence[float] | None = None,
+        group_by: str | None = None,
     ) -> None:
+        if group_by not in (None, "image"):
+            raise ValueError(f"Table: group_by={group_by!r}; set it to image, or to null")
         self.path = os.path.expanduser(path)
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
         super().__init__(captions, caption_weights, labels)
@@ -102,6 +109,24 @@ class Table(ColumnSource):
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
         self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
+        if group_by:
+            self._group()
+
+    def _group(self) -> None:
+        """Make one row of all that have the same picture."""
+        pictures = (
+            f"\0{row}" if row in self._faults else os.path.normpath(os.fsdecode(path))
+            for row, path in enumerate(self._paths)
+        )
+        groups = Labels.of(pictures).codes  # numbered as they appear
+        order, ends = groups.argsort(kind="stable"), np.bincount(groups).cumsum()
+        members = np.split(order, ends[:-1])
+        firsts = np.array([rows[0] for rows in members])
+        self._faults = {int(groups[row]): fault for row, fault in self._faults.items()}
+        self._lines, self._paths = self._lines[firsts], Packed.of(self._paths[row] for row in firsts)
+        for name, texts in self._texts.items():
+            self._texts[name] = Packed.of(TEXT_END.encode().join(texts[row] for row in rows) for rows in members)
+        self.attributes = {name: labels.take(firsts) for name, labels in self.attributes.items()}
 
     def __len__(self) -> int:
         return len(self._lines)
