@@ -166,7 +166,7 @@ def _packed_keys(source: Source) -> Packed:
         if keys[first] == keys[second]:
             raise ValueError(
                 f"samples {first} and {second} of data.train have the same key '{source.key(first)}': clusters need "
-                "one row a picture, or a batch holds it several times (a table makes one with data.train.group_by=image)"
+                "one row a picture, or a batch holds it several times; a table makes one by data.train.group_by=image"
             )
     return keys
 

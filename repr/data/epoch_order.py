@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -32,11 +33,13 @@ class Order(ABC):
 
     Attributes:
         parts: (number of rows, visits an epoch) of each part of the data set, in the order of its rows.
-        made_with: what the order depends on besides parts, seed and the size of a batch; None: nothing.
+        made_with: option -> what the order depends on besides parts, seed and the size of a batch.
+        lanes: the number of processes must divide it; 0: it need not.
     """
 
     parts: list[tuple[int, int]]
-    made_with: str | None = None
+    made_with: Mapping[str, str] = MappingProxyType({})
+    lanes: int = 0
 
     def __len__(self) -> int:
         """Visits an epoch."""
@@ -67,6 +70,13 @@ def further_on(number: int, attempt: int, batch_size: int, size: int) -> int:
     return (number + attempt * batch_size + attempt // round_trip) % size  # ... and goes on with the place beside it
 
 
+def part_visits(num: int, weight: float) -> int:
+    """How many of its ``num`` rows an epoch visits of a part; raises ValueError where that is none."""
+    if (visits := round(num * weight)) < 1:
+        raise ValueError(f"weight {weight} of a source of {num} rows visits none of them; set a larger one")
+    return visits
+
+
 class EpochOrder(Order):
     """The order of an epoch that shuffles all rows.
 
@@ -82,10 +92,7 @@ class EpochOrder(Order):
     """
 
     def __init__(self, parts: Sequence[tuple[int, float]], seed: int) -> None:
-        self.parts, self.seed = [(num, round(num * weight)) for num, weight in parts], seed
-        for (num, visits), (_, weight) in zip(self.parts, parts, strict=True):
-            if visits < 1:
-                raise ValueError(f"weight {weight} of a source of {num} rows visits none of them; set a larger one")
+        self.parts, self.seed = [(num, part_visits(num, weight)) for num, weight in parts], seed
         self._nums, self._visits = torch.tensor(self.parts).unbind(1)  # (P,)
         self._ends = self._visits.cumsum(0)
 

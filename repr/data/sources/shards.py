@@ -95,6 +95,12 @@ class Shards(ColumnSource):
         """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
 
+    @property
+    def blocks(self) -> np.ndarray:
+        """The number of samples of each shard."""
+        ends = [0, *self._ends]
+        return np.diff(ends if self._rows is None else np.searchsorted(self._rows, ends))
+
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)
 
