@@ -32,9 +32,11 @@ from repr.data.sources.source import (
     has_pictures,
     mask_vocabulary,
     parts_of,
+    row_weights_of,
     tables_of,
 )
 from repr.data.views import View, evaluation_view, expand
+from repr.data.weighted_order import WeightedOrder
 from repr.data.workers import Loader
 
 
@@ -130,8 +132,14 @@ class DataModule(LightningDataModule):
         if clusters is not None:
             clusters.check(self.train)
             return ClusterOrder(clusters, self.batch_size, self.seed)
+        weights = row_weights_of(self.train)
         if lanes is None:
-            return EpochOrder(parts_of(self.train), self.seed)
+            return EpochOrder(parts_of(self.train), self.seed) if weights is None else WeightedOrder(weights, self.seed)
+        if weights is not None:
+            raise ValueError(
+                f"data.lanes={lanes} shows the rows of a shard alike, but those of data.train have weights: set "
+                "data.lanes=null, or data.train.weights=null"
+            )
         if (blocks := blocks_of(self.train)) is None:
             raise ValueError(
                 f"data.lanes={lanes}, but data.train ({type(self.train).__name__}) has no shards, or a source of it "
@@ -312,7 +320,7 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            **dict.fromkeys(("data.clusters", "data.lanes")),
+            **dict.fromkeys(("data.clusters", "data.lanes", "hash of data.train's weights")),
             **self.order.made_with,
         }
 

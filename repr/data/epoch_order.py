@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
     epoch: int
     position: int  # in the order of the epoch, from 0
-    visit: int  # how often the row was visited before; the epoch, where every epoch visits every row once
+    visit: int  # counts up with the visits of the row; the epoch, where every epoch visits every row once
     row: int
 
 
@@ -49,19 +49,21 @@ class Order(ABC):
     def rows(self, epoch: int, positions: Tensor) -> Tensor:
         """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64."""
 
-    @abstractmethod
     def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
         """The same place with another row, where its own cannot be read: that of the next batch of its ring.
 
-        The ring is made of the places among which another row is sought. If it has two batches or more, that row is
-        none of the own batch, where a contrastive loss would take the copy for a negative; and two rows of a batch
-        never get the same one.
+        The ring is made of the places among which another row is sought, here those of the epoch. If it has two batches
+        or more, that row is none of the own batch, where a contrastive loss would take the copy for a negative; and two
+        rows of a batch never get the same one.
 
         Args:
             place: whose row cannot be read.
             attempt: from 1; further ones are batches further on, until the ring is exhausted.
             batch_size: of all ranks together.
         """
+        other = further_on(place.position, attempt, batch_size, len(self))
+        visit, row = self.rows(place.epoch, torch.tensor([other]))[0].tolist()
+        return place._replace(visit=visit, row=row)
 
 
 def further_on(number: int, attempt: int, batch_size: int, size: int) -> int:
@@ -107,9 +109,3 @@ class EpochOrder(Order):
         if cut.any():
             row[cut] = permute(row[cut], num[cut], self.seed, visit[cut], _PASS - part[cut])
         return torch.stack([visit, row + (self._nums.cumsum(0) - self._nums)[part]], dim=1)
-
-    def replacement(self, place: Place, attempt: int, batch_size: int) -> Place:
-        """As in :class:`Order`; the ring is the epoch."""
-        other = further_on(place.position, attempt, batch_size, len(self))
-        visit, row = self.rows(place.epoch, torch.tensor([other]))[0].tolist()
-        return place._replace(visit=visit, row=row)

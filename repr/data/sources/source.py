@@ -13,6 +13,7 @@ functions of this file look them up:
 ``columns``           block -> the names of its F columns, which must agree between the sets that name them
 ``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
                       the rows
+``row_weights``       (N,) float64, how often an epoch shows each row, in place of ``parts``; None: rows are alike
 ``blocks``            the number of rows of each shard, in the order of the rows, for an order that reads shard by shard
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
@@ -158,6 +159,11 @@ def columns_of(source: Source) -> Mapping[str, Sequence[str]]:
 def parts_of(source: Source) -> Sequence[tuple[int, float]]:
     """The parts of a source; a source without parts is one part of weight 1."""
     return getattr(source, "parts", [(len(source), 1.0)])
+
+
+def row_weights_of(source: Source) -> np.ndarray | None:
+    """How often an epoch shows each row, (N,) float64; None where the weights of parts decide alone."""
+    return getattr(source, "row_weights", None)
 
 
 def blocks_of(source: Source) -> Sequence[int] | np.ndarray | None:
