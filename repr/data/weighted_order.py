@@ -32,21 +32,25 @@ class WeightedOrder(Order):
     """
 
     def __init__(self, weights: np.ndarray, seed: int) -> None:
-        num, total = len(weights), float(weights.sum())
-        if (visits := round(total)) < 1:
-            raise ValueError(
-                f"the weights of data.train add up to {total:g}, and an epoch visits a row as often as its weight "
-                "says: set larger ones"
-            )
-        self.seed, self.parts = seed, [(num, visits)]
+        self.seed, num = seed, len(weights)
         ends = np.empty(num)
         for first in range(0, num, _BLOCK):
             places = torch.arange(first, min(first + _BLOCK, num))
             ends[first : first + _BLOCK] = weights[permute(places, num, seed, 0, _ROWS).numpy()]
         np.cumsum(ends, out=ends)
-        self._ends = ends / ends[-1] * visits  # of the rows on the line
+        total = float(ends[-1])
+        if (visits := round(total)) < 1:
+            raise ValueError(
+                f"the weights of data.train add up to {total:g}, and an epoch visits a row as often as its weight "
+                "says: set larger ones"
+            )
+        ends /= total
+        self._ends = np.multiply(ends, visits, out=ends)  # of the rows on the line, whose length is whole
         self._most = math.ceil(weights.max() * visits / total)  # visits of a row in an epoch
-        self.made_with = {"hash of data.train's weights": hashlib.sha256(weights.tobytes()).hexdigest()[:16]}
+        self.parts = [(num, visits)]
+        self.made_with = {
+            "hash of data.train's weights": hashlib.sha256(np.ascontiguousarray(weights)).hexdigest()[:16]
+        }
 
     def rows(self, epoch: int, positions: Tensor) -> Tensor:
         """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64; a row has no visit twice."""
