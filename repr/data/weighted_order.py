@@ -49,7 +49,7 @@ class WeightedOrder(Order):
         self._most = math.ceil(weights.max() * visits / total)  # visits of a row in an epoch
         self.parts = [(num, visits)]
         self.made_with = {
-            "hash of data.train's weights": hashlib.sha256(np.ascontiguousarray(weights)).hexdigest()[:16]
+            "hash of data.train's weights": hashlib.sha256(np.ascontiguousarray(weights).data).hexdigest()[:16]
         }
 
     def rows(self, epoch: int, positions: Tensor) -> Tensor:
