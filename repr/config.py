@@ -487,6 +487,11 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
             f"data.batch_size={batch} is the global batch and {devices * nodes} processes cannot share it evenly: "
             f"set it to a multiple of {devices * nodes}"
         )
+    if counts and devices > 0 and isinstance(lanes := cfg.data.get("lanes"), int) and lanes % (devices * nodes):
+        yield (
+            f"data.lanes={lanes} and {devices * nodes} processes, each of which reads whole lanes: set it to a "
+            f"multiple of {devices * nodes}"
+        )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
     views = cfg.get("views") or {}
