@@ -502,6 +502,7 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             yield f"{key}={size}; set it to one number of pixels: pictures are square here"
     numbers = {f"views.{name}.count": view.get("count", 1) for name, view in views.items()} | {"data.batch_size": batch}
+    numbers |= {f"data.{key}": cfg.data[key] for key in ("lanes", "window") if cfg.data.get(key) is not None}
     for key, number in numbers.items():
         if not isinstance(number, int):
             yield f"{key}={number}; set it to a whole number"

@@ -23,8 +23,9 @@ class ShardOrder(Order):
     a process which takes a contiguous slice of it reads whole lanes. A shard that two lanes share is read by both: with
     S shards an epoch reads at most S + lanes - 1. It leaves out what fills no batch, other rows in each epoch.
 
-    Parts have weights, as in :class:`repr.data.epoch_order.EpochOrder`, and own lanes; the share of a part is the same
-    in every batch, to a row a lane. An unreadable row is replaced by one of its lane. Memory is that of the shards.
+    Parts have weights, as in :class:`repr.data.epoch_order.EpochOrder`. Each lane has a stretch of every part, spread
+    evenly over it, so that the share of a part is the same in every batch, to a row a lane. An unreadable row is
+    replaced by one of its lane. Memory is that of the shards.
 
     Args:
         parts: (number of rows, weight) of each part of the data set, in the order of its rows.

@@ -132,14 +132,15 @@ class Table(ColumnSource):
             for row, path in enumerate(self._paths)
         )
         groups = Labels.of(pictures).codes  # numbered as they appear
-        order, ends = groups.argsort(kind="stable"), np.bincount(groups).cumsum()
-        members = np.split(order, ends[:-1])
-        firsts = np.array([rows[0] for rows in members])
+        order, sizes = groups.argsort(kind="stable"), np.bincount(groups)
+        ends = sizes.cumsum()
+        firsts = order[ends - sizes]
         self._faults = {int(groups[row]): fault for row, fault in self._faults.items()}
         self._lines, self._paths = self._lines[firsts], Packed.of(self._paths[row] for row in firsts)
         if self.row_weights is not None:
             self.row_weights = self.row_weights[firsts]
         for name, texts in self._texts.items():
+            members = (order[end - size : end] for size, end in zip(sizes, ends, strict=True))
             self._texts[name] = Packed.of(TEXT_END.encode().join(texts[row] for row in rows) for rows in members)
         self.attributes = {name: labels.take(firsts) for name, labels in self.attributes.items()}
 
