@@ -487,6 +487,11 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
             f"data.batch_size={batch} is the global batch and {devices * nodes} processes cannot share it evenly: "
             f"set it to a multiple of {devices * nodes}"
         )
+    if counts and devices > 0 and isinstance(lanes := cfg.data.get("lanes"), int) and lanes % (devices * nodes):
+        yield (
+            f"data.lanes={lanes} and {devices * nodes} processes, each of which reads whole lanes: set it to a "
+            f"multiple of {devices * nodes}"
+        )
     if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
     views = cfg.get("views") or {}
@@ -497,6 +502,7 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             yield f"{key}={size}; set it to one number of pixels: pictures are square here"
     numbers = {f"views.{name}.count": view.get("count", 1) for name, view in views.items()} | {"data.batch_size": batch}
+    numbers |= {f"data.{key}": cfg.data[key] for key in ("lanes", "window") if cfg.data.get(key) is not None}
     for key, number in numbers.items():
         if not isinstance(number, int):
             yield f"{key}={number}; set it to a whole number"

@@ -82,7 +82,7 @@ def test_all_wrong_overrides_are_told_at_once() -> None:
 
 def test_all_faults_of_a_config_are_told_at_once() -> None:
     sizes = ["trainer.devices=3", "data.batch_size=8", "micro_batch=0", "chunk_size=1.5", "trainer.precision=bf16-true"]
-    cfg = compose(["data=folder", *sizes, "run_folder=x"])
+    cfg = compose(["data=folder", "data.lanes=1.5", *sizes, "run_folder=x"])
     OmegaConf.set_struct(cfg, False)
     cfg = OmegaConf.merge(
         cfg,
@@ -110,6 +110,7 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
         "trainer.max_epochs or trainer.max_steps",
         "micro_batch=0; set it to the number of rows of an encoder at a time, or to null",
         "chunk_size=1.5; set it",
+        "data.lanes=1.5; set it to a whole number",
         "trainer.precision=bf16-true would cast crop boxes",
     ):
         assert words in text, words

@@ -96,7 +96,8 @@ def unusable(report: dict[str, Any], datamodule: DataModule) -> list[str]:
 
 def build(cfg: DictConfig) -> tuple[DataModule, list[str]]:
     """The data module, also where the batch is larger than the training set; remarks on what training will refuse."""
-    batch_size, cfg.data.batch_size = cfg.data.batch_size, 1
+    batch_size = cfg.data.batch_size
+    cfg.data.update({"batch_size": 1, "lanes": None})
     datamodule = data_module(cfg)
     num = len(datamodule.order)
     datamodule.batch_size = min(batch_size, num)

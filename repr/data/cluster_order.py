@@ -44,7 +44,7 @@ class ClusterOrder(Order):
             raise ValueError(self._no_batch())
         self._turns = _count_up(self.num_batches).argsort(stable=True)  # first a batch of each group, then the second
         ids_hash = hashlib.sha256(clusters.ids.numpy().tobytes()).hexdigest()[:16]
-        self.made_with = f"{self.mode}, {self.leftovers}, ids {ids_hash}"
+        self.made_with = {"data.clusters": f"{self.mode}, {self.leftovers}, ids {ids_hash}"}
 
     def rows(self, epoch: int, positions: Tensor) -> Tensor:
         """Visit and row at these positions (M,) int64 of an epoch: (M, 2) int64."""

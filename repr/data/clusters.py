@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from repr.data.sources.columns import Packed
-from repr.data.sources.source import Source, parts_of
+from repr.data.sources.source import Source, parts_of, row_weights_of
 from repr.files import replacing
 
 Mode = Literal["round_robin", "proportional"]
@@ -57,7 +57,7 @@ class Clusters:
                 f"data.train has {len(source)} samples and the clusters were made of {len(self.ids)}, or their keys or "
                 "order differ: use the data set that was clustered, or cluster anew with a new run"
             )
-        if any(weight != 1 for _, weight in parts_of(source)):
+        if any(weight != 1 for _, weight in parts_of(source)) or row_weights_of(source) is not None:
             raise ValueError("batches of one cluster show every row once an epoch: set data.train.weights=null")
 
 
@@ -166,7 +166,7 @@ def _packed_keys(source: Source) -> Packed:
         if keys[first] == keys[second]:
             raise ValueError(
                 f"samples {first} and {second} of data.train have the same key '{source.key(first)}': clusters need "
-                "one row a picture, or a batch holds it several times (a table takes several captions as columns)"
+                "one row a picture, or a batch holds it several times; a table makes one by data.train.group_by=image"
             )
     return keys
 

@@ -22,17 +22,21 @@ from repr.data.datasets import Tokenizer, TrainDataset, class_ids, vocabulary
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, position
+from repr.data.shard_order import ShardOrder
 from repr.data.sources.numeric_tables import gather_tables
 from repr.data.sources.source import (
     Source,
+    blocks_of,
     first_rows,
     has_captions,
     has_pictures,
     mask_vocabulary,
     parts_of,
+    row_weights_of,
     tables_of,
 )
 from repr.data.views import View, evaluation_view, expand
+from repr.data.weighted_order import WeightedOrder
 from repr.data.workers import Loader
 
 
@@ -57,6 +61,9 @@ class DataModule(LightningDataModule):
         bank_size: at most this many rows of the training set are the bank, evenly spread, without second ones of a
             picture; None takes all.
         clusters: of the training set; if given, each batch holds rows of one of them.
+        lanes: if given, training reads each shard about once an epoch instead of shuffling all rows, and a batch takes
+            as many rows of each of so many lanes of shards; see :class:`repr.data.shard_order.ShardOrder`.
+        window: shards of a lane that are mixed.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
         min_max: bring each column of ``tables`` (blocks of numbers) to [0, 1] by its range in ``train``.
@@ -90,6 +97,8 @@ class DataModule(LightningDataModule):
         num_workers: int = 0,
         bank_size: int | None = None,
         clusters: Clusters | None = None,
+        lanes: int | None = None,
+        window: int = 8,
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
     ) -> None:
@@ -102,12 +111,7 @@ class DataModule(LightningDataModule):
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction = max_bad_fraction
         self.bad = BadRows({name: len(source) for name, source in self.sources.items()}, max_bad_fraction)
-        self.order: Order
-        if clusters is None:
-            self.order = EpochOrder(parts_of(train), seed)
-        else:
-            clusters.check(train)
-            self.order = ClusterOrder(clusters, batch_size, seed)
+        self.order = self._make_order(clusters, lanes, window)
         self._position = {"epoch": 0, "batch": 0}
         self._evaluated: dict[tuple[str, int], Tensor] = {}  # see `evaluated`
         self._check()
@@ -120,6 +124,28 @@ class DataModule(LightningDataModule):
     def meanings(self) -> dict[str, str]:
         """What the counts of unreadable samples mean, by the name that a run gives them."""
         return {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
+
+    def _make_order(self, clusters: Clusters | None, lanes: int | None, window: int) -> Order:
+        """The order of an epoch that the options ask for."""
+        if clusters is not None and lanes is not None:
+            raise ValueError("data.lanes and data.clusters exclude each other: set one of them to null")
+        if clusters is not None:
+            clusters.check(self.train)
+            return ClusterOrder(clusters, self.batch_size, self.seed)
+        weights = row_weights_of(self.train)
+        if lanes is None:
+            return EpochOrder(parts_of(self.train), self.seed) if weights is None else WeightedOrder(weights, self.seed)
+        if weights is not None:
+            raise ValueError(
+                f"data.lanes={lanes} shows the rows of a shard alike, but those of data.train have weights: set "
+                "data.lanes=null, or data.train.weights=null"
+            )
+        if (blocks := blocks_of(self.train)) is None:
+            raise ValueError(
+                f"data.lanes={lanes}, but data.train ({type(self.train).__name__}) has no shards, or a source of it "
+                "has none: set data.lanes=null, or choose data=shards"
+            )
+        return ShardOrder(parts_of(self.train), blocks, self.batch_size, self.seed, lanes=lanes, window=window)
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""
@@ -294,7 +320,8 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            "data.clusters": self.order.made_with,
+            **dict.fromkeys(("data.clusters", "data.lanes", "hash of data.train's weights")),
+            **self.order.made_with,
         }
 
 

@@ -41,8 +41,8 @@ class EpochBatchSampler(Sampler[list[Place]]):
         start: batches of that epoch to leave out (resume); other epochs are whole.
 
     Raises:
-        ValueError: the batch is larger than the data set, the ranks do not divide it, or ``start`` lies outside the
-            epoch.
+        ValueError: the batch is larger than the data set, the ranks do not divide it or the order's lanes, or
+            ``start`` lies outside the epoch.
     """
 
     def __init__(
@@ -52,6 +52,11 @@ class EpochBatchSampler(Sampler[list[Place]]):
         if batch_size > len(order):
             raise ValueError(
                 f"batch of {batch_size} but only {len(order)} training samples; set data.batch_size <= {len(order)}"
+            )
+        if order.lanes % world_size:
+            raise ValueError(
+                f"data.lanes={order.lanes} and {world_size} processes, each of which reads whole lanes: set data.lanes "
+                f"to a multiple of {world_size} that divides data.batch_size={batch_size}"
             )
         self.order, self.global_batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size

@@ -110,8 +110,11 @@ class Multistage:
             Clusters(torch.zeros(0), self.mode, self.leftovers)
         except ValueError as error:
             yield f"procedure: {error}"
-        if OmegaConf.is_dict(cfg.get("data")) and cfg.data.get("clusters"):
+        data = cfg.data if OmegaConf.is_dict(cfg.get("data")) else {}
+        if data.get("clusters"):
             yield "data.clusters is set by procedure=multistage: set it to null"
+        if data.get("lanes"):
+            yield "procedure=multistage takes batches from clusters, not from lanes of shards: set data.lanes=null"
 
     def __call__(self, cfg: DictConfig) -> dict[str, Results]:
         """Run all stages of a checked config, or go on with them, evaluate them joined, print and write the table.

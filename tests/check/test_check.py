@@ -134,7 +134,9 @@ def test_labels(checked):
 
 def test_what_is_printed_fits_and_shows_text_as_it_is(messy, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    status, out = run(capsys, *overrides(messy, "--out", str(messy / "printed"), "data.max_bad_fraction=0.5"))
+    status, out = run(
+        capsys, *overrides(messy, "--out", str(messy / "printed"), "data.max_bad_fraction=0.5", "data.lanes=8")
+    )
     assert status == 0
     assert max(len(line) for line in out.splitlines() if not line.startswith("written: ")) <= 100
     assert "[bold]picture 0" in out

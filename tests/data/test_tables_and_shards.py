@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from repr.data.datasets import draw_caption
 from repr.data.sources.columns import Labels, Packed, part_filter
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
@@ -177,6 +178,74 @@ def test_a_table_that_cannot_be_understood_is_refused(name: str, text: str, mess
         Table(tmp_path / name, captions=["caption"])
 
 
+@pytest.mark.parametrize(
+    ("where", "kept", "no_number"),
+    [
+        ({"score": ">0.28"}, "acg", 3),
+        ({"score": ">= 0.28"}, "abcg", 3),
+        ({"score": "<=0"}, "d", 3),
+        ({"score": "<.28", "kind": "!=n"}, "", 2),
+        ({"score": "!=3"}, "abdg", 3),
+        ({"score": ">-1", "kind": ["m"]}, "a", 0),
+        ({"kind": "!=m"}, "bcdefgh", 0),
+        ({"kind": "!="}, "abcdfgh", 0),
+        ({"kind": [">m", "m"]}, "ah", 0),  # in a list, texts are values
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "tar"])
+def test_rows_are_wanted_by_comparison_and_missing_numbers_are_counted(
+    where: dict, kept: str, no_number: int, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = [0.31, 0.28, 3, -1e-3, None, "?", 1.0, float("nan")]
+    rows = [
+        {"image": name, "score": score, "kind": mark}
+        for name, score, mark in zip("abcdefgh", scores, ["m", *"nnn", None, *"nn", ">m"], strict=True)
+    ]
+    path = tmp_path / f"t.{kind}"
+    if kind == "tar":
+        tar(
+            path,
+            *(member for row in rows for member in sample(str(row["image"]), score=row["score"], kind=row["kind"])),
+        )
+    elif kind == "csv":
+        cells = [["" if cell is None else str(cell) for cell in row.values()] for row in rows]
+        path.write_text("\n".join(map(",".join, [list(rows[0]), *cells])))
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)))
+
+    def make() -> Table | Shards:
+        if kind == "tar":
+            return Shards(str(path), where={f"json:{name}": value for name, value in where.items()})
+        return Table(path, where=where)
+
+    if kept:
+        assert "".join(key[-1] for key in keys(make())) == kept
+    else:
+        with pytest.raises(ValueError, match="has no row where"):
+            make()
+    assert [record.args[2] for record in caplog.records] == ([no_number] if no_number else [])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_rows_of_one_picture_become_one_with_the_captions_of_all(kind: str, tmp_path: Path) -> None:
+    rows = [("a.png", "a 1", "x"), ("b.png", "b 1", "y"), ("./a.png", "", "z"), ("a.png", "a 2", "z"), ("", "lost", "")]
+    if kind == "csv":
+        text = "\n".join(map(",".join, [("image", "caption", "label"), *rows, ("b.png", "b", "2", "too many")]))
+    else:
+        text = "\n".join(json.dumps(dict(zip(("image", "caption", "label"), row, strict=True))) for row in rows) + "\n["
+    (tmp_path / f"t.{kind}").write_text(text)
+    source = Table(tmp_path / f"t.{kind}", captions=["caption"], labels=["label"], group_by="image")
+    assert keys(source)[:3] == ["a.png", "b.png", f"line {6 if kind == 'csv' else 5}"]
+    assert [source.captions(row) for row in range(2)] == [["a 1", "a 2"], ["b 1"]]
+    assert source.caption_weights(0) == [0.5, 0.5]
+    assert list(source.attributes["label"])[:2] == ["x", "y"]
+    assert len(source) == 4  # what cannot be read stays apart, and is found
+    for row, fault in ((2, "no path"), (3, "4 cells|not a JSON object")):
+        with pytest.raises(OSError, match=fault):
+            source.captions(row)
+    assert [draw_caption(source, 0, number) for number in (0.0, 0.49, 0.5, 0.99)] == ["a 1", "a 1", "a 2", "a 2"]
+
+
 def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("image,caption\na.png,x\n")
     for options, message in (
@@ -184,6 +253,10 @@ def test_options_of_a_table_are_checked(tmp_path: Path) -> None:
         ({"labels": "caption"}, r"set a list such as \[caption\]"),
         ({"captions": ["caption"], "caption_weights": [0]}, "one positive weight each"),
         ({"captions": ["caption"], "caption_weights": [1, 2]}, "one positive weight each"),
+        ({"group_by": "caption"}, "group_by='caption'; set it to image"),
+        ({"where": {"caption": ">0,28"}}, r"where: caption is '>0,28', and '0,28' is no number; .*, or \['>0,28'\]"),
+        ({"where": {"caption": "<nan"}}, "'nan' is no number"),
+        ({"where": {"score": ">1"}}, "no column 'score'"),
     ):
         with pytest.raises(ValueError, match=message):
             Table(tmp_path / "t.csv", **options)  # type: ignore[arg-type]

@@ -71,8 +71,10 @@ def evaluated(source: Any, folder: Path) -> tuple[dict[str, float], dict[str, fl
     return during, after | {f"{name}.chance": number.chance for name, number in numbers.items()}
 
 
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_a_perfect_encoder_is_right_where_a_picture_has_several_rows(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "group_by"), [("csv", None), ("jsonl", None), ("csv", "image")])
+def test_a_perfect_encoder_is_right_where_a_picture_has_several_rows(
+    kind: str, group_by: str | None, tmp_path: Path
+) -> None:
     """The third picture shares all its captions with the fourth; a path has two spellings, a caption stands twice."""
     for number in range(4):
         Image.new("RGB", (8, 8), (85 * number,) * 3).save(tmp_path / f"{number}.png")
@@ -86,7 +88,8 @@ def test_a_perfect_encoder_is_right_where_a_picture_has_several_rows(kind: str, 
     else:
         text = "\n".join(f'{{"image": "{i}", "caption": "{c}", "label": "{y}"}}' for i, c, y in rows)
     (tmp_path / f"t.{kind}").write_text(text)
-    source = Table(tmp_path / f"t.{kind}", captions=["caption"], labels=["label"])
+    source = Table(tmp_path / f"t.{kind}", captions=["caption"], labels=["label"], group_by=group_by)
+    assert len(source) == (4 if group_by else 20)
     during, after = evaluated(source, tmp_path)
     for found in (during, after):
         assert found["val/knn_label"] == 1

@@ -239,6 +239,7 @@ def test_a_pretrained_stage_0_frozen_towers_and_a_warm_start(whole: tuple[Path, 
         (["procedure.norm=raw"], "norm=raw; set it to joined or each"),
         (["procedure.clustering._target_=sklearn.cluster.KMeens"], "KMeens does not import"),
         (["+procedure.clustering.clusters=3"], r"procedure\.clustering\.clusters: .* takes no such argument"),
+        (["data.lanes=4"], r"from clusters, not from lanes of shards: set data\.lanes=null"),
         (["+procedure.stages=3"], r"Multistage takes no such argument; did you mean 'num_stages'"),
     ],
 )

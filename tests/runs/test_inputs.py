@@ -40,6 +40,7 @@ def test_what_is_missing_is_told_before_torch_is_imported(tmp_path: Path) -> Non
     cases: list[tuple[str, list[str], str]] = [
         ("fit", ["experiment=own", "--config-dir", f"{tmp_path}/mine"], "takes no such argument"),
         ("fit", ["data.batch_size=7", "trainer.devices=2"], "2 processes cannot share it evenly"),
+        ("fit", ["data.lanes=3", "trainer.devices=2"], "data.lanes=3 and 2 processes, each of which"),
         ("fit", [*images, "data.train.captions=true"], "have no caption file"),
         ("fit", [*images, "+data.eval.val=" + folder % f"{tmp_path}/nowhere"], "nowhere' does not exist"),
         ("fit", [*table, "data.train.where={split: train}"], "has no column 'split'"),

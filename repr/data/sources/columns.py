@@ -141,14 +141,6 @@ def part_filter(part: Sequence[float] | None) -> Callable[[bytes], bool]:
     return belongs
 
 
-def wanted_cells(where: Mapping[str, Any] | None) -> dict[str, set[str]]:
-    """Column -> the cells that a row may have in it, from column -> value or list of values."""
-    return {
-        column: {label_text(value, column) for value in (values if isinstance(values, list | tuple) else [values])}
-        for column, values in (where or {}).items()
-    }
-
-
 def no_row(path: str, where: Mapping[str, Any] | None, part: Sequence[float] | None) -> ValueError:
     """The error of a data set without a row that is wanted."""
     wanted = (f" where {dict(where)}" if where else "") + (f" in part={list(part)}; widen it" if part else "")

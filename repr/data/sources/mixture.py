@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, mask_vocabulary, named_masks
+from repr.data.sources.source import Source, blocks_of, caption_weights, mask_vocabulary, named_masks, row_weights_of
 
 
 class Mixture:
@@ -21,6 +22,8 @@ class Mixture:
 
     Attributes:
         parts: (number of rows, weight) of each source, which the order of training follows.
+        row_weights: those of all rows, times the weight of their source; None if no source has any.
+        blocks: the shards of all sources; None if one of them has none.
         attributes: those of all sources; a row has ``''`` where its source lacks one.
         mask_classes: those of all sources that have masks.
 
@@ -36,6 +39,15 @@ class Mixture:
                 f"Mixture: {len(self.sources)} sources, weights={weights}; give each source one positive weight"
             )
         self.parts = [(len(source), float(weight)) for source, weight in zip(self.sources, weights, strict=True)]
+        blocks = [blocks_of(source) for source in self.sources]
+        self.blocks = None if any(own is None for own in blocks) else np.concatenate(cast(list[np.ndarray], blocks))
+        own = [row_weights_of(source) for source in self.sources]
+        self.row_weights = None
+        if any(rows is not None for rows in own):
+            shown = zip(self.parts, own, strict=True)
+            self.row_weights = np.concatenate(
+                [w * (np.ones(num) if rows is None else rows) for (num, w), rows in shown]
+            )
         self._ends = np.cumsum([len(source) for source in self.sources])
         names = dict.fromkeys(name for source in self.sources for name in source.attributes)
         none = [Labels(np.zeros(len(source), np.int32), [""]) for source in self.sources]

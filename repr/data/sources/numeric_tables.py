@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from repr.data.sources.columns import Labels, label_text, no_row, part_filter, wanted_cells
+from repr.data.sources.columns import Labels, label_text, no_row, part_filter
 from repr.data.sources.source import Source, columns_of, tables_of
 from repr.data.sources.table import read_csv, require_columns
+from repr.data.sources.where import Where
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,8 +29,8 @@ class NumericTables:
         key: the column that names a row, in every file.
         labels: a file of the same kind and rows that has class names; None: there are none.
         attributes: those of its columns that are attributes; an empty cell is no label.
-        where: column of ``labels`` -> value or list of values; other rows are left out (as those of another split are),
-            but all files must have them.
+        where: column of ``labels`` -> value, list of values or comparison (:class:`repr.data.sources.where.Where`);
+            other rows are left out (as those of another split are), but all files must have them.
         part: ``[low, high)``: only rows whose key, hashed to [0, 1), lies there.
 
     Attributes:
@@ -56,7 +57,7 @@ class NumericTables:
             raise ValueError(f"NumericTables: attributes={attributes!r}; set a list such as [{attributes}]")
         if labels is None and (attributes or where):
             raise ValueError("NumericTables: attributes and where are columns of the file `labels`; set it")
-        wanted, belongs = wanted_cells(where), part_filter(part)
+        wanted, belongs = Where(where), part_filter(part)
         cells: dict[str, list[str]] = {}
         tables: dict[str, np.ndarray] = {}
         self.columns: dict[str, list[str]] = {}
@@ -65,10 +66,10 @@ class NumericTables:
             first = os.path.expanduser(labels)
             header, rows = _read(first, key)
             keys = list(rows)
-            require_columns(first, [*attributes, *wanted], header)
+            require_columns(first, [*attributes, *wanted.columns], header)
             cells = {
                 name: [label_text(row[header.index(name)], name) for row in rows.values()]
-                for name in (*attributes, *wanted)
+                for name in (*attributes, *wanted.columns)
             }
         for name, file in blocks.items():
             path = os.path.expanduser(file)
@@ -83,8 +84,9 @@ class NumericTables:
                         "set have the same rows: add them there or take them out here"
                     )
             tables[name] = _numbers(path, self.columns[name], {row: rows[row] for row in keys})
-        fitting = (all(cells[column][row] in wanted[column] for column in wanted) for row in range(len(keys)))
+        fitting = (wanted.takes({column: cells[column][row] for column in wanted.columns}) for row in range(len(keys)))
         kept = np.flatnonzero([fits and belongs(name.encode()) for fits, name in zip(fitting, keys, strict=True)])
+        wanted.tell(first)
         if not len(kept):
             raise no_row(first, where, part)
         self._keys = [keys[row] for row in kept]

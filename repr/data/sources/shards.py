@@ -24,6 +24,7 @@ from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row,
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.shard_index import json_object, load_indexes
+from repr.data.sources.where import Where
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 
@@ -42,6 +43,8 @@ class Shards(ColumnSource):
         caption_weights: how often each field is drawn; None: all alike. A member such as ``txt`` is one text, a list
             in JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
+        where: field -> value, list of values or comparison (:class:`repr.data.sources.where.Where`); other samples are
+            left out. Its fields are read as labels are.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
 
@@ -57,6 +60,7 @@ class Shards(ColumnSource):
         captions: Sequence[str] = (),
         caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] | Mapping[str, str] = (),
+        where: Mapping[str, Any] | None = None,
         part: Sequence[float] | None = None,
         cache_dir: str | None = None,
     ) -> None:
@@ -64,29 +68,33 @@ class Shards(ColumnSource):
         self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.files])
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
-        self._indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        wanted, belongs = Where(where), part_filter(part)
+        names = list(dict.fromkeys([*fields.values(), *wanted.columns]))
+        self._indexes = load_indexes(self.files, labels=names, cache_dir=cache_dir)
         self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
-        self._rows: np.ndarray | None = None  # those of `part`
+        self._rows: np.ndarray | None = None  # those of `where` and `part`
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
         self._image = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
         offers = "members end in " + ", ".join(sorted({ending for index in self._indexes for ending in index.endings}))
         for endings in (self._image, *([name.partition(":")[0]] for name in captions)):
             if not any(index.has(endings) for index in self._indexes):
-                wanted = endings[0] if len(endings) == 1 else "a picture"
-                raise ValueError(f"Shards: no sample of {self.files[0]} ... has {wanted}; {offers}")
+                lacks = endings[0] if len(endings) == 1 else "a picture"
+                raise ValueError(f"Shards: no sample of {self.files[0]} ... has {lacks}; {offers}")
         for index, end in zip(self._indexes, self._ends, strict=True):
             self._faults.update({end - len(index) + row: fault for row, fault in index.faults.items()})
-        self.attributes = {
-            name: Labels.join([index.column(field) for index in self._indexes]) for name, field in fields.items()
-        }
-        for name, column in self.attributes.items():
+        columns = {field: Labels.join([index.column(field) for index in self._indexes]) for field in names}
+        for field, column in columns.items():
             if not column.present():
-                raise ValueError(f"Shards: no sample has the label {fields[name]!r}; {offers}")
-        if part is not None:
-            belongs = part_filter(part)
-            rows = np.flatnonzero([belongs(key) for index in self._indexes for key in index.keys])
+                raise ValueError(f"Shards: no sample has the label {field!r}; {offers}")
+        self.attributes = {name: columns[field] for name, field in fields.items()}
+        if where or part is not None:
+            cells = ({field: columns[field][row] for field in wanted.columns} for row in range(self._ends[-1]))
+            fits = [row in self._faults or wanted.takes(found) for row, found in enumerate(cells)]
+            keys = (key for index in self._indexes for key in index.keys)
+            rows = np.flatnonzero([fit and belongs(key) for fit, key in zip(fits, keys, strict=True)])
+            wanted.tell(f"{self.files[0]} ...")
             if not len(rows):
-                raise no_row(f"{self.files[0]} ...", None, part)
+                raise no_row(f"{self.files[0]} ...", where, part)
             self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
             self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
             self._rows = rows
@@ -94,6 +102,12 @@ class Shards(ColumnSource):
     def __getstate__(self) -> dict[str, Any]:
         """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
+
+    @property
+    def blocks(self) -> np.ndarray:
+        """The number of samples of each shard."""
+        ends = [0, *self._ends]
+        return np.diff(ends if self._rows is None else np.searchsorted(self._rows, ends))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)

@@ -13,6 +13,8 @@ functions of this file look them up:
 ``columns``           block -> the names of its F columns, which must agree between the sets that name them
 ``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
                       the rows
+``row_weights``       (N,) float64, how often an epoch shows each row, in place of ``parts``; None: rows are alike
+``blocks``            the number of rows of each shard, in the order of the rows, for an order that reads shard by shard
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
 """
@@ -161,6 +163,16 @@ def columns_of(source: Source) -> Mapping[str, Sequence[str]]:
 def parts_of(source: Source) -> Sequence[tuple[int, float]]:
     """The parts of a source; a source without parts is one part of weight 1."""
     return getattr(source, "parts", [(len(source), 1.0)])
+
+
+def row_weights_of(source: Source) -> np.ndarray | None:
+    """How often an epoch shows each row, (N,) float64; None where the weights of parts decide alone."""
+    return getattr(source, "row_weights", None)
+
+
+def blocks_of(source: Source) -> Sequence[int] | np.ndarray | None:
+    """The number of rows of each shard; None where a source, or a part of it, has no shards."""
+    return getattr(source, "blocks", None)
 
 
 def mask_vocabulary(sources: Sequence[Source]) -> dict[str, list[str]]:

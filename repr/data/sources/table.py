@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import reprlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import (
+    TEXT_END,
     ColumnSource,
     Labels,
+    Packed,
     Packer,
     cell_text,
     encode_cell,
@@ -23,9 +26,9 @@ from repr.data.sources.columns import (
     no_row,
     part_filter,
     split_texts,
-    wanted_cells,
 )
 from repr.data.sources.pictures import decode, read_picture
+from repr.data.sources.where import Where, number
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NO_TEXT = "a table has text, and paths of pictures: write pictures that lie in it to files, or to shards"
@@ -48,11 +51,17 @@ class Table(ColumnSource):
         caption_weights: how often each column is drawn; None: all alike. A cell of JSON lines or Parquet may be a
             list, whose texts share the column's weight.
         labels: columns of class names, each an attribute.
-        where: column -> value or list of values; other rows are left out (a split, a licence).
+        where: column -> value, list of values or comparison, such as ``">0.28"`` (see
+            :class:`repr.data.sources.where.Where`); other rows are left out.
+        weights: a column of numbers from 0 on, how often an epoch of training shows a row: 1 once, 2 twice (as other
+            views), 0.5 in every other epoch, 0 never. None: all once. Evaluation reads every row once.
         part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
+        group_by: ``image`` makes one row of all that have the picture, where that of the first stood: with the texts of
+            all of them, and labels and weight of the first. A row that cannot be read stays by itself.
 
     Raises:
-        ValueError: the file is missing, of another kind or damaged, a column is missing, or no row is left.
+        ValueError: the file is missing, of another kind or damaged, a column is missing, a weight is none, or no row
+            is left.
     """
 
     def __init__(
@@ -65,21 +74,27 @@ class Table(ColumnSource):
         caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] = (),
         where: Mapping[str, Any] | None = None,
+        weights: str | None = None,
         part: Sequence[float] | None = None,
+        group_by: str | None = None,
     ) -> None:
+        if group_by not in (None, "image"):
+            raise ValueError(f"Table: group_by={group_by!r}; set it to image, or to null")
         self.path = os.path.expanduser(path)
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
         super().__init__(captions, caption_weights, labels)
-        wanted, belongs = wanted_cells(where), part_filter(part)
-        lines, paths = array("q"), Packer()
+        wanted, belongs = Where(where), part_filter(part)
+        lines, paths, shown = array("q"), Packer(), array("d")
+        columns = [image, *captions, *labels, *wanted.columns, *([weights] if weights else [])]
         texts = {name: Packer() for name in captions}
         codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
-        for line, cells, fault in read_rows(self.path, list(dict.fromkeys([image, *captions, *labels, *wanted]))):
-            picture, words, classes = b"", dict.fromkeys(captions, b""), dict.fromkeys(labels, "")
+        for line, cells, fault in read_rows(self.path, list(dict.fromkeys(columns))):
+            weight, picture, words, classes = 1.0, b"", dict.fromkeys(captions, b""), dict.fromkeys(labels, "")
             try:
                 if not fault:
-                    if any(label_text(cells[name], name) not in cells_of for name, cells_of in wanted.items()):
+                    if not wanted.takes(cells):
                         continue
+                    weight = _weight(cells[weights], weights) if weights else 1.0
                     picture = encode_cell(cell_text(cells[image]))  # not a list
                     classes = {name: label_text(cells[name], name) for name in labels}
                     words = {name: encode_cell(cells[name]) for name in captions}
@@ -92,16 +107,42 @@ class Table(ColumnSource):
             if fault or not picture:
                 self._faults[len(lines)] = fault or f"no path in column {image!r}"
             lines.append(line)
+            shown.append(weight)
             paths.append(picture)
             for name, packer in texts.items():
                 packer.append(words[name])
             for name, numbers in names.items():
                 codes[name].append(numbers.setdefault(classes[name], len(numbers)))
+        wanted.tell(self.path)
         if not lines:
             raise no_row(self.path, where, part)
+        if not any(shown):
+            raise ValueError(f"{self.path}: all weights in column {weights!r} are 0, so no row would be trained on")
+        self.row_weights = np.array(shown) if weights else None
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
         self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
+        if group_by:
+            self._group()
+
+    def _group(self) -> None:
+        """Make one row of all that have the same picture."""
+        pictures = (
+            f"\0{row}" if row in self._faults else os.path.normpath(os.fsdecode(path))
+            for row, path in enumerate(self._paths)
+        )
+        groups = Labels.of(pictures).codes  # numbered as they appear
+        order, sizes = groups.argsort(kind="stable"), np.bincount(groups)
+        ends = sizes.cumsum()
+        firsts = order[ends - sizes]
+        self._faults = {int(groups[row]): fault for row, fault in self._faults.items()}
+        self._lines, self._paths = self._lines[firsts], Packed.of(self._paths[row] for row in firsts)
+        if self.row_weights is not None:
+            self.row_weights = self.row_weights[firsts]
+        for name, texts in self._texts.items():
+            members = (order[end - size : end] for size, end in zip(sizes, ends, strict=True))
+            self._texts[name] = Packed.of(TEXT_END.encode().join(texts[row] for row in rows) for rows in members)
+        self.attributes = {name: labels.take(firsts) for name, labels in self.attributes.items()}
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -129,6 +170,16 @@ class Table(ColumnSource):
     def _read_texts(self, index: int, column: str) -> list[str]:
         self._check_row(index)
         return split_texts(self._texts[column][index], self._name(index))
+
+
+def _weight(cell: Any, column: str) -> float:
+    """A weight; raises ValueError where a cell is none."""
+    if (weight := number(cell)) is None or weight < 0:
+        raise ValueError(
+            f"the weight {reprlib.repr(cell)} in column {column!r} is no number from 0 on; set one, or leave the row "
+            "out by where"
+        )
+    return weight
 
 
 def file_suffix(path: str, known: Sequence[str]) -> str:
