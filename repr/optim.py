@@ -19,6 +19,8 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from repr.distributed import local, total_norm
+
 Schedule = Literal["cosine", "constant"]
 LARS_L2 = "lars_l2"
 # What an optimizer may answer to options, or to gradients, that it was not made for.
@@ -44,6 +46,7 @@ class Optim:
         weight_decay: decay of every parameter with two or more dimensions, but those that a module lists in
             ``no_weight_decay()``, as timm's do their positions and class tokens. Biases, gains of norms and learned
             scalars have fewer, and pulling those to zero changes what the network can express.
+        final_weight_decay: decay at the end of the run, reached along half a cosine; None: it stays.
         decay_1d: decay biases and gains too (some papers do).
         options: further arguments of the optimizer, for example ``betas``, ``eps``, ``momentum``.
         schedule: ``cosine`` (to ``final_lr`` at the last step) or ``constant``.
@@ -56,6 +59,7 @@ class Optim:
         cooldown_power: shape of that fall; 1 is linear.
         layer_decay: factor by which the learning rate of the backbone falls from each layer to the one below it, as
             timm's ``group_matcher`` counts layers; everything else keeps the full rate. None: no such decay.
+        clip_each: norm to which the gradient of each parameter is clipped by itself, as DINO's authors do; None: not.
 
     Raises:
         ValueError: options that exclude each other, no such optimizer, or one that makes no step with them.
@@ -64,6 +68,7 @@ class Optim:
     name: str = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.05
+    final_weight_decay: float | None = None
     decay_1d: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     schedule: Schedule = "cosine"
@@ -74,6 +79,7 @@ class Optim:
     cooldown_steps: float = 0
     cooldown_power: float = 1.0
     layer_decay: float | None = None
+    clip_each: float | None = None
 
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
@@ -88,6 +94,13 @@ class Optim:
             raise ValueError("optim.cooldown_steps belongs to optim.schedule=constant")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"optim.layer_decay is {self.layer_decay}; set it between 0 and 1, or to null")
+        if self.final_weight_decay is not None and (self.final_weight_decay < 0 or self.name.lower() == LARS_L2):
+            raise ValueError(
+                f"optim.final_weight_decay is {self.final_weight_decay} with optim.name={self.name}; set it to 0 or "
+                f"more and to an optimizer other than {LARS_L2}, or to null"
+            )
+        if self.clip_each is not None and self.clip_each <= 0:
+            raise ValueError(f"optim.clip_each is {self.clip_each}; set it above 0, or to null")
         self._try()
 
     def build(self, module: nn.Module, total_steps: int) -> tuple[Optimizer, LambdaLR]:
@@ -110,7 +123,10 @@ class Optim:
                     "optim.options.max_grad_norm=null and trainer.gradient_clip_val"
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
-        return optimizer, LambdaLR(optimizer, partial(self.lr_factor, total_steps=total_steps))
+        factor = partial(self.lr_factor, total_steps=total_steps)
+        if self.final_weight_decay is None:
+            return optimizer, LambdaLR(optimizer, factor)
+        return optimizer, _WithDecay(optimizer, factor, partial(self.decay_at, total_steps=total_steps))
 
     def _phases(self, total_steps: int) -> tuple[int, int]:
         """Whole steps of warm-up and of cooldown."""
@@ -163,6 +179,12 @@ class Optim:
         left = min(max((total_steps - step) / cooldown, 0.0), 1.0)
         return final + (1 - final) * left**self.cooldown_power
 
+    def decay_at(self, step: int, total_steps: int) -> float:
+        """Weight decay at ``step`` (from 0) of what is decayed; the final one is reached one step after the last."""
+        final = self.weight_decay if self.final_weight_decay is None else self.final_weight_decay
+        progress = min(step / max(total_steps, 1), 1.0)
+        return final + (self.weight_decay - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
     def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
         """Group trainable parameters by (learning rate, weight decay), those of the module itself apart.
 
@@ -191,6 +213,34 @@ class Optim:
         layers = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
         top = max(layers.values())
         return {f"backbone.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
+
+
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scale the gradient of each parameter by itself to a norm of at most ``limit``; every rank must call it."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            norm = total_norm([parameter.grad])
+            local(parameter.grad).mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+class _WithDecay(LambdaLR):
+    """A schedule of the learning rate that sets the weight decay of what is decayed, too."""
+
+    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], decay: Callable[[int], float]) -> None:
+        self._decay = decay
+        self._decayed = [bool(group["weight_decay"]) for group in optimizer.param_groups]
+        super().__init__(optimizer, factor)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The learning rates of this step."""
+        for group, is_decayed in zip(self.optimizer.param_groups, self._decayed, strict=True):
+            if is_decayed:
+                group["weight_decay"] = self._decay(self.last_epoch)
+        return super().get_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the rates; the decay follows from the step."""
+        return {key: value for key, value in super().state_dict().items() if key not in ("_decay", "_decayed")}
 
 
 def _not_decayed(module: Any) -> Iterable[str]:

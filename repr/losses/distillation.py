@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from repr.losses.blockwise import widened
 from repr.losses.precision import full_precision
+
+Sum = Callable[[Tensor], Tensor]  # over all processes
 
 
 def self_distillation(
@@ -86,6 +88,22 @@ def patch_distillation(
         losses = _cross_entropy(target, student[row, cell], student_temperature)
         share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
         return (losses * share[row]).sum() / len(mask)
+
+
+@torch.no_grad()
+def moved_center(center: Tensor, teacher: Tensor, *, momentum: float, all_reduce: Sum | None = None) -> Tensor:
+    """The center after a step: ``momentum`` of the old one, and the rest of the mean of all the teacher's rows.
+
+    Shapes: ``center`` (K,); ``teacher`` (..., K), all views that it saw. Several processes: give each its own rows and
+    ``repr.distributed.all_reduce``.
+
+    Source: Caron et al., 2021 (DINO), arXiv:2104.14294, equation 4.
+    """
+    total = teacher.flatten(0, -2).sum(0, dtype=center.dtype)
+    num = center.new_tensor(float(teacher.shape[:-1].numel()))
+    if all_reduce is not None:
+        total, num = all_reduce(total), all_reduce(num)
+    return center * momentum + total / num * (1 - momentum)
 
 
 def _distribution(scores: Tensor, center: Tensor, temperature: float) -> Tensor:

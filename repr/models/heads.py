@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from repr.losses.blockwise import normalise
+from repr.losses.precision import full_precision
 from repr.models.batchnorm import SyncBatchNorm
 
 Norm = Literal["affine", "plain"]
@@ -32,6 +35,37 @@ def mlp(widths: Sequence[int], *, last_norm: Norm | None = None, last_bias: bool
     if last_norm is not None:
         layers.append(SyncBatchNorm(widths[-1], affine=last_norm == "affine"))
     return nn.Sequential(*layers)
+
+
+class PrototypeHead(nn.Module):
+    """Scores of prototypes, as DINO's: linear layers with GELU to a narrow one, unit length, cosines with K prototypes.
+
+    (N, widths[0]) -> (N, K). Weights of the linear layers start from a normal distribution of .02, cut at two
+    deviations of 1, biases at zero; the prototypes have length 1, or one that is learned.
+
+    Args:
+        widths: of the input, of the layers, and last of the space of the prototypes.
+        num_prototypes: K.
+        learn_length: whether the prototypes may be longer or shorter than 1.
+    """
+
+    def __init__(self, widths: Sequence[int], num_prototypes: int, *, learn_length: bool = False) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for wide, narrow in pairwise(widths):
+            linear = nn.Linear(wide, narrow)
+            nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
+            layers += [*([nn.GELU()] if layers else []), linear]
+        self.mlp = nn.Sequential(*layers)
+        self.prototypes = nn.Linear(widths[-1], num_prototypes, bias=False)
+        self.length = nn.Parameter(torch.ones(num_prototypes), requires_grad=learn_length)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores, in float32."""
+        x = normalise(self.mlp(x).float())
+        with full_precision(x):
+            return x @ (normalise(self.prototypes.weight.to(x.dtype)) * self.length.to(x.dtype).unsqueeze(1)).T
 
 
 def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:

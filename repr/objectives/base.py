@@ -26,7 +26,7 @@ from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
 from repr.objectives.negatives import FALSE_NEGATIVES
 from repr.objectives.views import backbone_faults, precision_faults
-from repr.optim import Optim
+from repr.optim import Optim, clip_each
 
 Loss = Callable[..., Tensor]
 Losses = Mapping[str, Loss]
@@ -290,6 +290,8 @@ class Objective(pl.LightningModule):
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does it; torch's own cannot take sharded and whole gradients together."""
+        if self.optim.clip_each is not None:
+            clip_each(self.parameters(), self.optim.clip_each)
         if not self._is_sharded():
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
