@@ -22,8 +22,8 @@ from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
 from repr.data.epoch_order import Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights
-from repr.data.views import Purpose, View, crop_views, draw, stream
+from repr.data.sources.source import Source, caption_weights, reduced
+from repr.data.views import Purpose, View, crop_views, draw, reduction, stream
 from repr.seeds import sample_seed, uniform
 
 Tokenizer = Callable[[list[str]], Tensor]  # B texts -> (B, L) int64
@@ -45,6 +45,7 @@ class TrainDataset(Dataset[Batch]):
     replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
     max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
+    scaled: bool = False  # a JPEG is decoded at the smallest scale that enlarges no view, and torch resizes
 
     def __len__(self) -> int:
         return len(self.source)
@@ -83,8 +84,12 @@ class TrainDataset(Dataset[Batch]):
             batch["text"] = self.tokenizer(list(captions))
         if self.views:
             crops, batch["colour"] = draw(seed, self.views)
-            images = read_each(self.source.image, BLANK, faults, rows)
-            batch["views"], batch["boxes"] = crop_views(images, crops, self.views)
+            if self.scaled:
+                reductions = (partial(reduction, sample, self.views) for sample in crops.tolist())
+                images = read_each(partial(reduced, self.source), BLANK, faults, rows, reductions)
+            else:
+                images = read_each(self.source.image, BLANK, faults, rows)
+            batch["views"], batch["boxes"] = crop_views(images, crops, self.views, exact=not self.scaled)
         if self.tables:
             batch["tables"] = [table[index] for table in self.tables]
         if self.labels.shape[1]:

@@ -7,6 +7,7 @@ functions of this file look them up:
 
 ====================  =======================================================================================
 ``image``             the pictures; a source of numbers alone leaves out ``image`` and ``encoded``
+``reduced``           (row, reduction) -> the picture, perhaps smaller: see :func:`repr.data.sources.pictures.decode`
 ``caption_weights``   row -> one positive weight for each of its captions, or None: all are drawn equally often
 ``mask_classes``      and ``masks``: see :class:`MaskedSource`
 ``tables``            block -> (N, F) float32; all sets of a run have the same blocks with as many columns
@@ -29,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from repr.batch import NO_CLASS
+from repr.data.sources.pictures import Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,6 +107,12 @@ class QuestionSource(Source, Protocol):
 def has_pictures(source: Source) -> bool:
     """Whether a source has pictures."""
     return hasattr(source, "image")
+
+
+def reduced(source: Source, row: int, reduction: Reduction) -> Image.Image:
+    """The picture of a row, at the scale that ``reduction`` allows where its source can decode so."""
+    read = getattr(source, "reduced", None)
+    return source.image(row) if read is None else read(row, reduction)
 
 
 def has_captions(source: Source) -> bool:

@@ -25,7 +25,7 @@ from repr.data.sources.columns import (
     split_texts,
     wanted_cells,
 )
-from repr.data.sources.pictures import decode, read_picture
+from repr.data.sources.pictures import Reduction, decode, read_picture
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NO_TEXT = "a table has text, and paths of pictures: write pictures that lie in it to files, or to shards"
@@ -125,6 +125,10 @@ class Table(ColumnSource):
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
         return decode(self.encoded(index), self._file(index))
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return decode(self.encoded(index), self._file(index), reduction=reduction)
 
     def _read_texts(self, index: int, column: str) -> list[str]:
         self._check_row(index)
