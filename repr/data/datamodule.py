@@ -59,9 +59,9 @@ class DataModule(LightningDataModule):
         clusters: of the training set; if given, each batch holds rows of one of them.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
-        decode: ``exact`` decodes every pixel of a training picture, and resizes as Pillow does. ``scaled`` is faster:
-            a JPEG is decoded at the smallest of its own scales (1/2, 1/4, 1/8) at which no view of the sample is
-            enlarged, and other pictures are resized by torch. Evaluation is exact.
+        decode: ``scaled`` decodes a JPEG for training at the smallest of its own scales (1/2, 1/4, 1/8) at which no
+            view of the sample is enlarged, and lets torch resize other files. ``exact`` decodes every pixel and resizes
+            as Pillow does, which takes longer. Evaluation is exact.
         min_max: bring each column of ``tables`` (blocks of numbers) to [0, 1] by its range in ``train``.
 
     Attributes:
@@ -95,7 +95,7 @@ class DataModule(LightningDataModule):
         clusters: Clusters | None = None,
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
-        decode: str = "exact",
+        decode: str = "scaled",
     ) -> None:
         super().__init__()
         self.train, self.eval, self.sources = train, dict(eval), {"train": train, **eval}

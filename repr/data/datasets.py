@@ -45,7 +45,7 @@ class TrainDataset(Dataset[Batch]):
     replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
     max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
-    scaled: bool = False  # a JPEG is decoded at the smallest scale that enlarges no view, and torch resizes
+    scaled: bool = True  # pictures are decoded for their views, see `decode` of the DataModule
 
     def __len__(self) -> int:
         return len(self.source)
@@ -89,7 +89,7 @@ class TrainDataset(Dataset[Batch]):
                 images = read_each(partial(reduced, self.source), BLANK, faults, rows, reductions)
             else:
                 images = read_each(self.source.image, BLANK, faults, rows)
-            batch["views"], batch["boxes"] = crop_views(images, crops, self.views, exact=not self.scaled)
+            batch["views"], batch["boxes"] = crop_views(images, crops, self.views)
         if self.tables:
             batch["tables"] = [table[index] for table in self.tables]
         if self.labels.shape[1]:

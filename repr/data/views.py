@@ -1,7 +1,8 @@
 """Augmented views, worker half: draw all parameters of a batch, then crop, resize and flip.
 
 Pixels leave a worker as uint8; the colour half (:mod:`repr.data.colour`) runs on the training device. Everything random
-comes from the batch's ``seed``, so that a batch can be drawn again by hand with :func:`draw` and :func:`crop_views`.
+comes from the batch's ``seed``, so that a batch can be drawn again by hand with :func:`draw`, :func:`reduction` and
+:func:`crop_views`.
 """
 
 from __future__ import annotations
@@ -182,17 +183,15 @@ def boxes(records: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.stack([np.where(mirrored, x1, x0), y0, np.where(mirrored, x0, x1), y1], axis=-1).astype(np.float32)
 
 
-def crop_views(
-    images: Iterable[Image.Image], draws: Tensor, views: Sequence[View], *, exact: bool = True
-) -> tuple[list[Tensor], Tensor]:
+def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[View]) -> tuple[list[Tensor], Tensor]:
     """Crop, resize and flip a batch; images are taken one at a time and not kept.
 
     Args:
-        images: B images in RGB; the crops of one that was decoded at a scale of its JPEG are those of the whole.
+        images: B images in RGB. Of those that were decoded for their views (:func:`reduction`) crops and boxes are
+            those of the whole picture, and torch resizes what is not smaller than it: by the same filter, in a third
+            of the time, but it sees no pixels around the crop and rounds otherwise. Others are resized by Pillow.
         draws: (B, V, 23), the crop draws of :func:`draw`.
         views: the V views.
-        exact: resize as Pillow does. Else torch does it, in a third of the time; the filter is the same, but it sees
-            no pixels around the crop, and rounds otherwise.
 
     Returns:
         V tensors (B, 3, size, size) uint8, and the boxes (B, V, 4) float32.
@@ -201,12 +200,13 @@ def crop_views(
     records = np.empty((len(draws), len(views), 5), np.int64)
     sizes = np.empty((len(draws), 1, 2), np.int64)
     for b, (image, sample) in enumerate(zip(images, draws.tolist(), strict=True)):
-        full_width, full_height = image.info.get("full_size", image.size)
-        sizes[b] = full_height, full_width
+        told = image.info.get("scaled")  # a text of the file's may have the name
+        width, height, divisor = told if isinstance(told, tuple) else (*image.size, None)
+        sizes[b] = height, width
         for v, view in enumerate(views):
-            record = crop_record(sample[v], view, full_height, full_width)
+            record = crop_record(sample[v], view, height, width)
             records[b, v] = record
-            pixels[v][b] = _resized(image, record, view.size, exact)
+            pixels[v][b] = _resized(image, record, view.size, divisor)
     return [torch.from_numpy(view) for view in pixels], torch.from_numpy(boxes(records, sizes))
 
 
@@ -224,15 +224,15 @@ def reduction(draws: Sequence[Sequence[float]], views: Sequence[View], width: in
     return max(divisor for divisor in DIVISORS if divisor <= max(spare, 1))
 
 
-def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: int, exact: bool) -> np.ndarray:
-    """Crop, resize and flip one image: (3, size, size) uint8."""
+def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: int, divisor: int | None) -> np.ndarray:
+    """Crop, resize and flip one image: (3, size, size) uint8; see ``images`` of :func:`crop_views`."""
     top, left, height, width, flip = record
-    divisor = image.info.get("divisor", 1)
-    if exact or divisor > 1:  # one call crops and resizes: the box may cut pixels, and the filter sees those around it
-        box = left / divisor, top / divisor, (left + width) / divisor, (top + height) / divisor
-        view = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    else:
-        view = image.crop((left, top, left + width, top + height))
+    box = left, top, left + width, top + height
+    if divisor == 1:
+        view = image.crop(box)
+    else:  # one call crops and resizes: the filter sees the pixels around the box, which may cut pixels
+        x0, y0, x1, y1 = (edge / (divisor or 1) for edge in box)
+        view = image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1))
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # 4 times faster than numpy's reversed copy
     pixels = np.array(view).transpose(2, 0, 1)

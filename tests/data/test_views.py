@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import v2
 
@@ -182,7 +183,8 @@ def test_views_that_torch_resizes_are_pillows_crops_resized(size):
     image = Image.fromarray(np.random.default_rng(0).integers(100, 156, (*size, 3), np.uint8))
     view = View(size=24, scale=(0.2, 1), flip=0.5)
     draws, _ = draw(seeds(20), [view])
-    (pixels,), _ = crop_views([image] * 20, draws, [view], exact=False)
+    decoded = decode(stored(image, "PNG"), "a", reduction=lambda width, height: 8)
+    (pixels,), _ = crop_views([decoded] * 20, draws, [view])
     for found, sample in zip(pixels, draws[:, 0].tolist(), strict=True):
         top, left, height, width, flip = crop_record(sample, view, *size)
         crop = image.crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BICUBIC)
@@ -236,7 +238,7 @@ def test_a_large_jpeg_decoded_at_a_scale_gives_the_same_views(kind):
     for image, ask in zip(small, reductions, strict=True):
         divisor = ask(*whole.size)
         assert divisor in (2, 4, 8)
-        assert image.info["full_size"] == whole.size
+        assert image.info["scaled"][:2] == whole.size
         if "odd, " not in kind:  # which could be shifted
             assert image.size == tuple(-(-side // divisor) for side in whole.size)
     expected, expected_boxes = crop_views([whole] * 12, draws, VIEWS)
@@ -274,6 +276,19 @@ def test_other_pictures_are_decoded_as_they_were(data):
     for sample in draws.tolist():
         image = decode(data, "a", reduction=partial(reduction, sample, VIEWS))
         assert np.array_equal(image, decode(data, "a"))
+        assert image.info["scaled"] == (*image.size, 1)
+
+
+def test_what_a_file_says_of_itself_is_no_scale():
+    text = PngInfo()
+    text.add_text("scaled", "(8, 8, 8)")
+    image = decode(stored(ramps(60, 50), "PNG", pnginfo=text), "a")
+    assert "scaled" in image.info
+    draws, _ = draw(seeds(1), VIEWS)
+    for one, other in zip(
+        crop_views([image], draws, VIEWS)[0], crop_views([ramps(60, 50)], draws, VIEWS)[0], strict=True
+    ):
+        assert torch.equal(one, other)
 
 
 def test_damage_is_told_at_every_scale():

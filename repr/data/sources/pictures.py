@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -54,8 +53,8 @@ def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS, reduction: 
 
     Gray levels of 16 bits, and floats from 0 to 1, are brought to 8 bits.
 
-    A JPEG that ``reduction`` divides is decoded at that scale, which leaves out most of the work: its sides are divided
-    and rounded up, ``info["divisor"]`` tells by what, and ``info["full_size"]`` its width and height before.
+    A JPEG that ``reduction`` divides is decoded at that scale, which leaves out most of the work. Its sides are divided
+    and rounded up. ``info["scaled"]`` tells width and height before, and by what they were divided.
 
     Args:
         data: the file.
@@ -68,11 +67,12 @@ def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS, reduction: 
     """
     try:
         with _opened(data, formats) as image:
-            told = {} if reduction is None else _reduce(image, reduction)
+            scaled = None if reduction is None else _reduce(image, reduction)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             rgb = as_rgb(image)
-            rgb.info.update(told)
+            if reduction is not None:
+                rgb.info["scaled"] = scaled or (*rgb.size, 1)
             return rgb
     except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
         fault = f"Pillow reads it as none of {', '.join(formats)}" if data else "an empty file"
@@ -111,10 +111,10 @@ def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
     return image
 
 
-def _reduce(image: Image.Image, reduction: Reduction) -> dict[str | tuple[int, int], Any]:
-    """Have a JPEG decoded at a scale of its own; gives what its ``info`` tells of that, nothing for other pictures."""
+def _reduce(image: Image.Image, reduction: Reduction) -> tuple[int, int, int] | None:
+    """Have a JPEG decoded at a scale of its own; gives upright width, height and divisor, None where all is decoded."""
     if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures, as phones write them
-        return {}
+        return None
     width, height = image.size
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     size = (height, width) if orientation in range(5, 9) else (width, height)
@@ -123,9 +123,9 @@ def _reduce(image: Image.Image, reduction: Reduction) -> dict[str | tuple[int, i
     while orientation in range(2, 9) and (width % divisor or height % divisor):
         divisor //= 2
     if divisor == 1:
-        return {}
+        return None
     image.draft(None, (width // divisor, height // divisor))
-    return {"full_size": size, "divisor": divisor}
+    return (*size, divisor)
 
 
 def _check_pixels(width: int, height: int) -> None:
