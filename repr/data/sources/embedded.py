@@ -12,7 +12,7 @@ import numpy as np
 from repr.cli import is_first
 from repr.data.sources.plain_files import MAX_BYTES, check_size
 
-ROWS = 8  # that a process holds of a file, since a picture may be large
+ROWS = 8  # read at a time, since a picture may be large
 SLOW = 2**27  # bytes of a row group from which on reading at random takes longer than decoding
 
 _log = logging.getLogger(__name__)
@@ -21,7 +21,8 @@ _log = logging.getLogger(__name__)
 class EmbeddedPictures:
     """The cells of a column of bytes, or of Hugging Face's struct of ``bytes`` and ``path``, of which ``bytes`` count.
 
-    A cell is found by reading its row group from the beginning; rows in their order are read once.
+    A cell is found by reading its row group from the beginning; rows in their order are read once. A process holds
+    ``ROWS`` cells and the page of the file that they lie in.
 
     Args:
         path: the Parquet file.
@@ -76,14 +77,14 @@ class EmbeddedPictures:
     def _read_group(self, group: int) -> Iterator[list[Any]]:
         import pyarrow.parquet
 
-        with pyarrow.parquet.ParquetFile(self.path, memory_map=True) as file:
+        with pyarrow.parquet.ParquetFile(self.path, memory_map=True, pre_buffer=False) as file:
             for block in file.iter_batches(ROWS, row_groups=[group], columns=[self.column], use_threads=False):
                 cells = block.column(0)
                 yield list(cells.field("bytes") if pyarrow.types.is_struct(cells.type) else cells)
 
 
 def find_embedded(path: str, column: str) -> EmbeddedPictures | None:
-    """The pictures of a column of a Parquet file; None where it holds others things, such as paths, or is not there.
+    """The pictures of a column of a Parquet file; None where it holds other things, such as paths, or is not there.
 
     Bytes without a zero are paths, since old writers store text so. Whoever reads the rows tells what is damaged.
     """
