@@ -74,8 +74,8 @@ def trained(runs: Path, train: str, val: str, decode: str, seed: int) -> dict[st
         options = [
             "experiment=simclr_emoji", "data=shards", f"data.train.files={train}", "data.train.captions=[]",
             "data.train.labels=['json:category']", f"+data.eval.val={shards}", "tokenizer=none",
-            "views.main.scale=[0.3,1]", "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=12", f"data.decode={decode}", f"seed={seed}",
-            f"run_folder={results.parent}",
+            "views.main.scale=[0.3,1]", "trainer.max_epochs=12", "trainer.check_val_every_n_epoch=12",
+            f"data.decode={decode}", f"seed={seed}", f"run_folder={results.parent}",
         ]  # fmt: skip
         subprocess.run([sys.executable, "-m", "repr.fit", *options], cwd=ROOT, check=True)
     return {name: found["value"] for name, found in json.loads(results.read_text()).items()}
