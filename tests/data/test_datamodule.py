@@ -390,6 +390,14 @@ def test_decoding_at_a_scale_moves_no_box_and_depends_on_no_worker(make_datamodu
     ]
     reductions = [reduced(source, 3, lambda width, height: 4).size for source in sources]
     assert reductions == [(80, 61)] * 3 + [(64, 64)]
+
+    class Turned(Folder):
+        """Knows nothing of scales, unlike what it inherits from."""
+
+        def image(self, index):
+            return super().image(index).transpose(Image.Transpose.ROTATE_90)
+
+    assert reduced(Turned(tmp_path), 3, lambda width, height: 4).size == (243, 320)
     batches = []
     for decode, num_workers in (("exact", 0), ("scaled", 0), ("scaled", 2)):
         options = {"train": Mixture(sources[:3]), "decode": decode, "num_workers": num_workers}

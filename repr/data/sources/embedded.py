@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from repr.cli import is_first
-from repr.data.sources.plain_files import MAX_BYTES, check_size
+from repr.data.sources.plain_files import MAX_BYTES
 
 ROWS = 8  # read at a time, since a picture may be large
 SLOW = 2**27  # bytes of a row group from which on reading at random takes longer than decoding
@@ -69,9 +69,9 @@ class EmbeddedPictures:
             self._at = (-1, -1)
             raise OSError(f"damaged ({str(error)[:200]})") from error
         cell = self._cells[place - self._first].as_py()
-        if not cell:
-            raise OSError(f"no picture in column {self.column!r}")
-        check_size(len(cell), MAX_BYTES)
+        if not cell or len(cell) > MAX_BYTES:
+            fault = f"{len(cell):,} bytes, more than {MAX_BYTES:,}" if cell else "no picture"
+            raise OSError(f"{fault} in column {self.column!r}")
         return cell
 
     def _read_group(self, group: int) -> Iterator[list[Any]]:
@@ -91,7 +91,9 @@ def find_embedded(path: str, column: str) -> EmbeddedPictures | None:
     try:
         import pyarrow
         import pyarrow.parquet
-
+    except ImportError:
+        return None
+    try:
         with pyarrow.parquet.ParquetFile(path) as file:
             position = file.schema_arrow.get_field_index(column)
             kind = file.schema_arrow.types[position] if position >= 0 else pyarrow.null()
@@ -102,12 +104,11 @@ def find_embedded(path: str, column: str) -> EmbeddedPictures | None:
                 first = next((cell.as_py() for block in blocks for cell in block.column(0) if cell.is_valid), b"")
                 is_ours = b"\0" in first
             return EmbeddedPictures(path, column) if is_ours else None
-    except (ImportError, OSError, pyarrow.ArrowException):
+    except (OSError, pyarrow.ArrowException):
         return None
 
 
 def _is_bytes(kind: Any) -> bool:
-    from pyarrow import types
+    from pyarrow.types import is_dictionary
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
+    return str(kind.value_type if is_dictionary(kind) else kind) in ("binary", "large_binary", "binary_view")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,8 +30,8 @@ class HuggingFace(ColumnSource):
     Args:
         path: what ``save_to_disk`` has written, a folder with Parquet files, a Parquet file, or a name on the hub
             (``owner/name``).
-        split: which rows; of one data set that was saved without others, its own.
-        subset: which of a hub's data set, where it has several.
+        split: which rows, such as ``train`` or, but for a folder of ``save_to_disk``, ``train[:90%]``.
+        subset: which of the data sets under the name, where the hub has several.
         revision: branch, tag or commit on the hub.
         image: the column of pictures, an image feature or the files as bytes.
         captions: columns of texts, the main one first. Training draws one text a row and epoch.
@@ -124,24 +125,24 @@ def _opened(path: str, split: str, subset: str | None, revision: str | None) -> 
     saved = any(os.path.isfile(os.path.join(path, name)) for name in ("dataset_dict.json", "state.json"))
     try:
         if saved:
-            found = datasets.load_from_disk(path)
-            if not isinstance(found, dict):
-                found = {str(found.split or split): found}
-        elif os.path.isdir(path):
-            if not any(file.endswith(".parquet") for _, _, files in os.walk(path) for file in files):
-                raise ValueError("no folder of save_to_disk, and no .parquet below it")
-            found = datasets.load_dataset("parquet", data_dir=path)
+            data = datasets.load_from_disk(path)
+            splits = data if isinstance(data, dict) else {str(data.split or split): data}
+            if split not in splits:
+                raise ValueError(f"it has no split {split!r}; set split to one of {list(splits)}")
+            data = splits[split]
         elif known:
-            found = datasets.load_dataset("parquet", data_files=path)
+            if os.path.isdir(path) and not any(Path(path).rglob("*.parquet")):
+                raise ValueError("no folder of save_to_disk, and no .parquet below it")
+            files = {"data_dir" if os.path.isdir(path) else "data_files": path}
+            data = datasets.load_dataset("parquet", split=split, **files)
         else:
-            found = {split: datasets.load_dataset(path, subset, split=split, revision=revision)}
+            data = datasets.load_dataset(path, subset, split=split, revision=revision)
     except (OSError, ValueError, LookupError, TypeError, ArrowException, datasets.exceptions.DatasetsError) as error:
-        where = "" if known else " (no such path here, and on the hub:)"
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"HuggingFace: {path} cannot be read{where}: {reason:.300}") from error
-    if split not in found:
-        raise ValueError(f"HuggingFace: {path} has no split {split!r}; set split to one of {list(found)}")
-    return found[split].with_format(None)
+        reason = f"{' '.join(str(error.__cause__ or error).split()):.300}"
+        if not known:
+            reason = f"no such path here, and on the hub: {reason}; set path to a folder, or allow the network"
+        raise ValueError(f"HuggingFace: {path} cannot be read: {reason}") from error
+    return data.with_format(None)
 
 
 def _pictures(data: Dataset, column: str, path: str) -> Dataset:

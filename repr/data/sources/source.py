@@ -24,7 +24,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 import numpy as np
 from PIL import Image
@@ -111,8 +111,10 @@ def has_pictures(source: Source) -> bool:
 
 def reduced(source: Source, row: int, reduction: Reduction) -> Image.Image:
     """The picture of a row, at the scale that ``reduction`` allows where its source can decode so."""
-    read = getattr(source, "reduced", None)
-    return source.image(row) if read is None else read(row, reduction)
+    owner = next((kind for kind in type(source).__mro__ if {"image", "reduced"} & vars(kind).keys()), object)
+    if "reduced" not in vars(owner):  # also of a subclass that changes `image` alone
+        return source.image(row)
+    return cast(Any, source).reduced(row, reduction)
 
 
 def has_captions(source: Source) -> bool:
