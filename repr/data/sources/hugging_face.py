@@ -14,6 +14,7 @@ from PIL import Image
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, label_text, no_row, part_filter, split_texts
 from repr.data.sources.pictures import Reduction, decode, read_picture
 from repr.data.sources.plain_files import MAX_BYTES
+from repr.data.sources.table import require_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,9 +61,7 @@ class HuggingFace(ColumnSource):
         super().__init__(captions, caption_weights, labels)
         self.path, self._column = path, image
         data = _opened(os.path.expanduser(path), split, subset, revision)
-        for column in (image, *captions, *labels):
-            if column not in data.column_names:
-                raise ValueError(f"HuggingFace: {path} has no column {column!r}; it has {data.column_names}")
+        require_columns(path, [image, *captions, *labels], data.column_names)
         self._rows = np.arange(len(data))
         if part is not None:
             belongs = part_filter(part)
