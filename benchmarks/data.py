@@ -442,7 +442,8 @@ def main() -> None:
         f"{hardware('torch', 'torchvision', 'pillow', 'webdataset', 'lightly')}, load before {load:.1f}",
         "",
         f"Images a second of CPU time, all processes together (images/s a core), best of {repetitions} interleaved, of "
-        f"large pictures of {(repetitions + 1) // 2}; in brackets the ratio to webdataset. Not time of the clock, so that other programs on the machine count little.",
+        f"large pictures of {(repetitions + 1) // 2}; in brackets the ratio to webdataset. Not time of the clock, so "
+        "that other programs on the machine count little.",
         "",
         "## Decoding alone",
         "",
