@@ -2,14 +2,14 @@
 
 Run from the root of the repository::
 
-    python -m benchmarks.data            # half an hour at most on two cores
-    python -m benchmarks.data --quick    # three minutes at most
+    python -m benchmarks.data            # an hour at most on two cores
+    python -m benchmarks.data --quick    # a quarter of an hour at most
     python -m benchmarks.data --write    # also writes benchmarks/results/data.md
 
-All read the same JPEGs, which are made first: 500 x 375, quality 90, composed of embedded emoji and noise. Two kinds of
-line. *Crops*: read, decode, crop to 224 px at random, resize, flip, uint8: what a worker process does in
-training, colour being left to the device. *All on the CPU*: with colour jitter, gray, blur and normalisation, ours
-being worker half and device half one after the other. Peers get the same sizes, batches and law of crops.
+All read the same JPEGs, which are made first: 500 x 375 and 4000 x 3000, quality 90, composed of embedded emoji and
+noise. Two kinds of line. *Crops*: read, decode, crop to 224 px at random, resize, flip, uint8: what a worker process
+does in training, colour being left to the device. *All on the CPU*: with colour jitter, gray, blur and normalisation,
+ours being worker half and device half one after the other. Peers get the same sizes, batches and law of crops.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/data.md"
-SIZE, BATCH = 224, 64
+SIZE, BATCH = 224, 16
+SMALL, LARGE = (500, 375), (4000, 3000)  # width and height of the pictures
+DISTINCT = 16  # large pictures that are made; others are links to them
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMIT = 200  # bytes a row that a worker may hold by itself (issue 3)
 Make = Callable[[Path, int, int], Iterable]  # (folder of the files, views, workers) -> batches
@@ -45,7 +47,7 @@ Make = Callable[[Path, int, int], Iterable]  # (folder of the files, views, work
 # The files ---------------------------------------------------------------------------------------------------------
 
 
-def make_pictures(folder: Path, num: int) -> None:
+def make_pictures(folder: Path, num: int, size: tuple[int, int] = SMALL) -> None:
     """A folder of classes, a table of the same files, and shards of the same bytes."""
     from PIL import Image
 
@@ -53,18 +55,23 @@ def make_pictures(folder: Path, num: int) -> None:
     from repr.data.sources.folder import Folder
     from tools.make_shards import make_shards
 
-    source, rng = Emoji("train"), np.random.default_rng(0)
-    rows = []
+    source, rng, (width, height) = Emoji("train"), np.random.default_rng(0), size
+    rows, side = [], 8 * height // 15
     for i in range(num):
-        one, two = (source.image(int(row)) for row in rng.integers(0, len(source), 2))
-        pixels = np.asarray(one.resize((500, 375), Image.Resampling.BICUBIC), np.float32)
-        pixels = 0.6 * pixels + rng.normal(50, 9, (375, 500, 1)) + rng.normal(0, 4, (375, 500, 3))
-        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-        picture.paste(two.resize((200, 200), Image.Resampling.BICUBIC), tuple(rng.integers(0, (300, 175)).tolist()))
         name = f"class{i % 10}/{i:05d}.jpg"
-        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-        picture.save(folder / "images" / name, quality=90)
+        path = folder / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
         rows.append([name, f"picture {i}", f"class{i % 10}"])
+        if size == LARGE and i >= DISTINCT:
+            os.link(folder / "images" / rows[i % DISTINCT][0], path)
+            continue
+        one, two = (source.image(int(row)) for row in rng.integers(0, len(source), 2))
+        pixels = np.asarray(one.resize(size, Image.Resampling.BICUBIC), np.float32)
+        pixels = 0.6 * pixels + rng.normal(50, 9, (height, width, 1)) + rng.normal(0, 4, (height, width, 3))
+        picture = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        place = rng.integers(0, (width - side, height - side)).tolist()
+        picture.paste(two.resize((side, side), Image.Resampling.BICUBIC), tuple(place))
+        picture.save(path, quality=90)
     with (folder / "table.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["image", "caption", "category"], *rows])
     make_shards(Folder(folder / "images"), folder / "shards", rows_per_shard=num // 4, tell=lambda line: None)
@@ -85,7 +92,7 @@ def source_of(kind: str, folder: Path) -> Any:
     return Shards(f"{folder}/shards/train-*.tar")
 
 
-def datamodule(kind: str, folder: Path, views: int, workers: int) -> Any:
+def datamodule(kind: str, folder: Path, views: int, workers: int, decode: str = "scaled") -> Any:
     """Ours, with SimCLR's view."""
     from repr.data.datamodule import DataModule
     from repr.data.views import View
@@ -96,13 +103,13 @@ def datamodule(kind: str, folder: Path, views: int, workers: int) -> Any:
     )  # fmt: skip
     return DataModule(
         train=source_of(kind, folder), eval={}, views={"view": view}, batch_size=BATCH, eval_batch_size=BATCH,
-        image_size=SIZE, seed=0, mean=MEAN, std=STD, num_workers=workers,
+        image_size=SIZE, seed=0, mean=MEAN, std=STD, num_workers=workers, decode=decode,
     )  # fmt: skip
 
 
-def ours(kind: str, *, device_half: bool) -> Make:
+def ours(kind: str, *, device_half: bool, decode: str = "scaled") -> Make:
     def make(folder: Path, views: int, workers: int) -> Iterable:
-        data = datamodule(kind, folder, views, workers)
+        data = datamodule(kind, folder, views, workers, decode)
         loader = data.train_dataloader()
         return (data.on_after_batch_transfer(batch, 0) for batch in loader) if device_half else loader
 
@@ -175,13 +182,13 @@ CROPS: dict[str, Make] = {
     "ours, folder": ours("folder", device_half=False),
     "ours, table": ours("table", device_half=False),
     "ours, shards": ours("shards", device_half=False),
+    "ours, shards, decode=exact": ours("shards", device_half=False, decode="exact"),
     "webdataset, torchvision's crops": web_dataset(crops),
     "ImageFolder, torchvision's crops": image_folder(crops),
 }
 ALL: dict[str, Make] = {
-    "ours, folder": ours("folder", device_half=True),
-    "ours, table": ours("table", device_half=True),
     "ours, shards": ours("shards", device_half=True),
+    "ours, shards, decode=exact": ours("shards", device_half=True, decode="exact"),
     "ours, the device half alone": device_half,
     "webdataset, lightly's SimCLR": web_dataset(simclr),
     "ImageFolder, lightly's SimCLR": image_folder(simclr),
@@ -207,6 +214,57 @@ def rate(make: Make, folder: Path, views: int, workers: int, batches: int) -> fl
     seconds = cpu_seconds() - begin
     assert done == batches, "too few pictures for this many batches"
     return done * BATCH / seconds
+
+
+def decode_table(folders: dict[str, Path], repetitions: int) -> list[str]:
+    """Decoding alone, of files in memory, for one view each."""
+    from io import BytesIO
+
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    from repr.data.sources.pictures import decode
+    from repr.data.views import draw, reduction
+    from repr.seeds import sample_seed
+
+    def pillow(data: bytes, _: int) -> Any:
+        return np.asarray(Image.open(BytesIO(data)))
+
+    def torchvision(data: bytes, _: int) -> Any:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+
+    def exact(data: bytes, _: int) -> Any:
+        return decode(data, "")
+
+    def scaled(data: bytes, row: int) -> Any:
+        return decode(data, "", reduction=lambda width, height: reduction(draws[row], data_views, width, height))
+
+    data_views = datamodule("shards", folders["500 x 375"], 1, 0).views
+    draws = draw(sample_seed(0, 0, torch.arange(DISTINCT)), data_views)[0].tolist()
+    methods = {
+        "Pillow, to an array": pillow,
+        "torchvision.io.decode_jpeg": torchvision,
+        "ours, decode=exact": exact,
+        "ours, decode=scaled": scaled,
+    }
+    best: dict[tuple[str, str], float] = {}
+    for size, folder in folders.items():
+        files = [path.read_bytes() for path in sorted((folder / "images").rglob("*.jpg"))[:DISTINCT]]
+        for _ in range(3 * repetitions):
+            for name, method in methods.items():
+                begin = time.process_time()
+                for row, data in enumerate(files):
+                    method(data, row)
+                value = len(files) / (time.process_time() - begin)
+                best[name, size] = max(value, best.get((name, size), 0.0))
+        assert all(np.array_equal(torchvision(data, 0).permute(1, 2, 0), pillow(data, 0)) for data in files)
+    table = [f"| decoder | {' | '.join(folders)} |", f"| --- |{' ---: |' * len(folders)}"]
+    for name in methods:
+        cells = [
+            f"{best[name, size]:.0f} ({best[name, size] / best['Pillow, to an array', size]:.2f})" for size in folders
+        ]
+        table.append(f"| {name} | {' | '.join(cells)} |")
+    return table
 
 
 # A million rows ----------------------------------------------------------------------------------------------------
@@ -352,37 +410,71 @@ def main() -> None:
         print(json.dumps(open_rows(args.child[0], Path(args.child[1]))))
         return
     torch.set_num_threads(1)
-    num, repetitions, batches = (448, 1, 2) if args.quick else (2000, 3, 8)
+    num, repetitions, batches = (448, 2, 8) if args.quick else (2000, 3, 32)
     repetitions = args.repetitions or repetitions
     sets = {"table": 100_000, "shards": 50_000} if args.quick else {"table": 10**6, "shards": 10**6, "folder": 10**5}
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        make_pictures(folder, num)
-        size = np.mean([path.stat().st_size for path in (folder / "images").rglob("*.jpg")]) / 1024
-        print(f"{num} pictures of {size:.0f} KiB", file=sys.stderr, flush=True)
-        tables = [speed_table(folder, lines, repetitions, batches) for lines in (CROPS, ALL)]
+        folder, small, large = Path(name), Path(name) / "small", Path(name) / "large"
+        make_pictures(small, num)
+        make_pictures(large, 160, LARGE)
+        size, large_size = (
+            np.mean([path.stat().st_size for path in (folder / "images").rglob("*.jpg")]) / 1024
+            for folder in (small, large)
+        )
+        print(f"pictures of {size:.0f} and {large_size:.0f} KiB", file=sys.stderr, flush=True)
+        decoding = decode_table({"500 x 375": small, "4000 x 3000": large}, repetitions)
+        tables = [speed_table(small, lines, repetitions, batches) for lines in (CROPS, ALL)]
+        tables += [
+            speed_table(
+                large, {k: v for k, v in lines.items() if "shards" in k or "webd" in k}, (repetitions + 1) // 2, 4
+            )
+            for lines in (CROPS, ALL)
+        ]
         rows = rows_table(folder / "rows", sets)
     lines = [
         "# Data",
         "",
         f"`{' '.join(['python -m benchmarks.data', *sys.argv[1:]])}`: {num} JPEGs of 500 x 375 and {size:.0f} KiB on "
-        f"average, in the page cache; batches of {BATCH}, views of {SIZE} px, one thread a process.",
+        f"average, and 160 of 4000 x 3000 and {large_size:.0f} KiB ({DISTINCT} different ones), in the page cache; "
+        f"batches of {BATCH}, views of {SIZE} px, one thread a process.",
         "",
         f"{hardware('torch', 'torchvision', 'pillow', 'webdataset', 'lightly')}, load before {load:.1f}",
         "",
-        f"Images a second of CPU time, all processes together (images/s a core), best of {repetitions} interleaved; in "
-        "brackets the ratio to webdataset. Not time of the clock, so that other programs on the machine count little.",
+        f"Images a second of CPU time, all processes together (images/s a core), best of {repetitions} interleaved, of "
+        f"large pictures of {(repetitions + 1) // 2}; in brackets the ratio to webdataset. Not time of the clock, so "
+        "that other programs on the machine count little.",
+        "",
+        "## Decoding alone",
+        "",
+        "RGB in memory; in brackets the ratio to Pillow, whose pixels torchvision's are, too. Scaled: for a view of a "
+        "share of .08 to 1 of the picture.",
+        "",
+        *decoding,
         "",
         "## Crops, uint8: what a worker does",
         "",
+        "Targets: 1.3 of webdataset on 500 x 375, 3 on 4000 x 3000.",
+        "",
+        "500 x 375:",
+        "",
         *tables[0],
+        "",
+        "4000 x 3000:",
+        "",
+        *tables[2],
         "",
         "## All on the CPU: crops, colour, blur, normalisation, float32",
         "",
         "Ours is both halves. Without a GPU the device half runs in the main process; with one it runs there.",
         "",
+        "500 x 375:",
+        "",
         *tables[1],
+        "",
+        "4000 x 3000:",
+        "",
+        *tables[3],
         "",
         "## Opening a set",
         "",

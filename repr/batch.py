@@ -16,7 +16,7 @@ class Batch(TypedDict, total=False):
     """A batch; row i of every entry is the same sample.
 
     Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks, T tables. Where no
-    pictures are read, ``views``, ``boxes``, ``colour`` and ``image`` are not there.
+    pictures are read, ``picture``, ``views``, ``boxes``, ``colour`` and ``image`` are not there.
     """
 
     index: Tensor  # (B,) int64, position in the data set

@@ -66,6 +66,9 @@ class DataModule(LightningDataModule):
         window: shards of a lane that are mixed.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
+        decode: ``scaled`` decodes a JPEG for training at the smallest of its own scales (1/2, 1/4, 1/8) at which no
+            view of the sample is enlarged, and lets torch resize other files. ``exact`` decodes every pixel and resizes
+            as Pillow does, which takes longer. Evaluation is exact.
         min_max: bring each column of ``tables`` (blocks of numbers) to [0, 1] by its range in ``train``.
 
     Attributes:
@@ -101,6 +104,7 @@ class DataModule(LightningDataModule):
         window: int = 8,
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
+        decode: str = "scaled",
     ) -> None:
         super().__init__()
         self.train, self.eval, self.sources = train, dict(eval), {"train": train, **eval}
@@ -109,7 +113,7 @@ class DataModule(LightningDataModule):
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
-        self.max_bad_fraction = max_bad_fraction
+        self.max_bad_fraction, self.decode = max_bad_fraction, decode
         self.bad = BadRows({name: len(source) for name, source in self.sources.items()}, max_bad_fraction)
         self.order = self._make_order(clusters, lanes, window)
         self._position = {"epoch": 0, "batch": 0}
@@ -160,6 +164,8 @@ class DataModule(LightningDataModule):
                 )
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
+        if self.decode not in ("exact", "scaled"):
+            raise ValueError(f"data.decode={self.decode!r}; set it to exact, or to scaled for speed on large JPEGs")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
         for name, source in self.sources.items():
@@ -185,7 +191,10 @@ class DataModule(LightningDataModule):
         sampler = EpochBatchSampler(self.order, self.batch_size, **self._rank(), epoch=epoch, start=start)
         labels, tables = class_ids(self.train, self.attributes), list(self.tables["train"].values())
         replacement, max_bad = partial(self.order.replacement, batch_size=self.batch_size), self.bad.limit("train")
-        dataset = TrainDataset(self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables)
+        dataset = TrainDataset(
+            self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
+            scaled=self.decode == "scaled",
+        )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
     def _check_interval(self) -> None:

@@ -22,8 +22,8 @@ from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
 from repr.data.epoch_order import Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, picture_hashes
-from repr.data.views import Purpose, View, crop_views, draw, stream
+from repr.data.sources.source import Source, caption_weights, picture_hashes, reduced
+from repr.data.views import Purpose, View, crop_views, draw, reduction, stream
 from repr.seeds import sample_seed, uniform
 
 Tokenizer = Callable[[list[str]], Tensor]  # B texts -> (B, L) int64
@@ -45,6 +45,7 @@ class TrainDataset(Dataset[Batch]):
     replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
     max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
+    scaled: bool = True  # pictures are decoded for their views, see `decode` of the DataModule
 
     def __len__(self) -> int:
         return len(self.source)
@@ -77,14 +78,18 @@ class TrainDataset(Dataset[Batch]):
         index = torch.tensor([place.row for place in places])  # (B,)
         seed = sample_seed(self.seed, torch.tensor([place.visit for place in places]), index)
         rows, faults, batch = index.tolist(), dict[int, str](), Batch(index=index, seed=seed)
-        batch["picture"] = torch.from_numpy(picture_hashes(self.source, rows))
         if self.tokenizer is not None:
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
             captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)
             batch["text"] = self.tokenizer(list(captions))
         if self.views:
+            batch["picture"] = torch.from_numpy(picture_hashes(self.source, rows))
             crops, batch["colour"] = draw(seed, self.views)
-            images = read_each(self.source.image, BLANK, faults, rows)
+            if self.scaled:
+                reductions = (partial(reduction, sample, self.views) for sample in crops.tolist())
+                images = read_each(partial(reduced, self.source), BLANK, faults, rows, reductions)
+            else:
+                images = read_each(self.source.image, BLANK, faults, rows)
             batch["views"], batch["boxes"] = crop_views(images, crops, self.views)
         if self.tables:
             batch["tables"] = [table[index] for table in self.tables]

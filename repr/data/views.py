@@ -1,7 +1,8 @@
 """Augmented views, worker half: draw all parameters of a batch, then crop, resize and flip.
 
 Pixels leave a worker as uint8; the colour half (:mod:`repr.data.colour`) runs on the training device. Everything random
-comes from the batch's ``seed``, so that a batch can be drawn again by hand with :func:`draw` and :func:`crop_views`.
+comes from the batch's ``seed``, so that a batch can be drawn again by hand with :func:`draw`, :func:`reduction` and
+:func:`crop_views`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from repr.seeds import sample_seed, uniform
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
+DIVISORS = (1, 2, 4, 8)  # the scales at which a JPEG can be decoded
 # Columns of the crop draws: areas, log-ratios, then one each for top, left, flip. Append, never insert.
 _RATIO, _TOP, _LEFT, _FLIP = CROP_TRIES, 2 * CROP_TRIES, 2 * CROP_TRIES + 1, 2 * CROP_TRIES + 2
 _NUM_CROP_DRAWS = _FLIP + 1
@@ -184,7 +187,9 @@ def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[Vie
     """Crop, resize and flip a batch; images are taken one at a time and not kept.
 
     Args:
-        images: B images in RGB.
+        images: B images in RGB. Of those that were decoded for their views (:func:`reduction`) crops and boxes are
+            those of the whole picture, and torch resizes what is not smaller than it: by the same filter, in a third
+            of the time, but it sees no pixels around the crop and rounds otherwise. Others are resized by Pillow.
         draws: (B, V, 23), the crop draws of :func:`draw`.
         views: the V views.
 
@@ -195,22 +200,45 @@ def crop_views(images: Iterable[Image.Image], draws: Tensor, views: Sequence[Vie
     records = np.empty((len(draws), len(views), 5), np.int64)
     sizes = np.empty((len(draws), 1, 2), np.int64)
     for b, (image, sample) in enumerate(zip(images, draws.tolist(), strict=True)):
-        sizes[b] = image.height, image.width
+        told = image.info.get("scaled")  # a text of the file's may have the name
+        width, height, divisor = told if isinstance(told, tuple) else (*image.size, None)
+        sizes[b] = height, width
         for v, view in enumerate(views):
-            record = crop_record(sample[v], view, image.height, image.width)
+            record = crop_record(sample[v], view, height, width)
             records[b, v] = record
-            pixels[v][b] = _resized(image, record, view.size)
+            pixels[v][b] = _resized(image, record, view.size, divisor)
     return [torch.from_numpy(view) for view in pixels], torch.from_numpy(boxes(records, sizes))
 
 
-def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: int) -> np.ndarray:
-    """Crop, resize and flip one image: (3, size, size) uint8."""
+def reduction(draws: Sequence[Sequence[float]], views: Sequence[View], width: int, height: int) -> int:
+    """By how much the sides of a picture may be divided so that no view of a sample is enlarged: 1, 2, 4 or 8.
+
+    Args:
+        draws: (V, 23), the crop draws of the sample.
+        views: the V views.
+        width: of the picture, in pixels.
+        height: likewise.
+    """
+    records = [crop_record(sample, view, height, width) for sample, view in zip(draws, views, strict=True)]
+    spare = min(min(record[2:4]) // view.size for record, view in zip(records, views, strict=True))
+    return max(divisor for divisor in DIVISORS if divisor <= max(spare, 1))
+
+
+def _resized(image: Image.Image, record: tuple[int, int, int, int, int], size: int, divisor: int | None) -> np.ndarray:
+    """Crop, resize and flip one image: (3, size, size) uint8; see ``images`` of :func:`crop_views`."""
     top, left, height, width, flip = record
-    # One call crops and resizes, so that the filter sees the pixels around the crop.
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    box = left, top, left + width, top + height
+    if divisor == 1:
+        view = image.crop(box)
+    else:  # one call crops and resizes: the filter sees the pixels around the box, which may cut pixels
+        x0, y0, x1, y1 = (edge / (divisor or 1) for edge in box)
+        view = image.resize((size, size), Image.Resampling.BICUBIC, box=(x0, y0, x1, y1))
     if flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # 4 times faster than numpy's reversed copy
-    return np.asarray(view).transpose(2, 0, 1)
+    pixels = np.array(view).transpose(2, 0, 1)
+    if view.size == (size, size):
+        return pixels
+    return interpolate(torch.from_numpy(pixels)[None], size=(size, size), mode="bicubic", antialias=True)[0].numpy()
 
 
 def evaluation_view(image: Image.Image, size: int) -> Tensor:

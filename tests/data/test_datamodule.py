@@ -1,7 +1,10 @@
+import tarfile
+
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from repr.data.datamodule import DataModule
@@ -9,7 +12,11 @@ from repr.data.datasets import draw_caption
 from repr.data.epoch_order import EpochOrder
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler
 from repr.data.sources.emoji import Emoji
-from repr.data.sources.source import picture_hashes
+from repr.data.sources.folder import Folder
+from repr.data.sources.mixture import Mixture
+from repr.data.sources.shards import Shards
+from repr.data.sources.source import picture_hashes, reduced
+from repr.data.sources.table import Table
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
 from repr.seeds import permute, sample_seed, uniform
 
@@ -180,6 +187,7 @@ def test_an_evaluation_set_need_not_have_captions(make_datamodule, noise):
         ({"batch_size": 32}, "batch of 32 but only 31"),
         ({"eval_batch_size": 0}, "data.eval_batch_size=0"),
         ({"bank_size": 0}, "data.bank_size=0; set it to 1 or more"),
+        ({"decode": "fast"}, "data.decode='fast'; set it to exact, or to scaled"),
         ({"views": {}}, "at least one view"),
         ({"train": Emoji("val", captions=[])}, "data.train offers no captions"),
     ],
@@ -362,3 +370,42 @@ def test_two_processes_take_their_rank_from_the_trainer_and_count_together(make_
     assert one[2] == two[2] == {"train": told}
     evaluated = [row for a, b in zip(one[1], two[1], strict=True) if a[0] == 2 for row in a[2] + b[2]]
     assert evaluated == [0, 1, 2, 2] * 2
+
+
+def test_decoding_at_a_scale_moves_no_box_and_depends_on_no_worker(make_datamodule, tmp_path):
+    """Large JPEGs from every kind of file, and a source that knows nothing of scales."""
+    names, captions = [f"{row}.jpg" for row in range(8)], [f"picture {row}" for row in range(8)]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for row, name in enumerate(names):
+            Image.linear_gradient("L").resize((320, 240 + row)).convert("RGB").save(tmp_path / name, quality=90)
+            (tmp_path / f"{row}.txt").write_text(captions[row])
+            archive.add(tmp_path / name, name)
+            archive.add(tmp_path / f"{row}.txt", f"{row}.txt")
+    lines = [",".join(cells) for cells in zip(names, captions, strict=True)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *lines]))
+    sources = [
+        Folder(tmp_path, captions=True),
+        Table(tmp_path / "t.csv", captions=["caption"]),
+        Shards(str(tmp_path / "a.tar"), captions=["txt"]),
+        Emoji("val"),
+    ]
+    reductions = [reduced(source, 3, lambda width, height: 4).size for source in sources]
+    assert reductions == [(80, 61)] * 3 + [(64, 64)]
+
+    class Turned(Folder):
+        """Knows nothing of scales, unlike what it inherits from."""
+
+        def image(self, index):
+            return super().image(index).transpose(Image.Transpose.ROTATE_90)
+
+    assert reduced(Turned(tmp_path), 3, lambda width, height: 4).size == (243, 320)
+    batches = []
+    for decode, num_workers in (("exact", 0), ("scaled", 0), ("scaled", 2)):
+        options = {"train": Mixture(sources[:3]), "decode": decode, "num_workers": num_workers}
+        batches.append(flat(next(iter(make_datamodule(**options).train_dataloader()))))
+    exact, scaled, in_workers = batches
+    assert_equal(in_workers, scaled)
+    assert torch.equal(scaled["boxes"], exact["boxes"])
+    for view in ("view0", "view1"):
+        assert not torch.equal(scaled[view], exact[view])
+        assert (scaled[view].int() - exact[view]).abs().float().mean() < 2

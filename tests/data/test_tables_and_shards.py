@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -499,6 +501,75 @@ def test_real_shards(root: Path, tmp_path: Path) -> None:
 
 
 # Mixtures -------------------------------------------------------------------------------------------------------------
+
+
+# Pictures in Parquet --------------------------------------------------------------------------------------------------
+
+
+def embedded(path: Path, form: str, pictures: list[bytes | None]) -> Path:
+    """A table of pictures that lie in it, ten to a row group."""
+    import pyarrow
+    import pyarrow.parquet
+
+    if form == "struct":
+        column = pyarrow.array([{"bytes": data, "path": f"{row}.png"} for row, data in enumerate(pictures)])
+    else:
+        column = pyarrow.array(pictures, pyarrow.large_binary() if form == "large" else pyarrow.binary())
+    if form == "dictionary":
+        column = column.dictionary_encode()
+    kinds = [f"kind {row % 2}" for row in range(len(pictures))]
+    columns = {"photo": column, "text": [f"number {row}" for row in range(len(pictures))], "kind": kinds}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=10)
+    return path
+
+
+@pytest.mark.parametrize("form", ["struct", "bytes", "large", "dictionary"])
+def test_parquet_may_hold_the_pictures_themselves(form: str, tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    pictures = [png(row) for row in range(25)]
+    path = embedded(tmp_path / "t.parquet", form, [None, b"no \0 picture", *pictures[2:]])
+    source = Table(path, image="photo", captions=["text"], labels=["kind"])
+    for row in (24, 3, 4, 2, 15, 15, 9, 10):  # forward, backward, over the ends of row groups
+        assert source.encoded(row) == pictures[row]
+        assert source.image(row).getpixel((0, 0)) == (row, row, row)
+        assert source.captions(row) == [f"number {row}"]
+    assert source.attributes["kind"][24] == "kind 0"
+    assert keys(source)[:2] == ["line 1", "line 2"]
+    for row, fault in ((0, "line 1: no picture in column 'photo'"), (1, "line 2: not readable as an image")):
+        with pytest.raises(OSError, match=rf"t\.parquet, {fault}"):
+            source.image(row)
+    assert pickle.loads(pickle.dumps(source)).encoded(7) == pictures[7]
+    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as workers:  # which must not share an open file
+        assert list(workers.map(source.encoded, range(2, 25))) == pictures[2:]
+    halves = [Table(path, image="photo", captions=["text"], part=part) for part in ([0, 0.5], [0.5, 1])]
+    assert sorted(key for half in halves for key in keys(half)) == sorted(keys(source))
+    with pytest.raises(ValueError, match="holds pictures, which no path tells apart; set group_by=null"):
+        Table(path, image="photo", group_by="image")
+    odd = Table(path, image="photo", where={"kind": "kind 1"})
+    assert [odd.encoded(row) for row in range(1, 12)] == pictures[3::2]
+    with path.open("r+b") as file:
+        file.seek(pyarrow.parquet.read_metadata(path).row_group(1).column(0).data_page_offset)
+        file.write(b"\xff" * 20)
+    damaged = Table(path, image="photo")
+    assert damaged.encoded(3) == pictures[3]
+    with pytest.raises(OSError, match=r"t\.parquet, line 13: ") as caught:
+        damaged.image(12)
+    assert len(str(caught.value)) < 500
+    assert damaged.encoded(24) == pictures[24]
+
+
+def test_what_is_no_path_is_told_shortly(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("image\n" + "x" * 57_000)
+    source = Table(tmp_path / "t.csv")
+    with pytest.raises(OSError, match=r"line 2 .*a path of 57,000 bytes \('xxx.*; name the column of paths") as caught:
+        source.image(0)
+    assert len(str(caught.value)) < 300
+    embedded(tmp_path / "old.parquet", "bytes", [b"a.png", b"b.png"])  # as old writers store text
+    (tmp_path / "b.png").write_bytes(png(7))
+    old = Table(tmp_path / "old.parquet", image="photo")
+    assert keys(old) == ["a.png", "b.png"]
+    assert old.encoded(1) == png(7)
 
 
 def test_a_mixture_is_its_sources_one_after_the_other(shards: Path, tmp_path: Path) -> None:

@@ -1,13 +1,17 @@
+import io
+from functools import partial
 from math import log
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from scipy.stats import chisquare, ks_2samp, kstest
 from torchvision.transforms import v2
 
-from repr.data.views import Colour, View, boxes, crop_record, crop_views, draw, evaluation_view, expand
+from repr.data.sources.pictures import decode
+from repr.data.views import Colour, View, boxes, crop_record, crop_views, draw, evaluation_view, expand, reduction
 from repr.seeds import sample_seed
 
 SIMCLR = View(
@@ -172,3 +176,126 @@ def test_expand():
     for wrong in ([small, large], []):
         with pytest.raises(ValueError, match="large ones first"):
             expand(wrong)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (64, 64), (375, 500)])
+def test_views_that_torch_resizes_are_pillows_crops_resized(size):
+    image = Image.fromarray(np.random.default_rng(0).integers(100, 156, (*size, 3), np.uint8))
+    view = View(size=24, scale=(0.2, 1), flip=0.5)
+    draws, _ = draw(seeds(20), [view])
+    decoded = decode(stored(image, "PNG"), "a", reduction=lambda width, height: 8)
+    (pixels,), _ = crop_views([decoded] * 20, draws, [view])
+    for found, sample in zip(pixels, draws[:, 0].tolist(), strict=True):
+        top, left, height, width, flip = crop_record(sample, view, *size)
+        crop = image.crop((left, top, left + width, top + height)).resize((24, 24), Image.Resampling.BICUBIC)
+        expected = np.asarray(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop).transpose(2, 0, 1)
+        assert np.abs(found.numpy().astype(int) - expected).max() <= 2
+
+
+# Decoding at a scale of the JPEG --------------------------------------------------------------------------------------
+
+VIEWS = [View(size=40, scale=(0.2, 0.9), flip=0.5), View(size=20, scale=(0.3, 0.8))]
+
+
+def stored(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, quality=95, **options)
+    return file.getvalue()
+
+
+def ramps(width, height, mode="RGB"):
+    """Red tells the column, green the row: where a view is from can be seen."""
+    x, y = np.linspace(0, 250, width), np.linspace(0, 250, height)[:, None]
+    pixels = np.stack(np.broadcast_arrays(x, y, (x + y) / 2), -1)
+    return Image.fromarray(pixels.round().astype(np.uint8)).convert(mode)
+
+
+def oriented(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+LARGE = {
+    "plain": stored(ramps(800, 600)),
+    "odd": stored(ramps(803, 597)),
+    "progressive": stored(ramps(800, 600), progressive=True),
+    "gray": stored(ramps(800, 600, "L")),
+    "CMYK": stored(ramps(800, 600, "CMYK")),
+    **{f"orientation {n}": stored(ramps(800, 600), exif=oriented(n)) for n in range(2, 9)},
+    **{f"odd, orientation {n}": stored(ramps(804, 602), exif=oriented(n)) for n in (3, 6)},
+    "several pictures": stored(ramps(800, 600), "MPO", save_all=True, append_images=[ramps(800, 600)]),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_large_jpeg_decoded_at_a_scale_gives_the_same_views(kind):
+    draws, _ = draw(seeds(12), VIEWS)
+    whole = decode(LARGE[kind], kind)
+    reductions = [partial(reduction, sample, VIEWS) for sample in draws.tolist()]
+    small = [decode(LARGE[kind], kind, reduction=ask) for ask in reductions]
+    assert {image.size for image in small} > {whole.size} or max(image.width for image in small) <= 402
+    for image, ask in zip(small, reductions, strict=True):
+        divisor = ask(*whole.size)
+        assert divisor in (2, 4, 8)
+        assert image.info["scaled"][:2] == whole.size
+        if "odd, " not in kind:  # which could be shifted
+            assert image.size == tuple(-(-side // divisor) for side in whole.size)
+    expected, expected_boxes = crop_views([whole] * 12, draws, VIEWS)
+    found, found_boxes = crop_views(small, draws, VIEWS)
+    assert torch.equal(found_boxes, expected_boxes)
+    for one, other in zip(found, expected, strict=True):
+        difference = (one.int() - other).abs().float()
+        assert difference.mean() < 0.6
+        assert difference.max() <= 5
+
+
+def test_what_a_picture_is_divided_by_follows_from_its_size_and_views():
+    def divisors(size, width, height):
+        view = View(size=size, scale=(0.5, 1))
+        samples = draw(seeds(50), [view])[0].tolist()
+        sides = [min(crop_record(sample[0], view, height, width)[2:4]) for sample in samples]
+        found = [reduction(sample, [view], width, height) for sample in samples]
+        for side, divisor in zip(sides, found, strict=True):
+            assert divisor == 1 or side / divisor >= size
+            assert divisor == 8 or side / (2 * divisor) < size
+        return set(found)
+
+    assert divisors(32, 640, 480) == {8}
+    assert divisors(32, 300, 300) == {4, 8}
+    assert divisors(224, 500, 375) == {1}
+    large, small = draw(seeds(1), VIEWS)[0].tolist()[0]
+    assert reduction([large, small], VIEWS, 800, 600) == min(
+        reduction([large], VIEWS[:1], 800, 600), reduction([small], VIEWS[1:], 800, 600)
+    )
+
+
+@pytest.mark.parametrize("data", [stored(ramps(60, 50)), stored(ramps(800, 600), "PNG")], ids=["small", "PNG"])
+def test_other_pictures_are_decoded_as_they_were(data):
+    draws, _ = draw(seeds(3), VIEWS)
+    for sample in draws.tolist():
+        image = decode(data, "a", reduction=partial(reduction, sample, VIEWS))
+        assert np.array_equal(image, decode(data, "a"))
+        assert image.info["scaled"] == (*image.size, 1)
+
+
+def test_what_a_file_says_of_itself_is_no_scale():
+    text = PngInfo()
+    text.add_text("scaled", "(8, 8, 8)")
+    image = decode(stored(ramps(60, 50), "PNG", pnginfo=text), "a")
+    assert "scaled" in image.info
+    draws, _ = draw(seeds(1), VIEWS)
+    for one, other in zip(
+        crop_views([image], draws, VIEWS)[0], crop_views([ramps(60, 50)], draws, VIEWS)[0], strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_damage_is_told_at_every_scale():
+    for data in (LARGE["plain"][:-900], LARGE["plain"][:200], b""):
+        told = []
+        for ask in (None, lambda width, height: 8):
+            with pytest.raises(OSError, match=r"^a\.jpg: not readable as an image") as fault:
+                decode(data, "a.jpg", reduction=ask)
+            told.append(str(fault.value).partition("(")[0])
+        assert told[0] == told[1]

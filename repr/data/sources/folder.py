@@ -15,7 +15,7 @@ from PIL import Image
 
 from repr.cli import is_first
 from repr.data.sources.columns import Labels, Packed, part_filter, split_texts
-from repr.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, decode, is_picture, read_picture
+from repr.data.sources.pictures import IMAGE_SUFFIXES, OTHER_SUFFIXES, Reduction, decode, is_picture, read_picture
 from repr.data.sources.plain_files import MAX_TEXT, read_plain
 
 _log = logging.getLogger(__name__)
@@ -92,6 +92,10 @@ class Folder:
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
         return decode(self.encoded(index), os.path.join(self.root, self.key(index)))
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return decode(self.encoded(index), os.path.join(self.root, self.key(index)), reduction=reduction)
 
     def captions(self, index: int) -> list[str]:
         """The lines of the text file beside the image that are not empty."""

@@ -9,7 +9,16 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, blocks_of, caption_weights, mask_vocabulary, named_masks, row_weights_of
+from repr.data.sources.pictures import Reduction
+from repr.data.sources.source import (
+    Source,
+    blocks_of,
+    caption_weights,
+    mask_vocabulary,
+    named_masks,
+    reduced,
+    row_weights_of,
+)
 
 
 class Mixture:
@@ -80,6 +89,10 @@ class Mixture:
         """The picture, RGB, upright."""
         _, source, row = self._find(index)
         return source.image(row)
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return reduced(*self._find(index)[1:], reduction)
 
     def captions(self, index: int) -> list[str]:
         """The texts that the row's source offers."""

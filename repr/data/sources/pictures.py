@@ -7,13 +7,13 @@ import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from repr.data.sources.plain_files import MAX_BYTES, check_size, open_at_once, read_plain
@@ -30,6 +30,7 @@ OTHER_SUFFIXES = (
 # Pillow's names of the formats that are read. Not all that it knows: some, as PostScript, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 MAX_PIXELS = 2**28 // 3  # a quarter of a GiB in RGB; a file of some bytes may claim any number
+Reduction = Callable[[int, int], int]  # width and height of an upright picture -> 1, 2, 4 or 8, its divisor
 
 # What Pillow's decoders raise on damaged files; a missing entry would end a run instead of costing it one picture.
 _DECODE_ERRORS = (
@@ -47,24 +48,32 @@ def read_picture(path: str) -> bytes:
     return read_plain(path, MAX_BYTES, "an image")
 
 
-def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS) -> Image.Image:
+def decode(data: bytes, name: str, formats: Sequence[str] = FORMATS, reduction: Reduction | None = None) -> Image.Image:
     """Decode a picture's file: RGB, EXIF orientation applied, alpha composited on white.
 
     Gray levels of 16 bits, and floats from 0 to 1, are brought to 8 bits.
+
+    A JPEG that ``reduction`` divides is decoded at that scale, which leaves out most of the work. Its sides are divided
+    and rounded up. ``info["scaled"]`` tells width and height before, and by what they were divided.
 
     Args:
         data: the file.
         name: what the error calls the picture.
         formats: Pillow's names of the formats to try; all take as long as decoding a small image.
+        reduction: None decodes every pixel.
 
     Raises:
         OSError: it is no image, damaged, too large to decode, or of values whose range is not known.
     """
     try:
         with _opened(data, formats) as image:
+            scaled = None if reduction is None else _reduce(image, reduction)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            return as_rgb(image)
+            rgb = as_rgb(image)
+            if reduction is not None:
+                rgb.info["scaled"] = scaled or (*rgb.size, 1)
+            return rgb
     except UnidentifiedImageError as error:  # whose message has an address in memory in place of a name
         fault = f"Pillow reads it as none of {', '.join(formats)}" if data else "an empty file"
         raise OSError(f"{name}: not readable as an image ({fault})") from error
@@ -100,6 +109,23 @@ def _opened(data: bytes, formats: Sequence[str]) -> Image.Image:
     image = Image.open(BytesIO(data), formats=tuple(formats))
     _check_pixels(*image.size)
     return image
+
+
+def _reduce(image: Image.Image, reduction: Reduction) -> tuple[int, int, int] | None:
+    """Have a JPEG decoded at a scale of its own; gives upright width, height and divisor, None where all is decoded."""
+    if image.format not in ("JPEG", "MPO"):  # MPO: a JPEG with more pictures, as phones write them
+        return None
+    width, height = image.size
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    size = (height, width) if orientation in range(5, 9) else (width, height)
+    divisor = reduction(*size)
+    # Rounding adds a part of a pixel at right and bottom; turned, it would shift all others.
+    while orientation in range(2, 9) and (width % divisor or height % divisor):
+        divisor //= 2
+    if divisor == 1:
+        return None
+    image.draft(None, (width // divisor, height // divisor))
+    return (*size, divisor)
 
 
 def _check_pixels(width: int, height: int) -> None:

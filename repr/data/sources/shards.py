@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row, part_filter, split_texts
-from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
+from repr.data.sources.pictures import IMAGE_SUFFIXES, Reduction, decode
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.shard_index import json_object, load_indexes
 from repr.data.sources.where import Where
@@ -177,6 +177,10 @@ class Shards(ColumnSource):
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
         return decode(self.encoded(index), self._name(index))
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return decode(self.encoded(index), self._name(index), reduction=reduction)
 
     def _read_texts(self, index: int, column: str) -> list[str]:
         data, name = self._read(index, [column.partition(":")[0]], column), self._name(index)

@@ -7,6 +7,7 @@ functions of this file look them up:
 
 ====================  =======================================================================================
 ``image``             the pictures; a source of numbers alone leaves out ``image`` and ``encoded``
+``reduced``           (row, reduction) -> the picture, perhaps smaller: see :func:`repr.data.sources.pictures.decode`
 ``caption_weights``   row -> one positive weight for each of its captions, or None: all are drawn equally often
 ``mask_classes``      and ``masks``: see :class:`MaskedSource`
 ``tables``            block -> (N, F) float32; all sets of a run have the same blocks with as many columns
@@ -25,12 +26,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 import numpy as np
 from PIL import Image
 
 from repr.batch import NO_CLASS
+from repr.data.sources.pictures import Reduction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,6 +109,14 @@ class QuestionSource(Source, Protocol):
 def has_pictures(source: Source) -> bool:
     """Whether a source has pictures."""
     return hasattr(source, "image")
+
+
+def reduced(source: Source, row: int, reduction: Reduction) -> Image.Image:
+    """The picture of a row, at the scale that ``reduction`` allows where its source can decode so."""
+    owner = next((kind for kind in type(source).__mro__ if {"image", "reduced"} & vars(kind).keys()), object)
+    if "reduced" not in vars(owner):  # also of a subclass that changes `image` alone
+        return source.image(row)
+    return cast(Any, source).reduced(row, reduction)
 
 
 def has_captions(source: Source) -> bool:

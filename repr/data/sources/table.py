@@ -27,11 +27,13 @@ from repr.data.sources.columns import (
     part_filter,
     split_texts,
 )
-from repr.data.sources.pictures import decode, read_picture
+from repr.data.sources.embedded import find_embedded
+from repr.data.sources.pictures import Reduction, decode, read_picture
 from repr.data.sources.where import Where, number
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_NO_TEXT = "a table has text, and paths of pictures: write pictures that lie in it to files, or to shards"
+_NO_TEXT = "a table has text, and pictures as paths, as bytes, or as Hugging Face's bytes and path"
+MAX_PATH = 4096  # bytes; what is longer is no path
 MAX_LINE = 2**24  # characters; a file without ends of lines would else be read as a whole
 Row = tuple[int, dict[str, Any], str]  # number of its line from 1, column -> cell, and what is wrong with it
 
@@ -45,7 +47,8 @@ class Table(ColumnSource):
 
     Args:
         path: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet`` (which needs pyarrow: the extra ``parquet``).
-        image: the column of the picture's path.
+        image: the column of the picture's path, or in Parquet of the picture itself: its file as bytes, or Hugging
+            Face's struct of bytes and path. Such a picture is read when it is wanted.
         root: what relative paths start from; None: the folder of the table.
         captions: columns of texts, the main one first. Training draws one text a row and epoch.
         caption_weights: how often each column is drawn; None: all alike. A cell of JSON lines or Parquet may be a
@@ -55,9 +58,9 @@ class Table(ColumnSource):
             :class:`repr.data.sources.where.Where`); other rows are left out.
         weights: a column of numbers from 0 on, how often an epoch of training shows a row: 1 once, 2 twice (as other
             views), 0.5 in every other epoch, 0 never. None: all once. Evaluation reads every row once.
-        part: ``[low, high)``: only rows whose picture's path, hashed to [0, 1), lies there.
-        group_by: ``image`` makes one row of all that have the picture, where that of the first stood: with the texts of
-            all of them, and labels and weight of the first. A row that cannot be read stays by itself.
+        part: ``[low, high)``: only rows whose key, hashed to [0, 1), lies there.
+        group_by: ``image`` makes one row of all that have the picture's path, where that of the first stood: with the
+            texts of all of them, and labels and weight of the first. A row that cannot be read stays by itself.
 
     Raises:
         ValueError: the file is missing, of another kind or damaged, a column is missing, a weight is none, or no row
@@ -84,18 +87,29 @@ class Table(ColumnSource):
         self.root = os.path.dirname(self.path) if root is None else os.path.expanduser(root)
         super().__init__(captions, caption_weights, labels)
         wanted, belongs = Where(where), part_filter(part)
+        self._embedded = find_embedded(self.path, image) if self.path.lower().endswith(".parquet") else None
+        if self._embedded and group_by:
+            raise ValueError(
+                f"{self.path}: column {image!r} holds pictures, which no path tells apart; set group_by=null"
+            )
         lines, paths, shown = array("q"), Packer(), array("d")
-        columns = [image, *captions, *labels, *wanted.columns, *([weights] if weights else [])]
+        read = [
+            *([] if self._embedded else [image]),
+            *captions,
+            *labels,
+            *wanted.columns,
+            *([weights] if weights else []),
+        ]
         texts = {name: Packer() for name in captions}
         codes, names = {name: array("i") for name in labels}, {name: dict[str, int]() for name in labels}
-        for line, cells, fault in read_rows(self.path, list(dict.fromkeys(columns))):
+        for line, cells, fault in read_rows(self.path, list(dict.fromkeys(read))):
             weight, picture, words, classes = 1.0, b"", dict.fromkeys(captions, b""), dict.fromkeys(labels, "")
             try:
                 if not fault:
                     if not wanted.takes(cells):
                         continue
                     weight = _weight(cells[weights], weights) if weights else 1.0
-                    picture = encode_cell(cell_text(cells[image]))  # not a list
+                    picture = b"line %d" % line if self._embedded else _encode_path(cells[image])
                     classes = {name: label_text(cells[name], name) for name in labels}
                     words = {name: encode_cell(cells[name]) for name in captions}
             except ValueError as error:
@@ -148,24 +162,35 @@ class Table(ColumnSource):
         return len(self._lines)
 
     def key(self, index: int) -> str:
-        """The picture's path as the table has it; where it has none, the line."""
+        """The picture's path as the table has it; where it has none, or the picture itself, the line."""
         return os.fsdecode(self._paths[index]) or f"line {self._lines[index]}"
 
     def _name(self, index: int) -> str:
-        return f"{self.path}, line {self._lines[index]} ({os.fsdecode(self._paths[index])})"
+        path = "" if self._embedded else f" ({os.fsdecode(self._paths[index])})"
+        return f"{self.path}, line {self._lines[index]}{path}"
 
     def _file(self, index: int) -> str:
-        """The picture's path; OSError where the row is damaged."""
+        """The picture's path, or the row that it lies in; OSError where the row is damaged."""
         self._check_row(index)
-        return os.path.join(self.root, os.fsdecode(self._paths[index]))
+        return self._name(index) if self._embedded else os.path.join(self.root, os.fsdecode(self._paths[index]))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""
-        return read_picture(self._file(index))
+        name = self._file(index)
+        if self._embedded is None:
+            return read_picture(name)
+        try:
+            return self._embedded.read(int(self._lines[index]) - 1)
+        except OSError as error:
+            raise OSError(f"{name}: {error}") from error
 
     def image(self, index: int) -> Image.Image:
         """The picture, RGB, upright."""
         return decode(self.encoded(index), self._file(index))
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return decode(self.encoded(index), self._file(index), reduction=reduction)
 
     def _read_texts(self, index: int, column: str) -> list[str]:
         self._check_row(index)
@@ -180,6 +205,14 @@ def _weight(cell: Any, column: str) -> float:
             "out by where"
         )
     return weight
+
+
+def _encode_path(cell: Any) -> bytes:
+    """A path; raises OSError where a cell cannot be one."""
+    path = encode_cell(cell_text(cell))  # not a list
+    if len(path) > MAX_PATH:
+        raise OSError(f"a path of {len(path):,} bytes ({os.fsdecode(path[:40])!r} ...); name the column of paths")
+    return path
 
 
 def file_suffix(path: str, known: Sequence[str]) -> str:
