@@ -25,7 +25,7 @@ from repr.data.datamodule import DataModule
 from repr.data.datasets import MAX_CAPTION_CHARS, Tokenizer
 from repr.data.sources.columns import Labels
 from repr.data.sources.pictures import picture_format
-from repr.data.sources.source import Source
+from repr.data.sources.source import Source, prefetch
 from repr.data.workers import Loader
 
 BLOCK = 32  # rows that a worker reads at a time
@@ -96,6 +96,7 @@ class _Reader(Dataset[list[RowFacts]]):
     tokenizer: Tokenizer | None
 
     def __getitems__(self, rows: Sequence[int]) -> list[RowFacts]:
+        prefetch(self.source, [int(row) for row in rows])
         return [row_facts(self.source, int(row), self.tokenizer) for row in rows]
 
 

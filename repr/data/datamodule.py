@@ -119,7 +119,8 @@ class DataModule(LightningDataModule):
     @property
     def meanings(self) -> dict[str, str]:
         """What the counts of unreadable samples mean, by the name that a run gives them."""
-        return {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
+        retries = {"data/num_retries": "Requests to a store that failed and were made again; 0 is right."}
+        return retries | {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
 
     def _check(self) -> None:
         """Raise for what would otherwise be found later, in a worker."""

@@ -22,7 +22,7 @@ from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
 from repr.data.epoch_order import Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights
+from repr.data.sources.source import Source, caption_weights, prefetch
 from repr.data.views import Purpose, View, crop_views, draw, stream
 from repr.seeds import sample_seed, uniform
 
@@ -77,6 +77,7 @@ class TrainDataset(Dataset[Batch]):
         index = torch.tensor([place.row for place in places])  # (B,)
         seed = sample_seed(self.seed, torch.tensor([place.visit for place in places]), index)
         rows, faults, batch = index.tolist(), dict[int, str](), Batch(index=index, seed=seed)
+        prefetch(self.source, rows)
         if self.tokenizer is not None:
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
             captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)

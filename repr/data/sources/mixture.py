@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, mask_vocabulary, named_masks
+from repr.data.sources.source import Source, caption_weights, mask_vocabulary, named_masks, prefetch
 
 
 class Mixture:
@@ -58,6 +58,12 @@ class Mixture:
         """The number of the source, and the row's key in it."""
         number, source, row = self._find(index)
         return f"{number}:{source.key(row)}"
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Tell each source which of its rows are read next."""
+        found = [self._find(row) for row in rows]
+        for number in {number for number, _, _ in found}:
+            prefetch(self.sources[number], [row for other, _, row in found if other == number])
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.source import Source, caption_weights
+from repr.data.sources.source import Source, caption_weights, prefetch
 
 
 class Noisy:
@@ -51,6 +51,10 @@ class Noisy:
     def key(self, index: int) -> str:
         """The row's key in the source."""
         return self.source.key(index)
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Tell the source which rows are read next."""
+        prefetch(self.source, rows)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged and without noise."""

@@ -1,9 +1,10 @@
-"""Tar shards in WebDataset layout, read at random through an index of offsets.
+"""Tar shards in WebDataset layout, on a disk or in a store, read at random through an index of offsets.
 
 Members of a sample share their name up to the first dot of the last part: ``a/dog.jpg``, ``a/dog.txt``,
 ``a/dog.json``. The index of a shard is made once, by one pass over it, and kept beside it (or in a cache folder,
 where that cannot be written). It knows size and time of the shard it was made from, and is made anew where they
 differ. So everything that needs positions (exact resume, clusters, evaluation) works on shards as on files.
+Of shards in a store, :mod:`repr.data.sources.remote_index` gets the indexes.
 """
 
 from __future__ import annotations
@@ -11,42 +12,54 @@ from __future__ import annotations
 import glob
 import os
 import re
+import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, decode
-from repr.data.sources.plain_files import MAX_BYTES
-from repr.data.sources.shard_index import json_object, load_indexes
+from repr.data.sources.plain_files import MAX_BYTES, read_plain
+from repr.data.sources.remote import OPENING, is_remote, matches, read, refuse_secrets
+from repr.data.sources.remote_index import load_remote_indexes
+from repr.data.sources.remote_shards import RemoteShards
+from repr.data.sources.shard_cache import ShardCache
+from repr.data.sources.shard_index import cache_folder, json_object, load_indexes
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
+MAX_LIST = 2**28  # bytes of a list of shards
 
 
 class Shards(ColumnSource):
-    """The samples of local tar shards, in the order of shards and members.
+    """The samples of tar shards, in the order of shards and members.
 
     A field is the ending of a member (``txt``, ``jpg``, ``seg.png``), or an entry of a JSON member
     (``json:title``). A sample whose members are damaged, links, or doubled is kept and cannot be read, so that
     training replaces and counts it; a shard that was cut short is an error here.
 
     Args:
-        files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
+        files: shards, as a path or URL (``s3://``, ``gs://``, ``https://``, ``hf://``) or a list of them; ``*`` and
+            ``{00000..00009}`` are expanded, and a file that ends in ``.txt`` has one a line.
         image: ending of the picture's member; None: the first that is an image's.
         captions: fields of texts, the main one first. Training draws one text a sample and epoch.
         caption_weights: how often each field is drawn; None: all alike. A member such as ``txt`` is one text, a list
             in JSON is several, which share the field's weight.
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
-        cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
+        cache_dir: where indexes go that cannot lie beside their shard, and shards of a store; None: ``repr/shards`` in
+            the user's cache.
+        cache: ``ranges`` reads of shards in a store what a batch needs; ``shards`` fetches them whole, once, which pays
+            where a batch takes its rows of few of them.
+        cache_gb: so many gigabytes of whole shards are kept; those not used for longest go.
 
     Raises:
-        ValueError: there is no such shard, a shard is damaged or of another kind, or no sample has a field.
+        ValueError: there is no such shard, a shard is damaged or of another kind, no sample has a field, or a store
+            cannot be read.
     """
 
     def __init__(
@@ -59,13 +72,33 @@ class Shards(ColumnSource):
         labels: Sequence[str] | Mapping[str, str] = (),
         part: Sequence[float] | None = None,
         cache_dir: str | None = None,
+        cache: Literal["ranges", "shards"] = "ranges",
+        cache_gb: float = 100.0,
     ) -> None:
+        if cache not in ("ranges", "shards") or not cache_gb > 0:
+            raise ValueError(
+                f"Shards: cache={cache}, cache_gb={cache_gb}; set cache to ranges or shards, cache_gb above 0"
+            )
         self.files = expand_files([files] if isinstance(files, str) else files)
         self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.files])
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
-        self._indexes = load_indexes(self.files, labels=list(fields.values()), cache_dir=cache_dir)
+        urls = [path for path in self.files if is_remote(path)]
+        paths = [path for path in self.files if not is_remote(path)]
+        names = list(fields.values())
+        indexes = dict(zip(paths, load_indexes(paths, labels=names, cache_dir=cache_dir), strict=True))
+        self._remote: RemoteShards | None = None
+        if urls:
+            found, facts = load_remote_indexes(urls, labels=names, cache_dir=cache_dir)
+            indexes |= zip(urls, found, strict=True)
+            disk = ShardCache(cache_folder(cache_dir), int(cache_gb * 1e9)) if cache == "shards" else None
+            self._remote = RemoteShards(dict(zip(urls, facts, strict=True)), disk)
+        elif cache == "shards":
+            warnings.warn("Shards: cache=shards has no effect, since all shards are on a disk", stacklevel=2)
+        self._indexes = [indexes[path] for path in self.files]
         self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
+        if not self._ends[-1]:
+            raise ValueError(f"Shards: no sample in {', '.join(self.files[:3])}{' ...' if len(self.files) > 3 else ''}")
         self._rows: np.ndarray | None = None  # those of `part`
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
         self._image = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
@@ -94,6 +127,19 @@ class Shards(ColumnSource):
     def __getstate__(self) -> dict[str, Any]:
         """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
+
+    def prefetch(self, rows: Sequence[int]) -> None:
+        """Begin to fetch what these rows need of shards in a store; those of the last call are let go."""
+        if self._remote is None:
+            return
+        fields = [self._image, *([field.partition(":")[0]] for field in self.weights)]
+        spans = set[tuple[str, int, int]]()
+        for row in rows:
+            shard, place = self._find(row)
+            if is_remote(self.files[shard]):
+                found = (self._indexes[shard].span(place, endings) for endings in fields)
+                spans |= {(self.files[shard], *span) for span in found if span is not None and span[1] <= MAX_BYTES}
+        self._remote.prefetch(spans)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)
@@ -132,6 +178,8 @@ class Shards(ColumnSource):
         offset, size = span
         if size > MAX_BYTES:
             raise OSError(f"{self._name(index)}: {what} of {size:,} bytes, more than {MAX_BYTES:,}")
+        if self._remote is not None and is_remote(self.files[shard]):
+            return self._remote.read(self.files[shard], offset, size)
         descriptor = self._descriptor(shard)
         if (now := os.fstat(descriptor).st_size) != self._indexes[shard].size:
             raise ValueError(
@@ -178,21 +226,49 @@ class Shards(ColumnSource):
 
 
 def expand_files(patterns: Sequence[str]) -> list[str]:
-    """Paths of shards from paths with ``*`` and ``{00000..00009}``, in order.
+    """Paths and URLs of shards from those with ``*`` and ``{00000..00009}``, and from lists (``.txt``), in order.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a pattern matches nothing, a shard is compressed, or a URL holds credentials.
     """
-    files = []
-    for pattern in patterns:
-        for path in _expand_range(os.path.expanduser(pattern)):
-            matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-            if missing := [match for match in matches or [path] if not os.path.isfile(match)]:  # or a pipe
-                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
-            files += matches
+    files = [file for pattern in patterns for file in _expand(pattern)]
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")
+    if packed := [file for file in files if file.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz"))]:
+        raise ValueError(
+            f"Shards: {packed[0]} is compressed, so it cannot be read at random; unpack it to a plain .tar"
+        )
     return files
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """The files of one pattern."""
+    if is_remote(pattern):
+        refuse_secrets(pattern)
+    if pattern.endswith(".txt"):
+        yield from _listed(pattern)
+        return
+    for path in _expand_range(os.path.expanduser(pattern)):
+        if is_remote(path):
+            found = matches(path) if "*" in path else [path]
+            if not found:
+                raise ValueError(f"Shards: files={pattern!r}: the store lists no file {path}; set files to .tar shards")
+        else:
+            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            if missing := [match for match in found or [path] if not os.path.isfile(match)]:  # or a pipe
+                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
+        yield from found
+
+
+def _listed(path: str) -> Iterator[str]:
+    """The files that a list names, paths being those from its folder; empty lines and such with # are left out."""
+    if is_remote(path):
+        text, folder = read(path, patience=OPENING), path.rpartition("/")[0]
+    else:
+        text, folder = read_plain(os.path.expanduser(path), MAX_LIST, "a list of shards"), os.path.dirname(path)
+    for line in filter(None, map(str.strip, text.decode("utf-8-sig", "surrogateescape").splitlines())):
+        if not line.startswith("#"):
+            yield from _expand(line if is_remote(line) or line[0] in "/~" else f"{folder or '.'}/{line}")
 
 
 def _expand_range(path: str) -> list[str]:

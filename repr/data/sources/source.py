@@ -13,6 +13,7 @@ functions of this file look them up:
 ``columns``           block -> the names of its F columns, which must agree between the sets that name them
 ``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
                       the rows
+``prefetch``          rows -> None: what they need is fetched from afar, while the first of them are read
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
 """
@@ -126,6 +127,12 @@ def first_rows(source: Source, rows: Tensor) -> Tensor:
     names = (picture_name(source, row).encode(errors="surrogateescape") for row in rows.tolist())
     hashes = b"".join(blake2b(name, digest_size=8).digest() for name in names)
     return rows[np.sort(np.unique(np.frombuffer(hashes, np.int64), return_index=True)[1])]
+
+
+def prefetch(source: Source, rows: Sequence[int]) -> None:
+    """Tell a source which rows are read next, so that one of remote data may fetch them together."""
+    if hasattr(source, "prefetch"):
+        source.prefetch(rows)
 
 
 def has_masks(source: Source) -> TypeGuard[MaskedSource]:
