@@ -169,7 +169,8 @@ def _store(url: str) -> Any:
         limits = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
         options["client_kwargs"] = {"timeout": limits, "trust_env": True}
     elif protocol in ("s3", "s3a"):
-        options = {"config_kwargs": {"max_pool_connections": NUM_REQUESTS}, "use_listings_cache": False}
+        config = {"max_pool_connections": NUM_REQUESTS, "retries": {"max_attempts": 0}}  # `_patiently` counts and tells
+        options = {"config_kwargs": config, "use_listings_cache": False}
     try:
         store = fsspec.filesystem(protocol, **options)
     except ImportError as error:
@@ -177,6 +178,7 @@ def _store(url: str) -> Any:
         raise ValueError(f"{protocol}:// needs another package: {package}") from error
     except ValueError as error:
         raise ValueError(f"{url}: {error}; use s3://, gs://, https:// or hf://") from error
+    store.retries = 1  # of s3fs, likewise
     return _stores.setdefault((os.getpid(), protocol), store)
 
 
