@@ -79,7 +79,7 @@ def test_a_run_from_a_bucket_is_the_local_one(folder: Path, store: Store, run_gr
     store.latency, store.fail_every = 0.1, 20
     restart = threading.Thread(target=out_for_a_while, args=(store, 60))
     restart.start()
-    kill = ["+callbacks.kill.place=batch", "+callbacks.kill.number=8"]
+    kill = ["+callbacks.kill.place=batch", "+callbacks.kill.number=13"]
     status, out = run("ranges", bucket, "data.num_workers=2", *kill)
     assert status == -signal.SIGKILL, out
     assert out.count("does not answer (") >= 1
