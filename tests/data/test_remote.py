@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from repr.check.__main__ import main as check
 from repr.data.sources import remote
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.mixture import Mixture
@@ -121,6 +122,21 @@ def test_a_list_and_a_mixture_of_both_places(http: Store, folder: Path, local: S
     assert mixture.encoded(100) == local.encoded(100)
     assert [mixture.captions(row) for row in (0, 1, 2)] == [local.captions(row) for row in (0, 1, 2)]
     assert http.requests.total() == 2  # rows beside one another are one request
+
+
+def test_the_data_check_reads_a_sample_and_says_so(
+    s3: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("repr.check.facts.REMOTE_ROWS", 20)
+    monkeypatch.chdir(tmp_path)
+    s3.requests.clear()
+    with pytest.raises(SystemExit) as stop:
+        data = ["data=shards", "data.train.files=s3://bucket/set/s-*.tar", "+data.train.cache_dir=cache"]
+        check([*data, "data.num_workers=0", "data.batch_size=32"])
+    assert stop.value.code == 0
+    assert "note: train: 20 of 120 rows were read, evenly spread" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "data-check" / "check.json").read_text())["sets"]["train"]["read"] == 20
+    assert s3.requests.total() < 120
 
 
 def _read(source: Shards, rows: list[int], queue) -> None:

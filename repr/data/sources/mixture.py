@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, mask_vocabulary, named_masks, prefetch
+from repr.data.sources.source import Source, caption_weights, is_remote, mask_vocabulary, named_masks, prefetch
 
 
 class Mixture:
@@ -23,6 +23,7 @@ class Mixture:
         parts: (number of rows, weight) of each source, which the order of training follows.
         attributes: those of all sources; a row has ``''`` where its source lacks one.
         mask_classes: those of all sources that have masks.
+        is_remote: whether one of them is.
 
     Raises:
         ValueError: no source, weights that do not fit, or masks of one name that differ in their classes.
@@ -44,6 +45,7 @@ class Mixture:
             for name in names
         }
         self.mask_classes = mask_vocabulary(self.sources)
+        self.is_remote = any(map(is_remote, self.sources))
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -95,6 +95,7 @@ class Shards(ColumnSource):
             self._remote = RemoteShards(dict(zip(urls, facts, strict=True)), disk)
         elif cache == "shards":
             warnings.warn("Shards: cache=shards has no effect, since all shards are on a disk", stacklevel=2)
+        self.is_remote = bool(urls)
         self._indexes = [indexes[path] for path in self.files]
         self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
         if not self._ends[-1]:

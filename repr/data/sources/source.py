@@ -14,6 +14,7 @@ functions of this file look them up:
 ``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
                       the rows
 ``prefetch``          rows -> None: what they need is fetched from afar, while the first of them are read
+``is_remote``         whether reading a row asks a store, so that the data check reads some of them alone
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
 """
@@ -133,6 +134,11 @@ def prefetch(source: Source, rows: Sequence[int]) -> None:
     """Tell a source which rows are read next, so that one of remote data may fetch them together."""
     if hasattr(source, "prefetch"):
         source.prefetch(rows)
+
+
+def is_remote(source: Source) -> bool:
+    """Whether reading a row of a source asks a store."""
+    return getattr(source, "is_remote", False)
 
 
 def has_masks(source: Source) -> TypeGuard[MaskedSource]:
