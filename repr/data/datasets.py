@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 
 from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
-from repr.data.epoch_order import Place
+from repr.data.epoch_order import Order, Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, prefetch
+from repr.data.sources.source import Source, caption_weights, is_remote, prefetch
 from repr.data.views import Purpose, View, crop_views, draw, stream
 from repr.seeds import sample_seed, uniform
 
@@ -45,6 +45,7 @@ class TrainDataset(Dataset[Batch]):
     replacement: Callable[[Place, int], Place]  # (place of a bad row, attempt from 1) -> the place that stands in
     max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
+    coming: Callable[[Sequence[Place]], list[int]] | None = None  # places -> rows of the worker's next batch
 
     def __len__(self) -> int:
         return len(self.source)
@@ -56,6 +57,8 @@ class TrainDataset(Dataset[Batch]):
             ValueError: more than ``max_bad`` rows were bad, or all that there are.
         """
         stands, slots = list(places), list(range(len(places)))  # whose row is in each slot; slots that are bad
+        coming = self.coming(places) if self.coming is not None and is_remote(self.source) else []
+        prefetch(self.source, [place.row for place in places], coming)
         batch, faults = self._load(stands)
         bad, attempt = dict[int, str](), 0
         while faults:
@@ -77,7 +80,6 @@ class TrainDataset(Dataset[Batch]):
         index = torch.tensor([place.row for place in places])  # (B,)
         seed = sample_seed(self.seed, torch.tensor([place.visit for place in places]), index)
         rows, faults, batch = index.tolist(), dict[int, str](), Batch(index=index, seed=seed)
-        prefetch(self.source, rows)
         if self.tokenizer is not None:
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
             captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)
@@ -91,6 +93,12 @@ class TrainDataset(Dataset[Batch]):
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return batch, faults
+
+
+def rows_further_on(places: Sequence[Place], order: Order, distance: int) -> list[int]:
+    """The rows that stand so many places after these of one epoch; none behind its end."""
+    positions = torch.tensor([place.position for place in places]) + distance
+    return order.rows(places[0].epoch, positions[positions < len(order)])[:, 1].tolist()
 
 
 def _put(batch: Batch, slots: list[int], part: Batch) -> None:

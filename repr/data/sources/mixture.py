@@ -61,11 +61,11 @@ class Mixture:
         number, source, row = self._find(index)
         return f"{number}:{source.key(row)}"
 
-    def prefetch(self, rows: Sequence[int]) -> None:
-        """Tell each source which of its rows are read next."""
-        found = [self._find(row) for row in rows]
-        for number in {number for number, _, _ in found}:
-            prefetch(self.sources[number], [row for other, _, row in found if other == number])
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Tell each source which of its rows are read next, and thereafter."""
+        both = [[self._find(row) for row in part] for part in (rows, coming)]
+        for number, source in enumerate(self.sources):
+            prefetch(source, *([row for other, _, row in found if other == number] for found in both))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""

@@ -52,9 +52,9 @@ class Noisy:
         """The row's key in the source."""
         return self.source.key(index)
 
-    def prefetch(self, rows: Sequence[int]) -> None:
-        """Tell the source which rows are read next."""
-        prefetch(self.source, rows)
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Tell the source which rows are read next, and thereafter."""
+        prefetch(self.source, rows, coming)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged and without noise."""

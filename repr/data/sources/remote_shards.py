@@ -13,7 +13,7 @@ from repr.data.sources import remote
 from repr.data.sources.shard_cache import ShardCache
 from repr.data.sources.shard_index import BLOCK
 
-MAX_GAP = 2**16  # bytes between two members that are fetched along, which is faster than another request
+MAX_GAP = 2**14  # bytes between two members that are fetched along, which is faster than another request
 MAX_RANGE = 2**23  # bytes of a request for several members
 
 
@@ -63,22 +63,22 @@ class RemoteShards:
 
     def _let_go(self) -> None:
         self._process = os.getpid()  # what a parent has begun never ends here
-        self._ranges: list[_Range] = []  # those of the last call, sorted, and what they hold
-        self._data: list[Future[bytes]] = []
+        self._begun: dict[_Range, Future[bytes]] = {}  # in the order of shards and bytes
+        self._ranges: list[_Range] = []  # its keys
 
-    def prefetch(self, spans: Iterable[tuple[str, int, int]]) -> None:
-        """Begin to fetch members: URL, offset and size of each."""
-        for future in self._data if self._process == os.getpid() else []:
-            future.cancel()
-        self._let_go()
-        for url, offset, size in sorted(spans):
-            new = _Range(url, offset - BLOCK, offset + size)  # with its header, see `read`
-            last = self._ranges[-1] if self._ranges else None
-            if last and last.url == url and new.start - last.end <= MAX_GAP and new.end - last.start <= MAX_RANGE:
-                self._ranges[-1] = last._replace(end=max(last.end, new.end))
-            else:
-                self._ranges.append(new)
-        self._data = [remote.submit(self._fetch, *part) for part in self._ranges]
+    def prefetch(self, spans: Iterable[tuple[str, int, int]], coming: Iterable[tuple[str, int, int]] = ()) -> None:
+        """Begin to fetch members (URL, offset and size of each), and then those that are read thereafter.
+
+        What was begun and is asked for again goes on; all other is let go.
+        """
+        if self._process != os.getpid():
+            self._let_go()
+        old, wanted = self._begun, dict.fromkeys([*_merged(spans), *_merged(coming)])
+        for part in old.keys() - wanted.keys():
+            old[part].cancel()
+        begun = {part: old.get(part) or remote.submit(self._fetch, *part) for part in wanted}
+        self._begun = dict(sorted(begun.items()))
+        self._ranges = list(self._begun)
 
     def _fetch(self, url: str, start: int, end: int) -> bytes:
         if self.disk is None:
@@ -92,17 +92,30 @@ class RemoteShards:
             ValueError: the shard is gone or another one by now, or the store fails.
         """
         start, end = offset - BLOCK, offset + size
-        if (number := self._find(url, start, end)) is None:
+        if (part := self._find(url, start, end)) is None:
             data = self._fetch(url, start, end)
         else:
-            first = start - self._ranges[number].start
-            data = self._data[number].result()[first : first + end - start]
+            data = self._begun[part].result()[start - part.start : end - part.start]
         check_header(data[:BLOCK], url, offset, size)  # costs little, and tells a shard that is another one by now
         return data[BLOCK:]
 
-    def _find(self, url: str, start: int, end: int) -> int | None:
-        """The number of the range that holds these bytes."""
+    def _find(self, url: str, start: int, end: int) -> _Range | None:
+        """The range under way that holds these bytes."""
         if self._process != os.getpid():
             return None
         number = bisect_right(self._ranges, (url, start, float("inf"))) - 1
-        return number if number >= 0 and self._ranges[number].url == url and end <= self._ranges[number].end else None
+        found = self._ranges[number] if number >= 0 else None
+        return found if found and found.url == url and end <= found.end else None
+
+
+def _merged(spans: Iterable[tuple[str, int, int]]) -> list[_Range]:
+    """The ranges that hold members and their headers, near ones as one; sorted."""
+    ranges: list[_Range] = []
+    for url, offset, size in sorted(spans):
+        new = _Range(url, offset - BLOCK, offset + size)
+        last = ranges[-1] if ranges else None
+        if last and last.url == url and new.start - last.end <= MAX_GAP and new.end - last.start <= MAX_RANGE:
+            ranges[-1] = last._replace(end=max(last.end, new.end))
+        else:
+            ranges.append(new)
+    return ranges

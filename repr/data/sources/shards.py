@@ -129,10 +129,13 @@ class Shards(ColumnSource):
         """The state without open files, which another process cannot have."""
         return self.__dict__ | {"_open": OrderedDict()}
 
-    def prefetch(self, rows: Sequence[int]) -> None:
-        """Begin to fetch what these rows need of shards in a store; those of the last call are let go."""
-        if self._remote is None:
-            return
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Begin to fetch what these rows, and then the coming ones, need of shards in a store; all other is let go."""
+        if self._remote is not None:
+            self._remote.prefetch(self._spans(rows), self._spans(coming))
+
+    def _spans(self, rows: Sequence[int]) -> set[tuple[str, int, int]]:
+        """The members that pictures and captions of these rows need of shards in a store: URL, offset and size."""
         fields = [self._image, *([field.partition(":")[0]] for field in self.weights)]
         spans = set[tuple[str, int, int]]()
         for row in rows:
@@ -140,7 +143,7 @@ class Shards(ColumnSource):
             if is_remote(self.files[shard]):
                 found = (self._indexes[shard].span(place, endings) for endings in fields)
                 spans |= {(self.files[shard], *span) for span in found if span is not None and span[1] <= MAX_BYTES}
-        self._remote.prefetch(spans)
+        return spans
 
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)

@@ -13,7 +13,7 @@ functions of this file look them up:
 ``columns``           block -> the names of its F columns, which must agree between the sets that name them
 ``parts``             (number of rows, weight) of each part, in the order of the rows: an epoch shows weight times
                       the rows
-``prefetch``          rows -> None: what they need is fetched from afar, while the first of them are read
+``prefetch``          (rows, coming rows) -> None: what they need is fetched from afar, while the first of them are read
 ``is_remote``         whether reading a row asks a store, so that the data check reads some of them alone
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
@@ -130,10 +130,10 @@ def first_rows(source: Source, rows: Tensor) -> Tensor:
     return rows[np.sort(np.unique(np.frombuffer(hashes, np.int64), return_index=True)[1])]
 
 
-def prefetch(source: Source, rows: Sequence[int]) -> None:
-    """Tell a source which rows are read next, so that one of remote data may fetch them together."""
+def prefetch(source: Source, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+    """Tell a source which rows are read next, and which thereafter, so that they may be fetched together."""
     if hasattr(source, "prefetch"):
-        source.prefetch(rows)
+        source.prefetch(rows, coming)
 
 
 def is_remote(source: Source) -> bool:
