@@ -30,7 +30,7 @@ U = TypeVar("U")
 
 NUM_REQUESTS = 64  # that a process has under way at a time
 OPENING, READING = 15.0, 600.0  # seconds of waiting until a store is given up
-_FIRST_WAIT, _LONGEST_WAIT, _TOLD_WAIT = 0.1, 30.0, 1.0  # seconds
+_FIRST_WAIT, _LONGEST_WAIT, _TOLD_WAIT, _TOLD_EVERY = 0.1, 30.0, 1.0, 60.0  # seconds
 _SECRET = re.compile(r"(^|&)[^=&]*(sig|token|secret|passw|credential|auth|key)[^=&]*=", re.IGNORECASE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # of the package, by protocol
 # What errors of other libraries are caught; such as are not OSErrors.
@@ -39,7 +39,8 @@ _LASTING = (errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, getattr
 
 _log = logging.getLogger(__name__)
 _stores: dict[tuple[int, str], Any] = {}  # (process, protocol) -> file system; fsspec refuses those of a parent
-_slots = mmap.mmap(-1, mmap.PAGESIZE)  # counts of requests, in memory that forked processes share
+# Memory that forked processes share: 8 bytes for the time when a wait was told last, then counts of requests.
+_shared = mmap.mmap(-1, mmap.PAGESIZE)
 
 
 class Facts(NamedTuple):
@@ -146,7 +147,7 @@ def submit(function: Callable[..., U], *arguments: Any) -> Future[U]:
 
 def num_retries() -> int:
     """How many requests of this process and of those forked from it had to be made again."""
-    return sum(count for (count,) in struct.iter_unpack("q", _slots[:]))
+    return sum(count for (count,) in struct.iter_unpack("q", _shared[8:]))
 
 
 @lru_cache
@@ -202,9 +203,8 @@ def _patiently(ask: Callable[[], T], url: str, patience: float) -> T:
                 _log.warning("%s is there again after %.0f s", url, waited)
             return result
         _count()
-        if wait > _TOLD_WAIT and not told:
+        if wait > _TOLD_WAIT and not told and (told := _may_tell()):
             _log.warning("%s does not answer (%s); waiting for it, %.0f s at most", url, fault, patience)
-            told = True
         time.sleep(wait)
         waited, wait = waited + wait, min(2 * wait, _LONGEST_WAIT)
 
@@ -254,5 +254,14 @@ def _lacking_bucket(url: str) -> str:
 
 
 def _count() -> None:
-    place = os.getpid() % (len(_slots) // 8) * 8  # a number for each process, so that no lock is needed between them
-    struct.pack_into("q", _slots, place, struct.unpack_from("q", _slots, place)[0] + 1)
+    place = 8 + os.getpid() % (len(_shared) // 8 - 1) * 8  # a number for each process, so that they need no lock
+    struct.pack_into("q", _shared, place, struct.unpack_from("q", _shared, place)[0] + 1)
+
+
+def _may_tell() -> bool:
+    """Whether no thread or process has told of waiting within a minute; this one then has."""
+    (last,), now = struct.unpack_from("d", _shared), time.monotonic()
+    if last and now - last < _TOLD_EVERY:
+        return False
+    struct.pack_into("d", _shared, 0, now)
+    return True
