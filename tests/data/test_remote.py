@@ -327,6 +327,15 @@ def _cramped(url: str, folder: Path, queue) -> None:
         queue.put(str(error))
 
 
+def test_a_cache_that_cannot_help_is_told(http: Store, folder: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"more than cache_gb=0\.0001: .* set cache=ranges"):
+        source = Shards(f"{http.url}/set/s-*.tar", cache="shards", cache_gb=0.0001, cache_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="more than cache_gb=0\\.0001; raise cache_gb"):
+        source.encoded(0)
+    with pytest.warns(UserWarning, match="cache=shards has no effect"):
+        Shards(f"{folder}/set/s-*.tar", cache="shards")
+
+
 def test_a_full_disk_of_the_cache_is_one_error(http: Store, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

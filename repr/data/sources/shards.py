@@ -16,7 +16,7 @@ import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +29,7 @@ from repr.data.sources.remote import OPENING, is_remote, matches, read, refuse_s
 from repr.data.sources.remote_index import load_remote_indexes
 from repr.data.sources.remote_shards import RemoteShards
 from repr.data.sources.shard_cache import ShardCache
-from repr.data.sources.shard_index import cache_folder, json_object, load_indexes
+from repr.data.sources.shard_index import ShardIndex, cache_folder, json_object, load_indexes
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 MAX_LIST = 2**28  # bytes of a list of shards
@@ -83,20 +83,9 @@ class Shards(ColumnSource):
         self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.files])
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
-        urls = [path for path in self.files if is_remote(path)]
-        paths = [path for path in self.files if not is_remote(path)]
-        names = list(fields.values())
-        indexes = dict(zip(paths, load_indexes(paths, labels=names, cache_dir=cache_dir), strict=True))
-        self._remote: RemoteShards | None = None
-        if urls:
-            found, facts = load_remote_indexes(urls, labels=names, cache_dir=cache_dir)
-            indexes |= zip(urls, found, strict=True)
-            disk = ShardCache(cache_folder(cache_dir), int(cache_gb * 1e9)) if cache == "shards" else None
-            self._remote = RemoteShards(dict(zip(urls, facts, strict=True)), disk)
-        elif cache == "shards":
-            warnings.warn("Shards: cache=shards has no effect, since all shards are on a disk", stacklevel=2)
-        self.is_remote = bool(urls)
-        self._indexes = [indexes[path] for path in self.files]
+        disk = ShardCache(cache_folder(cache_dir), int(cache_gb * 1e9)) if cache == "shards" else None
+        self._indexes, self._remote = _opened(self.files, list(fields.values()), cache_dir, disk)
+        self.is_remote = self._remote is not None
         self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
         if not self._ends[-1]:
             raise ValueError(f"Shards: no sample in {', '.join(self.files[:3])}{' ...' if len(self.files) > 3 else ''}")
@@ -229,13 +218,36 @@ class Shards(ColumnSource):
         return split_texts(data, name)
 
 
+def _opened(
+    files: Sequence[str], labels: Sequence[str], cache_dir: str | None, disk: ShardCache | None
+) -> tuple[list[ShardIndex], RemoteShards | None]:
+    """The indexes of all shards, and the reader of those in a store, if there are any."""
+    urls, paths = [file for file in files if is_remote(file)], [file for file in files if not is_remote(file)]
+    indexes = dict(zip(paths, load_indexes(paths, labels=labels, cache_dir=cache_dir), strict=True))
+    remote = None
+    if urls:
+        found, facts = load_remote_indexes(urls, labels=labels, cache_dir=cache_dir)
+        indexes |= zip(urls, found, strict=True)
+        remote = RemoteShards(dict(zip(urls, facts, strict=True)), disk)
+        if disk is not None and (size := sum(fact.size for fact in facts)) > disk.limit:
+            warnings.warn(
+                f"the shards have {size / 1e9:.3g} GB, more than cache_gb={disk.limit / 1e9:g}: where a batch takes "
+                "rows of all of them, each is fetched again and again; raise cache_gb, or set cache=ranges",
+                stacklevel=3,
+            )
+    elif disk is not None:
+        warnings.warn("cache=shards has no effect, since all shards are on a disk", stacklevel=3)
+    return [indexes[file] for file in files], remote
+
+
 def expand_files(patterns: Sequence[str]) -> list[str]:
     """Paths and URLs of shards from those with ``*`` and ``{00000..00009}``, and from lists (``.txt``), in order.
 
     Raises:
         ValueError: a pattern matches nothing, a shard is compressed, or a URL holds credentials.
     """
-    files = [file for pattern in patterns for file in _expand(pattern)]
+    lists = (_listed(pattern) if pattern.endswith(".txt") else [pattern] for pattern in patterns)
+    files = [file for pattern in chain.from_iterable(lists) for file in _expand(pattern)]
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")
     if packed := [file for file in files if file.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz"))]:
@@ -249,9 +261,6 @@ def _expand(pattern: str) -> Iterator[str]:
     """The files of one pattern."""
     if is_remote(pattern):
         refuse_secrets(pattern)
-    if pattern.endswith(".txt"):
-        yield from _listed(pattern)
-        return
     for path in _expand_range(os.path.expanduser(pattern)):
         if is_remote(path):
             found = matches(path) if "*" in path else [path]
@@ -265,14 +274,15 @@ def _expand(pattern: str) -> Iterator[str]:
 
 
 def _listed(path: str) -> Iterator[str]:
-    """The files that a list names, paths being those from its folder; empty lines and such with # are left out."""
+    """The patterns in a list, paths being those from its folder; empty lines and such with # are left out."""
     if is_remote(path):
+        refuse_secrets(path)
         text, folder = read(path, patience=OPENING), path.rpartition("/")[0]
     else:
         text, folder = read_plain(os.path.expanduser(path), MAX_LIST, "a list of shards"), os.path.dirname(path)
     for line in filter(None, map(str.strip, text.decode("utf-8-sig", "surrogateescape").splitlines())):
         if not line.startswith("#"):
-            yield from _expand(line if is_remote(line) or line[0] in "/~" else f"{folder or '.'}/{line}")
+            yield line if is_remote(line) or line[0] in "/~" else f"{folder or '.'}/{line}"
 
 
 def _expand_range(path: str) -> list[str]:
