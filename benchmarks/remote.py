@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.data import BATCH, MEAN, SIZE, STD, Several, crops, make_pictures
+from benchmarks.data import BATCH, MEAN, SIZE, STD, Several, cpu_seconds, crops, make_pictures
 from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[1]
@@ -91,14 +91,14 @@ def peer(files: list[str], workers: int) -> Iterable:
     return webdataset.WebLoader(data, batch_size=None, num_workers=workers)
 
 
-def rate(loader: Iterable, batches: int) -> float:
-    """Images a second of the clock, once the workers are at work."""
+def rates(loader: Iterable, batches: int) -> tuple[float, float]:
+    """Images a second of the clock, and of CPU time of this process and its workers, once these are at work."""
     stream = iter(loader)
     for _ in islice(stream, 3):
         pass
-    begin = time.perf_counter()
-    done = sum(1 for _ in islice(stream, batches))
-    return done * BATCH / (time.perf_counter() - begin)
+    begin, cpu = time.perf_counter(), cpu_seconds()
+    done = sum(1 for _ in islice(stream, batches)) * BATCH
+    return done / (time.perf_counter() - begin), done / (cpu_seconds() - cpu)
 
 
 def speed(server: Server, folder: Path, files: list[str], repetitions: int, batches: int) -> list[str]:
@@ -110,17 +110,21 @@ def speed(server: Server, folder: Path, files: list[str], repetitions: int, batc
         "webdataset, pipe:curl": lambda workers: peer(urls, workers),
         "ours, local shards": lambda workers: ours(files, "ranges", folder, workers),
     }
-    best: dict[tuple[str, int], float] = {}
+    best: dict[tuple[str, int, int], float] = {}  # pipeline, workers, clock or CPU
     for repetition in range(repetitions):
         for name, make in makers.items():
             for workers in (1, 2):
-                value = rate(make(workers), batches)
-                best[name, workers] = max(value, best.get((name, workers), 0.0))
+                for kind, value in enumerate(rates(make(workers), batches)):
+                    best[name, workers, kind] = max(value, best.get((name, workers, kind), 0.0))
             print(f"repetition {repetition + 1}: {name}", file=sys.stderr, flush=True)
-    lines = ["| pipeline | 1 worker | 2 workers |", "| --- | ---: | ---: |"]
+    lines = [
+        "| pipeline | 1 worker | 2 workers | 1 worker, CPU | 2 workers, CPU |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    columns = [(workers, kind) for kind in (0, 1) for workers in (1, 2)]
     for name in makers:
-        ratios = [best[name, workers] / best["webdataset, pipe:curl", workers] for workers in (1, 2)]
-        cells = [f"{best[name, workers]:.0f} ({ratios[workers - 1]:.2f})" for workers in (1, 2)]
+        values = [(best[name, *column], best["webdataset, pipe:curl", *column]) for column in columns]
+        cells = [f"{value:.0f} ({value / base:.2f})" for value, base in values]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -190,8 +194,9 @@ def main() -> None:
         "",
         f"{hardware('torch', 'fsspec', 'aiohttp', 'webdataset')}, load before {load:.1f}",
         "",
-        f"Images a second of the clock, best of {repetitions} interleaved; in brackets the ratio to webdataset. The "
-        "server takes its part of the two cores. With `cache: shards` all are on the disk after the first batches.",
+        "Images a second of the clock and, since other programs may run beside, of CPU time (without that of curl), "
+        f"best of {repetitions} interleaved; in brackets the ratio to webdataset. The server shares the two cores. "
+        "With `cache: shards` all are on the disk after the first batches.",
         "",
         *tables[0],
         "",
