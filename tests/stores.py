@@ -70,6 +70,8 @@ class Store:
         await asyncio.sleep(self.latency)
         if self.fail_every and number % self.fail_every == 0:
             return web.Response(status=503)
+        if request.path.startswith("/moved/"):
+            raise web.HTTPFound("/elsewhere?X-Amz-Signature=secret")
         if self.forbidden:
             return web.Response(status=403)
         if self.upstream:

@@ -253,6 +253,9 @@ def test_indexes_that_are_missing(http: Store, s3: Store, folder: Path, tmp_path
         Shards(files, labels=labels, cache_dir=str(tmp_path / "a"))
     index_shards([files, "--cache-dir", str(tmp_path / "b"), "--label", "json:category"])
     assert len(Shards(files, labels=labels, cache_dir=str(tmp_path / "a")).attributes["category"]) == 60
+    store.pipe_file("bucket/bare/s-00.tar", (folder / "set" / "s-00.tar").read_bytes()[:-1] + b"\1")
+    with pytest.raises(ValueError, match=r"s-00\.tar\.index\..* is not that of the shard: .* ETag \w+; the shard has"):
+        Shards(files, cache_dir=str(tmp_path / "d"))
     monkeypatch.setattr(remote_index, "AT_ONCE", 10**9)
     monkeypatch.setattr(remote_index, "ENDING", ".none")
     capsys.readouterr()
@@ -284,6 +287,7 @@ def test_what_a_store_refuses_is_one_error(
     refused(f"{http.url}/set/s-00.tar", "set cache to ranges or shards", cache="disk")
     for store, files in ((http, f"{http.url}/set/s-00.tar"), (s3, "s3://bucket/set/s-00.tar")):
         store.forbidden = True
+        refused(f"{http.url}/moved/a.tar", r"moved/a\.tar (may not be read|does not exist)")
         refused(files, r"s-00\.tar may not be read .*; set the credentials")
         store.forbidden = False
     http.ranges = False

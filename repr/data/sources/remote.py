@@ -191,7 +191,7 @@ def _patiently(ask: Callable[[], T], url: str, patience: float) -> T:
             result = ask()
         except _faults() as error:
             error = _origin(error)
-            fault = " ".join(f"{type(error).__name__}: {error}".split())
+            fault = f"{type(error).__name__}: {_said(error)}"
             _raise_lasting(error, url)
             if waited + wait > patience:
                 raise ValueError(
@@ -218,11 +218,14 @@ def _faults() -> tuple[type[Exception], ...]:
 def _origin(error: Exception) -> Exception:
     """What fsspec's http tells as a file that is not there, whatever it was."""
     cause = error.__cause__
-    hidden = isinstance(error, FileNotFoundError) and type(cause).__module__.partition(".")[0] in (
-        "aiohttp",
-        "builtins",
-    )
-    return cause if hidden and isinstance(cause, Exception) else error
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return cause if type(cause).__module__.partition(".")[0] in ("aiohttp", "builtins") else error
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in one line, without queries of URLs: stores send on to addresses that are signed."""
+    return re.sub(r"\?[^\s'\")]+", "?...", " ".join(str(error).split())) or type(error).__name__
 
 
 def _raise_lasting(error: Exception, url: str) -> None:
@@ -234,15 +237,14 @@ def _raise_lasting(error: Exception, url: str) -> None:
         raise LackingError(f"{url} does not exist{_lacking_bucket(url)}; set files to shards that are there") from error
     if isinstance(error, PermissionError) or status in (401, 403, 407) or "Credential" in type(error).__name__:
         raise LackingError(
-            f"{url} may not be read ({' '.join(str(error).split()) or type(error).__name__}); set the "
-            "credentials that the store's own library reads (AWS_PROFILE, HF_TOKEN, ~/.netrc), or FSSPEC_S3_ANON=true "
-            "for a public bucket"
+            f"{url} may not be read ({_said(error)}); set the credentials that the store's own library reads "
+            "(AWS_PROFILE, HF_TOKEN, ~/.netrc), or FSSPEC_S3_ANON=true for a public bucket"
         ) from error
     if status == 416:
         raise ValueError(f"{url} has changed: it ends before what its index tells of; make its index again") from error
     lasting = isinstance(error, OSError) and error.errno in _LASTING
     if lasting or (400 <= status < 500 and status not in (408, 425, 429)) or type(error).__name__.startswith("Offline"):
-        raise ValueError(f"{url}: the store refuses the request ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{url}: the store refuses the request ({_said(error)})") from error
 
 
 def _lacking_bucket(url: str) -> str:

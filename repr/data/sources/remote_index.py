@@ -70,24 +70,29 @@ def kept_index(url: str, facts: remote.Facts, labels: Sequence[str], folder: Pat
     except remote.LackingError:
         return index
     _keep(place, data)
-    index, again = ShardIndex.read(place), f"make it again: python -m tools.index_shards {url}"
-    fault = "" if index else "is damaged, or of another version"
-    if index and (index.size != facts.size or (index.etag and facts.etag and index.etag != facts.etag)):
-        fault = (
-            f"is not that of the shard: it is of {index.size:,} bytes, ETag {index.etag or 'not known'}; the shard has"
-        )
-        fault += f" {facts.size:,}, {facts.etag or 'none'}"
     try:
-        if fault:
-            raise ValueError(f"{url}{ENDING} {fault}; {again}")
-        if index and len(index) and not (index.etag and facts.etag):  # an equal size alone says little
-            spans = index.arrays["span"]
-            offset, size = spans[spans[:, 1].argmax()].tolist()
-            with suppress(remote.RangesError):
-                check_header(remote.read(url, offset - BLOCK, offset, patience=remote.OPENING), url, offset, size)
+        return _checked(ShardIndex.read(place), url, facts)
     except ValueError:
         place.unlink()
         raise
+
+
+def _checked(index: ShardIndex | None, url: str, facts: remote.Facts) -> ShardIndex:
+    """An index from beside a shard; raises ValueError where it is not that of the shard."""
+    again = f"make it again: python -m tools.index_shards {url}"
+    if index is None:
+        raise ValueError(f"{url}{ENDING} is damaged, or of another version; {again}")
+    known = bool(index.etag and facts.etag)
+    if index.size != facts.size or (known and index.etag != facts.etag):
+        raise ValueError(
+            f"{url}{ENDING} is not that of the shard: it is of {index.size:,} bytes, ETag {index.etag or 'not known'}; "
+            f"the shard has {facts.size:,}, {facts.etag or 'none'}; {again}"
+        )
+    spans = index.arrays["span"]
+    if not known and len(spans):  # an equal size alone says little
+        offset, size = spans[spans[:, 1].argmax()].tolist()
+        with suppress(remote.RangesError):
+            check_header(remote.read(url, offset - BLOCK, offset, patience=remote.OPENING), url, offset, size)
     return index
 
 
