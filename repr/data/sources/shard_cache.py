@@ -7,7 +7,6 @@ process that is killed holds none. A file's name tells its size, that of a file 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -47,7 +46,7 @@ class ShardCache:
         """
         path = self.folder / f"{cached_name(url, facts)}-{facts.size}.tar"
         while True:
-            with suppress(FileNotFoundError), path.open("rb") as file, _locked(file, fcntl.LOCK_SH):
+            with suppress(FileNotFoundError), path.open("rb") as file, _locked(file, shared=True):
                 os.utime(file.fileno(), ns=(now := time.time_ns(), now))  # finer than what the kernel would take
                 if _is_there(file):  # else it made room before it was locked
                     return os.pread(file.fileno(), end - start, start)
@@ -63,7 +62,7 @@ class ShardCache:
         claim, partial = path.with_suffix(_CLAIM), path.with_suffix(PART)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with claim.open("ab") as file, _locked(file, fcntl.LOCK_EX):
+            with claim.open("ab") as file, _locked(file):
                 if path.exists() or not _is_there(file):  # another has done it, or has failed
                     return
                 try:
@@ -96,7 +95,7 @@ class ShardCache:
         It waits while others read all of them, or fetch more.
         """
         while True:
-            with (self.folder / "lock").open("ab") as lock, _locked(lock, fcntl.LOCK_EX):
+            with (self.folder / "lock").open("ab") as lock, _locked(lock):
                 for left in self.folder.glob(f"*{PART}"):
                     _remove_unused(left.with_suffix(_CLAIM), left)
                 shards = sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime_ns)
@@ -116,7 +115,7 @@ def _size(path: Path) -> int:
 
 def _remove_unused(locked: Path, path: Path) -> bool:
     """Remove a file unless a process holds the lock on ``locked``."""
-    with locked.open("ab") as file, suppress(BlockingIOError), _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+    with locked.open("ab") as file, suppress(BlockingIOError), _locked(file, wait=False):
         locked.unlink()
         path.unlink(missing_ok=True)
         return True
@@ -124,9 +123,15 @@ def _remove_unused(locked: Path, path: Path) -> bool:
 
 
 @contextmanager
-def _locked(file: IO[bytes], kind: int) -> Iterator[None]:
-    """Hold a lock; it is given back by name, since a process that was forked meanwhile has the file open, too."""
-    fcntl.flock(file, kind)
+def _locked(file: IO[bytes], *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold a lock; it is given back by name, since a process that was forked meanwhile has the file open, too.
+
+    Raises:
+        BlockingIOError: another holds it, and we do not ``wait``.
+    """
+    import fcntl  # here, since Windows has none
+
+    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
     try:
         yield
     finally:
