@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from repr.check.__main__ import main as check
 from repr.data.sources import remote
@@ -123,6 +124,20 @@ def test_a_list_and_a_mixture_of_both_places(http: Store, folder: Path, local: S
     assert mixture.encoded(100) == local.encoded(100)
     assert [mixture.captions(row) for row in (0, 1, 2)] == [local.captions(row) for row in (0, 1, 2)]
     assert http.requests.total() == 2  # rows beside one another are one request
+
+
+def test_an_epoch_reads_each_row_once(
+    http: Store, folder: Path, local: Shards, tmp_path: Path, make_datamodule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a batch has fetched ahead is not asked for again."""
+    monkeypatch.setattr("repr.data.sources.remote_shards.MAX_GAP", 512)  # these pictures are smaller than the usual one
+    source = Shards(f"{http.url}/set/s-*.tar", **OPTIONS, cache_dir=str(tmp_path))
+    before = http.sent
+    loaders = (make_datamodule(train=train, eval={}, batch_size=20).train_dataloader() for train in (source, local))
+    for ours, its in zip(*loaders, strict=True):
+        assert all(map(torch.equal, ours["views"], its["views"]))
+        assert torch.equal(ours["text"], its["text"])
+    assert http.sent - before <= 1.05 * sum(path.stat().st_size for path in (folder / "set").glob("*.tar"))
 
 
 def test_the_data_check_reads_a_sample_and_says_so(
