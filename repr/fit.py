@@ -50,7 +50,8 @@ def fit(cfg: DictConfig) -> Results:
 
     Returns:
         ``<set>/<metric>`` -> (value, level at chance or None), of the evaluation after the last step, and
-        ``<set>/num_bad``, the samples that could not be read, where there are any.
+        ``<set>/num_bad``, the samples that could not be read, and ``data/num_retries``, the requests to a store that
+        were made again, where there are any.
 
     Raises:
         ConfigError: the config has faults; all of them are told.
@@ -106,6 +107,8 @@ def train(cfg: DictConfig) -> Run:
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
+    from repr.data.sources.remote import num_retries
+    from repr.distributed import gather_objects
     from repr.evaluate.during_training import Evaluation
     from repr.report.exhibits import load_exhibits, save_exhibits
     from repr.report.page import write_report
@@ -125,6 +128,7 @@ def train(cfg: DictConfig) -> Run:
     # No tensors here, only what stands beside them; Lightning reads the rest.
     saved = read_beside(checkpoint) if checkpoint else {}
     pl.seed_everything(cfg.seed, verbose=False)
+    retries_before = num_retries()
     datamodule = data_module(cfg)
     objective = instantiate(cfg.objective)
     callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
@@ -152,6 +156,8 @@ def train(cfg: DictConfig) -> Run:
     results = {name: value for evaluation in evaluations for name, value in evaluation.results.items()}
     bad = datamodule.bad.gather()
     results |= {f"{name}/num_bad": (float(len(rows)), None) for name, rows in bad.items() if rows}
+    if retries := sum(gather_objects(num_retries() - retries_before)):
+        results["data/num_retries"] = (float(retries), None)
     if trainer.is_global_zero:
         save_results(results, folder)
         for evaluation in evaluations:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import yaml
 from repr.config import CONF
 from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
+from tests.stores import s3_served
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +102,7 @@ def test_every_command_of_the_readme_runs(
         words = [f"resume={tmp_path}" if word.startswith("resume=") else word for word in words]
     else:
         for name in ("IMAGES", "TABLE.csv", "SHARDS", "WEIGHTS.pth"):
-            words = [word.replace(name, str(pictures / name)) for word in words]
+            words = [word.replace(name, str(pictures / name)).replace("BUCKET", "bucket") for word in words]
         words += ["smoke=true", f"run_folder={tmp_path}", model, "text.layers=1"]
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
     if "trainer" in command or command.endswith(AT_ONCE):
@@ -108,7 +110,11 @@ def test_every_command_of_the_readme_runs(
         assert done.returncode == 0, done.stderr
     else:
         monkeypatch.chdir(tmp_path)
-        main(words[3:])
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        with s3_served(pictures / "SHARDS", "bucket") if "s3://" in command else nullcontext((None, {})) as (_, found):
+            for name, value in found.items():
+                monkeypatch.setenv(name, value)
+            main(words[3:])
 
 
 def test_experiments_of_the_readme_exist() -> None:

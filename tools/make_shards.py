@@ -8,7 +8,7 @@ The source is named as for ``repr.fit``; run in the root of the repository::
 A sample is ``key.<format>`` with the picture's bytes as they are, and ``key.txt`` with its caption or, where it has
 several, ``captions`` in ``key.json``, which also holds its labels by attribute. Rows that cannot be read are left out
 and listed in ``unreadable.tsv``. Shard k holds the rows from k times ``--rows-per-shard`` on. Weights of captions are
-not kept.
+not kept. Beside each shard lies its index, which ``data=shards`` uses, also where both are copied to a store.
 
 A stopped run goes on when the same command is given again, and ends with the same bytes: a shard is written aside,
 flushed and renamed, and ``make_shards.json`` knows those that are done. ``sha256sum -c SHA256SUMS`` verifies them.
@@ -33,6 +33,7 @@ from torch.utils.data import Dataset
 from repr.cli import one_line_errors, user_message
 from repr.config import ConfigError, check, compose
 from repr.data.sources.pictures import IMAGE_SUFFIXES
+from repr.data.sources.shard_index import ShardIndex
 from repr.data.sources.source import Source
 from repr.data.workers import Loader
 from repr.files import PART, replacing
@@ -143,6 +144,8 @@ class Shards(Dataset[Record]):
         if not record["samples"]:
             path.unlink()
             return record | {"bytes": 0}
+        labels = [f"json:{attribute}" for attribute in self.source.attributes]
+        ShardIndex.build(str(path), labels=labels).save(str(path), cache_dir=None)
         with path.open("rb") as file:
             return record | {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 

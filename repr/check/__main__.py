@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for repr.fit: data=folder, ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
     parser.add_argument("--out", type=Path, default=Path("data-check"), help="folder of check.json, contact_sheet.png")
-    parser.add_argument("--rows", type=int, help="read at most so many rows of each set, evenly spread")
+    parser.add_argument(
+        "--rows", type=int, help="read at most so many rows of each set, evenly spread (all; of one in a store 1,000)"
+    )
     parser.add_argument("--font", help="a TrueType font for the captions on the contact sheet")
     options = parser.parse_intermixed_args(arguments)
     with one_line_errors():
@@ -53,7 +55,7 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from repr.check.contact_sheet import contact_sheet
-    from repr.check.facts import check_data, joined_labels
+    from repr.check.facts import check_data, joined_labels, unread_rows
     from repr.check.tables import show
 
     warnings.filterwarnings("ignore", message="This DataLoader will create .* worker processes")
@@ -69,7 +71,7 @@ def run(cfg: DictConfig, out: Path, num_rows: int | None, font: str | None) -> i
     sheet, undrawn = contact_sheet(datamodule, font)
     report["too_many_bad"] = unusable(report, datamodule)
     joined = [remark for name, source in datamodule.sources.items() for remark in joined_labels(name, source)]
-    report["remarks"] = remarks + undrawn + joined
+    report["remarks"] = [*unread_rows(report), *remarks, *undrawn, *joined]
     with replacing(out / "check.json") as file:
         file.write(json.dumps(report, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace"))
     with replacing(out / "contact_sheet.png") as file:

@@ -18,7 +18,7 @@ from repr.data.bad_rows import BadRows
 from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
-from repr.data.datasets import Tokenizer, TrainDataset, class_ids, vocabulary
+from repr.data.datasets import Tokenizer, TrainDataset, class_ids, rows_further_on, vocabulary
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, position
@@ -127,7 +127,8 @@ class DataModule(LightningDataModule):
     @property
     def meanings(self) -> dict[str, str]:
         """What the counts of unreadable samples mean, by the name that a run gives them."""
-        return {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
+        retries = {"data/num_retries": "Requests to a store that failed and were made again; 0 is right."}
+        return retries | {f"{name}/num_bad": "Samples that could not be read; 0 is right." for name in self.sources}
 
     def _make_order(self, clusters: Clusters | None, lanes: int | None, window: int) -> Order:
         """The order of an epoch that the options ask for."""
@@ -191,9 +192,10 @@ class DataModule(LightningDataModule):
         sampler = EpochBatchSampler(self.order, self.batch_size, **self._rank(), epoch=epoch, start=start)
         labels, tables = class_ids(self.train, self.attributes), list(self.tables["train"].values())
         replacement, max_bad = partial(self.order.replacement, batch_size=self.batch_size), self.bad.limit("train")
+        coming = partial(rows_further_on, order=self.order, distance=max(1, self.num_workers) * self.batch_size)
         dataset = TrainDataset(
             self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
-            scaled=self.decode == "scaled",
+            scaled=self.decode == "scaled", coming=coming,
         )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 

@@ -20,9 +20,9 @@ from torch.utils.data import Dataset
 
 from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
-from repr.data.epoch_order import Place
+from repr.data.epoch_order import Order, Place
 from repr.data.sources.columns import Labels
-from repr.data.sources.source import Source, caption_weights, picture_hashes, reduced
+from repr.data.sources.source import Source, caption_weights, is_remote, picture_hashes, prefetch, reduced
 from repr.data.views import Purpose, View, crop_views, draw, reduction, stream
 from repr.seeds import sample_seed, uniform
 
@@ -46,6 +46,7 @@ class TrainDataset(Dataset[Batch]):
     max_bad: int  # so many rows may be bad; a batch that meets more by itself ends the run
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
     scaled: bool = True  # pictures are decoded for their views, see `decode` of the DataModule
+    coming: Callable[[Sequence[Place]], list[int]] | None = None  # places -> rows of the worker's next batch
 
     def __len__(self) -> int:
         return len(self.source)
@@ -57,6 +58,8 @@ class TrainDataset(Dataset[Batch]):
             ValueError: more than ``max_bad`` rows were bad, or all that there are.
         """
         stands, slots = list(places), list(range(len(places)))  # whose row is in each slot; slots that are bad
+        coming = self.coming(places) if self.coming is not None and is_remote(self.source) else []
+        prefetch(self.source, [place.row for place in places], coming)
         batch, faults = self._load(stands)
         bad, attempt = dict[int, str](), 0
         while faults:
@@ -96,6 +99,12 @@ class TrainDataset(Dataset[Batch]):
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return batch, faults
+
+
+def rows_further_on(places: Sequence[Place], order: Order, distance: int) -> list[int]:
+    """The rows that stand so many places after these of one epoch; none behind its end."""
+    positions = torch.tensor([place.position for place in places]) + distance
+    return order.rows(places[0].epoch, positions[positions < len(order)])[:, 1].tolist()
 
 
 def _put(batch: Batch, slots: list[int], part: Batch) -> None:

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from repr.batch import NO_CLASS, Batch
 from repr.data.bad_rows import read_each
 from repr.data.datasets import BLANK, MAX_CAPTION_CHARS, Tokenizer
-from repr.data.sources.source import Source, has_masks, named_masks
+from repr.data.sources.source import Source, has_masks, named_masks, prefetch
 from repr.data.views import View, crop_views, draw, evaluation_masks, evaluation_view
 from repr.seeds import sample_seed
 
@@ -43,6 +43,7 @@ class EvalDataset(Dataset[Batch]):
         """The batch of these positions in ``rows``."""
         index = self.rows[positions]
         rows, bad, batch = index.tolist(), dict[int, str](), Batch(index=index)
+        prefetch(self.source, rows)
         if self.tokenizer is not None:
             batch["text"] = self.tokenizer(list(read_each(self._caption, "", bad, rows)))
         if self.transform is not None:
@@ -94,6 +95,7 @@ class DenseDataset(Dataset[Batch]):
         """The batch of these positions in ``rows``."""
         index, bad = self.rows[positions], dict[int, str]()
         rows = index.tolist()
+        prefetch(self.source, rows)
         pictures = list(read_each(self.source.image, BLANK, bad, rows))
         images = [evaluation_view(picture, self.image_size) for picture in pictures]
         crops, boxes = crop_views(pictures, draw(sample_seed(0, 0, index), self.views)[0], self.views)
@@ -128,6 +130,7 @@ class RepeatedViews(Dataset[Batch]):
         rows = self.rows[place // self.num_views]
         crops, colour = draw(sample_seed(self.seed, place % self.num_views, rows), [self.view])
         distinct, counts = rows.unique_consecutive(return_counts=True)  # the views of a row follow each other
+        prefetch(self.source, distinct.tolist())
         pictures = read_each(self.source.image, BLANK, bad, distinct.tolist())
         repeated = chain.from_iterable(map(repeat, pictures, counts.tolist()))
         views, boxes = crop_views(repeated, crops, [self.view])

@@ -9,7 +9,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from repr.data.sources.source import Source, picture_name
+from repr.data.sources.source import Source, picture_name, prefetch
 
 SAMPLE = 1000  # rows whose files are read at least, where there are as many
 
@@ -23,11 +23,13 @@ def of_rows(source: Source, rows: Tensor) -> str:
     digest, step = hashlib.sha256(type(source).__qualname__.encode()), max(1, len(rows) // SAMPLE)
     for row in rows.tolist():
         digest.update(source.key(row).encode(errors="surrogateescape") + b"\0")
-    for row in rows[::step].tolist():
-        try:
-            digest.update(hashlib.sha256(source.encoded(row)).digest())
-        except OSError:  # such a row is left out, as long as it cannot be read
-            digest.update(b"-")
+    for part in rows[::step].split(100):
+        prefetch(source, part.tolist())
+        for row in part.tolist():
+            try:
+                digest.update(hashlib.sha256(source.encoded(row)).digest())
+            except OSError:  # such a row is left out, as long as it cannot be read
+                digest.update(b"-")
     return digest.hexdigest()
 
 

@@ -14,8 +14,10 @@ from repr.data.sources.source import (
     Source,
     blocks_of,
     caption_weights,
+    is_remote,
     mask_vocabulary,
     named_masks,
+    prefetch,
     reduced,
     row_weights_of,
 )
@@ -35,6 +37,7 @@ class Mixture:
         blocks: the shards of all sources; None if one of them has none.
         attributes: those of all sources; a row has ``''`` where its source lacks one.
         mask_classes: those of all sources that have masks.
+        is_remote: whether one of them is.
 
     Raises:
         ValueError: no source, weights that do not fit, or masks of one name that differ in their classes.
@@ -65,6 +68,7 @@ class Mixture:
             for name in names
         }
         self.mask_classes = mask_vocabulary(self.sources)
+        self.is_remote = any(map(is_remote, self.sources))
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -79,6 +83,12 @@ class Mixture:
         """The number of the source, and the row's key in it."""
         number, source, row = self._find(index)
         return f"{number}:{source.key(row)}"
+
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Tell each source which of its rows are read next, and thereafter."""
+        both = [[self._find(row) for row in part] for part in (rows, coming)]
+        for number, source in enumerate(self.sources):
+            prefetch(source, *([row for other, _, row in found if other == number] for found in both))
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged."""

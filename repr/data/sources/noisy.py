@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from repr.data.sources.source import Source, caption_weights
+from repr.data.sources.source import Source, caption_weights, is_remote, prefetch
 
 
 class Noisy:
@@ -33,7 +33,7 @@ class Noisy:
                 "first two together at most 1, since no row has both kinds of noise"
             )
         self.source, self.attributes, self.strength = source, source.attributes, strength
-        self._shares, self._seed = (pictures, captions), seed
+        self._shares, self._seed, self.is_remote = (pictures, captions), seed, is_remote(source)
 
     def _rng(self, index: int) -> tuple[np.random.Generator, bool, bool]:
         """The noise of a row, and whether its picture and its captions have any."""
@@ -51,6 +51,10 @@ class Noisy:
     def key(self, index: int) -> str:
         """The row's key in the source."""
         return self.source.key(index)
+
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Tell the source which rows are read next, and thereafter."""
+        prefetch(self.source, rows, coming)
 
     def encoded(self, index: int) -> bytes:
         """The picture's file, unchanged and without noise."""

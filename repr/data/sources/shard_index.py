@@ -27,9 +27,10 @@ from repr.data.sources.columns import Labels, Packed, label_text
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.files import replacing
 
+ENDING = ".index.safetensors"  # of the file beside the shard
+BLOCK = 512  # of the tar format
 _VERSION = 3
 _MAPPED = 16_384  # indexes that a process has mapped; Linux allows it 65,530 maps
-_BLOCK = 512  # of the tar format
 # The key is the name up to the first dot of its last part; hidden members (._name.jpg) have none.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 
@@ -44,12 +45,13 @@ class ShardIndex:
     """
 
     size: int  # of the shard in bytes, when the index was made
-    time: int  # of the shard's last change in nanoseconds, likewise
+    time: int  # of a local shard's last change in nanoseconds, likewise
     num: int  # N
     endings: list[str]  # the different endings of members, in lower case
     labels: dict[str, list[str]]  # field -> its different class names
     faults: dict[int, str]  # sample -> why it cannot be read
     kept: dict[str, np.ndarray] | Path  # the arrays, or the file that has them
+    etag: str = ""  # of a shard in a store; '' where it was indexed on a disk
 
     def __len__(self) -> int:
         return self.num
@@ -91,8 +93,14 @@ class ShardIndex:
         return None
 
     @classmethod
-    def build(cls, path: str, *, labels: Sequence[str]) -> ShardIndex:
+    def build(cls, path: str, *, labels: Sequence[str], url: str = "", etag: str = "") -> ShardIndex:
         """Read a shard's headers, and the members that hold the labels.
+
+        Args:
+            path: of the shard, or of a copy.
+            labels: fields.
+            url: what a copy is of.
+            etag: of that, where the store has one.
 
         Raises:
             ValueError: it is no tar file, or was cut short.
@@ -103,7 +111,7 @@ class ShardIndex:
         members: dict[tuple[int, int], tuple[int, int]] = {}  # (sample, ending) -> span
         with open(path, "rb") as file:
             stat = os.fstat(file.fileno())
-            for member in _members(path, file):
+            for member in _members(url or path, file):
                 match = _NAME.fullmatch(member.name)
                 if match is None or member.isdir():
                     continue
@@ -126,9 +134,10 @@ class ShardIndex:
                 "ending": rows_and_endings[by_row, 1],
                 "span": spans[by_row],
             }
-            index = cls(stat.st_size, stat.st_mtime_ns, len(keys), list(endings), {}, faults, arrays)
+            time = 0 if url else stat.st_mtime_ns
+            index = cls(stat.st_size, time, len(keys), list(endings), {}, faults, arrays, etag)
             for field in labels:
-                column = index._read_labels(path, file.fileno(), field)
+                column = index._read_labels(url or path, file.fileno(), field)
                 arrays[f"label:{field}"], index.labels[field] = column.codes, column.names
         return index
 
@@ -161,15 +170,29 @@ class ShardIndex:
         except OSError as error:
             raise ValueError(f"Shards: {path} cannot be read ({error.strerror})") from error
         for place in _places(path, cache_dir):
-            try:
-                with safe_open(place, "np") as file:
-                    head = _head(file)
-                if (head.pop("version"), head["size"], head["time"]) == (_VERSION, stat.st_size, stat.st_mtime_ns):
-                    head["faults"] = {int(row): fault for row, fault in head["faults"].items()}
-                    return cls(**head, kept=place)
-            except (OSError, ValueError, KeyError, SafetensorError):
-                continue  # absent, cut short or of an older kind: made anew
+            index = cls.read(place)
+            if index is not None and (index.size, index.time) == (stat.st_size, stat.st_mtime_ns):
+                return index
         return None
+
+    @classmethod
+    def read(cls, place: Path) -> ShardIndex | None:
+        """The index in a file, or None where that is absent, cut short or of an older kind."""
+        try:
+            with safe_open(place, "np") as file:
+                head = _head(file)
+            if head.pop("version") == _VERSION:
+                head["faults"] = {int(row): fault for row, fault in head["faults"].items()}
+                return cls(**head, kept=place)
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+            pass
+        return None
+
+    def encoded(self) -> bytes:
+        """The content of its file."""
+        head = {"version": _VERSION, "size": self.size, "time": self.time, "num": self.num, "endings": self.endings}
+        head |= {"labels": self.labels, "faults": self.faults} | ({"etag": self.etag} if self.etag else {})
+        return save(self.arrays, {"head": json.dumps(head), "checksum": _checksum(self.arrays)})
 
     def save(self, path: str, *, cache_dir: str | None) -> ShardIndex:
         """Keep the index beside the shard, or in the cache folder where that is not possible.
@@ -177,10 +200,7 @@ class ShardIndex:
         Returns:
             The index with its arrays in the file; with them in memory where it could not be kept.
         """
-        head = {"version": _VERSION, "size": self.size, "time": self.time, "num": self.num, "endings": self.endings}
-        head |= {"labels": self.labels, "faults": self.faults}
-        data = save(self.arrays, {"head": json.dumps(head), "checksum": _checksum(self.arrays)})
-        fault = ""
+        data, fault = self.encoded(), ""
         for place in _places(path, cache_dir):
             try:
                 with replacing(place, shared=True) as file:
@@ -244,17 +264,19 @@ def load_indexes(paths: Sequence[str], *, labels: Sequence[str], cache_dir: str 
         indexes.append(index)
     if faults:
         raise ValueError("\n".join(["Shards: damaged; fetch them again, or leave them out of files:", *faults]))
-    if not any(map(len, indexes)):
-        raise ValueError(f"Shards: no sample in {', '.join(paths[:3])}{' ...' if len(paths) > 3 else ''}")
     return indexes
 
 
 def _places(path: str, cache_dir: str | None) -> list[Path]:
     """Where the index of a shard may lie: beside it, or in the cache folder under a name made of its path."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     name = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:32]
-    folder = Path(cache_dir or Path(cache, "repr", "shards"))
-    return [Path(f"{path}.index.safetensors"), folder / f"{name}.safetensors"]
+    return [Path(path + ENDING), cache_folder(cache_dir) / f"{name}.safetensors"]
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder that a ``cache_dir`` stands for."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache_dir or Path(cache, "repr", "shards"))
 
 
 def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
@@ -276,7 +298,7 @@ def _members(path: str, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     while block := file.read(1 << 20):
         if any(block):
             raise ValueError(f"{path}: is damaged at byte {end}, so samples may be missing")
-    if file.tell() < end + _BLOCK:
+    if file.tell() < end + BLOCK:
         raise ValueError(f"{path}: ends without its end mark, so samples may be missing")
 
 

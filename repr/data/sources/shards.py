@@ -1,9 +1,10 @@
-"""Tar shards in WebDataset layout, read at random through an index of offsets.
+"""Tar shards in WebDataset layout, on a disk or in a store, read at random through an index of offsets.
 
 Members of a sample share their name up to the first dot of the last part: ``a/dog.jpg``, ``a/dog.txt``,
 ``a/dog.json``. The index of a shard is made once, by one pass over it, and kept beside it (or in a cache folder,
 where that cannot be written). It knows size and time of the shard it was made from, and is made anew where they
 differ. So everything that needs positions (exact resume, clusters, evaluation) works on shards as on files.
+Of shards in a store, :mod:`repr.data.sources.remote_index` gets the indexes.
 """
 
 from __future__ import annotations
@@ -11,33 +12,40 @@ from __future__ import annotations
 import glob
 import os
 import re
+import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row, part_filter, split_texts
 from repr.data.sources.pictures import IMAGE_SUFFIXES, Reduction, decode
-from repr.data.sources.plain_files import MAX_BYTES
-from repr.data.sources.shard_index import json_object, load_indexes
+from repr.data.sources.plain_files import MAX_BYTES, read_plain
+from repr.data.sources.remote import OPENING, is_remote, matches, read, refuse_secrets
+from repr.data.sources.remote_index import load_remote_indexes
+from repr.data.sources.remote_shards import RemoteShards
+from repr.data.sources.shard_cache import ShardCache
+from repr.data.sources.shard_index import ShardIndex, cache_folder, json_object, load_indexes
 from repr.data.sources.where import Where
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
+MAX_LIST = 2**28  # bytes of a list of shards
 
 
 class Shards(ColumnSource):
-    """The samples of local tar shards, in the order of shards and members.
+    """The samples of tar shards, in the order of shards and members.
 
     A field is the ending of a member (``txt``, ``jpg``, ``seg.png``), or an entry of a JSON member
     (``json:title``). A sample whose members are damaged, links, or doubled is kept and cannot be read, so that
     training replaces and counts it; a shard that was cut short is an error here.
 
     Args:
-        files: shards, as a path or a list of paths; ``*`` and ``{00000..00009}`` are expanded.
+        files: shards, as a path or URL (``s3://``, ``gs://``, ``https://``, ``hf://``) or a list of them; ``*`` and
+            ``{00000..00009}`` are expanded, and a file that ends in ``.txt`` has one a line.
         image: ending of the picture's member; None: the first that is an image's.
         captions: fields of texts, the main one first. Training draws one text a sample and epoch.
         caption_weights: how often each field is drawn; None: all alike. A member such as ``txt`` is one text, a list
@@ -46,10 +54,15 @@ class Shards(ColumnSource):
         where: field -> value, list of values or comparison (:class:`repr.data.sources.where.Where`); other samples are
             left out. Its fields are read as labels are.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
-        cache_dir: where indexes go that cannot lie beside their shard; None: ``repr/shards`` in the user's cache.
+        cache_dir: where indexes go that cannot lie beside their shard, and shards of a store; None: ``repr/shards`` in
+            the user's cache.
+        cache: ``ranges`` reads of shards in a store what a batch needs; ``shards`` fetches them whole, once, which pays
+            where a batch takes its rows of few of them.
+        cache_gb: so many gigabytes of whole shards are kept; those not used for longest go.
 
     Raises:
-        ValueError: there is no such shard, a shard is damaged or of another kind, or no sample has a field.
+        ValueError: there is no such shard, a shard is damaged or of another kind, no sample has a field, or a store
+            cannot be read.
     """
 
     def __init__(
@@ -63,15 +76,25 @@ class Shards(ColumnSource):
         where: Mapping[str, Any] | None = None,
         part: Sequence[float] | None = None,
         cache_dir: str | None = None,
+        cache: Literal["ranges", "shards"] = "ranges",
+        cache_gb: float = 100.0,
     ) -> None:
+        if cache not in ("ranges", "shards") or not cache_gb > 0:
+            raise ValueError(
+                f"Shards: cache={cache}, cache_gb={cache_gb}; set cache to ranges or shards, cache_gb above 0"
+            )
         self.files = expand_files([files] if isinstance(files, str) else files)
         self._folder = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in self.files])
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
         wanted, belongs = Where(where), part_filter(part)
         names = list(dict.fromkeys([*fields.values(), *wanted.columns]))
-        self._indexes = load_indexes(self.files, labels=names, cache_dir=cache_dir)
+        disk = ShardCache(cache_folder(cache_dir), int(cache_gb * 1e9)) if cache == "shards" else None
+        self._indexes, self._remote = _opened(self.files, names, cache_dir, disk)
+        self.is_remote = self._remote is not None
         self._ends = list(accumulate(map(len, self._indexes)))  # of the shards' rows
+        if not self._ends[-1]:
+            raise ValueError(f"Shards: no sample in {', '.join(self.files[:3])}{' ...' if len(self.files) > 3 else ''}")
         self._rows: np.ndarray | None = None  # those of `where` and `part`
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor
         self._image = [suffix[1:] for suffix in IMAGE_SUFFIXES] if image is None else [image]
@@ -108,6 +131,22 @@ class Shards(ColumnSource):
         """The number of samples of each shard."""
         ends = [0, *self._ends]
         return np.diff(ends if self._rows is None else np.searchsorted(self._rows, ends))
+
+    def prefetch(self, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+        """Begin to fetch what these rows, and then the coming ones, need of shards in a store; all other is let go."""
+        if self._remote is not None:
+            self._remote.prefetch(self._spans(rows), self._spans(coming))
+
+    def _spans(self, rows: Sequence[int]) -> set[tuple[str, int, int]]:
+        """The members that pictures and captions of these rows need of shards in a store: URL, offset and size."""
+        fields = [self._image, *([field.partition(":")[0]] for field in self.weights)]
+        spans = set[tuple[str, int, int]]()
+        for row in rows:
+            shard, place = self._find(row)
+            if is_remote(self.files[shard]):
+                found = (self._indexes[shard].span(place, endings) for endings in fields)
+                spans |= {(self.files[shard], *span) for span in found if span is not None and span[1] <= MAX_BYTES}
+        return spans
 
     def __len__(self) -> int:
         return self._ends[-1] if self._rows is None else len(self._rows)
@@ -146,6 +185,8 @@ class Shards(ColumnSource):
         offset, size = span
         if size > MAX_BYTES:
             raise OSError(f"{self._name(index)}: {what} of {size:,} bytes, more than {MAX_BYTES:,}")
+        if self._remote is not None and is_remote(self.files[shard]):
+            return self._remote.read(self.files[shard], offset, size)
         descriptor = self._descriptor(shard)
         if (now := os.fstat(descriptor).st_size) != self._indexes[shard].size:
             raise ValueError(
@@ -195,22 +236,71 @@ class Shards(ColumnSource):
         return split_texts(data, name)
 
 
+def _opened(
+    files: Sequence[str], labels: Sequence[str], cache_dir: str | None, disk: ShardCache | None
+) -> tuple[list[ShardIndex], RemoteShards | None]:
+    """The indexes of all shards, and the reader of those in a store, if there are any."""
+    urls, paths = [file for file in files if is_remote(file)], [file for file in files if not is_remote(file)]
+    indexes = dict(zip(paths, load_indexes(paths, labels=labels, cache_dir=cache_dir), strict=True))
+    remote = None
+    if urls:
+        found, facts = load_remote_indexes(urls, labels=labels, cache_dir=cache_dir)
+        indexes |= zip(urls, found, strict=True)
+        remote = RemoteShards(dict(zip(urls, facts, strict=True)), disk)
+        if disk is not None and (size := sum(fact.size for fact in facts)) > disk.limit:
+            warnings.warn(
+                f"the shards have {size / 1e9:.3g} GB, more than cache_gb={disk.limit / 1e9:g}: where a batch takes "
+                "rows of all of them, each is fetched again and again; raise cache_gb, or set cache=ranges",
+                stacklevel=3,
+            )
+    elif disk is not None:
+        warnings.warn("cache=shards has no effect, since all shards are on a disk", stacklevel=3)
+    return [indexes[file] for file in files], remote
+
+
 def expand_files(patterns: Sequence[str]) -> list[str]:
-    """Paths of shards from paths with ``*`` and ``{00000..00009}``, in order.
+    """Paths and URLs of shards from those with ``*`` and ``{00000..00009}``, and from lists (``.txt``), in order.
 
     Raises:
-        ValueError: a pattern matches nothing.
+        ValueError: a pattern matches nothing, a shard is compressed, or a URL holds credentials.
     """
-    files = []
-    for pattern in patterns:
-        for path in _expand_range(os.path.expanduser(pattern)):
-            matches = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
-            if missing := [match for match in matches or [path] if not os.path.isfile(match)]:  # or a pipe
-                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
-            files += matches
+    lists = (_listed(pattern) if pattern.endswith(".txt") else [pattern] for pattern in patterns)
+    files = [file for pattern in chain.from_iterable(lists) for file in _expand(pattern)]
     if not files:
         raise ValueError("Shards: files is empty; set files to .tar shards")
+    if packed := [file for file in files if file.endswith((".gz", ".tgz", ".zst", ".bz2", ".xz"))]:
+        raise ValueError(
+            f"Shards: {packed[0]} is compressed, so it cannot be read at random; unpack it to a plain .tar"
+        )
     return files
+
+
+def _expand(pattern: str) -> Iterator[str]:
+    """The files of one pattern."""
+    if is_remote(pattern):
+        refuse_secrets(pattern)
+    for path in _expand_range(os.path.expanduser(pattern)):
+        if is_remote(path):
+            found = matches(path) if "*" in path else [path]
+            if not found:
+                raise ValueError(f"Shards: files={pattern!r}: the store lists no file {path}; set files to .tar shards")
+        else:
+            found = sorted(glob.glob(path)) if glob.has_magic(path) and not os.path.exists(path) else [path]
+            if missing := [match for match in found or [path] if not os.path.isfile(match)]:  # or a pipe
+                raise ValueError(f"Shards: files={pattern!r}: {missing[0]} does not exist; set files to .tar shards")
+        yield from found
+
+
+def _listed(path: str) -> Iterator[str]:
+    """The patterns in a list, paths being those from its folder; empty lines and such with # are left out."""
+    if is_remote(path):
+        refuse_secrets(path)
+        text, folder = read(path, patience=OPENING), path.rpartition("/")[0]
+    else:
+        text, folder = read_plain(os.path.expanduser(path), MAX_LIST, "a list of shards"), os.path.dirname(path)
+    for line in filter(None, map(str.strip, text.decode("utf-8-sig", "surrogateescape").splitlines())):
+        if not line.startswith("#"):
+            yield line if is_remote(line) or line[0] in "/~" else f"{folder or '.'}/{line}"
 
 
 def _expand_range(path: str) -> list[str]:

@@ -16,6 +16,8 @@ functions of this file look them up:
                       the rows
 ``row_weights``       (N,) float64, how often an epoch shows each row, in place of ``parts``; None: rows are alike
 ``blocks``            the number of rows of each shard, in the order of the rows, for an order that reads shard by shard
+``prefetch``          (rows, coming rows) -> None: what they need is fetched from afar, while the first of them are read
+``is_remote``         whether reading a row asks a store, so that the data check reads some of them alone
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
 ====================  =======================================================================================
 """
@@ -142,6 +144,17 @@ def picture_hashes(source: Source, rows: Iterable[int]) -> np.ndarray:
     """A number for the picture of each of N rows, the same for rows of one picture: (N,) int64."""
     names = (picture_name(source, row).encode(errors="surrogateescape") for row in rows)
     return np.frombuffer(bytearray().join(blake2b(name, digest_size=8).digest() for name in names), np.int64)
+
+
+def prefetch(source: Source, rows: Sequence[int], coming: Sequence[int] = ()) -> None:
+    """Tell a source which rows are read next, and which thereafter, so that they may be fetched together."""
+    if hasattr(source, "prefetch"):
+        source.prefetch(rows, coming)
+
+
+def is_remote(source: Source) -> bool:
+    """Whether reading a row of a source asks a store."""
+    return getattr(source, "is_remote", False)
 
 
 def has_masks(source: Source) -> TypeGuard[MaskedSource]:
