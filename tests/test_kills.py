@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import can_resume
 from tests.test_fit import TINY, rows
 
-KILLS = int(os.environ.get("KILLS", "10"))  # of each flow; 30 take half an hour on two cores
+KILLS = int(os.environ.get("KILLS", "10"))  # of each flow; 30 take half an hour on two cores, and more on two processes
 RunGroup = Callable[..., list[tuple[int, str]]]
 # Three steps an epoch, the last one of one batch; a checkpoint at every second step and at the end of each epoch;
 # evaluations in the middle of epochs and at their ends.
@@ -53,6 +54,10 @@ FLOWS = {
         "procedure.clustering.n_clusters=3", "data.num_workers=1", "eval.zero_shot=null", "eval.headline=[]",
     ],
 }  # fmt: skip
+
+ON_TWO = [("ddp", "swav"), ("fsdp", "pixpro")]  # with more kills every flow under both
+if KILLS > 10:
+    ON_TWO = [(trainer, flow) for trainer in ("ddp", "fsdp") for flow in FLOWS]
 
 
 def command(flow: str, folder: Path, place: str = "nowhere", number: int = 1) -> list[str]:
@@ -143,11 +148,30 @@ def whole(run_group: RunGroup, tmp_path_factory: pytest.TempPathFactory) -> Call
     return whole
 
 
-def test_a_run_that_is_killed_ten_times_ends_as_if_nothing_had_happened(
+def test_a_run_that_is_killed_four_times_ends_as_if_nothing_had_happened(
     run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    assert chain("clip", 10, "clip", tmp_path, run_group) == 10
+    assert chain("clip", 4, "clip", tmp_path, run_group) == 4
     assert_same(tmp_path, whole("clip"))
+
+
+def kill_again_and_again(
+    num_kills: int,
+    flow: str,
+    folder: Path,
+    run_group: RunGroup,
+    whole: Callable[..., Path],
+    *where: Any,
+) -> None:
+    """So many kills in a chain; one that has ended before is followed by another, and each ends as the whole run."""
+    killed = 0
+    for number in range(9):
+        run = folder / str(number)
+        killed += chain(f"{where} {flow} {number}", num_kills - killed, flow, run, run_group, *where)
+        assert_same(run, whole(flow, *where))
+        if killed == num_kills:
+            return
+    pytest.fail(f"killed {killed} times only")
 
 
 @pytest.mark.slow
@@ -155,21 +179,13 @@ def test_a_run_that_is_killed_ten_times_ends_as_if_nothing_had_happened(
 def test_every_flow_is_killed_again_and_again(
     flow: str, run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
-    killed = 0
-    for number in range(9):  # a chain that has ended before is followed by another one
-        folder = tmp_path / str(number)
-        killed += chain(f"{flow} {number}", KILLS - killed, flow, folder, run_group)
-        assert_same(folder, whole(flow))
-        if killed == KILLS:
-            return
-    pytest.fail(f"killed {killed} times only")
+    kill_again_and_again(KILLS, flow, tmp_path, run_group, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("trainer", "flow"), [("ddp", "swav"), ("fsdp", "pixpro")])
-def test_two_processes_are_killed_ten_times(
+@pytest.mark.parametrize(("trainer", "flow"), ON_TWO)
+def test_two_processes_are_killed_again_and_again(
     trainer: str, flow: str, run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2")
-    assert chain(f"{trainer} {flow}", 10, flow, tmp_path, run_group, 2, options) == 10
-    assert_same(tmp_path, whole(flow, 2, options))
+    kill_again_and_again(10, flow, tmp_path, run_group, whole, 2, options)
