@@ -42,7 +42,8 @@ def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
         schedule.step()
         objective.finish_step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0] - 0.5
+    first = losses[1] if name in ("dino", "mocov2") else losses[0]  # at the first step center and queue are empty
+    assert losses[-1] < first - (0.05 if name == "lejepa" else 0.5)  # whose loss is a square, about .1 from the start
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
