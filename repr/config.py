@@ -517,6 +517,14 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         value = cfg.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
+    strategy = cfg.trainer.get("strategy")
+    if OmegaConf.is_dict(strategy) and str(strategy.get("_target_")).endswith("FSDP2"):
+        for name, callback in (cfg.get("callbacks") or {}).items():
+            if str((callback or {}).get("_target_")).endswith("WeightAveraging"):
+                yield (
+                    f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
+                    "over processes: set trainer=ddp"
+                )
     for key, usual, wanted in (
         ("exchange", "gather", "no loss whose rows can be passed on"),
         ("loss_precision", "float32", "no loss of pairs"),

@@ -134,6 +134,16 @@ def test_an_option_without_effect_is_warned_about() -> None:
         (["objective=align_uniform", "false_negatives=mask"], "contrast, the term with negatives, has no weight"),
         (["objective=swav", "loss_precision=tf32"], "no loss of pairs; set loss_precision=float32"),
         (["objective=clip", "loss_precision=bf16"], "loss_precision=bf16; set it to float32, tf32 or bf16x3"),
+        (
+            [
+                "objective=clip",
+                "trainer=fsdp",
+                "trainer.devices=2",
+                "+callbacks.average.decay=0.9",
+                "+callbacks.average._target_=lightning.pytorch.callbacks.EMAWeightAveraging",
+            ],
+            "callbacks.average: Lightning's averaging copies the weights",
+        ),
         (["objective=clip", "exchange=rign"], "^exchange=rign; set it to gather or ring"),
     ],
 )
