@@ -1,10 +1,12 @@
 """One result on any number of processes: every objective, whole and with its encoders in slices."""
 
+import os
 from collections.abc import Callable
 from functools import cache
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.parity_cases import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, column, differences, relative
 
@@ -29,8 +31,19 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def groups(tmp_path_factory: pytest.TempPathFactory) -> Groups:
-    """What every process of a column has computed, whole or in slices."""
-    return cache(lambda name, sliced: column(name, tmp_path_factory.mktemp("ranks"), sliced=sliced))
+    """What every process of a column has computed, whole or in slices; once for all processes of tests."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    @cache
+    def group(name: str, sliced: bool) -> list[Records]:
+        path = shared / f"parity, {name}, {'slices' if sliced else 'whole'}.pt"
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                torch.save(column(name, tmp_path_factory.mktemp("ranks"), sliced=sliced), path)
+        return torch.load(path, weights_only=True)
+
+    return group
 
 
 @pytest.mark.parametrize(("name", "sliced", "variant"), CASES)
