@@ -12,14 +12,13 @@ from tests.parity_cases import COLUMNS, ONE, VARIANTS, Records, can_be_sliced, c
 
 Groups = Callable[[str, bool], list[Records]]
 # Each group starts its processes once, for all objectives.
-DEFAULT = {("2 DDP", False)}
 SLICED = (ONE, "2 FSDP2")  # docs/parity.md has all
 CASES = [
     pytest.param(
         name,
         sliced,
         variant,
-        marks=() if (name, sliced) in DEFAULT else pytest.mark.slow,
+        marks=pytest.mark.slow,
         id=f"{name}, {'slices' if sliced else 'whole'}: {variant}",
     )
     for name in COLUMNS
