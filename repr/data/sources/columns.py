@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from repr.data.sources.pictures import Reduction, decode
 from repr.data.sources.plain_files import MAX_TEXT
 
 TEXT_END = "\0"  # between the texts of one cell that holds several
@@ -218,7 +220,7 @@ def split_texts(data: bytes, name: str, separator: str = TEXT_END) -> list[str]:
 
 
 class ColumnSource(ABC):
-    """A base of sources with columns of captions, each with a weight, columns of labels, and rows that are damaged.
+    """A base of sources with pictures, weighted columns of captions, columns of labels, and rows that are damaged.
 
     Args:
         captions: the columns, the main one first.
@@ -245,6 +247,18 @@ class ColumnSource(ABC):
     @abstractmethod
     def _name(self, index: int) -> str:
         """What errors call a row."""
+
+    @abstractmethod
+    def encoded(self, index: int) -> bytes:
+        """The picture's file, unchanged."""
+
+    def image(self, index: int) -> Image.Image:
+        """The picture, RGB, upright."""
+        return decode(self.encoded(index), self._name(index))
+
+    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
+        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
+        return decode(self.encoded(index), self._name(index), reduction=reduction)
 
     def _check_row(self, index: int) -> None:
         """Raise OSError where a row is damaged."""

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, label_text, no_row, part_filter, split_texts
-from repr.data.sources.pictures import Reduction, decode, read_picture
+from repr.data.sources.pictures import read_picture
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.table import require_columns
 
@@ -92,14 +91,6 @@ class HuggingFace(ColumnSource):
             fault = f"{len(data):,} bytes, more than {MAX_BYTES:,}" if data else "no picture"
             raise OSError(f"{self._name(index)}: {fault} in column {self._column!r}")
         return data
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright."""
-        return decode(self.encoded(index), self._name(index))
-
-    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
-        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
-        return decode(self.encoded(index), self._name(index), reduction=reduction)
 
     def _read_texts(self, index: int, column: str) -> list[str]:
         cell, name = self._texts[int(self._rows[index])][column], self._name(index)

@@ -20,10 +20,9 @@ from itertools import accumulate, chain
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from repr.data.sources.columns import ColumnSource, Labels, encode_cell, no_row, part_filter, split_texts
-from repr.data.sources.pictures import IMAGE_SUFFIXES, Reduction, decode
+from repr.data.sources.pictures import IMAGE_SUFFIXES
 from repr.data.sources.plain_files import MAX_BYTES, read_plain
 from repr.data.sources.remote import OPENING, is_remote, matches, read, refuse_secrets
 from repr.data.sources.remote_index import load_remote_indexes
@@ -214,14 +213,6 @@ class Shards(ColumnSource):
         if data is None:
             raise OSError(f"{self._name(index)}: no picture")
         return data
-
-    def image(self, index: int) -> Image.Image:
-        """The picture, RGB, upright."""
-        return decode(self.encoded(index), self._name(index))
-
-    def reduced(self, index: int, reduction: Reduction) -> Image.Image:
-        """The picture, RGB, upright, at the scale that ``reduction`` allows."""
-        return decode(self.encoded(index), self._name(index), reduction=reduction)
 
     def _read_texts(self, index: int, column: str) -> list[str]:
         data, name = self._read(index, [column.partition(":")[0]], column), self._name(index)
