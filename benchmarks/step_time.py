@@ -54,6 +54,7 @@ HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
 RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
 BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
 Step = Callable[[], Tensor]  # forward and loss
+Candidate = tuple[Any, ...]  # a module, its step, and what comes after backward, such as the update of a teacher
 Times = dict[str, list[tuple[float, float]]]  # library -> seconds by the clock and of CPU of each step
 
 
@@ -172,9 +173,9 @@ def mae_times(recipe: str, seconds: float) -> Times:
     return measure(makes, seconds)
 
 
-def measure(makes: Mapping[str, Callable[[], tuple[nn.Module, Step]]], seconds: float) -> Times:
+def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float) -> Times:
     """Each candidate's step in turn for about so long; the times of the first step are left out."""
-    candidates: dict[str, tuple[nn.Module, Step]] = {}
+    candidates: dict[str, Candidate] = {}
     for library, make in makes.items():
         torch.manual_seed(0)
         try:
@@ -204,10 +205,12 @@ def rows(first: str, times: Times) -> list[str]:
     return lines
 
 
-def _step(module: nn.Module, forward: Step) -> tuple[float, float]:
+def _step(module: nn.Module, forward: Step, *after: Callable[[], object]) -> tuple[float, float]:
     module.zero_grad()
     clock, cpu = time.perf_counter(), time.process_time()
     forward().sum().backward()
+    for work in after:
+        work()
     return time.perf_counter() - clock, time.process_time() - cpu
 
 

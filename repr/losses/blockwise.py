@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
-from repr.losses.exchange import ALONE, Exchange
+from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.precision import Precision, add_product, full_precision, product
 
 Scalar = float | Tensor  # a number, or a 0-dim tensor
@@ -172,7 +172,9 @@ class Matrix(NamedTuple):
 
         with full_precision(self.y, self.precision):  # backward may be called under autocast
             self.visit(work, grad_x, kept)
-        grad_scale = (grad_x * self.rows[0]).sum()  # the sum of weight times cosine, without the matrix
+        # The sum of weight times cosine, without the matrix.
+        parts = row_blocks(len(self.y), self.chunk_size)
+        grad_scale = torch.stack([(grad_x[part] * self.rows[0, part]).sum() for part in parts]).sum()
         return grad_x.mul_(self.scale), grad_y.mul_(self.scale), grad_scale
 
     def _is_edge(self, part: slice) -> bool:

@@ -45,12 +45,12 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kinds = {
         "image": datasets.Image(), "file": Value("binary"), "text": Value("string"), "more": List(Value("string")),
         "kind": ClassLabel(names=["cat", "dog"]), "word": Value("string"), "number": Value("float32"),
-        "record": List({"raw": Value("string")}),
+        "record": List({"raw": Value("string")}), "row": Value("float64"),
     }  # fmt: skip
     columns = {
         "image": stored, "file": [None, *PICTURES[1:]], "text": [f"number {row}" for row in range(NUM)],
         "more": [["a", "", f"b {row}"] for row in range(NUM)], "kind": [None, *(row % 2 for row in range(1, NUM))],
-        "word": [" fox ", None, *["owl"] * (NUM - 2)], "number": [0.5] * NUM, "record": [[{"raw": "x"}]] * NUM,
+        "word": [" fox ", None, *["owl"] * (NUM - 2)], "number": [0.5] * NUM, "record": [[{"raw": "x"}]] * NUM, "row": [float(row) for row in range(NUM)],
     }  # fmt: skip
     data = Dataset.from_dict(columns, features=Features(kinds))
     data.save_to_disk(folder / "saved")
@@ -112,7 +112,22 @@ def test_other_columns_splits_and_parts(sets: Path) -> None:
         points.encoded(1)
 
 
+def test_rows_are_chosen_and_weighed_by_their_columns(sets: Path) -> None:
+    dogs = HuggingFace(str(sets / "parquet"), where={"kind": "dog", "row": ">=4"}, weights="row", labels=["kind"])
+    assert [dogs.key(row) for row in range(len(dogs))] == ["row 5", "row 7", "row 9", "row 11"]
+    assert dogs.row_weights is not None
+    assert dogs.row_weights.tolist() == [5, 7, 9, 11]
+    assert dogs.encoded(1) == PICTURES[7]
+    assert list(dogs.attributes) == ["kind"]
+    owls = HuggingFace(str(sets / "saved"), where={"word": ["fox", "!=owl"]}, part=[0, 1])
+    assert [owls.key(row) for row in range(len(owls))] == ["row 0"]
+    assert owls.row_weights is None
+
+
 REFUSED = [
+    ({"path": "saved", "where": {"row": ">11"}}, r"saved has no row where \{'row': '>11'\}"),
+    ({"path": "saved", "where": {"rows": 1}}, "has no column 'rows'; it has"),
+    ({"path": "saved", "weights": "kind"}, "saved: the weight '.*' in column 'kind' is no number from 0 on"),
     ({"path": "saved", "image": "photo"}, "has no column 'photo'; it has .*'image'"),
     ({"path": "saved", "image": "text"}, "column 'text' of .* is string; set image to"),
     ({"path": "saved", "image": "record"}, "column 'record' of .* is list<.*; set image to"),

@@ -295,6 +295,32 @@ def test_shards_are_read_at_random_with_fields_of_members_and_json(shards: Path)
     assert sorted(keys(part) + keys(rest)) == sorted(keys(source))
 
 
+def test_a_field_of_shards_weighs_their_samples(tmp_path: Path) -> None:
+    weights = [0.5, "2", 0, 1]
+    samples = [sample(f"s{row}", row, weight=weight, kind="ab"[row % 2]) for row, weight in enumerate(weights)]
+    damaged = ("damaged.json", b"{")
+    tar(tmp_path / "s-00.tar", *samples[0], *samples[1], damaged)
+    tar(tmp_path / "s-01.tar", *samples[2], *samples[3])
+    files = str(tmp_path / "s-*.tar")
+    source = Shards(files, weights="json:weight")
+    assert source.row_weights is not None
+    assert source.row_weights.tolist() == [0.5, 2, 1, 0, 1]
+    assert not source.attributes
+    odd = Shards(files, weights="json:weight", where={"json:kind": "b"})
+    assert odd.row_weights is not None
+    assert odd.row_weights.tolist() == [2, 1, 1]
+    assert Shards(files).row_weights is None
+    tar(tmp_path / "s-01.tar", *sample("worse", 1, weight=-1), *sample("none", 1, kind="b"))
+    with pytest.raises(ValueError, match=r"s-00\.tar \.\.\.: the weight '(-1)?' in column 'json:weight' is no number"):
+        Shards(files, weights="json:weight")
+    some = Shards(files, weights="json:weight", where={"json:weight": ">0"})
+    assert some.row_weights is not None
+    assert some.row_weights.tolist() == [0.5, 2, 1]
+    with pytest.raises(ValueError, match="all weights in column 'json:weight' are 0"):
+        tar(tmp_path / "s-02.tar", *samples[2])
+        Shards(str(tmp_path / "s-02.tar"), weights="json:weight")
+
+
 def test_the_index_is_made_once_and_again_when_it_does_not_fit(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

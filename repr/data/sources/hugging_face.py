@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from repr.data.sources.columns import ColumnSource, Labels, encode_cell, label_t
 from repr.data.sources.pictures import read_picture
 from repr.data.sources.plain_files import MAX_BYTES
 from repr.data.sources.table import require_columns
+from repr.data.sources.where import Where, row_weights, wanted_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -38,10 +39,15 @@ class HuggingFace(ColumnSource):
         caption_weights: how often each column is drawn; None: all alike. A cell may be a list, whose texts share the
             column's weight.
         labels: columns of class names, each an attribute; numbers of a ``ClassLabel`` are given their names.
+        where: column -> value, list of values or comparison (:class:`repr.data.sources.where.Where`); other rows are
+            left out. Its columns are read as labels are.
+        weights: a column of numbers from 0 on, how often an epoch of training shows a row: 1 once, 2 twice (as other
+            views), 0.5 in every other epoch, 0 never. None: all once.
         part: ``[low, high)``: only rows whose key, hashed to [0, 1), lies there.
 
     Raises:
-        ValueError: there is no such data set, split or column, a column is of another kind, or no row is left.
+        ValueError: there is no such data set, split or column, a column is of another kind, a weight is none, or no row
+            is left.
     """
 
     def __init__(
@@ -55,28 +61,35 @@ class HuggingFace(ColumnSource):
         captions: Sequence[str] = (),
         caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] = (),
+        where: Mapping[str, Any] | None = None,
+        weights: str | None = None,
         part: Sequence[float] | None = None,
     ) -> None:
         super().__init__(captions, caption_weights, labels)
         self.path, self._column = path, image
         data = _opened(os.path.expanduser(path), split, subset, revision)
-        require_columns(path, [image, *captions, *labels], data.column_names)
+        wanted = Where(where)
+        names = list(dict.fromkeys([*labels, *wanted.columns, *([weights] if weights else [])]))
+        require_columns(path, [image, *captions, *names], data.column_names)
+        columns = {name: _labels(data, name) for name in names}
         self._rows = np.arange(len(data))
-        if part is not None:
-            belongs = part_filter(part)
-            self._rows = np.flatnonzero([belongs(b"row %d" % row) for row in range(len(data))])
+        if where or part is not None:
+            self._rows = wanted_rows(wanted, columns, map(_key, range(len(data))), part_filter(part))
+            wanted.tell(path)
         if not len(self._rows):
-            raise no_row(path, None, part)
+            raise no_row(path, where, part)
+        columns = {name: column.take(self._rows) for name, column in columns.items()}
         self._pictures = _pictures(data, image, path)
         self._texts = data.select_columns(_texts(data, captions, path))
-        self.attributes = {name: _labels(data, name).take(self._rows) for name in labels}
+        self.attributes = {name: columns[name] for name in labels}
+        self.row_weights = row_weights(columns[weights], weights, path) if weights else None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def key(self, index: int) -> str:
         """The row's number in the split."""
-        return f"row {self._rows[index]}"
+        return _key(self._rows[index]).decode()
 
     def _name(self, index: int) -> str:
         return f"{self.path}, {self.key(index)}"
@@ -98,6 +111,10 @@ class HuggingFace(ColumnSource):
             return split_texts(encode_cell(cell), name)
         except OSError as error:
             raise OSError(f"{name}: {column}: {error}") from error
+
+
+def _key(row: int) -> bytes:
+    return b"row %d" % row
 
 
 def _opened(path: str, split: str, subset: str | None, revision: str | None) -> Dataset:

@@ -29,7 +29,7 @@ from repr.data.sources.remote_index import load_remote_indexes
 from repr.data.sources.remote_shards import RemoteShards
 from repr.data.sources.shard_cache import ShardCache
 from repr.data.sources.shard_index import ShardIndex, cache_folder, json_object, load_indexes
-from repr.data.sources.where import Where
+from repr.data.sources.where import Where, row_weights, wanted_rows
 
 OPEN_SHARDS = 64  # file descriptors that a process keeps
 MAX_LIST = 2**28  # bytes of a list of shards
@@ -52,6 +52,8 @@ class Shards(ColumnSource):
         labels: fields of class names, each an attribute under the last part of the field's name, or attribute -> field.
         where: field -> value, list of values or comparison (:class:`repr.data.sources.where.Where`); other samples are
             left out. Its fields are read as labels are.
+        weights: a field of numbers from 0 on, how often an epoch of training shows a sample: 1 once, 2 twice (as other
+            views), 0.5 in every other epoch, 0 never. None: all once. It is read as labels are.
         part: ``[low, high)``: only samples whose key, hashed to [0, 1), lies there.
         cache_dir: where indexes go that cannot lie beside their shard, and shards of a store; None: ``repr/shards`` in
             the user's cache.
@@ -60,8 +62,8 @@ class Shards(ColumnSource):
         cache_gb: so many gigabytes of whole shards are kept; those not used for longest go.
 
     Raises:
-        ValueError: there is no such shard, a shard is damaged or of another kind, no sample has a field, or a store
-            cannot be read.
+        ValueError: there is no such shard, a shard is damaged or of another kind, no sample has a field, a weight is
+            none, or a store cannot be read.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Shards(ColumnSource):
         caption_weights: Sequence[float] | None = None,
         labels: Sequence[str] | Mapping[str, str] = (),
         where: Mapping[str, Any] | None = None,
+        weights: str | None = None,
         part: Sequence[float] | None = None,
         cache_dir: str | None = None,
         cache: Literal["ranges", "shards"] = "ranges",
@@ -87,7 +90,7 @@ class Shards(ColumnSource):
         super().__init__(captions, caption_weights, labels)
         fields = dict(labels) if isinstance(labels, Mapping) else {name.rpartition(":")[2]: name for name in labels}
         wanted, belongs = Where(where), part_filter(part)
-        names = list(dict.fromkeys([*fields.values(), *wanted.columns]))
+        names = list(dict.fromkeys([*fields.values(), *wanted.columns, *([weights] if weights else [])]))
         disk = ShardCache(cache_folder(cache_dir), int(cache_gb * 1e9)) if cache == "shards" else None
         self._indexes, self._remote = _opened(self.files, names, cache_dir, disk)
         self.is_remote = self._remote is not None
@@ -108,18 +111,19 @@ class Shards(ColumnSource):
         for field, column in columns.items():
             if not column.present():
                 raise ValueError(f"Shards: no sample has the label {field!r}; {offers}")
-        self.attributes = {name: columns[field] for name, field in fields.items()}
         if where or part is not None:
-            cells = ({field: columns[field][row] for field in wanted.columns} for row in range(self._ends[-1]))
-            fits = [row in self._faults or wanted.takes(found) for row, found in enumerate(cells)]
             keys = (key for index in self._indexes for key in index.keys)
-            rows = np.flatnonzero([fit and belongs(key) for fit, key in zip(fits, keys, strict=True)])
+            rows = wanted_rows(wanted, columns, keys, belongs, self._faults)
             wanted.tell(f"{self.files[0]} ...")
             if not len(rows):
                 raise no_row(f"{self.files[0]} ...", where, part)
             self._faults = {new: self._faults[old] for new, old in enumerate(rows.tolist()) if old in self._faults}
-            self.attributes = {name: column.take(rows) for name, column in self.attributes.items()}
+            columns = {field: column.take(rows) for field, column in columns.items()}
             self._rows = rows
+        self.attributes = {name: columns[field] for name, field in fields.items()}
+        self.row_weights = None
+        if weights:
+            self.row_weights = row_weights(columns[weights], weights, f"{self.files[0]} ...", self._faults)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without open files, which another process cannot have."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import reprlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from repr.data.sources.columns import (
 )
 from repr.data.sources.embedded import find_embedded
 from repr.data.sources.pictures import Reduction, decode, read_picture
-from repr.data.sources.where import Where, number
+from repr.data.sources.where import Where, row_weight, some_weight
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _NO_TEXT = "a table has text, and pictures as paths, as bytes, or as Hugging Face's bytes and path"
@@ -108,7 +107,7 @@ class Table(ColumnSource):
                 if not fault:
                     if not wanted.takes(cells):
                         continue
-                    weight = _weight(cells[weights], weights) if weights else 1.0
+                    weight = row_weight(cells[weights], weights) if weights else 1.0
                     picture = b"line %d" % line if self._embedded else _encode_path(cells[image])
                     classes = {name: label_text(cells[name], name) for name in labels}
                     words = {name: encode_cell(cells[name]) for name in captions}
@@ -130,9 +129,7 @@ class Table(ColumnSource):
         wanted.tell(self.path)
         if not lines:
             raise no_row(self.path, where, part)
-        if not any(shown):
-            raise ValueError(f"{self.path}: all weights in column {weights!r} are 0, so no row would be trained on")
-        self.row_weights = np.array(shown) if weights else None
+        self.row_weights = some_weight(np.array(shown), weights, self.path) if weights else None
         self._lines, self._paths = np.array(lines, np.int64), paths.pack()
         self._texts = {name: packer.pack() for name, packer in texts.items()}
         self.attributes = {name: Labels(np.array(codes[name]), list(numbers)) for name, numbers in names.items()}
@@ -195,16 +192,6 @@ class Table(ColumnSource):
     def _read_texts(self, index: int, column: str) -> list[str]:
         self._check_row(index)
         return split_texts(self._texts[column][index], self._name(index))
-
-
-def _weight(cell: Any, column: str) -> float:
-    """A weight; raises ValueError where a cell is none."""
-    if (weight := number(cell)) is None or weight < 0:
-        raise ValueError(
-            f"the weight {reprlib.repr(cell)} in column {column!r} is no number from 0 on; set one, or leave the row "
-            "out by where"
-        )
-    return weight
 
 
 def _encode_path(cell: Any) -> bytes:

@@ -1,16 +1,20 @@
-"""Which rows of a table are wanted, by the cells of some of its columns."""
+"""Which rows are wanted, and how often an epoch shows them, by the cells of some columns."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from repr.cli import is_first
-from repr.data.sources.columns import label_text
+from repr.data.sources.columns import Labels, label_text
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +70,56 @@ def number(cell: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
+
+
+def wanted_rows(
+    where: Where,
+    columns: Mapping[str, Labels],
+    keys: Iterable[bytes],
+    belongs: Callable[[bytes], bool],
+    damaged: Collection[int] = (),
+) -> np.ndarray:
+    """The rows (M,) int64 that are wanted by their cells and by their keys; of damaged ones the keys alone decide."""
+    cells = zip(*(columns[name] for name in where.columns), strict=True) if where.columns else itertools.repeat(())
+    fits = (
+        belongs(key) and (row in damaged or where.takes(dict(zip(where.columns, found, strict=True))))
+        for row, (key, found) in enumerate(zip(keys, cells, strict=False))
+    )
+    return np.flatnonzero(np.fromiter(fits, bool))
+
+
+def row_weight(cell: Any, column: str) -> float:
+    """How often an epoch shows a row; raises ValueError where its cell is no number from 0 on."""
+    if (weight := number(cell)) is None or weight < 0:
+        raise ValueError(
+            f"the weight {reprlib.repr(cell)} in column {column!r} is no number from 0 on; set one, or leave the row "
+            "out by where"
+        )
+    return weight
+
+
+def row_weights(cells: Labels, column: str, path: str, damaged: Collection[int] = ()) -> np.ndarray:
+    """How often an epoch shows each row, (N,) float64; damaged ones once.
+
+    Raises:
+        ValueError: a cell is no number from 0 on, or all are 0.
+    """
+    sound = np.setdiff1d(np.arange(len(cells)), list(damaged))
+    weights, names = np.ones(len(cells)), np.zeros(len(cells.names))
+    for code in np.unique(cells.codes[sound]):
+        try:
+            names[code] = row_weight(cells.names[code], column)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+    weights[sound] = names[cells.codes[sound]]
+    return some_weight(weights, column, path)
+
+
+def some_weight(weights: np.ndarray, column: str, path: str) -> np.ndarray:
+    """The weights of rows; raises ValueError where all are 0."""
+    if not weights.any():
+        raise ValueError(f"{path}: all weights in column {column!r} are 0, so no row would be trained on")
+    return weights
 
 
 def _test(value: Any, column: str) -> Test:

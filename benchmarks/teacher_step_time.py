@@ -1,0 +1,195 @@
+"""Step time of methods with a teacher: ours, lightly's, stable-pretraining's, on the same backbone.
+
+Run from the root of the repository, on an otherwise idle machine::
+
+    python -m benchmarks.teacher_step_time            # at most half an hour on two cores
+    python -m benchmarks.teacher_step_time --quick    # one small case of each, at most three minutes
+    python -m benchmarks.teacher_step_time --write    # also writes benchmarks/results/teacher_step_time.md
+
+As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. BYOL and MoCo v3 take the large views
+only. lightly has no MoCo v3.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.report import hardware, publish
+from benchmarks.step_time import BACKBONES, RECIPES, Candidate, Times, measure, rows, trunk
+from repr.batch import Batch
+from repr.objectives.momentum import Momentum
+from repr.objectives.self_distillation import SelfDistillation
+
+RESULTS = Path(__file__).parent / "results/teacher_step_time.md"
+HIDDEN, DIM, PROTOTYPES, MOMENTUM = 2048, 256, 8192, 0.99
+Views = Sequence[Tensor]
+Make = Callable[[nn.Module, Views, Views], Candidate]
+
+
+def our(flow: Any, views: Views) -> Candidate:
+    """One of our flows, whose ``finish_step`` moves the teacher."""
+    batch = Batch(views=list(views))
+    return flow, lambda: flow.total(flow.step(batch).terms), flow.finish_step
+
+
+def our_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
+    return our(Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights={"regression": 1}), large)
+
+
+def our_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
+    heads: Any = {"num_layers": 3, "last_norm": "plain", "before_step": True}
+    return our(Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights={"contrast": 1}, **heads), large)
+
+
+def our_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
+    return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=PROTOTYPES), [*large, *small])
+
+
+def followers(*students: nn.Module) -> tuple[list[Any], Callable[[], None]]:
+    """Teachers of modules by lightly, and what lets them follow."""
+    from lightly.models.utils import deactivate_requires_grad, update_momentum
+
+    teachers = [copy.deepcopy(student) for student in students]
+    for teacher in teachers:
+        deactivate_requires_grad(teacher)
+
+    def follow() -> None:
+        for student, teacher in zip(students, teachers, strict=True):
+            update_momentum(student, teacher, MOMENTUM)
+
+    return teachers, follow
+
+
+def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from lightly.loss import NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
+
+    projector = BYOLProjectionHead(int(model.num_features), HIDDEN, DIM)  # type: ignore[arg-type]
+    predictor, criterion = BYOLPredictionHead(DIM, HIDDEN, DIM), NegativeCosineSimilarity()
+    (slow_model, slow_projector), follow = followers(model, projector)
+
+    def step() -> Tensor:
+        queries = [predictor(projector(model(view).flatten(start_dim=1))) for view in large]
+        with torch.no_grad():
+            keys = [slow_projector(slow_model(view).flatten(start_dim=1)).detach() for view in large]
+        return 0.5 * (criterion(queries[0], keys[1]) + criterion(queries[1], keys[0]))
+
+    return nn.ModuleList([model, projector, predictor]), step, follow
+
+
+def lightly_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from lightly.loss import DINOLoss
+    from lightly.models.modules import DINOProjectionHead
+
+    head = DINOProjectionHead(int(model.num_features), HIDDEN, DIM, PROTOTYPES)  # type: ignore[arg-type]
+    criterion = DINOLoss(output_dim=PROTOTYPES, teacher_temp=0.04)
+    (slow_model, slow_head), follow = followers(model, head)
+
+    def step() -> Tensor:
+        with torch.no_grad():
+            teacher = [slow_head(slow_model(view).flatten(start_dim=1)) for view in large]
+        student = [head(model(view).flatten(start_dim=1)) for view in (*large, *small)]
+        return criterion(teacher, student, teacher_temp=0.04)
+
+    return nn.ModuleList([model, head]), step, follow
+
+
+def stable(module: Any, step: Callable[[], Tensor]) -> Candidate:
+    """A module of stable-pretraining, whose wrappers move their teachers."""
+    wrappers = [part for part in module.modules() if hasattr(part, "update_teacher")]
+
+    def follow() -> None:
+        for wrapper in wrappers:
+            wrapper.update_teacher()
+
+    return module.train(), step, follow
+
+
+def stable_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.byol import BYOL
+
+    widths: Any = {"projector_dims": (HIDDEN, DIM), "predictor_dims": (HIDDEN, DIM), "embed_dim": model.num_features}
+    module = BYOL(model, **widths)
+    return stable(module, lambda: module(*large).loss)
+
+
+def stable_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.mocov3 import MoCov3
+
+    module = MoCov3(model, projector_dims=(HIDDEN, HIDDEN, DIM), predictor_hidden_dim=HIDDEN)
+    return stable(module, lambda: module(*large).loss)
+
+
+def stable_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.dino import DINO
+
+    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM, "embed_dim": model.num_features}
+    module = DINO(model, n_prototypes=PROTOTYPES, **widths)
+    return stable(module, lambda: module(global_views=large, local_views=small).loss)
+
+
+METHODS: dict[str, dict[str, Make]] = {
+    "BYOL": {"ours": our_byol, "lightly": lightly_byol, "stable-pretraining": stable_byol},
+    "MoCo v3": {"ours": our_mocov3, "stable-pretraining": stable_mocov3},
+    "DINO": {"ours": our_dino, "lightly": lightly_dino, "stable-pretraining": stable_dino},
+}
+ALL_VIEWS = ("DINO",)
+
+
+def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
+    """A method by every library that has it, ours twice."""
+    size, large_sizes, small_sizes = RECIPES[recipe]
+    generator = torch.Generator().manual_seed(0)
+    large, small = (
+        [torch.randn(size, 3, side, side, generator=generator) for side in sides]
+        for sides in (large_sizes, small_sizes)
+    )
+    libraries = METHODS[method]
+    makes = {
+        library: partial(make, trunk(name, large_sizes[0]), large, small)
+        for library, make in ({"ours": libraries["ours"], "ours again": libraries["ours"]} | libraries).items()
+    }
+    return measure(makes, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="ResNet-18 at the smaller recipe, few steps")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path.cwd())}")
+    parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 30")
+    parser.add_argument("--only", choices=METHODS, help="one method")
+    args = parser.parse_args()
+    seconds, few = args.seconds or (30 if args.quick else 120), 1 if args.quick else None
+    load = hardware("torch", "timm", "lightly", "stable-pretraining")
+    lines = [
+        "# Step time of methods with a teacher",
+        "",
+        f"`{' '.join(['python -m benchmarks.teacher_step_time', *sys.argv[1:]])}`; the load is that before.",
+        "",
+        load,
+        "",
+        "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for recipe in islice(RECIPES, few):
+        for shown, name in islice(BACKBONES.items(), few):
+            for method in METHODS:
+                if args.only in (None, method):
+                    views = recipe if method in ALL_VIEWS else recipe.split(" + ")[0]
+                    first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
+                    lines += rows(first, step_times(method, recipe, name, seconds))
+    publish(lines, RESULTS if args.write else None)
+
+
+if __name__ == "__main__":
+    main()
