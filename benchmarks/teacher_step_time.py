@@ -55,19 +55,18 @@ def our_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=PROTOTYPES), [*large, *small])
 
 
-def followers(*students: nn.Module) -> tuple[list[Any], Callable[[], None]]:
-    """Teachers of modules by lightly, and what lets them follow."""
+def following(*pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
+    """What lets teachers follow their students by lightly, of pairs of student and teacher."""
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 
-    teachers = [copy.deepcopy(student) for student in students]
-    for teacher in teachers:
+    for _, teacher in pairs:
         deactivate_requires_grad(teacher)
 
     def follow() -> None:
-        for student, teacher in zip(students, teachers, strict=True):
+        for student, teacher in pairs:
             update_momentum(student, teacher, MOMENTUM)
 
-    return teachers, follow
+    return follow
 
 
 def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
@@ -76,7 +75,8 @@ def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
 
     projector = BYOLProjectionHead(int(model.num_features), HIDDEN, DIM)  # type: ignore[arg-type]
     predictor, criterion = BYOLPredictionHead(DIM, HIDDEN, DIM), NegativeCosineSimilarity()
-    (slow_model, slow_projector), follow = followers(model, projector)
+    slow_model, slow_projector = copy.deepcopy(model), copy.deepcopy(projector)
+    follow = following((model, slow_model), (projector, slow_projector))
 
     def step() -> Tensor:
         queries = [predictor(projector(model(view).flatten(start_dim=1))) for view in large]
@@ -91,9 +91,11 @@ def lightly_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
 
-    head = DINOProjectionHead(int(model.num_features), HIDDEN, DIM, PROTOTYPES)  # type: ignore[arg-type]
+    width = int(model.num_features)  # type: ignore[arg-type]
+    head, slow_head = (DINOProjectionHead(width, HIDDEN, DIM, PROTOTYPES) for _ in range(2))
     criterion = DINOLoss(output_dim=PROTOTYPES, teacher_temp=0.04)
-    (slow_model, slow_head), follow = followers(model, head)
+    slow_model = copy.deepcopy(model)
+    follow = following((model, slow_model), (head, slow_head))
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -118,7 +120,7 @@ def stable(module: Any, step: Callable[[], Tensor]) -> Candidate:
 def stable_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
     from stable_pretraining.methods.byol import BYOL
 
-    widths: Any = {"projector_dims": (HIDDEN, DIM), "predictor_dims": (HIDDEN, DIM), "embed_dim": model.num_features}
+    widths: Any = {"projector_dims": (HIDDEN, DIM), "predictor_dims": (HIDDEN, DIM)}
     module = BYOL(model, **widths)
     return stable(module, lambda: module(*large).loss)
 
@@ -133,7 +135,7 @@ def stable_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
 def stable_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     from stable_pretraining.methods.dino import DINO
 
-    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM, "embed_dim": model.num_features}
+    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
     module = DINO(model, n_prototypes=PROTOTYPES, **widths)
     return stable(module, lambda: module(global_views=large, local_views=small).loss)
 
