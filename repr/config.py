@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException
@@ -67,21 +70,20 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     try:
         if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
             raise ConfigError(faults)
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            of_groups = [str(override.input_line) for override in parsed if override.key_or_group in groups]
-            base = hydra_compose(root, overrides=search + of_groups)
-            fill(base)
-            if faults := [fault for override in parsed for fault in _key_faults(override, base, groups)]:
-                raise ConfigError(faults)
-            # To Hydra an option that no file spells out is an addition (++).
-            lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in parsed]
-            cfg = hydra_compose(root, overrides=search + lines, return_hydra_config=True)
+        of_groups = [str(override.input_line) for override in parsed if override.key_or_group in groups]
+        stamp = tuple((path, (stat := path.stat()).st_mtime_ns, stat.st_size) for path in _files(roots))
+        base, filled, choices = _composed(root, (*search, *of_groups), stamp)
+        if faults := [fault for override in parsed for fault in _key_faults(override, filled, groups)]:
+            raise ConfigError(faults)
+        cfg = copy.deepcopy(base)
+        # To Hydra an option that no file spells out is an addition (++).
+        others = [override for override in parsed if override.key_or_group not in groups]
+        lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in others]
+        ConfigLoaderImpl._apply_overrides_to_config(_parse(lines), cfg)
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
         message = str(error).split("\n")[0] + ("" if cause is error else f": {str(cause).splitlines()[0]}")
         raise ConfigError([message]) from error
-    with open_dict(cfg):
-        choices = cfg.pop("hydra").runtime.choices
     fill(cfg)
     if cfg.get("smoke"):
         cfg.merge_with(_smoke_values(cfg))
@@ -94,6 +96,21 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     if root == "fit" and given & _TRAINED and not given & {"experiment", "name"}:  # it is not the default experiment
         cfg.name = "-".join(str(choices[group]).replace("/", "_") for group in ("objective", "data"))
     return cfg
+
+
+@lru_cache(maxsize=256)
+def _composed(root: str, overrides: Sequence[str], stamp: Any) -> tuple[DictConfig, DictConfig, Mapping[str, str]]:
+    """What the files of chosen groups are together, the same with all defaults, and the choices.
+
+    Hydra reads all files anew each time, a sixth of a second; ``stamp`` tells whether they are as they were.
+    """
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        base = hydra_compose(root, overrides=list(overrides), return_hydra_config=True)
+    with open_dict(base):
+        choices = base.pop("hydra").runtime.choices
+    filled = copy.deepcopy(base)
+    fill(filled)
+    return base, filled, choices
 
 
 def _with_class_files(node: Any, roots: Sequence[Path]) -> Any:
@@ -291,10 +308,14 @@ def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
     """Config group -> names of its options."""
     groups: dict[str, set[str]] = {}
     for root in roots:
-        for path in root.rglob("*.yaml"):
+        for path in _files([root]):
             if path.parent != root:
                 groups.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
     return groups
+
+
+def _files(roots: Sequence[Path]) -> list[Path]:
+    return [path for root in roots for path in root.rglob("*.yaml")]
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

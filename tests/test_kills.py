@@ -16,7 +16,7 @@ from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import can_resume
 from tests.test_fit import TINY, rows
 
-KILLS = int(os.environ.get("KILLS", "10"))  # of each flow; 30 take half an hour on two cores, and more on two processes
+KILLS = int(os.environ.get("KILLS", "6"))  # of each flow; 30 take half an hour on two cores, and more on two processes
 RunGroup = Callable[..., list[tuple[int, str]]]
 # Three steps an epoch, the last one of one batch; a checkpoint at every second step and at the end of each epoch;
 # evaluations in the middle of epochs and at their ends.
@@ -42,6 +42,15 @@ FLOWS = {
     "swav": [
         "experiment=swav_emoji", "smoke=true", "objective.queue_length=32", "objective.hidden_dim=16",
         "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=2", "data.num_workers=1",
+    ],
+    "byol, queue": [
+        "experiment=byol_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
+        "objective.queue_length=32", "+objective.weights.contrast=1",
+    ],
+    "dino": [
+        "experiment=dino_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
+        "objective.num_prototypes=10", "objective.freeze_steps=2", "objective.temperature_steps=6",
+        "objective.teacher_temperature=0.07", "optim.final_weight_decay=0.2",
     ],
     "pixpro": [
         "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
