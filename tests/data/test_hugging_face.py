@@ -50,7 +50,8 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = {
         "image": stored, "file": [None, *PICTURES[1:]], "text": [f"number {row}" for row in range(NUM)],
         "more": [["a", "", f"b {row}"] for row in range(NUM)], "kind": [None, *(row % 2 for row in range(1, NUM))],
-        "word": [" fox ", None, *["owl"] * (NUM - 2)], "number": [0.5] * NUM, "record": [[{"raw": "x"}]] * NUM, "row": [float(row) for row in range(NUM)],
+        "word": [" fox ", None, *["owl"] * (NUM - 2)], "number": [0.5] * NUM, "record": [[{"raw": "x"}]] * NUM,
+        "row": [float(row) for row in range(NUM)],
     }  # fmt: skip
     data = Dataset.from_dict(columns, features=Features(kinds))
     data.save_to_disk(folder / "saved")
