@@ -123,8 +123,11 @@ def _maps(query: Features, points: Tensor) -> dict[str, Tensor]:
 def _project(x: Tensor, of: Tensor, dim: int) -> Tensor:
     """Coordinates of ``x`` (M, D) along the first principal axes of another table, float32; signs are fixed."""
     mean = of.double().mean(0)
-    centred = of.double() - mean
-    axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, : min(dim, len(of), of.shape[1])]  # (D, dim)
+    centred, num = of.double() - mean, min(dim, *of.shape)
+    if len(of) < of.shape[1]:  # by the products of the rows, of which there are fewer than columns
+        axes = F.normalize(centred.T @ torch.linalg.eigh(centred @ centred.T)[1].flip(1)[:, :num], dim=0)
+    else:
+        axes = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :num]  # (D, num)
     axes = F.pad(axes, (0, max(0, 2 - axes.shape[1])))
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
     return ((x.double() - mean) @ (axes * signs)).float()
