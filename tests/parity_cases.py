@@ -67,6 +67,12 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask"]},
     "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask"]},
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
+    "simclr, hallucination": {"name": "simclr", "overrides": ["objective.weights.hallucination=1"]},
+    "mocov3, hallucination": {"name": "mocov3", "overrides": ["+objective.weights.hallucination=1"]},
+    "class_pairs, renormalised pairs in chunks": {
+        "name": "class_pairs",
+        "overrides": ["objective.renormalise=true", "objective.reduction=pairs", "chunk_size=2"],
+    },
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 

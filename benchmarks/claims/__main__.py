@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.report import hardware, publish
 
 HERE = Path(__file__).parent
-CLAIMS = ("contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
+CLAIMS = ("class_pairs", "contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
 
 
 def main() -> None:

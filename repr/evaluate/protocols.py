@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from hydra.utils import instantiate
+from torch import Tensor
 
 from repr.config import ConfigError
 from repr.data.views import View, expand
@@ -14,6 +16,7 @@ from repr.evaluate.protocol import Parts, Protocol, short_hash
 from repr.evaluate.tables import NO_TEXT, Tables
 from repr.metrics.classes import Classes, load_classes
 from repr.metrics.classification import heads
+from repr.metrics.codes import code_statistics
 from repr.metrics.compositional import compositional
 from repr.metrics.exhibits import Exhibits, NamedClasses, exhibits
 from repr.metrics.features import one_caption
@@ -253,6 +256,61 @@ class Dense(Protocol):
         for kind, metric in self.metrics.items():
             facts = {key: value for key, value in metric.items() if not key.startswith("_")}
             yield instantiate(metric)(bank, query), cut | {"dense": kind} | facts
+
+
+@dataclass
+class Codes(Protocol):
+    """How the cells of feature maps use the codes of an encoder (:func:`repr.metrics.codes.code_statistics`).
+
+    The module has ``codes(maps) -> (B, h, w)`` and ``num_codes``.
+    """
+
+    views: Mapping[str, Any]  # as those of :class:`Dense`, which need the same maps
+    num_images: int  # at most so many pictures of each set, evenly spread
+    said: ClassVar = {"features": "maps"}
+    silent = ("views",)
+    meanings: ClassVar = {
+        "codes_used": "Share of the vocabulary that occurs; 0 is collapse.",
+        "codes_entropy": "Of a cell's code, in nats; 0 is collapse, chance is all codes alike.",
+        "codes_conditional_entropy": "Of a cell's code given its left neighbour's, in nats; below chance is structure.",
+        "codes_zipf": "Exponent of Zipf's law of the codes' counts; 0 is all alike, 1 a text.",
+        "codes_zipf_r2": "How straight the line of Zipf's law is; 1 is a law.",
+        "codes_heaps": "Growth of the vocabulary with the cells that are read; 0 is one that was all used before.",
+        "codes_compression": "Compressed size over that of equally likely codes; below chance is structure.",
+        "codes_granularity_(.+)": r"V-measure of codes and \1; higher, up to 1, is what the codes tell.",
+    }
+
+    def __post_init__(self) -> None:
+        self._views: dict[str, View] = instantiate(self.views)
+        self._codes: dict[str, Tensor] = {}
+
+    def fault(self, tables: Tables) -> str | None:
+        """Refuse an encoder without codes or maps."""
+        module: Any = tables.encoder.module
+        if hasattr(module, "codes") and hasattr(module.backbone, "forward_intermediates"):
+            return None
+        return "needs codes of the cells of a timm model's feature map: set objective=swav or obow"
+
+    def want(self, tables: Tables, name: str) -> str | None:
+        """Ask for maps of the set."""
+        tables.want_maps(name, self._views, self.num_images)
+        return None
+
+    @torch.no_grad()
+    def prepare(self, tables: Tables) -> None:
+        """Find the codes on all processes, since the encoder may be split over them."""
+        module: Any = tables.encoder.module
+        if self.fault(tables) is None:
+            for name in tables.sets:
+                maps = tables.maps(name, self._views, self.num_images).maps
+                self._codes[name] = torch.cat([module.codes(part.to(module.device)) for part in maps.split(32)])
+
+    def compute(self, tables: Tables, name: str) -> Parts:
+        """Compute the statistics."""
+        masks = tables.maps(name, self._views, self.num_images).masks
+        module: Any = tables.encoder.module
+        facts = {"num_codes": module.num_codes}
+        yield code_statistics(self._codes.pop(name), masks=masks, **facts), facts
 
 
 @dataclass

@@ -11,6 +11,8 @@ from torch.nn import functional as F  # noqa: N812
 from repr.losses.blockwise import widened
 from repr.losses.precision import full_precision
 
+Pool = Literal["max", "mean"]
+
 
 def distances(features: Tensor, words: Tensor) -> Tensor:
     """Squared distance of every cell of a map to every word: ``||f_bhw - v_k||^2``.
@@ -44,7 +46,7 @@ def codes(distances: Tensor, *, inverse_delta: float | None, mean_distance: floa
     return (-inverse_delta / mean_distance * distances).softmax(1)
 
 
-def bag(codes: Tensor, *, pool: Literal["max", "mean"] = "max") -> Tensor:
+def bag(codes: Tensor, *, pool: Pool = "max") -> Tensor:
     """How much of each word a picture has: the maximum, or mean, over its cells, divided by the sum over words.
 
     Shapes: ``codes`` (B, K, H, W); the result is (B, K), whose rows sum to 1.

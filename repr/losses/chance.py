@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.blockwise import Scalar
 from repr.losses.clustering import swapped_prediction
-from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.losses.contrastive import clip, cross_nt_xent, nt_xent, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
 from repr.losses.mixup import mixed_contrast, soft_clip
@@ -34,6 +34,7 @@ LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
     sigmoid: _sigmoid,
     mixed_contrast: lambda num_rows, **_: math.log(num_rows),
     soft_clip: lambda num_rows, **_: math.log(num_rows),
+    cross_nt_xent: lambda num_rows, **_: math.log(num_rows),
     nt_xent: lambda num_rows, **_: math.log(2 * num_rows - 1),
     alignment: lambda alpha, **_: 2 ** (alpha / 2),
     uniformity: lambda t, **_: -2 * t,

@@ -80,6 +80,38 @@ def sigmoid(
         return exchange.mean(total / len(x))
 
 
+def cross_nt_xent(
+    anchors: Tensor,
+    candidates: Tensor,
+    *,
+    temperature: Scalar = 0.1,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Cross-entropy of finding, for each anchor, its candidate among all candidates; anchors are no candidates.
+
+    With ``x`` and ``y`` the normalised anchors and candidates and ``s_ij = <x_i, y_j> / temperature``::
+
+        loss = -1/N sum_i log( exp s_ii / sum_j exp s_ij )
+
+    It is one half of :func:`clip`.
+
+    Range: [0, 2 / temperature + ln N], in nats. At chance (all similarities equal): ln N.
+
+    Source: van den Oord et al., 2018 (InfoNCE), arXiv:1807.03748, equation 4.
+    """
+    with full_precision(anchors, precision):
+        x, y = unit(anchors, candidates, exchange=exchange)
+        scale = 1 / temperature
+        shift = true_logits(y, x, scale)
+        # Candidates are the rows that travel, and each process compares those of all with its own anchors.
+        _, sums, positives = logsumexp(
+            y, x, scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision
+        )
+        return exchange.mean((sums - positives).mean())
+
+
 def nt_xent(
     a: Tensor,
     b: Tensor,

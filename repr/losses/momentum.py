@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import Scalar, logsumexp, normalise, true_logits, unit, widened
+from repr.losses.blockwise import Scalar, normalise, unit, widened
+from repr.losses.contrastive import cross_nt_xent
 from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.hypersphere import alignment
 from repr.losses.precision import Precision, full_precision
@@ -61,18 +64,13 @@ def key_contrast(
     """
     if queue is not None and (queue.ndim != 2 or queue.shape[1:] != query.shape[1:]):
         raise ValueError(f"queue is (K, D) as wide as query; got {tuple(queue.shape)} and {tuple(query.shape)}")
+    if queue is None:
+        options: Any = {"chunk_size": chunk_size, "exchange": exchange, "precision": precision}
+        return cross_nt_xent(query, keys.detach(), temperature=temperature, **options)
     with full_precision(query, precision):
         q, k = unit(query, keys.detach(), exchange=exchange)
-        scale = 1 / temperature
-        if queue is not None:
-            (rest,) = unit(queue.detach())
-            return exchange.mean(_beside_queue(q, k, rest.to(q.dtype), scale, chunk_size).mean())
-        shift = true_logits(k, q, scale)
-        # Keys are the rows that travel, and each process compares those of all with its own queries.
-        _, sums, positives = logsumexp(
-            k, q, scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision
-        )
-        return exchange.mean((sums - positives).mean())
+        (rest,) = unit(queue.detach())
+        return exchange.mean(_beside_queue(q, k, rest.to(q.dtype), 1 / temperature, chunk_size).mean())
 
 
 def _beside_queue(q: Tensor, k: Tensor, queue: Tensor, scale: Scalar, chunk_size: int | None) -> Tensor:

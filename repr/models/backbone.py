@@ -129,6 +129,34 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
     return intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
 
 
+def feature_maps(backbone: nn.Module, images: Tensor, num: int) -> list[Tensor]:
+    """The maps of the last stages or blocks of a timm model, each as :func:`feature_map` gives the last."""
+    model: Any = backbone
+    return model.forward_intermediates(images, indices=num, norm=True, output_fmt="NCHW", intermediates_only=True)
+
+
+def map_channels(backbone: nn.Module, num: int) -> list[int]:
+    """Channels of :func:`feature_maps`, as a timm model tells them.
+
+    Raises:
+        ValueError: it has fewer maps.
+    """
+    stages: Any = getattr(backbone, "feature_info", [])
+    if not 1 <= num <= len(stages):
+        raise ValueError(
+            f"num_levels={num}: {type(backbone).__name__} has {len(stages)} feature maps; set it to 1 or more, at most "
+            "so many, and backbone.name to a timm ResNet, ConvNeXt or ViT"
+        )
+    return [stage["num_chs"] for stage in stages[-num:]]
+
+
+def pooled_and_map(backbone: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a timm model makes of pictures, (B, D), and the feature map that it pools, (B, C, h, w), in one pass."""
+    model: Any = backbone
+    last, maps = model.forward_intermediates(images, indices=1, norm=True, output_fmt="NCHW")
+    return model.forward_head(last), maps[-1]
+
+
 def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
     """Which square inputs a backbone cannot take: side in pixels -> the first line of what the model says.
 

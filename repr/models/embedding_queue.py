@@ -55,8 +55,9 @@ class Queue(nn.Module):
         self._full = False  # until what was loaded says otherwise
 
 
-def length_fault(length: int, batch_size: int) -> str:
+def length_fault(length: int, batch_size: int, name: str = "queue_length") -> str:
     """What to say of a queue that whole batches do not fill."""
     below = length // batch_size * batch_size
     near = f"{below} or {below + batch_size}" if below else str(batch_size)
-    return f"queue_length={length} is not a multiple of the global batch of {batch_size}: set it to {near}, or to 0"
+    none = ", or to 0" if name == "queue_length" else ""
+    return f"{name}={length} is not a multiple of the global batch of {batch_size}: set it to {near}{none}"

@@ -86,3 +86,9 @@ def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:
         between = [nn.ReLU(inplace=True), *([nn.Dropout(dropout)] if dropout else [])] if layers else []
         layers += [*between, linear]
     return nn.Sequential(*layers)
+
+
+def project(head: nn.Module, features: Tensor) -> Tensor:
+    """A head of rows, applied to every cell of a map: (N, C, H, W) -> (N, D, HW)."""
+    rows = features.permute(0, 2, 3, 1)  # (N, H, W, C)
+    return head(rows.flatten(0, 2)).unflatten(0, (len(rows), -1)).mT

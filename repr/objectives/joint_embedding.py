@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from itertools import combinations
-from typing import Any
+from itertools import combinations, permutations
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,10 @@ from repr.losses.precision import precision_of
 from repr.losses.sigreg import random_directions, sigreg
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
+from repr.models.hallucinator import Hallucinator
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.hallucination import COSINES, hallucinate
 from repr.objectives.negatives import masks_false_negatives, told_keys
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
@@ -37,6 +39,7 @@ SINGLES: Losses = {  # of one view
     "sigreg": sigreg,
 }
 TOGETHER: Losses = {"centred_invariance": decorrelation.centred_invariance}  # of all views
+BEYOND: Losses = {"hallucination": contrastive.cross_nt_xent}  # of what is hallucinated of a pair, and its other view
 
 
 class JointEmbedding(Objective):
@@ -54,7 +57,9 @@ class JointEmbedding(Objective):
 
     Terms: of two views, averaged over all pairs of views: ``contrast``, ``alignment``, ``invariance``,
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``, ``sigreg``; of
-    all views: ``centred_invariance``.
+    all views: ``centred_invariance``. ``hallucination`` is our form of what Wu et al. propose (2023, arXiv 2307.12168):
+    what a hallucinator makes of a view and another is to find that other one among those of all samples, averaged over
+    all pairs of views in both directions.
 
     Args:
         num_layers: linear layers of the head.
@@ -64,12 +69,14 @@ class JointEmbedding(Objective):
             ``directions`` besides.
         num_directions: along which ``sigreg`` compares, drawn anew at each step.
         seed: of these directions.
+        extrapolation: how far at most the hallucination goes beyond a view, in distances of the two views.
     """
 
-    TERMS = (*PAIRS, *SINGLES, *TOGETHER)
-    PAIRWISE = ("contrast", "uniformity")
+    TERMS = (*PAIRS, *SINGLES, *TOGETHER, *BEYOND)
+    PAIRWISE = ("contrast", "uniformity", "hallucination")
     STATISTICS = ("correlation", "variance", "covariance", "sigreg")
     EMBEDDINGS = ("image", "trunk", "projection")
+    MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | COSINES
 
     def __init__(
         self,
@@ -86,6 +93,7 @@ class JointEmbedding(Objective):
         false_negatives: str = "keep",
         num_directions: int = 1024,
         seed: int = 0,
+        extrapolation: float = 1.0,
         weights: Mapping[str, float] | None = None,
         losses: Losses | None = None,
         optim: Optim | None = None,
@@ -94,7 +102,7 @@ class JointEmbedding(Objective):
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
         self.losses = chosen(
-            {**PAIRS, **SINGLES, **TOGETHER},
+            {**PAIRS, **SINGLES, **TOGETHER, **BEYOND},
             losses,
             pairwise=self.PAIRWISE,
             chunk_size=chunk_size,
@@ -106,6 +114,8 @@ class JointEmbedding(Objective):
             raise ValueError(f"num_directions={num_directions}; set it to 1 or more")
         self.dim, self.num_directions, self.seed = dim, num_directions, seed
         self.head = mlp(widths, last_norm=last_norm, last_bias=last_bias)
+        if "hallucination" in self.weights:
+            self.hallucinator = Hallucinator(dim, extrapolation)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Too few views, and views that the backbone cannot take."""
@@ -123,8 +133,18 @@ class JointEmbedding(Objective):
         views = list(embedding.chunk(num_views))  # V x (B, D)
         logs: dict[str, Tensor | float] = {}
         keys = told_keys(batch, logs) if self.masks_negatives else {}
-        terms = {name: self._term(name, views, keys) for name in self.weights}
-        return StepOutput(terms, {"embedding": views[0]}, logs=logs)
+        embeddings = {"embedding": views[0]}
+        terms: dict[str, Tensor] = {}
+        for name in self.weights:
+            if name == "hallucination":
+                pairs = list(permutations(views, 2))
+                beyond = hallucinate(self.hallucinator, pairs, batch["seed"], logs)
+                values = [self.losses[name](h, other) for h, (_, other) in zip(beyond, pairs, strict=True)]
+                terms[name] = torch.stack(values).mean()
+                embeddings["hallucinated"] = beyond[0]
+            else:
+                terms[name] = self._term(name, views, keys)
+        return StepOutput(terms, embeddings, logs=logs)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Embeddings:
         """Embeddings of an evaluation batch, and ``projection`` (B, dim), where the loss is taken."""

@@ -20,6 +20,7 @@ from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
 from repr.objectives.base import Objective, chosen
+from repr.objectives.labels import learnt_column
 from repr.objectives.mixing import Mixing
 from repr.optim import Optim
 
@@ -154,23 +155,7 @@ class MixupContrast(Objective):
             return
         if self.tables:
             self._check_tables({block: table.shape[1] for block, table in data.tables["train"].items()})
-        known = list(data.attributes)
-        name = self.attribute or next(iter(known), None)
-        if name not in known:
-            wanted = "labels" if self.attribute is None else f"the attribute '{self.attribute}'"
-            raise ValueError(
-                f"MixupContrast learns classes, and the data lacks {wanted}; it has {', '.join(known) or 'none'}: set "
-                "data.train.labels (or attributes) and objective.attribute"
-            )
-        self._column = known.index(name)
-        if (num := len(data.attributes[name])) > self.num_classes:
-            raise ValueError(f"'{name}' has {num} classes: set objective.num_classes={num}, not {self.num_classes}")
-        labels = data.train.attributes.get(name, [""] * len(data.train))
-        if missing := [row for row, label in enumerate(labels) if not label]:
-            raise ValueError(
-                f"{len(missing)} of {len(labels)} rows of data.train have no label '{name}', the first is "
-                f"{data.train.key(missing[0])}: label them or leave them out (data.train.where)"
-            )
+        self._column = learnt_column(data, type(self).__name__, self.attribute, self.num_classes)
 
     def _check_tables(self, blocks: Mapping[str, int]) -> None:
         """Compare the encoders of tables with the blocks of the data and their numbers of columns."""

@@ -15,14 +15,14 @@ from repr.distributed import means
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
-from repr.models.backbone import feature_map, freeze_unreached, map_shape, width_of
+from repr.models.backbone import feature_map, freeze_unreached, width_of
 from repr.models.batchnorm import synchronise
-from repr.models.heads import mlp
+from repr.models.heads import mlp, project
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
 from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
-from repr.objectives.views import view_sizes
+from repr.objectives.views import map_faults, view_sizes
 from repr.optim import Optim
 
 NUM_SHOWN = 3  # images in a picture
@@ -98,18 +98,7 @@ class PixPro(Objective):
         yield from (faults := list(super().config_faults(cfg)))
         if len(sizes) != 2:
             yield f"{flow} compares two views of a sample, and views has {len(sizes)}: set views=byol"
-        for size in sorted(set(sizes)):
-            try:
-                _, height, width = map_shape(self.backbone, size)
-            except ValueError as error:
-                if not faults:
-                    yield f"backbone.name={name}: {error}"
-                return
-            if height * width == 1 and not cfg.smoke:
-                yield (
-                    f"backbone.name={name} makes one cell of a view of {size} x {size} pixels, and {flow} compares "
-                    "cells: raise image_size, or set +backbone.output_stride=8"
-                )
+        yield from map_faults(self.backbone, cfg, flow, told=bool(faults))
         if getattr(self.backbone, "global_pool", None) == "token" and not cfg.smoke:
             warnings.warn(
                 f"{flow} trains the patches of {name}, not its class token, which is what is evaluated and exported: "
@@ -195,9 +184,3 @@ class PixPro(Objective):
     def _both_ways(self, name: str, queries: list[Tensor], keys: list[Tensor], mask: Tensor) -> Tensor:
         loss = self.losses[name]
         return loss(queries[0], keys[1], mask) + loss(queries[1], keys[0], mask.mT)
-
-
-def project(head: nn.Module, features: Tensor) -> Tensor:
-    """A head of rows, applied to every cell of a map: (N, C, H, W) -> (N, D, HW)."""
-    rows = features.permute(0, 2, 3, 1)  # (N, H, W, C)
-    return head(rows.flatten(0, 2)).unflatten(0, (len(rows), -1)).mT

@@ -19,7 +19,7 @@ from repr.losses.precision import full_precision
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.embedding_queue import Queue, length_fault
-from repr.models.heads import mlp
+from repr.models.heads import mlp, project
 from repr.objectives.base import Objective
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
@@ -129,6 +129,16 @@ class SwAV(Objective):
         """The logarithm of the number of prototypes."""
         dim = self.prototypes.out_features
         return {"swapped_prediction": at_chance(swapped_prediction, num_rows=num_rows, dim=dim)}
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return self.prototypes.out_features
+
+    def codes(self, maps: Tensor) -> Tensor:
+        """The nearest prototype of each cell of the backbone's maps: (B, C, h, w) -> (B, h, w) int64."""
+        cells = project(self.head, maps).float().mT.flatten(0, 1)
+        return self._scores(F.normalize(cells, dim=1)).argmax(1).view(len(maps), *maps.shape[2:])
 
     def _scores(self, embedding: Tensor) -> Tensor:
         """Cosines with the prototypes: (N, D) -> (N, K) float32."""

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from repr.config import untrained
-from repr.models.backbone import nearest_size, pixel_convolution, refused_sizes
+from repr.models.backbone import map_shape, nearest_size, pixel_convolution, refused_sizes
 
 
 def view_sizes(cfg: Any) -> list[int]:
@@ -36,6 +36,23 @@ def backbone_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:
             f"backbone.name={name} cannot take pictures of {size} x {size} pixels ({reason}): set "
             f"{'image_size' if own else 'this size'} to {near or 'another size'}{hint}"
         )
+
+
+def map_faults(backbone: nn.Module, cfg: Any, flow: str, *, told: bool) -> Iterator[str]:
+    """Sizes of views of which a backbone gives no feature map, unless that is ``told``, or one of a single cell."""
+    name = cfg.backbone.get("name")
+    for size in sorted(set(view_sizes(cfg))):
+        try:
+            _, height, width = map_shape(backbone, size)
+        except ValueError as error:
+            if not told:
+                yield f"backbone.name={name}: {error}"
+            return
+        if height * width == 1 and not cfg.smoke:
+            yield (
+                f"backbone.name={name} makes one cell of a view of {size} x {size} pixels, and {flow} compares cells: "
+                "raise image_size, or set +backbone.output_stride=8"
+            )
 
 
 def precision_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:

@@ -17,6 +17,7 @@ EQUAL = torch.ones(N, D, dtype=torch.float64)  # all similarities equal
 CASES = {
     contrastive.clip: (partial(contrastive.clip, logit_scale=20.0), (EQUAL, EQUAL), {}),
     contrastive.sigmoid: (partial(contrastive.sigmoid, logit_scale=1e-9), (X, Y), {"logit_bias": BIAS}),
+    contrastive.cross_nt_xent: (contrastive.cross_nt_xent, (EQUAL, EQUAL), {}),
     contrastive.nt_xent: (partial(contrastive.nt_xent, temperature=0.1), (EQUAL, EQUAL), {}),
     mixup.mixed_contrast: (
         partial(mixup.mixed_contrast, perm=torch.arange(N).roll(1), lam=torch.rand(N), temperature=0.1),

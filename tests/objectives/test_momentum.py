@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import check, compose
+from repr.config import ConfigError, check, compose
 from repr.objectives.momentum import Momentum
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
 
-BYOL, MOCO = golden("byol"), golden("mocov3")
+BYOL, MOCO, DENSE = golden("byol"), golden("mocov3"), golden("densecl")
 
 
 class Tiny(nn.Module):
@@ -124,6 +124,62 @@ def test_byol(case):
     assert_close(objective.state_dict(), {name: x for name, x in final.items() if name not in shifted}, 1e-4)
 
 
+def slots(length: int, batch_size: int, num_steps: int) -> Tensor:
+    """Where the ring of the authors' code has the rows of ours, newest first, after so many steps."""
+    order = torch.arange(length).flip(0)  # theirs overwrite the first place first
+    for step in range(num_steps):
+        first = step * batch_size % length
+        order = torch.cat([torch.arange(first, first + batch_size), order[:-batch_size]])
+    return order
+
+
+class TinyMap(Tiny):
+    """The same with the part of timm's interface that cells need."""
+
+    def forward_intermediates(self, x: Tensor, **_: object) -> tuple[Tensor, list[Tensor]]:
+        features = self.bn(self.conv(x)).relu()
+        return features, [features]
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.mark.parametrize("case", ["full_a", "full_lambda03"])
+def test_densecl(case):
+    file = {key.removeprefix(f"{case}/"): DENSE[key] for key in DENSE if key.startswith(f"{case}/")}
+    share, length = float(file["cfg.lambda"]), file["init.queue"].shape[1]
+    objective = Momentum(
+        TinyMap(6), hidden_dim=7, dim=5, last_bias=True, head_norm=False, predictor_layers=0, queue_length=length,
+        one_way=True, before_step=True, temperature=float(file["cfg.temperature"]),
+        weights={"contrast": 1 - share, "dense": share},
+    )  # fmt: skip
+    names = {
+        f"encoder_{theirs}.{part}": f"{ours}{name}"
+        for theirs, ours in (("q", ""), ("k", "teacher."))
+        for part, name in (("0", "backbone"), ("1.mlp", "projector"), ("1.mlp2", "dense_projector"))
+    }
+
+    def named(stage: str) -> dict[str, Tensor]:  # convolutions of one cell are linear layers
+        theirs = load(DENSE, case, stage, names)
+        return {name: x.flatten(1) if "projector" in name and x.ndim == 4 else x for name, x in theirs.items()}
+
+    for theirs, queue in (("queue", objective.queue), ("queue2", objective.dense_queue)):
+        queue.rows.copy_(torch.tensor(file[f"init.{theirs}"]).T.flip(0))  # newest first
+    objective = objective.double()
+    unknown = objective.load_state_dict(named("init"), strict=False)
+    assert unknown.unexpected_keys == []
+    assert all("queue" in name for name in unknown.missing_keys)
+    views = torch.tensor(file["views"], dtype=torch.float64).transpose(1, 2)
+    momenta = [float(file["cfg.momentum_f64"])] * len(views)
+    losses = trained(objective, views, float(file["cfg.sgd_lr"]), momenta, before=True)
+    expected = file["loss_contra_single"] + file["loss_contra_dense"]
+    assert losses == pytest.approx(expected.tolist(), rel=3e-5)
+    assert_close(objective.state_dict(), named("final"), 1e-4)
+    for theirs, queue in (("queue", objective.queue), ("queue2", objective.dense_queue)):
+        rows = torch.tensor(file[f"final.{theirs}"]).T[slots(length, views.shape[2], len(views))]
+        torch.testing.assert_close(queue.rows[0].float(), rows, rtol=0, atol=1e-4)
+
+
 def test_a_queue_keeps_keys_of_earlier_batches() -> None:
     objective = build("mocov2", "objective.queue_length=16", "data.batch_size=8")
     first, second = make_batch(8, seed=1), make_batch(8, seed=2)
@@ -170,3 +226,18 @@ def test_the_patch_embedding_can_stay_as_it_was() -> None:
 def test_what_does_not_fit_is_told(options: list[str], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         check(compose(options))
+
+
+def test_what_does_not_fit_cells_is_told() -> None:
+    small = ["image_size=32", "backbone.name=test_resnet", "objective.queue_length=100", "data.batch_size=64"]
+    with pytest.raises(ConfigError) as refused:
+        check(compose(["objective=densecl", *small]))
+    told = "\n".join(refused.value.faults)
+    assert "queue_length=100 is not a multiple" in told
+    assert "makes one cell of a view of 32 x 32 pixels" in told
+    for options, why in (
+        ({"queue_length": 0}, "weights.dense compares cells with a queue"),
+        ({"queue_length": 8, "weights": {"dense": 1}}, "weights.dense alone leaves the other projector"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            Momentum(TinyMap(4), **{"weights": {"contrast": 1, "dense": 1}, **options})

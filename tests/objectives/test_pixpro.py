@@ -20,9 +20,10 @@ from repr.config import ConfigError, check, compose
 from repr.drawing import shown
 from repr.losses.pixel import pixel_contrast, positive_mask
 from repr.models.backbone import backbone, feature_map
+from repr.models.heads import project
 from repr.models.teacher import Teacher
 from repr.objectives.match_picture import RIGHT, WRONG
-from repr.objectives.pixpro import PixPro, project
+from repr.objectives.pixpro import PixPro
 from repr.optim import Optim
 from repr.training.guard import NonFiniteGuard
 from tests.golden import golden
