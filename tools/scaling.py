@@ -30,7 +30,9 @@ COMMON = [
 PATCHES = ["+backbone.global_pool=avg", "+backbone.fc_norm=false"]  # pooled, so that patches are trained
 OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
-    "swav": ["+backbone.dynamic_img_size=true"],
+    **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ["+backbone.dynamic_img_size=true"]),
+    "obow": ["+backbone.dynamic_img_size=true", f"objective.num_words={LARGE}"],
+    **dict.fromkeys(("mocov2", "densecl"), [f"objective.queue_length={LARGE}"]),
     **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
 }
 
