@@ -22,6 +22,7 @@ coloured. Ours leaves colour to the training device; what that costs is given to
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -45,15 +46,19 @@ from repr.models.decoder import Decoder
 from repr.models.masking import Masking
 from repr.objectives.joint_embedding import JointEmbedding
 from repr.objectives.masked_autoencoders import MaskedViews
+from repr.objectives.momentum import Momentum
+from repr.objectives.self_distillation import SelfDistillation
 from repr.objectives.swav import SwAV
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/step_time.md"
 HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
+FAILURES = (ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 # name -> batch size, sizes of the large views, sizes of the small ones
 RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
 BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
 Step = Callable[[], Tensor]  # forward and loss
+CPU = torch.device("cpu")
 Times = dict[str, list[tuple[float, float]]]  # library -> seconds by the clock and of CPU of each step
 
 
@@ -63,13 +68,17 @@ def trunk(name: str, size: int) -> nn.Module:
     return backbone(name, image_size=size, **options)
 
 
-# SimCLR and SwAV in each library -------------------------------------------------------------------------------------
+# The methods in each library; the teachers of BYOL and DINO are asked, and do not follow -----------------------------
 
 
 def ours(method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]) -> tuple[nn.Module, Step]:
     if method == "SimCLR":
         flow: Any = JointEmbedding(model, hidden_dim=HIDDEN, dim=DIM, last_norm="affine")
         batch = Batch(views=large)
+    elif method == "BYOL":
+        flow, batch = Momentum(model), Batch(views=large)
+    elif method == "DINO":
+        flow, batch = SelfDistillation(model), Batch(views=[*large, *small])
     else:
         flow = SwAV(model, hidden_dim=HIDDEN, dim=DIM, num_prototypes=PROTOTYPES)
         batch = Batch(views=[*large, *small])
@@ -81,6 +90,8 @@ def lightly(method: str, model: nn.Module, large: list[Tensor], small: list[Tens
     from lightly.models.modules import SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
 
     width = int(model.num_features)
+    if method in ("BYOL", "DINO"):
+        return lightly_teacher(method, model, width, large, small)
     if method == "SimCLR":
         head, criterion = SimCLRProjectionHead(width, HIDDEN, DIM), NTXentLoss(temperature=0.1)
         parts = nn.ModuleList([model, head])
@@ -95,6 +106,35 @@ def lightly(method: str, model: nn.Module, large: list[Tensor], small: list[Tens
     return nn.ModuleList([model, head, prototypes]), step
 
 
+def lightly_teacher(
+    method: str, model: nn.Module, width: int, large: list[Tensor], small: list[Tensor]
+) -> tuple[nn.Module, Step]:
+    from lightly.loss import DINOLoss, NegativeCosineSimilarity
+    from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead, DINOProjectionHead
+
+    kind: Any = BYOLProjectionHead if method == "BYOL" else DINOProjectionHead
+    student = nn.Sequential(model, kind(width))
+    teacher = nn.Sequential(copy.deepcopy(model), kind(width)).requires_grad_(False)
+    if method == "BYOL":
+        predictor, similarity = BYOLPredictionHead(), NegativeCosineSimilarity()
+
+        def step() -> Tensor:
+            one, two = (predictor(student(view)) for view in large)
+            with torch.no_grad():
+                first, second = (teacher(view) for view in large)
+            return 0.5 * (similarity(one, second) + similarity(two, first))
+
+        return nn.ModuleList([student, teacher, predictor]), step
+    criterion = DINOLoss()
+
+    def dino_step() -> Tensor:
+        with torch.no_grad():
+            targets = [teacher(view) for view in large]
+        return criterion(targets, [student(view) for view in (*large, *small)])
+
+    return nn.ModuleList([student, teacher, criterion]), dino_step
+
+
 def stable_pretraining(
     method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]
 ) -> tuple[nn.Module, Step]:
@@ -104,13 +144,24 @@ def stable_pretraining(
     if method == "SimCLR":
         module = SimCLR(model, projector_dims=(HIDDEN, DIM), temperature=0.1)
         return module, lambda: module(*large).loss
+    width = int(model.num_features)
+    if method == "BYOL":
+        from stable_pretraining.methods.byol import BYOL
+
+        module = BYOL(model, embed_dim=width)
+        return module, lambda: module(*large).loss
+    if method == "DINO":
+        from stable_pretraining.methods.dino import DINO
+
+        module = DINO(model, embed_dim=width)
+        return module, lambda: module(global_views=large, local_views=small).loss
     module = StableSwAV(model, projector_dims=(HIDDEN, DIM), n_prototypes=PROTOTYPES)
     return module, lambda: module(global_views=large, local_views=small).loss
 
 
 def our_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
     flow = MaskedViews(model, masking=Masking(ratio=ratio), decoder=partial(Decoder, normalize_target=False))
-    batch = Batch(views=[images], seed=torch.arange(len(images)))
+    batch = Batch(views=[images], seed=torch.arange(len(images), device=images.device))
     return flow, lambda: flow.total(flow.step(batch).terms)
 
 
@@ -124,7 +175,7 @@ def lightly_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Modu
 
     def step() -> Tensor:
         shape = len(images), encoder.sequence_length
-        keep, masked = utils.random_token_mask(size=shape, mask_ratio=ratio)
+        keep, masked = utils.random_token_mask(size=shape, mask_ratio=ratio, device=images.device)
         encoded = decoder.embed(encoder.encode(images, idx_keep=keep))
         tokens = utils.set_at_index(utils.repeat_token(decoder.mask_token, shape), keep, encoded)
         pred = decoder.predict(utils.get_at_index(decoder.decode(tokens), masked))
@@ -172,22 +223,28 @@ def mae_times(recipe: str, seconds: float) -> Times:
     return measure(makes, seconds)
 
 
-def measure(makes: Mapping[str, Callable[[], tuple[nn.Module, Step]]], seconds: float) -> Times:
-    """Each candidate's step in turn for about so long; the times of the first step are left out."""
+def measure(
+    makes: Mapping[str, Callable[[], tuple[nn.Module, Step]]], seconds: float, device: torch.device = CPU
+) -> Times:
+    """Each candidate's step in turn for about so long; the times of the first step are left out.
+
+    On a GPU encoders are in bfloat16. What is not installed, or makes no step, is left out and named.
+    """
     candidates: dict[str, tuple[nn.Module, Step]] = {}
     for library, make in makes.items():
         torch.manual_seed(0)
         try:
-            candidates[library] = make()
-        except ImportError as error:
-            print(f"{library} is left out: {error}", file=sys.stderr)
+            module, forward = make()
+            _step(module.to(device), forward, device)  # memory is allocated before anything is measured
+            candidates[library] = module, forward
+        except FAILURES as error:
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"{library} is left out: {told}", file=sys.stderr, flush=True)
     times: Times = {library: [] for library in candidates}
-    for library in candidates:
-        _step(*candidates[library])  # memory is allocated before anything is measured
     end, order = time.monotonic() + seconds, list(candidates)
     while time.monotonic() < end or len(times["ours"]) < 3:
         for library in order:
-            times[library].append(_step(*candidates[library]))
+            times[library].append(_step(*candidates[library], device))
         order.append(order.pop(0))
     return times
 
@@ -204,11 +261,21 @@ def rows(first: str, times: Times) -> list[str]:
     return lines
 
 
-def _step(module: nn.Module, forward: Step) -> tuple[float, float]:
+def _step(module: nn.Module, forward: Step, device: torch.device = CPU) -> tuple[float, float]:
     module.zero_grad()
+    wait(device)
     clock, cpu = time.perf_counter(), time.process_time()
-    forward().sum().backward()
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        loss = forward().sum()
+    loss.backward()
+    wait(device)
     return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def wait(device: torch.device) -> None:
+    """Until everything that was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:
