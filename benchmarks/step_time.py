@@ -144,16 +144,15 @@ def stable_pretraining(
     if method == "SimCLR":
         module = SimCLR(model, projector_dims=(HIDDEN, DIM), temperature=0.1)
         return module, lambda: module(*large).loss
-    width = int(model.num_features)
     if method == "BYOL":
         from stable_pretraining.methods.byol import BYOL
 
-        module = BYOL(model, embed_dim=width)
+        module = BYOL(model)
         return module, lambda: module(*large).loss
     if method == "DINO":
         from stable_pretraining.methods.dino import DINO
 
-        module = DINO(model, embed_dim=width)
+        module = DINO(model)
         return module, lambda: module(global_views=large, local_views=small).loss
     module = StableSwAV(model, projector_dims=(HIDDEN, DIM), n_prototypes=PROTOTYPES)
     return module, lambda: module(global_views=large, local_views=small).loss

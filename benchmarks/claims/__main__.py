@@ -41,8 +41,8 @@ def main() -> None:
     claim = import_module(f"benchmarks.claims.{options.name}")
     if options.minutes is not None and (options.minutes <= 0 or options.length):
         parser.error("--minutes takes a number above 0, and no --length beside it")
-    if (options.minutes or options.device == "cuda") and not hasattr(claim, "LENGTH"):
-        parser.error(f"{options.name} has no length that --minutes could choose, and runs on the CPU alone")
+    if (options.minutes or options.device == "cuda") and not hasattr(claim, "train"):
+        parser.error(f"{options.name} trains in stages, for which there is neither --minutes nor --device cuda")
     card = card_name() if options.device == "cuda" else ""
     if card is None:
         parser.error("--device cuda: this machine has no GPU")
