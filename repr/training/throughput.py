@@ -96,8 +96,8 @@ class Phases(Profiler):
         self._add(action_name, 1)
 
     def _add(self, action_name: str, sign: int) -> None:
-        owner, _, section = action_name.rpartition(".")
-        if self.seconds is None or section not in self._SECTIONS or owner.startswith("[Callback]"):
+        section = action_name.rpartition(".")[2]
+        if self.seconds is None or section not in self._SECTIONS:
             return
         seconds = sign * self.now()
         self.seconds[self._SECTIONS[section]] += seconds
@@ -113,8 +113,8 @@ class Throughput(pl.Callback):
     half of the views. Evaluation and checkpoints do not count. On a card whose peak is known, ``train/mfu`` is the
     share of it that the step's products and convolutions take; they are counted once, on the second batch, with what
     slices or checkpoints compute again. On CUDA ``train/memory_gb`` is the most that the allocator has handed out so
-    far. Of every ``phases``-th batch ``train/time_<phase>`` is a phase's share of its time;
-    a profiler of the Trainer's own takes their place.
+    far. Of every ``phases``-th batch ``train/time_<phase>`` is a phase's share of its time; a profiler of the Trainer's
+    own takes their place.
 
     Args:
         every: batches over which a logged value is averaged.
@@ -127,6 +127,9 @@ class Throughput(pl.Callback):
         waited: seconds spent waiting for data, by the batches that count; printed at the end.
         busy: seconds spent on those batches.
         operations: of a batch on this process; None before they are counted, or where the peak is not known.
+
+    Raises:
+        ValueError: a number of batches, or a peak, that is not above 0.
     """
 
     meanings: ClassVar = {
@@ -145,6 +148,9 @@ class Throughput(pl.Callback):
     def __init__(
         self, every: int = 10, settle: int = 10, enough: int = 50, phases: int = 100, peak: float | None = None
     ) -> None:
+        for name, value in {"every": every, "phases": phases, "peak": peak}.items():
+            if value is not None and value <= 0:
+                raise ValueError(f"callbacks.throughput.{name}={value}; set it above 0")
         self.every, self.settle, self.enough, self.phases, self.peak = every, settle, enough, phases, peak
         self.waited = self.busy = 0.0
         self.operations: float | None = None

@@ -123,3 +123,9 @@ def test_where_no_peak_is_known_nothing_is_counted(tmp_path: Path) -> None:
     assert trainer.profiler is profiler
     assert throughput.operations is None
     assert {"train/mfu", "train/memory_gb", "train/time_load"}.isdisjoint(trainer.callback_metrics)
+
+
+@pytest.mark.parametrize("option", ["every", "phases", "peak"])
+def test_a_number_that_cannot_be_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match=f"callbacks.throughput.{option}=0; set it above 0"):
+        Throughput(**{option: 0})
