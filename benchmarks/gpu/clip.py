@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from benchmarks.gpu.common import TINY_VIT, Speed, attempt, config, forget_peak, peak, train
+from benchmarks.gpu.common import TINY_VIT, Speed, attempt, clean, config, forget_peak, peak, train
 from benchmarks.step_time import wait
 from repr.batch import Batch
 from repr.models.backbone import backbone
@@ -46,7 +46,8 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
         [*SMALL, *TINY_VIT],
     )
     device = torch.device(options.device)
-    operations = count(cfg, device)
+    with clean():
+        operations = count(cfg, device)
     found: dict[str, tuple[int, Speed]] = {}
     for form in FORMS:
         speed = attempt(form, partial(measure, form, cfg, batch, device, seconds(options)))

@@ -144,10 +144,10 @@ def clean() -> Any:
     try:
         yield
     finally:
+        torch.compiler.reset()  # what is compiled holds models
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        torch.compiler.reset()
 
 
 def attempt(name: str, measure: Callable[[], Any]) -> Any:
