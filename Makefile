@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 # A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
 PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-oldest check clean
+.PHONY: demo test test-slow test-gpu test-oldest check clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
@@ -15,6 +15,9 @@ test: .venv/installed-dev  ## run the default tests
 
 test-slow: .venv/installed-dev  ## run the tests that take long
 	$(PYTEST) -m slow
+
+test-gpu: .venv/installed-dev  ## run the tests that need a GPU; docs/gpu.md says how without a network
+	$(PYTEST) --numprocesses 4 -m gpu
 
 test-oldest: .venv/installed-dev  ## test the exports with the oldest open_clip and timm that pyproject.toml allows
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \

@@ -143,7 +143,7 @@ class Several:
     def __init__(self, transform: Callable, views: int) -> None:
         self.transform, self.views = transform, views
 
-    def __call__(self, image: Any) -> tuple:  # noqa: D102
+    def __call__(self, image: Any) -> tuple:
         return tuple(self.transform(image) for _ in range(self.views))
 
 

@@ -19,8 +19,7 @@ def hardware(*libraries: str) -> str:
             model = line.split(":")[1].strip()
             break
     parts = [model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
-    if torch.cuda.is_available():
-        parts.append(torch.cuda.get_device_name())
+    parts += [card] if (card := card_name()) else []
     parts.append(f"load {os.getloadavg()[0]:.1f}")
     for name in libraries:
         try:
@@ -28,6 +27,13 @@ def hardware(*libraries: str) -> str:
         except PackageNotFoundError:
             parts.append(f"{name} not installed")
     return ", ".join(parts)
+
+
+def card_name() -> str | None:
+    """The name of the GPU, if there is one."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def publish(lines: Sequence[str], path: Path | None) -> None:

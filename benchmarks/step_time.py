@@ -50,11 +50,13 @@ from repr.objectives.swav import SwAV
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/step_time.md"
 HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
+FAILURES = (ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 # name -> batch size, sizes of the large views, sizes of the small ones
 RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
 BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
 Step = Callable[[], Tensor]  # forward and loss
 Candidate = tuple[Any, ...]  # a module, its step, and what comes after backward, such as the update of a teacher
+CPU = torch.device("cpu")
 Times = dict[str, list[tuple[float, float]]]  # library -> seconds by the clock and of CPU of each step
 
 
@@ -111,7 +113,7 @@ def stable_pretraining(
 
 def our_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
     flow = MaskedViews(model, masking=Masking(ratio=ratio), decoder=partial(Decoder, normalize_target=False))
-    batch = Batch(views=[images], seed=torch.arange(len(images)))
+    batch = Batch(views=[images], seed=torch.arange(len(images), device=images.device))
     return flow, lambda: flow.total(flow.step(batch).terms)
 
 
@@ -125,7 +127,7 @@ def lightly_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Modu
 
     def step() -> Tensor:
         shape = len(images), encoder.sequence_length
-        keep, masked = utils.random_token_mask(size=shape, mask_ratio=ratio)
+        keep, masked = utils.random_token_mask(size=shape, mask_ratio=ratio, device=images.device)
         encoded = decoder.embed(encoder.encode(images, idx_keep=keep))
         tokens = utils.set_at_index(utils.repeat_token(decoder.mask_token, shape), keep, encoded)
         pred = decoder.predict(utils.get_at_index(decoder.decode(tokens), masked))
@@ -173,22 +175,27 @@ def mae_times(recipe: str, seconds: float) -> Times:
     return measure(makes, seconds)
 
 
-def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float) -> Times:
-    """Each candidate's step in turn for about so long; the times of the first step are left out."""
+def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float, device: torch.device = CPU) -> Times:
+    """Each candidate's step in turn for about so long; the times of the first step are left out.
+
+    On a GPU encoders are in bfloat16. What is not installed, or makes no step, is left out and named.
+    """
     candidates: dict[str, Candidate] = {}
     for library, make in makes.items():
         torch.manual_seed(0)
         try:
-            candidates[library] = make()
-        except ImportError as error:
-            print(f"{library} is left out: {error}", file=sys.stderr)
+            module, *work = make()
+            candidate = module.to(device), *work
+            _step(device, *candidate)  # memory is allocated before anything is measured
+            candidates[library] = candidate
+        except FAILURES as error:
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            print(f"{library} is left out: {told}", file=sys.stderr, flush=True)
     times: Times = {library: [] for library in candidates}
-    for library in candidates:
-        _step(*candidates[library])  # memory is allocated before anything is measured
     end, order = time.monotonic() + seconds, list(candidates)
     while time.monotonic() < end or len(times["ours"]) < 3:
         for library in order:
-            times[library].append(_step(*candidates[library]))
+            times[library].append(_step(device, *candidates[library]))
         order.append(order.pop(0))
     return times
 
@@ -205,13 +212,23 @@ def rows(first: str, times: Times) -> list[str]:
     return lines
 
 
-def _step(module: nn.Module, forward: Step, *after: Callable[[], object]) -> tuple[float, float]:
+def _step(device: torch.device, module: nn.Module, forward: Step, *after: Callable[[], object]) -> tuple[float, float]:
     module.zero_grad()
+    wait(device)
     clock, cpu = time.perf_counter(), time.process_time()
-    forward().sum().backward()
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        loss = forward().sum()
+    loss.backward()
     for work in after:
         work()
+    wait(device)
     return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def wait(device: torch.device) -> None:
+    """Until everything that was asked of a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def worker_rates(recipe: str, num: int) -> dict[str, list[float]]:

@@ -14,10 +14,25 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew", action="store_true", help="write tests/curves anew, see tests/test_experiments.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped where there is none; TEST_DEVICE=cpu rehearses those that can be."""
+    if DEVICE == "cuda" and not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="there is no GPU"))
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """The GPU, for tests marked ``gpu``; or what they are rehearsed on."""
+    return torch.device(DEVICE)
 
 
 @pytest.fixture(autouse=True)

@@ -161,6 +161,12 @@ def test_a_needed_argument_is_missed() -> None:
         check(cfg)
 
 
+def test_a_gpu_trains_in_bf16_and_evaluates_in_float32() -> None:
+    assert compose(["trainer=gpu"]).trainer.precision == "bf16-mixed"
+    assert compose(["trainer=gpu", "trainer.precision=32-true"]).trainer.precision == "32-true"
+    assert compose().trainer.precision == compose(["trainer=gpu"], root="evaluate").trainer.precision == "32-true"
+
+
 def test_smoke_shrinks_and_the_command_line_counts_more() -> None:
     cfg = compose(["smoke=true"])
     assert (cfg.data.batch_size, cfg.image_size, cfg.views.main.size) == (8, 32, 32)

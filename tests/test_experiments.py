@@ -14,6 +14,7 @@ import pytest
 from repr.config import CONF
 from repr.fit import main
 from repr.runs.folder import METRICS
+from repr.training.throughput import Throughput
 
 CURVES = Path(__file__).parent / "curves"
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -32,7 +33,7 @@ def curves(folder: Path) -> dict[str, list[float]]:
         stage = path.parent.relative_to(folder)
         for row in csv.DictReader(path.read_text().splitlines()):
             for name, value in row.items():
-                told = name.startswith("train/") and not name.endswith((".chance", "samples_per_s", "data_wait"))
+                told = name.startswith("train/") and not name.endswith(".chance") and name not in Throughput.meanings
                 if told and value:
                     values.setdefault((stage / name).as_posix(), []).append(float(f"{float(value):.6g}"))
     return values

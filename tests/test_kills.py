@@ -14,6 +14,7 @@ import torch
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import can_resume
+from repr.training.throughput import Throughput
 from tests.test_fit import TINY, rows
 
 KILLS = int(os.environ.get("KILLS", "6"))  # of each flow; 30 take half an hour on two cores, and more on two processes
@@ -140,8 +141,7 @@ def equal(a: object, b: object) -> bool:
 
 def table(folder: Path) -> list[dict[str, str]]:
     """The rows of a run, but for its speed."""
-    speed = ("train/samples_per_s", "train/data_wait")
-    return [{name: value for name, value in row.items() if name not in speed} for row in rows(folder)]
+    return [{name: value for name, value in row.items() if name not in Throughput.meanings} for row in rows(folder)]
 
 
 @pytest.fixture(scope="module")

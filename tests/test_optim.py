@@ -8,6 +8,7 @@ import timm
 import torch
 from hydra.utils import instantiate
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repr.config import compose
 from repr.models.teacher import Teacher
@@ -278,3 +279,18 @@ def test_layer_decay_needs_layers() -> None:
     model.backbone = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="timm backbone"):
         Optim(layer_decay=0.5).build(model, 5)
+
+
+def test_adam_is_fused_where_all_lies_on_a_gpu_and_nothing_else_was_asked_for() -> None:
+    with FakeTensorMode():
+        modules = {device: nn.Linear(2, 2, device=device) for device in ("cpu", "cuda")}
+    for device, name, options, expected in (
+        ("cuda", "adamw", {}, True),
+        ("cuda", "adam", {}, True),
+        ("cuda", "adamw", {"foreach": True}, None),
+        ("cuda", "adamw", {"fused": False}, False),
+        ("cpu", "adamw", {}, None),
+    ):
+        optimizer, _ = Optim(name=name, options=options).build(modules[device], 3)
+        assert {group["fused"] for group in optimizer.param_groups} == {expected}
+        assert not getattr(optimizer, "_step_supports_amp_scaling", False)  # it would unscale after clipping

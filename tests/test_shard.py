@@ -3,8 +3,6 @@
 import inspect
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -245,24 +243,3 @@ def test_optimizers_step_on_shards_as_on_whole_parameters(name: str, options: di
     if name == "lamb":
         with pytest.raises(ValueError, match=r"set optim\.options\.max_grad_norm=null"):
             Optim(name=name).build(objective, 3)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(
-    "experiment", ["demo", "clip_vit_b32", "simclr_rn50", "swav_vit_s16", "pixpro_rn50", "mae_vit_b16"]
-)
-def test_experiments_run_in_bf16_compiled_and_sharded_on_one_gpu(experiment: str, tmp_path: Path) -> None:
-    """In smoke size."""
-    options = [
-        f"experiment={experiment}",
-        "smoke=true",
-        "trainer=fsdp",
-        "trainer.accelerator=gpu",
-        "trainer.devices=1",
-        "compile=true",
-    ]
-    command = [sys.executable, "-m", "repr.fit", *options, "trainer.precision=bf16-mixed", f"run_folder={tmp_path}/run"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    content = read_checkpoint(tmp_path / "run" / "checkpoints" / "step=2.ckpt")
-    assert all(tensor.isfinite().all() for tensor in content["state_dict"].values() if tensor.is_floating_point())

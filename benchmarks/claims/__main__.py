@@ -2,7 +2,8 @@
 
 NAME is a module of this folder, which says what is compared; it runs half an hour on two cores, with ``--quick`` three
 minutes. ``--write`` also writes ``benchmarks/results/NAME.md``. Runs go on both cores, each with one
-thread (``--jobs``); no number depends on that.
+thread (``--jobs``); no number depends on that. ``--device cuda --minutes M`` trains all on one GPU, as long as
+short runs say that this allows, and writes ``NAME-<card>.md`` beside what the CPU gave.
 
 A claim is a module with a ``TITLE``; ``LIBRARIES`` whose versions are told; ``SEEDS`` and, where all runs have the
 same, their ``LENGTH`` in epochs, each for a whole and for a quick start; ``settings(options)``, a paragraph on what is
@@ -17,7 +18,7 @@ import time
 from importlib import import_module
 from pathlib import Path
 
-from benchmarks.report import hardware, publish
+from benchmarks.report import card_name, hardware, publish
 
 HERE = Path(__file__).parent
 CLAIMS = ("class_pairs", "contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
@@ -33,13 +34,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="runs of each method; default: what the claim says")
     parser.add_argument("--length", type=int, help="of each run; default: what the claim says")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each with one thread")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that runs train on")
+    parser.add_argument("--minutes", type=float, help="for all runs; their length follows from it")
     parser.add_argument("--kept", type=Path, help="a folder for results of single runs; those in it are not run again")
     options = parser.parse_args()
     claim = import_module(f"benchmarks.claims.{options.name}")
+    if options.minutes is not None and (options.minutes <= 0 or options.length):
+        parser.error("--minutes takes a number above 0, and no --length beside it")
+    if (options.minutes or options.device == "cuda") and not hasattr(claim, "train"):
+        parser.error(f"{options.name} trains in stages, for which there is neither --minutes nor --device cuda")
+    card = card_name() if options.device == "cuda" else ""
+    if card is None:
+        parser.error("--device cuda: this machine has no GPU")
     options.seeds = options.seeds or claim.SEEDS[options.quick]
     options.length = options.length or getattr(claim, "LENGTH", (None, None))[options.quick]
     command = " ".join(["python -m benchmarks.claims", *sys.argv[1:]])
     start, load = time.monotonic(), hardware(*claim.LIBRARIES)
+    file = f"{'-'.join([options.name, *card.lower().split()])}.md"
     blocks: list[str] = []
     try:
         for block in claim.report(options):
@@ -47,7 +58,7 @@ def main() -> None:
     finally:  # what is known is not lost
         seconds = f"`{command}`, {time.monotonic() - start:.0f} s; the load is that before."
         lines = [f"# {claim.TITLE}", "", claim.settings(options), "", seconds, "", load, *blocks]
-        publish(lines, HERE.parent / "results" / f"{options.name}.md" if options.write and blocks else None)
+        publish(lines, HERE.parent / "results" / file if options.write and blocks else None)
 
 
 if __name__ == "__main__":

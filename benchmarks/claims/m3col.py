@@ -14,16 +14,16 @@ from benchmarks.claims.runs import Values, compared, evaluated, table, trained
 
 TITLE = "M3CoL: a contrast of mixed samples beside the cross-entropies"
 LIBRARIES = ("torch", "timm", "open-clip-torch", "torchmetrics")
-SEEDS = (5, 1)
+SEEDS, LENGTH = (5, 1), (4, 1)
 WIDTHS = "[100,128,128]"
 TABLES = [
     "experiment=m3col_tabular", "data.train.widths=[100,100,100]", "data.batch_size=120", "optim.lr=1e-3",
     *(f"objective.tables.view{i}.widths={WIDTHS}" for i in (1, 2, 3)), "objective.head_widths=[128]",
     "data.train.noise=4.0", "trainer.log_every_n_steps=50",
 ]  # fmt: skip
-SETS = {  # overrides, evaluation set, heads, epochs, epochs with --quick
-    "emoji": (["experiment=m3col_emoji", "data.bank_size=64"], "test_style", ["image_head", "text_head"], 4, 1),
-    "tables": (TABLES, "val", ["view1_head", "view2_head", "view3_head"], 150, 20),
+SETS = {  # overrides, evaluation set, heads, epochs for each unit of length
+    "emoji": (["experiment=m3col_emoji", "data.bank_size=64"], "test_style", ["image_head", "text_head"], 1.0),
+    "tables": (TABLES, "val", ["view1_head", "view2_head", "view3_head"], 37.5),
 }
 METHODS: dict[str, tuple[float, float, list[str]]] = {  # weights of the unimodal heads and of the contrast, overrides
     "concatenation": (0.0, 0.0, []),
@@ -49,21 +49,19 @@ TEXTS = {
 }
 
 
-def train(method: str, seed: int, quick: int) -> Values:
+def train(method: str, seed: int, length: int) -> Values:
     """One run; metrics of the fusion head, their level at chance, and the accuracy of the other heads.
 
     Args:
         method: ``<set>: <method>``.
         seed: of the run.
-        quick: 1: as with ``--quick``.
+        length: of the run; 4 are 4 epochs of the emoji, and 150 of the tables.
     """
     name, kind = method.split(": ")
-    overrides, data, heads, epochs, few = SETS[name]
+    overrides, data, heads, epochs = SETS[name]
     unimodal, contrast, more = METHODS[kind]
     weights = [f"objective.weights.{head}={unimodal}" for head in heads] + [f"objective.weights.contrast={contrast}"]
-    results = evaluated(
-        [*overrides, *weights, *more, "eval.knn=null", "eval.ridge=null"], seed, few if quick else epochs
-    )
+    results = evaluated([*overrides, *weights, *more, "eval.knn=null", "eval.ridge=null"], seed, round(epochs * length))
     values = {metric: results[f"{data}/fusion_{metric}"][0] for metric in METRICS}
     values["chance"] = results[f"{data}/fusion_accuracy"][1] or 0.0
     return values | {head: results[f"{data}/{head}_accuracy"][0] for head in heads if unimodal}
@@ -78,11 +76,11 @@ def settings(options: Namespace) -> str:
 
 def report(options: Namespace) -> Iterator[list[str]]:
     every = trained([f"{name}: {method}" for name in SETS for method in METHODS], options)
-    for name, (_, data, heads, epochs, few) in SETS.items():
+    for name, (_, data, heads, epochs) in SETS.items():
         runs = {method: every[f"{name}: {method}"] for method in METHODS}
         columns = {metric: f"fusion {metric}".replace("_", " ") for metric in METRICS}
         columns |= {head: f"{head} accuracy".replace("_", " ") for head in heads}
-        yield [f"## {TITLES[name]}", "", f"{TEXTS[name]} {few if options.quick else epochs} epochs; set `{data}`."]
+        yield [f"## {TITLES[name]}", "", f"{TEXTS[name]} {round(epochs * options.length)} epochs; set `{data}`."]
         yield table(runs, columns, chance={"accuracy": runs["M3CoL"][0]["chance"]})
         lines = ["Accuracy of the fusion head (paired t-test over seeds, 5 %):", ""]
         for ours, theirs in PAIRS:

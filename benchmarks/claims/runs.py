@@ -24,6 +24,8 @@ from repr.runs.folder import Results
 
 ROOT = Path(__file__).parents[2]
 Values = Mapping[str, float]  # column of a table -> number
+RESERVE = 0.85  # share of the time that runs may take by what short ones took
+device = "cpu"  # that the runs of this process train on
 
 
 def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:
@@ -31,12 +33,14 @@ def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:
     with tempfile.TemporaryDirectory() as folder:
         small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
         quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.pictures=null"]
-        quiet += ["logger.tensorboard=null"]
+        quiet += ["logger.tensorboard=null", f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"]
         return fit(compose([*overrides, f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
 
 
 def trained(methods: Sequence[str], options: Namespace) -> dict[str, list[Any]]:
     """What the claim's ``train(method, seed, length)`` gives for each method: a list over seeds."""
+    if options.minutes:
+        options.length = fitting_length(methods, options)
     start = time.monotonic()
     with ThreadPoolExecutor(options.jobs) as pool:
         keys = [(method, seed) for seed in range(options.seeds) for method in methods]
@@ -51,14 +55,34 @@ def trained(methods: Sequence[str], options: Namespace) -> dict[str, list[Any]]:
     return {method: [futures[method, seed].result() for seed in range(options.seeds)] for method in methods}
 
 
+def fitting_length(methods: Sequence[str], options: Namespace) -> int:
+    """The length at which all runs are done in time, by what a round of lengths one and three takes."""
+    lengths, seconds = (1, 3), []
+    some = [methods[job * len(methods) // options.jobs] for job in range(options.jobs)]
+    for length in lengths:
+        start, short = time.monotonic(), Namespace(**{**vars(options), "length": length, "kept": None})
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(_in_process, some, range(options.jobs), [short] * options.jobs))
+        seconds.append(time.monotonic() - start)
+    each = max((seconds[1] - seconds[0]) / (lengths[1] - lengths[0]), 1e-3)
+    rounds = -(-len(methods) * options.seeds // options.jobs)
+    left = 60 * options.minutes - sum(seconds)
+    length = max(1, int((RESERVE * left / rounds - (seconds[0] - each)) / each))
+    told = f"a run takes {seconds[0] - each:.0f} s and {each:.1f} s for each unit of length"
+    print(f"{told}; {rounds} rounds of {options.jobs} runs of length {length}", file=sys.stderr, flush=True)
+    return length
+
+
 def _in_process(method: str, seed: int, options: Namespace) -> Any:
     """A run in a process with one thread, whose result goes through JSON; or what is kept of it from before."""
-    length = options.length if options.length is not None else int(options.quick)
-    kept = options.kept and options.kept / f"{options.name}, {method}, seed {seed}, {length}.json"
+    length = options.length
+    on_gpu = ", cuda" if options.device == "cuda" else ""
+    kept = options.kept and options.kept / f"{options.name}, {method}, seed {seed}, {length}{on_gpu}.json"
     if kept and kept.is_file():
         return json.loads(kept.read_text())
     program = (
-        f"import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims.{options.name} import train; "
+        f"import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims import runs; "
+        f"runs.device = {options.device!r}; from benchmarks.claims.{options.name} import train; "
         "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
     )
     command, one_thread = [sys.executable, "-c", program, method, str(seed), str(length)], {"OMP_NUM_THREADS": "1"}

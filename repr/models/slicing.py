@@ -92,6 +92,11 @@ def compile_encoders(objective: nn.Module) -> None:
         part.compile()
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether any part of a module is compiled in place."""
+    return any(part._compiled_call_impl is not None for part in module.modules())
+
+
 def compiler_fault() -> str | None:
     """Why torch.compile cannot work here, or None."""
     if torch.cuda.is_available():

@@ -7,13 +7,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from repr.models.slicing import is_compiled
+
 _STEPS = 20  # after which the time is told
+_LONG = 3600  # seconds of a run for which compilation is suggested
 
 
 class Summary(pl.Callback):
     """Print device, data, parameters, steps, batch, evaluation and folder of a run, and after twenty steps its time.
 
-    A run shorter than forty steps tells the time after half of them. Only the first process prints.
+    A run shorter than forty steps tells the time after half of them. One that takes long on a GPU is told to compile.
+    Only the first process prints.
 
     Args:
         folder: the run folder; None: it is not named.
@@ -38,7 +42,7 @@ class Summary(pl.Callback):
                 table.add_row(title, words)
             Console(highlight=False).print(table)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         """Tell the time when enough steps are made; the first, in which workers start, does not count."""
         step, now = trainer.global_step, time.perf_counter()
         if self._first is None:
@@ -51,6 +55,9 @@ class Summary(pl.Callback):
                 f"the run takes about {duration(seconds * total)}, {duration(seconds * (total - step))} of it left: "
                 f"{total:,} steps of {seconds:.2g} s, and the evaluation"
             )
+            on_gpu = trainer.strategy.root_device.type == "cuda"
+            if advice := compile_hint(seconds * (total - step), on_gpu, is_compiled(pl_module)):
+                trainer.print(advice)
 
 
 def facts(trainer: pl.Trainer, module: pl.LightningModule, folder: str | None) -> dict[str, str]:
@@ -88,6 +95,13 @@ def _evaluation(trainer: pl.Trainer, data: Any) -> str:
     if isinstance(interval, int) or interval != 1.0:
         when = f"every {interval} batches" if isinstance(interval, int) else f"{1 / interval:.3g} times an epoch"
     return f"{', '.join(protocols)}; of {', '.join(data.eval)}; {when}, and after the last step"
+
+
+def compile_hint(seconds: float, on_gpu: bool, compiled: bool) -> str | None:
+    """What to set where a run on a GPU is long beside the minute or two that compilation takes, or None."""
+    if seconds < _LONG or not on_gpu or compiled:
+        return None
+    return "hint: compile=true costs a minute or two at the start, and mostly makes the steps of a long run faster"
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
@@ -20,6 +21,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from omegaconf import DictConfig
 from torch.distributed import DistError, TCPStore
 
+from repr.config import ConfigError
 from repr.files import DISK_FULL
 from repr.models.batchnorm import synchronise, unsynchronised_fault
 from repr.models.freezing import freeze
@@ -31,7 +33,11 @@ LOOPBACK = "127.0.0.1"  # Lightning's main address where none is given
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
-    """The Trainer of a config, with these callbacks and loggers alone."""
+    """The Trainer of a config, with these callbacks and loggers alone.
+
+    Raises:
+        ConfigError: the precision is bfloat16, and the GPU has none.
+    """
     _quiet()
     trainer = instantiate(
         cfg.trainer,
@@ -43,6 +49,11 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
         use_distributed_sampler=False,  # ours gives every number of processes the same global batch
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    device = trainer.strategy.root_device
+    is_half = str(trainer.precision).startswith("bf16")
+    if device.type == "cuda" and is_half and torch.cuda.get_device_capability(device) < (8, 0):  # torch emulates it
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError([f"{name} has no bfloat16: set trainer.precision=16-mixed, or 32-true"])
     if isinstance(trainer.strategy, ParallelStrategy) and trainer.num_nodes == 1 and "MASTER_ADDR" not in os.environ:
         environment = trainer.strategy.cluster_environment
         if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:

@@ -18,6 +18,7 @@ from repr.models.slicing import (
     compile_encoders,
     compiler_fault,
     in_slices,
+    is_compiled,
     slice_encoders,
     slice_rows,
 )
@@ -241,6 +242,7 @@ def test_compiled_layers_have_the_same_gradient(micro_batch: int | None) -> None
     objective, batch = build("clip"), make_batch()
     other = copy.deepcopy(objective)
     compile_encoders(other)
+    assert (is_compiled(objective), is_compiled(other)) == (False, True)
     slice_encoders(other, micro_batch)
     assert other.state_dict().keys() == objective.state_dict().keys()
     for flow in (objective, other):

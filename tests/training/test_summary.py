@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from repr.config import compose
 from repr.fit import fit
 from repr.objectives.joint_embedding import JointEmbedding
-from repr.training.summary import Summary, duration
+from repr.training.summary import Summary, compile_hint, duration
 
 
 def test_a_run_tells_what_it_will_do(
@@ -55,3 +55,10 @@ def test_in_plain_lightning(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_time_is_said_as_a_person_says_it() -> None:
     told = [duration(seconds) for seconds in (0.4, 45, 100, 130, 7300, 3600 * 20, 3600 * 100)]
     assert told == ["0 s", "45 s", "2 min", "2 min", "2 h 2 min", "20 h 0 min", "4 days 4 h"]
+
+
+def test_a_long_run_on_a_gpu_is_told_to_compile() -> None:
+    assert str(compile_hint(7200, on_gpu=True, compiled=False)).startswith("hint: compile=true costs")
+    assert compile_hint(600, on_gpu=True, compiled=False) is None
+    assert compile_hint(7200, on_gpu=False, compiled=False) is None
+    assert compile_hint(7200, on_gpu=True, compiled=True) is None
