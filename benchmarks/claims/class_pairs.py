@@ -17,7 +17,7 @@ from benchmarks.claims.runs import Values, compared, evaluated, table, trained
 
 TITLE = "Contrast of pairs of classes"
 LIBRARIES = ("torch", "timm")
-SEEDS, LENGTH = (3, 1), (4, 1)
+SEEDS, LENGTH = (3, 1), (4, 4)
 SMALL = ["experiment=class_pairs_trifeature", "eval.knn=null", "eval.exhibits=null"]
 OPEN, ONE_CLASS = "objective.gate=open", "objective.pairs=identical"
 ARBITRARY, UNGATED, SUPERVISED = "arbitrary pairs, gate", "arbitrary pairs, gate open", "pairs of one class, gate open"

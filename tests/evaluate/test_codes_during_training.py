@@ -11,6 +11,7 @@ from repr.fit import fit, main
 RUN = ["smoke=true", "+evaluate=codes", "eval.codes.num_images=8", "callbacks.progress=null", "logger.tensorboard=null"]
 
 
+@pytest.mark.slow
 def test_prototypes_have_statistics(tmp_path: Path) -> None:
     small = ["experiment=swav_emoji", "+backbone.output_stride=8", "objective.hidden_dim=16", "eval.exhibits=null"]
     results = fit(compose([*RUN, *small, f"run_folder={tmp_path}"]))
@@ -22,6 +23,7 @@ def test_prototypes_have_statistics(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_encoder_without_codes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"eval.codes needs codes of the cells .* set objective=swav or obow"):
         main([*RUN, "experiment=simclr_emoji", f"run_folder={tmp_path}"])
