@@ -90,7 +90,8 @@ class PixPro(Objective):
             self.instance_projector = mlp(widths)
             self.instance_predictor = mlp([dim, hidden_dim, dim])
         heads = {name: head for name, head in self.named_children() if name.endswith("projector")}
-        self.teacher = Teacher(momentum=momentum, final_momentum=1, before_step=True, backbone=self.backbone, **heads)
+        students = {"backbone": self.backbone, **heads}
+        self.teacher = Teacher(momentum=momentum, final_momentum=1, schedule="cosine", before_step=True, **students)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
