@@ -160,11 +160,13 @@ def _at_default(node: DictConfig) -> Iterator[str]:
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
-    """``smoke.yaml``, without those values of a procedure or a text tower that the chosen one does not have."""
+    """``smoke.yaml``, without those values of procedure, backbone and text tower that the chosen ones do not have."""
     values = OmegaConf.load(CONF / "smoke.yaml")
     assert isinstance(values, DictConfig)
-    for section in ("procedure", "text"):
+    for section in ("procedure", "backbone", "text"):
         values[section] = {key: value for key, value in values[section].items() if key in (cfg.get(section) or {})}
+        if not values[section]:  # null stays null
+            del values[section]
     return values
 
 

@@ -115,6 +115,17 @@ class Decoder(nn.Module):
         patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
         return self.predict(patches if ids_predict is None else take(patches, ids_predict))
 
+    def forward_from(self, tokens: Tensor, ids_keep: Tensor, ids_predict: Tensor) -> Tensor:
+        """Predict the R patches ``ids_predict`` (B, R) from K others alone: (B, R, patch_dim).
+
+        There are no blanks for the rest. ``tokens`` (B, K, width) are those at ``ids_keep`` (B, K), without class token
+        and registers.
+        """
+        positions = self.positions[self.num_prefix_tokens :]
+        blanks = self.mask_token + positions[ids_predict]
+        x = torch.cat([self.embed(tokens) + positions[ids_keep], blanks], dim=1)
+        return self.predict(self.norm(self.blocks(x))[:, ids_keep.shape[1] :])
+
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder is to predict for patches (B, R, patch_dim), of the same shape."""
         return normalize_patches(patches) if self.normalize_target else patches
