@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from repr.batch import Batch
 from repr.config import check, compose
+from repr.data.sources.emoji import Emoji
 from repr.losses.clustering import sinkhorn
 from repr.losses.distillation import moved_center, patch_distillation, self_distillation
 from repr.losses.hypersphere import koleo
@@ -16,6 +18,7 @@ from repr.models.heads import PrototypeHead
 from repr.models.masking import TokenMasking, encode_hidden
 from repr.objectives.self_distillation import SelfDistillation
 from repr.optim import Optim, clip_each
+from repr.training.collapse import collapse_signs
 from tests.golden import golden
 from tests.objectives.conftest import VIT, build, make_batch
 
@@ -278,3 +281,32 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
     ):
         with pytest.raises(ValueError, match=told):
             TokenMasking(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("center_momentum", "collapses"), [(1.0, True), (0.9, False)])
+def test_without_its_center_it_collapses_and_that_is_seen(center_momentum: float, collapses: bool) -> None:
+    """Forty steps on two crops of emoji; a center that keeps all of itself stays 0."""
+    source = Emoji("train")
+    images = [np.asarray(source.image(i * 11).convert("RGB").resize((36, 36))) for i in range(480)]
+    pictures = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 64 - 2
+    flow = build(
+        "dino", f"objective.center_momentum={center_momentum}", "objective.momentum=0.9", "optim.lr=7e-3",
+        "objective.num_prototypes=256", "objective.hidden_dim=128", "objective.dim=64", "objective.freeze_steps=20",
+        backbone=["backbone.name=test_resnet"],
+    )  # fmt: skip
+    optimizer, schedule = flow.optim.build(flow, 60)
+    for _ in range(40):
+        rows, views = pictures[torch.randint(480, (32,))], []
+        for y, x in torch.randint(5, (2, 2)).tolist():
+            views.append(rows[..., y : y + 32, x : x + 32] * (0.6 + 0.8 * torch.rand(32, 3, 1, 1)))
+        output = flow.step(Batch(views=views))
+        optimizer.zero_grad()
+        flow.total(output.terms).backward()
+        flow.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        schedule.step()
+        flow.finish_step()
+    _, signs = collapse_signs(output, 1024)
+    assert bool(signs) == collapses
+    assert (output.logs["teacher_entropy"] < 0.05) == collapses
