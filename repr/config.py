@@ -403,6 +403,8 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         default = named[key].default
         if isinstance(default, bool | int | float) and isinstance(node[key], DictConfig | ListConfig):
             yield f"{path}.{key} takes one value, such as {default}, and is {node[key]}"
+        if named[key].annotation == "int" and isinstance(node[key], float):
+            yield f"{path}.{key} takes a whole number, such as {default}, and is {node[key]}"
     if not isinstance(node.get("_partial_", False), bool):
         yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"
     if not hasattr(target, "term_names"):

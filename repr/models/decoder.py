@@ -1,4 +1,4 @@
-"""MAE's decoder: from encoded visible patches to the pixels of all."""
+"""From encoded visible patches to others: MAE's decoder to their pixels, I-JEPA's predictor to features of them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def fix_positions(vit: Any) -> None:
 
 class Decoder(nn.Module):
     """Blanks for the removed patches, positions, transformer blocks, pixels (He et al., 2021, arXiv 2111.06377).
+
+    I-JEPA predicts features of patches in the place of pixels (:meth:`forward_from`): ``patch_dim`` is their width.
 
     Linear layers start Xavier-uniform, biases at 0, the mask token with deviation 0.02, as in the authors' code.
 

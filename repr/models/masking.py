@@ -107,8 +107,8 @@ class TokenMasking:
     def __post_init__(self) -> None:
         if self.kind not in ("block", "random"):
             raise ValueError(f"kind is '{self.kind}'; set it to block or random")
-        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < 1:
-            raise ValueError(f"ratio={list(self.ratio)}; set two numbers between 0 and 1, the smaller first")
+        if not is_range(self.ratio, 1) or self.ratio[1] == 1:
+            raise ValueError(f"ratio={self.ratio}; set two numbers between 0 and 1, the smaller first")
         if not 0 < self.share <= 1:
             raise ValueError(f"share={self.share} of the pictures; set it above 0, up to 1")
 
@@ -126,6 +126,12 @@ class TokenMasking:
             rank = shape.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # the nearest first
             views.append(rank < hidden.unsqueeze(1))
         return torch.cat(views)
+
+
+def is_range(value: Any, most: float) -> bool:
+    """Whether this is two numbers above 0, up to ``most``, the smaller first."""
+    numbers = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
+    return numbers and 0 < value[0] <= value[1] <= most
 
 
 def mask_from_scores(scores: Tensor, num_keep: int) -> Mask:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from repr.models.masking import MASK_STREAM, mask_from_scores
+from repr.models.masking import MASK_STREAM, is_range, mask_from_scores
 from repr.seeds import sample_seed, uniform
 
 Grid = tuple[int, int]  # rows and columns of patches
@@ -43,9 +43,8 @@ class TargetBlocks:
 
     def __post_init__(self) -> None:
         for name, most in (("scale", 1.0), ("aspect", math.inf), ("context", 1.0)):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1] <= most:
-                raise ValueError(f"{name}={list(value)}; set two numbers above 0, up to {most:g}, the smaller first")
+            if not is_range(value := getattr(self, name), most):
+                raise ValueError(f"{name}={value}; set two numbers above 0, up to {most:g}, the smaller first")
         if self.num < 1 or self.num * self.scale[1] >= 1:
             raise ValueError(
                 f"num={self.num} blocks of up to {self.scale[1]} of a picture leave nothing to predict them from: set "

@@ -112,6 +112,9 @@ class SelfDistillation(Objective):
                 raise ValueError(f"{name}={value}; set it above 0")
         if not 0 <= center_momentum <= 1:
             raise ValueError(f"center_momentum={center_momentum}; set it from 0 to 1")
+        for name, number, least in (("num_prototypes", num_prototypes, 2), ("num_iters", num_iters, 1)):
+            if number < least:
+                raise ValueError(f"{name}={number}; set it to {least} or more")
         if centering not in ("mean", "sinkhorn"):
             raise ValueError(f"centering is '{centering}'; set it to mean or sinkhorn")
         if "views" not in self.weights:
@@ -145,7 +148,7 @@ class SelfDistillation(Objective):
         elif self.has_patches and (num := self._side(sizes[0]) ** 2) * self.masking.ratio[1] < 1:
             yield (
                 f"objective.masking.ratio={list(self.masking.ratio)} of the {num} patch(es) of a view hides none: "
-                "raise it or image_size, or set a smaller +backbone.patch_size"
+                "raise it or image_size, or set a smaller backbone.patch_size"
             )
         yield from super().config_faults(cfg)
 

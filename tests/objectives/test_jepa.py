@@ -155,6 +155,7 @@ SMALL = ["run_folder=x", "image_size=32", "embed_dim=32"]
         (["backbone=vit_s16"], "4 blocks of a picture of 4 patch(es) leave nothing to predict them from: set a"),
         (["objective.decoder.dim=30"], "objective.decoder.dim=30; set it to a multiple of 4"),
         (["views=none"], "JEPA masks a view, and views is empty"),
+        (["objective.blocks.num=1.5"], "objective.blocks.num takes a whole number, such as 4, and is 1.5"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_predicted_is_refused_by_the_check(options: list[str], told: str) -> None:
@@ -176,6 +177,7 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
         ({"num": 5}, "num=5 blocks of up to 0.2 of a picture leave nothing"),
         ({"scale": (0.2, 0.1)}, "set two numbers above 0, up to 1, the smaller first"),
         ({"context": (0.5,)}, "set two numbers above 0"),
+        ({"aspect": 1.0}, "aspect=1.0; set two numbers above 0"),
     ):
         with pytest.raises(ValueError, match=told):
             TargetBlocks(**options)

@@ -225,12 +225,11 @@ def test_masks_come_from_the_seed_alone() -> None:
 
 def test_a_batch_in_which_nothing_is_hidden_has_gradients_all_the_same() -> None:
     """Under DDP other processes wait for them."""
-    for name in ("ibot", "dinov2"):
-        flow, batch = build(name, PATCHES, "objective.masking.share=1.0e-9"), make_batch(4)
-        output = flow.step(batch)
-        assert output.terms["patches"] == 0
-        flow.total(output.terms).backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters() if p.requires_grad)
+    flow, batch = build("dinov2", PATCHES, "objective.masking.share=1.0e-9"), make_batch(4)
+    output = flow.step(batch)
+    assert output.terms["patches"] == 0
+    flow.total(output.terms).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in flow.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize(
@@ -244,12 +243,13 @@ def test_a_batch_in_which_nothing_is_hidden_has_gradients_all_the_same() -> None
         (["objective=dino", "optim=lars", "optim.name=lars_l2", "+optim.final_weight_decay=0.1"], "other than lars_l2"),
         (["objective=ibot", "backbone=resnet"], "ResNet has no patch tokens to mask"),
         (
-            ["objective=ibot", "image_size=32", "small_size=32", "+backbone.patch_size=32"],
+            ["objective=ibot", "image_size=32", "small_size=32", "backbone.patch_size=32"],
             "of the 1 patch.* of a view hides none",
         ),
         (["objective=ibot", *VIT, "small_size=300"], "others are larger"),
         (["objective=dinov2", *VIT, "data.batch_size=1"], "compares the samples of a batch"),
         (["objective=dino", "objective.num_prototypes=10000000000"], "head.prototypes.weight, 10000000000 x 256"),
+        (["objective=dino", "objective.num_prototypes=2.5"], "takes a whole number, such as 65536, and is 2.5"),
     ],
 )
 def test_what_does_not_fit_is_told(options, told):
@@ -264,11 +264,13 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
     with pytest.raises(ValueError, match="large views have one shape, where patches are hidden"):
         flow.step(Batch(views=batch["views"][1:], seed=batch["seed"]))
     for options, told in (
+        ({"num_prototypes": 1}, "num_prototypes=1; set it to 2 or more"),
+        ({"num_iters": 0}, "num_iters=0; set it to 1 or more"),
         ({"weights": {"patches": 1}}, "weights.views=0, and the other terms come on top"),
         ({"centering": "none"}, "centering is 'none'; set it to mean or sinkhorn"),
     ):
         with pytest.raises(ValueError, match=told):
-            SelfDistillation(flow.backbone, num_prototypes=8, **options)
+            SelfDistillation(flow.backbone, **{"num_prototypes": 8, **options})
     normalised_later = timm.create_model("test_vit", num_classes=0, global_pool="avg")
     with pytest.raises(ValueError, match="set fc_norm=false"):
         SelfDistillation(normalised_later, num_prototypes=8, weights={"views": 1, "patches": 1})
@@ -276,6 +278,8 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
         ({"kind": "text"}, "kind is 'text'; set it to block or random"),
         ({"ratio": (0.5, 0.1)}, "set two numbers between 0 and 1, the smaller first"),
         ({"ratio": (0.0, 0.1)}, "set two numbers between 0 and 1"),
+        ({"ratio": 0.3}, "ratio=0.3; set two numbers between 0 and 1"),
+        ({"ratio": "ab"}, "ratio=ab; set two numbers"),
         ({"ratio": (0.1, 1.0)}, "set two numbers between 0 and 1"),
         ({"share": 0}, "share=0 of the pictures; set it above 0"),
     ):
