@@ -18,6 +18,7 @@ from repr.models.target_blocks import TargetBlocks, too_few
 from repr.models.teacher import Teacher
 from repr.objectives.base import Objective
 from repr.objectives.masked import MakeDecoder, Positions, embed_unmasked, masking_faults, prepare_vit
+from repr.objectives.views import warn_of_class_token
 from repr.optim import Optim
 
 TARGET_BLOCKS = TargetBlocks()
@@ -73,7 +74,8 @@ class JEPA(Objective):
         self.teacher = Teacher(momentum=momentum, final_momentum=1, schedule="linear", backbone=self.backbone)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
-        """What every masked flow finds."""
+        """What every masked flow finds; warns of class tokens."""
+        warn_of_class_token(self, cfg)
         yield from masking_faults(self, cfg)
         yield from super().config_faults(cfg)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
 from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
-from repr.objectives.views import view_sizes
+from repr.objectives.views import view_sizes, warn_of_class_token
 from repr.optim import Optim
 
 NUM_SHOWN = 3  # images in a picture
@@ -111,12 +110,7 @@ class PixPro(Objective):
                     f"backbone.name={name} makes one cell of a view of {size} x {size} pixels, and {flow} compares "
                     "cells: raise image_size, or set +backbone.output_stride=8"
                 )
-        if getattr(self.backbone, "global_pool", None) == "token" and not cfg.smoke:
-            warnings.warn(
-                f"{flow} trains the patches of {name}, not its class token, which is what is evaluated and exported: "
-                "set +backbone.global_pool=avg +backbone.fc_norm=false",
-                stacklevel=2,
-            )
+        warn_of_class_token(self, cfg)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms and logs of this rank's images, averaged over ranks."""

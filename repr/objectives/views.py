@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -71,3 +72,13 @@ def weights_fault(objective: nn.Module) -> str | None:
         f"the weights take {sum(sizes.values()) / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB: set a "
         f"smaller backbone or head (the largest is {name}, {shape})"
     )
+
+
+def warn_of_class_token(objective: Any, cfg: Any) -> None:
+    """Warn where a flow that trains the patches of a ViT would be judged by its class token."""
+    if getattr(objective.backbone, "global_pool", None) == "token" and not cfg.smoke:
+        warnings.warn(
+            f"{type(objective).__name__} trains the patches of {cfg.backbone.get('name')}, not its class token, which "
+            "is what is evaluated and exported: set +backbone.global_pool=avg +backbone.fc_norm=false",
+            stacklevel=3,
+        )

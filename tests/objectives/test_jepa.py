@@ -16,7 +16,7 @@ from repr.models.target_blocks import TargetBlocks
 from repr.models.teacher import Teacher
 from repr.objectives.jepa import JEPA
 from tests.golden import golden
-from tests.objectives.conftest import build, make_batch
+from tests.objectives.conftest import VIT, build, make_batch
 
 FILE = golden("ijepa")
 GRID, SEED = (16, 16), torch.arange(400)
@@ -183,3 +183,8 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
             TargetBlocks(**options)
     with pytest.raises(ValueError, match=r"4 blocks of a picture of 4 patch\(es\) leave nothing"):
         TargetBlocks().draw(SEED, (2, 2), step=0)
+
+
+def test_a_class_token_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="JEPA trains the patches of vit_small_patch16_224, not its class token"):
+        check(compose(["objective=ijepa", *SMALL, *VIT, "+backbone.patch_size=4"]))
