@@ -246,7 +246,6 @@ def test_a_batch_in_which_nothing_is_hidden_has_gradients_all_the_same() -> None
             ["objective=ibot", "image_size=32", "small_size=32", "backbone.patch_size=32"],
             "of the 1 patch.* of a view hides none",
         ),
-        (["objective=ibot", *VIT, "small_size=300"], "others are larger"),
         (["objective=dinov2", *VIT, "data.batch_size=1"], "compares the samples of a batch"),
         (["objective=dino", "objective.num_prototypes=10000000000"], "head.prototypes.weight, 10000000000 x 256"),
         (["objective=dino", "objective.num_prototypes=2.5"], "takes a whole number, such as 65536, and is 2.5"),
