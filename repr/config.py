@@ -177,11 +177,13 @@ def _at_default(node: DictConfig) -> Iterator[str]:
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
-    """``smoke.yaml``, without those values of a procedure or a text tower that the chosen one does not have."""
+    """``smoke.yaml``, without those values of procedure, backbone and text tower that the chosen ones do not have."""
     values = OmegaConf.load(CONF / "smoke.yaml")
     assert isinstance(values, DictConfig)
-    for section in ("procedure", "text"):
+    for section in ("procedure", "backbone", "text"):
         values[section] = {key: value for key, value in values[section].items() if key in (cfg.get(section) or {})}
+        if not values[section]:  # null stays null
+            del values[section]
     return values
 
 
@@ -422,6 +424,8 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         default = named[key].default
         if isinstance(default, bool | int | float) and isinstance(node[key], DictConfig | ListConfig):
             yield f"{path}.{key} takes one value, such as {default}, and is {node[key]}"
+        if named[key].annotation == "int" and isinstance(node[key], float):
+            yield f"{path}.{key} takes a whole number, such as {default}, and is {node[key]}"
     if not isinstance(node.get("_partial_", False), bool):
         yield f"{path}._partial_ takes true or false, but got {node['_partial_']}"
     if not hasattr(target, "term_names"):

@@ -114,6 +114,30 @@ def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(
     assert momenta == pytest.approx(expected, abs=1e-6)
 
 
+IBOT = [
+    "experiment=ibot_emoji", "smoke=true", "backbone.depth=1", "objective.hidden_dim=16", "objective.num_prototypes=12",
+    "objective.freeze_steps=4", "objective.teacher_temperature=0.07", "objective.temperature_steps=7",
+    "+optim.final_weight_decay=0.4",
+    *(option for option in SETUP if option not in TINY),  # with drop path, of the student alone
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_its_centers_and_schedules(run: Run, tmp_path: Path) -> None:
+    folders = tmp_path / "whole", tmp_path / "killed"
+    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
+    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
+    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
+        ended, out = run(f"run_folder={folder}", *IBOT, f"+callbacks.record.file={folder}.jsonl", *extra)
+        assert ended == status, out
+    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
+    assert ended == 0, out
+    assert_as_whole(folders[1], folders[0], 5, 4)
+    assert {"center", "patch_center", "mask_token", "teacher.head.prototypes.weight"} <= weights(folders[1]).keys()
+    told = [float(row["train/teacher_temperature"]) for row in rows(folders[1]) if "train/teacher_temperature" in row]
+    assert told == pytest.approx([0.04 + 0.03 * min(step, 7) / 7 for step in range(STEPS)], abs=1e-6)
+
+
 M3COL = [
     "experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.67",  # of three epochs
     *(option for option in SETUP if option not in TINY),

@@ -52,7 +52,8 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
         logits = scores.float() / epsilon
         top = logits.amax(1)  # (N,)
         q = logits.sub_(top[:, None]).exp_()  # (N, K), 1 at the best prototype of each sample
-        v = (top - reduce(top.max(), "max")).exp()
+        most = torch.cat([top, top.new_full((1,), -torch.inf)]).max()  # a process may have no rows
+        v = (top - reduce(most, "max")).exp()
         for _ in range(num_iters):
             mass = reduce(q.T @ v, "sum")  # (K,)
             # The mean keeps the scale of v from round to round. A mass of 0 is one that is no float32 number.

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.blockwise import widened
+from repr.losses.clustering import swapped_prediction
 from repr.losses.precision import full_precision
 
 Sum = Callable[[Tensor], Tensor]  # over all processes
@@ -41,14 +43,8 @@ def self_distillation(
         raise ValueError(f"{len(student)} views of the student and {len(teacher)} of the teacher make no pairs")
     if len({tuple(x.shape) for x in (*student, *teacher)}) != 1:
         raise ValueError(f"views differ in shape: {[tuple(x.shape) for x in (*student, *teacher)]}")
-    with full_precision(student[0]):
-        targets = [_distribution(x, center, teacher_temperature) for x in teacher]
-        loss = targets[0].new_zeros(())
-        for view, score in enumerate(student):
-            others = [target for other, target in enumerate(targets) if other != view]
-            if others:
-                loss = loss + _cross_entropy(sum(others[1:], others[0]), score, student_temperature).mean()
-        return loss / (len(teacher) * (len(student) - 1))
+    targets = [centred(x, center, teacher_temperature) for x in teacher]
+    return swapped_prediction(student, targets, assign_views=range(len(teacher)), temperature=student_temperature)
 
 
 def patch_distillation(
@@ -62,19 +58,12 @@ def patch_distillation(
 ) -> Tensor:
     """Cross-entropy of predicting the teacher's distribution of each cell that the student did not see.
 
-    With ``P_bl = softmax((teacher_bl - center) / teacher_temperature)`` and ``S`` likewise of the student, uncentered::
-
-        loss = -1/B sum_b 1/max(1, |mask_b|) sum_{l in mask_b} sum_k P_blk log S_blk
+    It is :func:`masked_prediction` of ``P_bl = softmax((teacher_bl - center) / teacher_temperature)``.
 
     Shapes: ``student`` and ``teacher`` (B, L, K), of one view; ``mask`` (B, L), true for cells that were masked;
-    ``center`` K numbers of any shape. A picture without masked cells counts as 0. The teacher gets no gradient. It
-    takes no exchange; the center is to be that of all processes.
-
-    Range: [0, inf), in nats. At chance (equal scores of the student): ln K times the share of pictures with a mask.
+    ``center`` K numbers of any shape. The center is to be that of all processes.
 
     Source: Zhou et al., 2022 (iBOT), arXiv:2111.07832, equation 2.
-
-    Departures: the paper sums over cells, the authors' code and this function take their mean.
 
     Raises:
         ValueError: the shapes do not match.
@@ -82,12 +71,45 @@ def patch_distillation(
     if student.ndim != 3 or student.shape != teacher.shape or mask.shape != student.shape[:2]:
         shapes = [tuple(x.shape) for x in (student, teacher, mask)]
         raise ValueError(f"student and teacher are (B, L, K) and mask (B, L); got {shapes}")
-    with full_precision(student):
-        row, cell = mask.bool().nonzero(as_tuple=True)  # of cells that count nothing is computed
-        target = _distribution(teacher[row, cell], center, teacher_temperature)
-        losses = _cross_entropy(target, student[row, cell], student_temperature)
+    cells = mask.bool()
+    targets = centred(teacher[cells], center, teacher_temperature)
+    return masked_prediction(student[cells], targets, mask, temperature=student_temperature)
+
+
+def masked_prediction(scores: Tensor, targets: Tensor, mask: Tensor, *, temperature: float) -> Tensor:
+    """Cross-entropy of predicting the distributions ``P`` of masked cells, of which alone scores are computed.
+
+    With ``S = softmax(scores / temperature)``::
+
+        loss = -1/B sum_b 1/max(1, |mask_b|) sum_{l in mask_b} sum_k P_blk log S_blk
+
+    Shapes: ``mask`` (B, L), true for M masked cells; ``scores`` and ``targets`` (M, K), theirs in the order of the
+    pictures and of the cells. A picture without masked cells counts as 0. The targets get no gradient. It takes no
+    exchange.
+
+    Range: [0, inf), in nats. At chance (equal scores of the student): ln K times the share of pictures with a mask.
+
+    Source: Zhou et al., 2022 (iBOT), arXiv:2111.07832, equation 2.
+
+    Departures: the paper sums over cells, the authors' code and this function take their mean.
+    """
+    with full_precision(scores):
+        scores, targets = widened(scores, targets.detach())
+        losses = F.cross_entropy(scores / temperature, targets, reduction="none")  # (M,)
+        picture = mask.nonzero()[:, 0]
         share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
-        return (losses * share[row]).sum() / len(mask)
+        return (losses * share[picture]).sum() / len(mask)
+
+
+@torch.no_grad()
+def centred(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's distributions, ``softmax((scores - center) / temperature)``: (..., K), float32 or float64.
+
+    Several processes: the center, K numbers of any shape, is to be that of all.
+    """
+    with full_precision(scores):
+        scores, center = widened(scores, center)
+        return ((scores - center.flatten()) / temperature).softmax(-1)
 
 
 @torch.no_grad()
@@ -104,16 +126,3 @@ def moved_center(center: Tensor, teacher: Tensor, *, momentum: float, all_reduce
     if all_reduce is not None:
         total, num = all_reduce(total), all_reduce(num)
     return center * momentum + total / num * (1 - momentum)
-
-
-def _distribution(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """The teacher's: (..., K)."""
-    with torch.no_grad():
-        scores, center = widened(scores, center)
-        return ((scores - center.flatten()) / temperature).softmax(-1)
-
-
-def _cross_entropy(target: Tensor, scores: Tensor, temperature: float) -> Tensor:
-    """Of targets (..., K), which may be sums of distributions: (...)."""
-    logits = scores.to(target.dtype) / temperature
-    return target.sum(-1) * logits.logsumexp(-1) - (target * logits).sum(-1)

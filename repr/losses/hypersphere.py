@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from repr.losses.blockwise import Pairs, logsumexp, unit
-from repr.losses.exchange import ALONE, Exchange
-from repr.losses.precision import Precision, full_precision
+from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.precision import Precision, full_precision, product
 
 
 def alignment(x: Tensor, y: Tensor, *, alpha: float = 2.0, exchange: Exchange = ALONE) -> Tensor:
@@ -87,6 +88,44 @@ def cross_uniformity(
         x, y = unit(x, y, num_min=2, exchange=exchange)
         num = len(x) * exchange.size
         return _potential(x, y, t, "unequal", chunk_size, exchange, precision) - math.log(num * (num - 1))
+
+
+def koleo(
+    x: Tensor, *, chunk_size: int | None = None, exchange: Exchange = ALONE, precision: Precision = "float32"
+) -> Tensor:
+    """An estimate of how little the samples' directions spread: that of their entropy by the distance of neighbours.
+
+    With ``x`` normalised and j(i) the nearest other sample of i, N at least 2::
+
+        loss = -1/N sum_i log sqrt( ||x_i - x_j(i)||^2 + 1e-16 )
+
+    Range: [-ln 2, 18.5], in nats; low if samples are spread out, 8 ln 10 if all coincide. The value at chance depends
+    on N and D.
+
+    Source: Sablayrolles et al., 2019, arXiv:1806.03198, equation 2, as Oquab et al., 2023 (DINOv2), arXiv:2304.07193.
+
+    Departures: DINOv2's neighbours are those of a GPU, whatever its number of rows; with an ``exchange`` those of the
+    global batch. They add 1e-8 to the distance, whose slope at zero is infinite.
+    """
+    with full_precision(x, precision):
+        (x,) = unit(x, num_min=2, exchange=exchange)
+        rows = exchange.rows(x)  # (N, D), own ones first
+        nearest = _nearest(x.detach(), rows.detach(), chunk_size, precision)
+        square = (x - rows[nearest]).square().sum(1)
+        return exchange.mean(-0.5 * (square + 1e-16).log().mean())
+
+
+def _nearest(x: Tensor, rows: Tensor, chunk_size: int | None, precision: Precision) -> Tensor:
+    """Which of the rows (N, D), of which the first are ``x`` (n, D) themselves, is the nearest other one: (n,)."""
+    best = x.new_full((len(x),), -torch.inf)
+    nearest = torch.zeros_like(best, dtype=torch.int64)
+    for block in row_blocks(len(rows), chunk_size):
+        cosine = product(x, rows[block].T, precision)  # (n, C)
+        cosine.diagonal(-block.start).fill_(-torch.inf)
+        value, index = cosine.max(1)
+        nearest = torch.where(value > best, index + block.start, nearest)
+        best = torch.maximum(best, value)
+    return nearest
 
 
 def _potential(

@@ -1,9 +1,10 @@
-"""Losses that rebuild the pixels of removed patches."""
+"""Losses that rebuild removed patches: their pixels, or what an encoder makes of them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.blockwise import widened
 from repr.losses.precision import full_precision
@@ -72,3 +73,25 @@ def masked_mse(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         error = (pred - target).square().mean(dim=-1)  # (B, L)
         mask = mask.to(error.dtype)
         return (error * mask).sum() / mask.sum()
+
+
+def feature_prediction(pred: Tensor, target: Tensor) -> Tensor:
+    """Distance of predicted features of patches from true ones, which are normalised patch by patch.
+
+    With ``t = (target - mean(target)) / sqrt(var(target) + 1e-5)`` over the D features of a patch, and the biased
+    variance::
+
+        loss = mean over patches and features of h(pred - t);  h(e) = e^2 / 2 where |e| < 1, else |e| - 1/2
+
+    Shapes: ``pred`` and ``target`` (..., D), without gradient for the target.
+
+    Range: [0, inf), without unit; about 0.42 for a prediction of 0 and Gaussian features. There is no level at chance.
+
+    Source: Assran et al., 2023 (I-JEPA), arXiv:2301.08243, section 3; the paper writes the squared distance, the
+    authors' code and this function take the smooth one.
+
+    Several processes: the mean of what each computes on as many patches is that of all.
+    """
+    with full_precision(pred):
+        pred, target = widened(pred, target.detach())
+        return F.smooth_l1_loss(pred, F.layer_norm(target, target.shape[-1:]))

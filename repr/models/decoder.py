@@ -1,4 +1,4 @@
-"""MAE's decoder: from encoded visible patches to the pixels of all."""
+"""From encoded visible patches to others: MAE's decoder to their pixels, I-JEPA's predictor to features of them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def fix_positions(vit: Any) -> None:
 
 class Decoder(nn.Module):
     """Blanks for the removed patches, positions, transformer blocks, pixels (He et al., 2021, arXiv 2111.06377).
+
+    I-JEPA predicts features of patches in the place of pixels (:meth:`forward_from`): ``patch_dim`` is their width.
 
     Linear layers start Xavier-uniform, biases at 0, the mask token with deviation 0.02, as in the authors' code.
 
@@ -114,6 +116,17 @@ class Decoder(nn.Module):
         x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
         patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
         return self.predict(patches if ids_predict is None else take(patches, ids_predict))
+
+    def forward_from(self, tokens: Tensor, ids_keep: Tensor, ids_predict: Tensor) -> Tensor:
+        """Predict the R patches ``ids_predict`` (B, R) from K others alone: (B, R, patch_dim).
+
+        There are no blanks for the rest. ``tokens`` (B, K, width) are those at ``ids_keep`` (B, K), without class token
+        and registers.
+        """
+        positions = self.positions[self.num_prefix_tokens :]
+        blanks = self.mask_token + positions[ids_predict]
+        x = torch.cat([self.embed(tokens) + positions[ids_keep], blanks], dim=1)
+        return self.predict(self.norm(self.blocks(x))[:, ids_keep.shape[1] :])
 
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder is to predict for patches (B, R, patch_dim), of the same shape."""

@@ -63,9 +63,21 @@ class PrototypeHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores, in float32."""
-        x = normalise(self.mlp(x).float())
-        with full_precision(x):
-            return x @ (normalise(self.prototypes.weight.to(x.dtype)) * self.length.to(x.dtype).unsqueeze(1)).T
+        return self._scores(self._directions(x))
+
+    def forward_some(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (M, K) of the ``rows`` (M,), and the mean of those of all N rows (K,), without those of the others."""
+        directions = self._directions(x)
+        scores = self._scores(torch.cat([directions[rows], directions.mean(0, keepdim=True)]))
+        return scores[:-1], scores[-1]
+
+    def _directions(self, x: Tensor) -> Tensor:
+        return normalise(self.mlp(x).float())
+
+    def _scores(self, directions: Tensor) -> Tensor:
+        with full_precision(directions):
+            weight = self.prototypes.weight.to(directions.dtype)
+            return directions @ (normalise(weight) * self.length.to(directions.dtype).unsqueeze(1)).T
 
 
 def plain_mlp(widths: Sequence[int], *, dropout: float = 0.0) -> nn.Sequential:

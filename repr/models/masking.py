@@ -8,7 +8,7 @@ mask depends neither on ranks nor on what was run before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -21,6 +21,7 @@ from repr.models.slicing import in_slices
 from repr.seeds import uniform
 
 MASK_STREAM = 16  # of the batch's seed; view v draws from stream 16 + v
+AMOUNT_STREAM = 32  # likewise, of how many patches a mask token stands for
 Scorer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # pictures and tokens -> features of patches and of captions
 
 
@@ -84,6 +85,53 @@ class Masking:
             parts = similarity.chunk(num_views)
             scores = [text_scores(part, seed, view=view) for view, part in zip(views, parts, strict=True)]
         return mask_from_scores(torch.cat(scores), num_kept(num_patches, self.ratio))
+
+
+@dataclass(frozen=True)
+class TokenMasking:
+    """Which patches a mask token stands for, and in which pictures: iBOT's masks.
+
+    Args:
+        kind: ``block``, those around a random point, or ``random``.
+        ratio: least and largest share of a picture's patches; that of each picture is drawn between them.
+        share: of the pictures, drawn one by one, that are masked at all.
+
+    Raises:
+        ValueError: there is no such kind, or shares are none.
+    """
+
+    kind: Literal["block", "random"] = "block"
+    ratio: Sequence[float] = (0.1, 0.5)
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("block", "random"):
+            raise ValueError(f"kind is '{self.kind}'; set it to block or random")
+        if not is_range(self.ratio, 1) or self.ratio[1] == 1:
+            raise ValueError(f"ratio={self.ratio}; set two numbers between 0 and 1, the smaller first")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} of the pictures; set it above 0, up to 1")
+
+    def draw(self, seed: Tensor, grid: tuple[int, int], *, num_views: int = 1) -> Tensor:
+        """V * B masks, those of the first view first, for B seeds: (V * B, L) bool, true for hidden patches.
+
+        A masked picture hides ``ratio * L`` patches, cut to a whole number, at least one.
+        """
+        num, (least, most) = grid[0] * grid[1], self.ratio
+        views = []
+        for view in range(num_views):
+            draws = uniform(seed, 2, stream=AMOUNT_STREAM + view)
+            hidden = ((least + draws[:, 0] * (most - least)) * num).long().clamp(min=1) * (draws[:, 1] < self.share)
+            shape = block_scores(seed, grid, view=view) if self.kind == "block" else random_scores(seed, num, view=view)
+            rank = shape.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # the nearest first
+            views.append(rank < hidden.unsqueeze(1))
+        return torch.cat(views)
+
+
+def is_range(value: Any, most: float) -> bool:
+    """Whether this is two numbers above 0, up to ``most``, the smaller first."""
+    numbers = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(x, int | float) for x in value)
+    return numbers and 0 < value[0] <= value[1] <= most
 
 
 def mask_from_scores(scores: Tensor, num_keep: int) -> Mask:
@@ -158,13 +206,41 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
         def drop(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
             return take(tokens, ids_keep, num_prefix_tokens=model.num_prefix_tokens)
 
-        hook = model.patch_drop.register_forward_hook(drop)
-        try:
-            return model.forward_features(images)
-        finally:
-            hook.remove()
+        return _hooked(model.patch_drop, drop, model.forward_features, images)
 
     return in_slices(vit, encode, images, ids_keep)  # of pictures and of their masks alike
+
+
+def encode_hidden(vit: nn.Module, images: Tensor, hidden: Tensor, token: Tensor) -> Tensor:
+    """Run a timm ViT that sees a token in the place of some patches, before positions are added.
+
+    Args:
+        vit: a timm ``VisionTransformer``; its ``forward_head`` pools what this gives.
+        images: (B, 3, H, W).
+        hidden: (B, L) bool, row-major.
+        token: (D,), learned.
+
+    Returns:
+        (B, P + L, D), after the last norm.
+    """
+    model: Any = vit
+
+    def encode(images: Tensor, hidden: Tensor) -> Tensor:
+        def hide(module: nn.Module, inputs: Any, patches: Tensor) -> Tensor:  # (B, L, D), or (B, h, w, D)
+            return torch.where(hidden.view(*patches.shape[:-1], 1), token.to(patches.dtype), patches)
+
+        return _hooked(model.patch_embed, hide, model.forward_features, images)
+
+    return in_slices(vit, encode, images, hidden)
+
+
+def _hooked(module: nn.Module, hook: Callable[..., Tensor], function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """What a function gives while a hook changes the output of a module."""
+    handle = module.register_forward_hook(hook)
+    try:
+        return function(*inputs)
+    finally:
+        handle.remove()
 
 
 def take(tokens: Tensor, ids: Tensor, *, num_prefix_tokens: int = 0) -> Tensor:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from timm.layers import DropPath
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from repr.distributed import local
 
@@ -16,7 +18,8 @@ class Teacher(nn.Module):
     """A copy of some modules whose parameters are a moving average of the originals'.
 
     Only parameters follow. Buffers are the copy's own: in training mode its BatchNorm normalises by the batch and keeps
-    running statistics of what it has seen itself. No parameter has a gradient, so optimizers and DDP pass them over.
+    running statistics of what it has seen itself. It drops nothing out. No parameter has a gradient, so optimizers and
+    DDP pass them over.
     A flow assigns it to ``self.teacher`` in its constructor, and :class:`repr.objectives.base.Objective` does the rest.
     In its step the flow calls the copies by their names, as in ``self.teacher.backbone``, under ``torch.no_grad``.
 
@@ -25,7 +28,8 @@ class Teacher(nn.Module):
 
     Args:
         momentum: at the first step; 1 keeps the teacher as it is.
-        final_momentum: at the end of the run, reached along half a cosine; None: ``momentum`` throughout.
+        final_momentum: at the end of the run; None: ``momentum`` throughout.
+        schedule: how it gets there, along half a ``cosine`` or a straight line (``linear``).
         before_step: which momentum is whose. True: the teacher follows before the forward of step k with the momentum
             of step k, as in MoCo v3 and PixPro; False: after the optimizer has made step k, as in BYOL and DINO. An
             update that belongs before a step is made at the end of the one before it, which gives the same targets.
@@ -36,30 +40,43 @@ class Teacher(nn.Module):
     """
 
     def __init__(
-        self, *, momentum: float, final_momentum: float | None = None, before_step: bool = False, **students: nn.Module
+        self,
+        *,
+        momentum: float,
+        final_momentum: float | None = None,
+        schedule: Literal["cosine", "linear"] = "cosine",
+        before_step: bool = False,
+        **students: nn.Module,
     ) -> None:
         super().__init__()
-        self.momentum, self.before_step = momentum, before_step
+        self.momentum, self.before_step, self.schedule = momentum, before_step, schedule
         self.final_momentum = momentum if final_momentum is None else final_momentum
         for value in (self.momentum, self.final_momentum):
             if not 0 <= value <= 1:
                 raise ValueError(f"momentum={value}; set it from 0 to 1")
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student).requires_grad_(False))
+        for module in self.modules():
+            if isinstance(module, _DropoutNd):
+                module.p = 0.0
+            elif isinstance(module, DropPath):
+                module.drop_prob = 0.0
 
     if TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any: ...
 
     def momentum_at(self, step: int, total: int | None) -> float:
-        """The momentum of a step: along half a cosine, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
+        """The momentum of a step.
 
-        ``final - (final - first) * (cos(pi * step / total) + 1) / 2``; the first one if ``total`` is not known (None).
+        ``final - (final - first) * (cos(pi * step / total) + 1) / 2``, as in BYOL (Grill et al., 2020,
+        arXiv:2006.07733), or ``first + (final - first) * step / total``; the first one if ``total`` is None, unknown.
         """
         if total is None:
             return self.momentum
-        rise = self.final_momentum - self.momentum
-        return self.final_momentum - rise * (math.cos(math.pi * min(step / total, 1)) + 1) / 2
+        rise, share = self.final_momentum - self.momentum, min(step / total, 1)
+        left = (math.cos(math.pi * share) + 1) / 2 if self.schedule == "cosine" else 1 - share
+        return self.final_momentum - rise * left
 
     def follow(self, owner: nn.Module, step: int, total: int | None) -> None:
         """Make the update that is due once the optimizer has made a step, before which it had made ``step`` others."""

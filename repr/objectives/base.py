@@ -25,7 +25,7 @@ from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
 from repr.objectives.negatives import FALSE_NEGATIVES
-from repr.objectives.views import backbone_faults, precision_faults
+from repr.objectives.views import backbone_faults, precision_faults, weights_fault
 from repr.optim import Optim, clip_each
 
 Loss = Callable[..., Tensor]
@@ -121,6 +121,8 @@ class Objective(pl.LightningModule):
         """
         if self.weights.keys() & {*self.PAIRWISE, *self.STATISTICS} and cfg.data.get("batch_size", 2) < 2:
             yield f"{type(self).__name__} compares the samples of a batch: set data.batch_size to 2 or more"
+        if fault := weights_fault(self):
+            yield fault
         if isinstance(self.backbone, nn.Module) and cfg.get("views"):
             yield from backbone_faults(self.backbone, cfg)
             yield from precision_faults(self.backbone, cfg)

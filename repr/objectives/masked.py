@@ -49,10 +49,7 @@ def make_decoder(
     Raises:
         ValueError: the ViT cannot be masked, or the options do not go together.
     """
-    if positions not in ("sincos", "learned"):
-        raise ValueError(f"positions is '{positions}'; set it to sincos or learned")
-    if fault := vit_fault(vit):
-        raise ValueError(fault)
+    prepare_vit(vit, positions)
     if masking.kind == "text" and masking.scorer is None and not knows_captions:
         raise ValueError(
             "masking.kind=text has nothing that knows captions: set scorer to open_clip:NAME/TAG or a run "
@@ -63,12 +60,24 @@ def make_decoder(
             f"masking.ratio={masking.ratio} keeps all {vit.patch_embed.num_patches} patches, so nothing is "
             "left to reconstruct: raise it, or set weights.reconstruction=0"
         )
-    if positions == "sincos":
-        fix_positions(vit)
     if make is None:
         return None
     patch_dim = 3 * vit.patch_embed.patch_size[0] ** 2
     return make(width_of(vit), vit.patch_embed.grid_size, patch_dim, num_prefix_tokens=vit.num_prefix_tokens)
+
+
+def prepare_vit(vit: Any, positions: Positions) -> None:
+    """Check that a timm ViT can be masked, and fix its positions if asked to.
+
+    Raises:
+        ValueError: it cannot be masked, or there are no such positions.
+    """
+    if positions not in ("sincos", "learned"):
+        raise ValueError(f"positions is '{positions}'; set it to sincos or learned")
+    if fault := vit_fault(vit):
+        raise ValueError(fault)
+    if positions == "sincos":
+        fix_positions(vit)
 
 
 def encode_visible(
@@ -151,5 +160,5 @@ def masking_faults(flow: Any, cfg: Any) -> Iterator[str]:
         yield f"{type(flow).__name__} masks a view, and views is empty: set views=mae"
     elif side != sizes[0]:
         yield f"the views have {sizes[0]} pixels and the backbone was made for {side}: set both to image_size"
-    if find := getattr(flow.masking.scorer, "config_faults", None):
+    if find := getattr(getattr(getattr(flow, "masking", None), "scorer", None), "config_faults", None):
         yield from find(cfg)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -22,7 +21,7 @@ from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
 from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
-from repr.objectives.views import map_faults, view_sizes
+from repr.objectives.views import map_faults, view_sizes, warn_of_class_token
 from repr.optim import Optim
 
 NUM_SHOWN = 3  # images in a picture
@@ -90,21 +89,17 @@ class PixPro(Objective):
             self.instance_projector = mlp(widths)
             self.instance_predictor = mlp([dim, hidden_dim, dim])
         heads = {name: head for name, head in self.named_children() if name.endswith("projector")}
-        self.teacher = Teacher(momentum=momentum, final_momentum=1, before_step=True, backbone=self.backbone, **heads)
+        students = {"backbone": self.backbone, **heads}
+        self.teacher = Teacher(momentum=momentum, final_momentum=1, schedule="cosine", before_step=True, **students)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
-        sizes, name, flow = view_sizes(cfg), cfg.backbone.get("name"), type(self).__name__
+        sizes, flow = view_sizes(cfg), type(self).__name__
         yield from (faults := list(super().config_faults(cfg)))
         if len(sizes) != 2:
             yield f"{flow} compares two views of a sample, and views has {len(sizes)}: set views=byol"
         yield from map_faults(self.backbone, cfg, flow, told=bool(faults))
-        if getattr(self.backbone, "global_pool", None) == "token" and not cfg.smoke:
-            warnings.warn(
-                f"{flow} trains the patches of {name}, not its class token, which is what is evaluated and exported: "
-                "set +backbone.global_pool=avg +backbone.fc_norm=false",
-                stacklevel=2,
-            )
+        warn_of_class_token(self, cfg)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms and logs of this rank's images, averaged over ranks."""

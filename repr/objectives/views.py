@@ -1,7 +1,9 @@
-"""What several flows ask of the views and the backbone of a config."""
+"""What flows ask of a config: of its views, its backbone, and the memory for its weights."""
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -73,3 +75,27 @@ def _made(cfg: Any, size: int) -> nn.Module:
         return instantiate(untrained(cfg).objective.backbone, image_size=size)
     except InstantiationException as error:
         raise ValueError(str(error)) from error
+
+
+def weights_fault(objective: nn.Module) -> str | None:
+    """Why weights, the teacher's among them, cannot be made on this machine, or None."""
+    sizes = {name: tensor.nbytes for name, tensor in objective.named_parameters()}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if sum(sizes.values()) < memory:
+        return None
+    name = max(sizes, key=lambda name: sizes[name])
+    shape = " x ".join(map(str, objective.get_parameter(name).shape))
+    return (
+        f"the weights take {sum(sizes.values()) / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f} GB: set a "
+        f"smaller backbone or head (the largest is {name}, {shape})"
+    )
+
+
+def warn_of_class_token(objective: Any, cfg: Any) -> None:
+    """Warn where a flow that trains the patches of a ViT would be judged by its class token."""
+    if getattr(objective.backbone, "global_pool", None) == "token" and not cfg.smoke:
+        warnings.warn(
+            f"{type(objective).__name__} trains the patches of {cfg.backbone.get('name')}, not its class token, which "
+            "is what is evaluated and exported: set +backbone.global_pool=avg +backbone.fc_norm=false",
+            stacklevel=3,
+        )

@@ -8,8 +8,10 @@ from torch import Tensor
 from repr.distributed import all_reduce, rank
 from repr.losses.bow import bag, bag_loss, codes, distances
 from repr.losses.class_pairs import class_pair_contrast, masked_contrast
+from repr.losses.clustering import sinkhorn
 from repr.losses.distillation import patch_distillation, self_distillation
 from repr.losses.exchange import GATHER, RING
+from repr.losses.hypersphere import koleo
 from repr.losses.momentum import key_contrast, regression
 from repr.losses.sigreg import random_directions, sigreg
 from tests.golden import golden
@@ -252,6 +254,13 @@ def two_processes() -> dict[str, Tensor]:
         value = 2 * temperature * key_contrast(q, k, temperature=temperature, exchange=exchange)
         value.backward()
         found |= {f"mocov3.{name}": value.detach(), f"mocov3.{name}.grad": q.grad}
+    for name, exchange in (("gather", GATHER), ("ring", RING)):
+        x = leaf(TWO["mocov3/q"][rank()])
+        value = koleo(x, exchange=exchange, chunk_size=3)
+        value.backward()
+        found |= {f"koleo.{name}": value.detach(), f"koleo.{name}.grad": x.grad}
+    rows = torch.tensor(TWO["mocov3/q"]).flatten(0, 1)
+    found["sinkhorn"] = sinkhorn(rows if rank() == 0 else rows[:0], epsilon=0.5, num_iters=3, all_reduce=all_reduce)
     return found
 
 
@@ -263,6 +272,37 @@ def test_two_processes(tmp_path):
         for name in ("gather", "ring"):
             close(record[f"mocov3.{name}"], (TWO["mocov3/loss.rank0"] + TWO["mocov3/loss.rank1"]) / 2)
             close(record[f"mocov3.{name}.grad"], TWO[f"mocov3/grad.q.rank{index}"], grad=1e-4)
+    whole = leaf(TWO["mocov3/q"]).flatten(0, 1)
+    (grad,) = torch.autograd.grad(naive_koleo(whole), whole)
+    for index, record in enumerate(records):
+        for name in ("gather", "ring"):
+            close(record[f"koleo.{name}"], naive_koleo(whole).detach(), value=1e-9)
+            close(record[f"koleo.{name}.grad"] / 2, grad.chunk(2)[index], grad=1e-9)
+    close(records[0]["sinkhorn"], sinkhorn(whole.detach().float(), epsilon=0.5, num_iters=3))
+    assert records[1]["sinkhorn"].shape == (0, whole.shape[1])
+
+
+def naive_koleo(x: Tensor) -> Tensor:
+    x = torch.nn.functional.normalize(x, dim=1)
+    distance = (x[:, None] - x).square().sum(2).add(1e-16).sqrt() + 9 * torch.eye(len(x), dtype=x.dtype)
+    return -distance.amin(1).log().mean()
+
+
+def test_koleo() -> None:
+    x = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    expected = naive_koleo(x)
+    (grad,) = torch.autograd.grad(expected, x)
+    for chunk in (None, 1, 4, 100):
+        value = koleo(3 * x, chunk_size=chunk)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, x)[0], grad)
+    same = torch.ones(5, 4, requires_grad=True)
+    value = koleo(same)
+    value.backward()
+    assert value.item() == pytest.approx(8 * np.log(10), rel=1e-4)
+    assert same.grad.isfinite().all()
+    with pytest.raises(ValueError, match="undefined for 1 sample"):
+        koleo(x[:1])
 
 
 def test_a_queue_stands_beside_the_own_key_alone():

@@ -12,7 +12,9 @@ from repr.models.backbone import backbone
 from repr.models.decoder import Decoder, sincos_positions
 from repr.models.masking import (
     Masking,
+    TokenMasking,
     block_scores,
+    encode_hidden,
     encode_kept,
     mask_from_scores,
     num_kept,
@@ -249,3 +251,46 @@ def test_what_cannot_be_masked_is_told() -> None:
             Decoder(8, (2, 2), 12, dim=dim, depth=1, num_heads=heads)
     with pytest.raises(ValueError, match="a multiple of 4, not 6"):
         sincos_positions(6, (2, 2))
+
+
+# Mask tokens ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["block", "rand"])
+def test_as_much_is_hidden_as_the_authors_hide(kind: str) -> None:
+    theirs = torch.tensor(golden("ibot")[f"mask_{kind}/masks"]).flatten(1)
+    ours = TokenMasking(kind="block" if kind == "block" else "random").draw(torch.arange(2000), (14, 14))
+    for masks, tolerance in ((ours, 0.03), (theirs, 0.15)):  # of 80 masks a tenth more or less
+        assert masks.any(1).float().mean().item() == pytest.approx(0.5, abs=tolerance)
+        shares = masks[masks.any(1)].float().mean(1)
+        assert shares.mean().item() == pytest.approx(0.3, abs=tolerance)
+        assert 0.05 < shares.min() <= shares.max() <= 0.5
+    assert not torch.equal(ours, TokenMasking().draw(torch.arange(2000), (14, 14), num_views=2)[2000:])
+
+
+def test_a_block_is_hidden_and_at_least_one_patch() -> None:
+    masks = TokenMasking(share=1.0).draw(torch.arange(300), (8, 8)).view(-1, 8, 8)
+    box = masks.any(2).sum(1) * masks.any(1).sum(1)  # rows by columns that the block touches
+    num = masks.sum((1, 2))
+    assert (box <= 2.5 * num).all()
+    assert box.sum() < 1.6 * num.sum()
+    assert TokenMasking(ratio=(0.01, 0.01), share=1.0).draw(torch.arange(9), (2, 2)).sum(1).tolist() == [1] * 9
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 2}, {"dynamic_img_size": True}, {"no_embed_class": True}])
+def test_a_token_stands_for_what_is_hidden(options: dict) -> None:
+    model, images, token = backbone(**VIT, **options), torch.randn(2, 3, 64, 64), torch.randn(24)
+    hidden = torch.zeros(2, 16, dtype=torch.bool)
+    torch.testing.assert_close(encode_hidden(model, images, hidden, token), model.forward_features(images))
+    hidden[0, 5] = True
+    other = images.clone()
+    other[0, :, 16:32, 16:32] = torch.randn(3, 16, 16)  # the sixth patch
+    seen = encode_hidden(model, images, hidden, token)
+    torch.testing.assert_close(encode_hidden(model, other, hidden, token), seen)
+    assert not torch.allclose(
+        encode_hidden(model, other, ~hidden, token)[0], encode_hidden(model, images, ~hidden, token)[0]
+    )
+    assert not torch.allclose(encode_hidden(model, images, hidden, -token)[0], seen[0])
+    every = encode_hidden(model, images, torch.ones_like(hidden), token)
+    torch.testing.assert_close(every[0], every[1])  # places alone are told
+    assert len(model.patch_embed._forward_hooks) == 0

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -96,3 +97,11 @@ def test_it_follows_a_step_that_was_made(before_step: bool, final_momentum: floa
 )
 def test_the_momentum_rises_to_one_and_stays_there(step: int, total: int | None, expected: float) -> None:
     assert Teacher(momentum=0.9, final_momentum=1.0).momentum_at(step, total) == pytest.approx(expected)
+
+
+def test_it_drops_nothing_out() -> None:
+    student = timm.create_model("test_vit", num_classes=0, drop_path_rate=0.5, proj_drop_rate=0.5, attn_drop_rate=0.5)
+    teacher, images = Teacher(momentum=0.9, backbone=student), torch.randn(2, 3, 160, 160)
+    assert teacher.training
+    assert torch.equal(teacher.backbone(images), teacher.backbone(images))
+    assert not torch.equal(student(images), student(images))

@@ -20,6 +20,7 @@ SMALL = [
 VIT = ["backbone=vit_s16", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2"]
 OWN = {name: ["embed_dim=32"] for name in OBJECTIVES if name.startswith("m3col")}  # no projection: widths are equal
 OWN["pixcontrast"] = ["+backbone.patch_size=8"]  # contrast of cells needs more than four of them
+OWN["ijepa"] = ["+backbone.patch_size=4"]  # four blocks, and a context, of 64 patches
 OWN["mocov2"] = ["objective.queue_length=48", "data.batch_size=12"]  # batches of 8 and of 12 divide it
 OWN["densecl"] = OWN["mocov2"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]

@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 
 from repr.config import ConfigError, compose
+from repr.training.forecast import Planner
 from repr.training.memory import check_memory, free_memory
 from repr.training.trainer import make_trainer
 
@@ -63,3 +64,15 @@ def test_what_is_free_is_what_machine_and_control_group_leave(tmp_path: Path) ->
     (group / "memory.stat").write_text("anon 100\ninactive_file 500000000\n")
     assert free_memory(CPU, str(tmp_path)) == 2e9
     assert free_memory(CPU) is None or free_memory(CPU) > 0
+
+
+def test_a_head_on_hidden_patches_alone_is_foreseen() -> None:
+    """How many there are is drawn; a forecast takes half of all."""
+    small = ["image_size=32", "small_size=16", "embed_dim=32", "backbone.depth=1", "objective.hidden_dim=16"]
+    few, many = (
+        Planner(compose(["objective=ibot", *small, f"objective.num_prototypes={num}"]), gpus=1).at(16)[""]
+        for num in (1000, 9000)
+    )
+    hidden, views = 2 * 16 * 16 // 2, 2 * 16 + 10 * 16
+    assert few.phase != "optimizer"
+    assert many.total - few.total > 4 * 8000 * (hidden + views)
