@@ -27,9 +27,9 @@ QUICK_RECIPE = (4, [96] * 2, [64] * 2)
 def settings(options: Any) -> str:
     num, large, small = QUICK_RECIPE if options.quick else RECIPE
     return (
-        "Forward, loss and backward of a batch that lies on the device, bf16 autocast, and the update of a teacher. All "
-        "have a backbone of the same class and the same pictures; a peer is its own modules and loss, put together as "
-        "in its documentation. A step each in turn; the median counts, and `ours again` tells the noise. "
+        "Forward, loss and backward of a batch that lies on the device, bf16 autocast, and the update of a teacher. "
+        "All have a backbone of the same class and the same pictures; a peer is its own modules and loss, put together "
+        "as in its documentation. A step each in turn; the median counts, and `ours again` tells the noise. "
         f"Batch {num}, {len(large)} views of {large[0]} px, for SwAV and DINO {len(small)} of {small[0]} px besides, "
         "for MAE one view, a share of .75 removed."
     )

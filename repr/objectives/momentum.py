@@ -135,7 +135,13 @@ class Momentum(Objective):
             self.dense_projector = _head([width, hidden_dim, dim], head_norm, last_norm, last_bias)
             self.dense_queue = Queue(1, queue_length, dim)
             followed["dense_projector"] = self.dense_projector
-        self.teacher = Teacher(momentum=momentum, final_momentum=final_momentum, before_step=before_step, **followed)
+        self.teacher = Teacher(
+            momentum=momentum,
+            final_momentum=final_momentum,
+            schedule="cosine",
+            before_step=before_step,
+            **followed,
+        )
 
     def _check_dense(self) -> None:
         if not self.queue_length:
