@@ -31,7 +31,7 @@ PATCHES = ["+backbone.global_pool=avg", "+backbone.fc_norm=false"]  # pooled, so
 ANY_SIZE = ["+backbone.dynamic_img_size=true"]  # for small views
 OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
-    **{name: ANY_SIZE for name in ("swav", "dino", "ibot", "dinov2")},
+    **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ANY_SIZE),
     "obow": [*ANY_SIZE, f"objective.num_words={LARGE}"],
     **{name: [f"objective.queue_length={LARGE}"] for name in ("mocov2", "densecl")},
     **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
