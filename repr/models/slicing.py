@@ -11,7 +11,6 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from functools import partial, wraps
 from importlib.util import find_spec
 from itertools import repeat
@@ -186,7 +185,8 @@ def _join(outputs: Sequence[Any]) -> Any:
 def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Keep running statistics of BatchNorm as they are: they have seen these rows in forward."""
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm)]
-    before = [(norm, norm.momentum, deepcopy(norm.num_batches_tracked)) for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms]
+    before = [(norm, norm.momentum, None if n is None else n.clone()) for norm, n in zip(norms, counts, strict=True)]
     for norm in norms:
         norm.momentum = 0.0
     try:

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from repr.models.backbone import backbone, feature_map
 from repr.models.decoder import Decoder
@@ -131,6 +132,14 @@ def test_batch_norm_is_warned_about_and_counts_each_slice_once() -> None:
     ours, theirs = objective.backbone.state_dict(), other.state_dict()
     assert_equal(ours, theirs)
     assert int(ours["bn1.num_batches_tracked"]) == 3
+
+
+def test_slices_of_batch_norm_are_traced_without_memory() -> None:
+    with FakeTensorMode():
+        model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        slice_rows(model, 2)
+        model(torch.randn(6, 4)).sum().backward()
+    assert model[0].weight.grad is not None
 
 
 def test_an_encoder_without_batch_norm_is_not_warned_about() -> None:
