@@ -227,7 +227,7 @@ def test_a_pretrained_stage_0_frozen_towers_and_a_warm_start(whole: tuple[Path, 
     ("overrides", "message"),
     [
         (["objective=vicreg"], "of JointEmbedding none of its terms .*invariance.* takes the other samples"),
-        (["objective=barlow_twins"], r"\(correlation\) .* give one of contrast, uniformity a weight"),
+        (["objective=barlow_twins"], r"\(correlation\) .* give one of contrast, uniformity, hallucination a weight"),
         (["objective=swav"], "of SwAV none of its terms"),
         (["objective=swav", "objective.queue_length=8"], "queue keeps 8 rows of earlier batches"),
         (
