@@ -6,8 +6,9 @@ Run from the root of the repository, on an otherwise idle machine::
     python -m benchmarks.teacher_step_time --quick    # one small case of each, at most three minutes
     python -m benchmarks.teacher_step_time --write    # also writes benchmarks/results/teacher_step_time.md
 
-As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. BYOL and MoCo v3 take the large views
-only. lightly has no MoCo v3.
+As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. DINO alone takes the small views. lightly
+has no MoCo v3. iBOT, on a ViT, hides 30 % of the patches of all pictures; I-JEPA predicts four blocks. Each library
+draws masks in its own way, and stable-pretraining predicts all blocks in one pass, the paper and the others one by one.
 """
 
 from __future__ import annotations
@@ -23,22 +24,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.report import hardware, publish
 from benchmarks.step_time import BACKBONES, RECIPES, Candidate, Times, measure, rows, trunk
 from repr.batch import Batch
+from repr.models.backbone import backbone
+from repr.models.decoder import Decoder
+from repr.models.masking import TokenMasking
+from repr.models.target_blocks import TargetBlocks
+from repr.objectives.jepa import JEPA
 from repr.objectives.momentum import Momentum
 from repr.objectives.self_distillation import SelfDistillation
 
 RESULTS = Path(__file__).parent / "results/teacher_step_time.md"
 HIDDEN, DIM, PROTOTYPES, MOMENTUM = 2048, 256, 8192, 0.99
+HIDDEN_SHARE, PREDICTOR, DEPTH = 0.3, 384, 6  # of iBOT's patches; width and layers of I-JEPA's predictor
 Views = Sequence[Tensor]
 Make = Callable[[nn.Module, Views, Views], Candidate]
 
 
 def our(flow: Any, views: Views) -> Candidate:
     """One of our flows, whose ``finish_step`` moves the teacher."""
-    batch = Batch(views=list(views))
+    batch = Batch(views=list(views), seed=torch.arange(len(views[0]), device=views[0].device))
     return flow, lambda: flow.total(flow.step(batch).terms), flow.finish_step
 
 
@@ -53,6 +61,17 @@ def our_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
 
 def our_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=PROTOTYPES), [*large, *small])
+
+
+def our_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+    hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
+    heads: Any = {"hidden_dim": HIDDEN, "num_prototypes": PROTOTYPES, "share_head": False}
+    return our(SelfDistillation(model, masking=hidden, weights={"views": 1, "patches": 1}, **heads), large)
+
+
+def our_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
+    decoder = partial(Decoder, dim=PREDICTOR, depth=DEPTH, num_heads=PREDICTOR // 64)
+    return our(JEPA(model, decoder=decoder), large[:1])
 
 
 def following(*pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
@@ -106,6 +125,64 @@ def lightly_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     return nn.ModuleList([model, head]), step, follow
 
 
+def lightly_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from lightly.loss import DINOLoss, IBOTPatchLoss
+    from lightly.models.modules import DINOProjectionHead, MaskedVisionTransformerTIMM
+
+    vit: Any = model.to(memory_format=torch.contiguous_format)  # its initialisation needs that
+    student, width, (rows, columns) = MaskedVisionTransformerTIMM(vit=vit), vit.embed_dim, vit.patch_embed.grid_size
+    head, cell_head, slow_head, slow_cell_head = (
+        DINOProjectionHead(width, HIDDEN, DIM, PROTOTYPES, norm_last_layer=True) for _ in range(4)
+    )
+    teacher = copy.deepcopy(student)
+    follow = following((student, teacher), (head, slow_head), (cell_head, slow_cell_head))
+    criterion, cell_criterion = DINOLoss(PROTOTYPES, teacher_temp=0.04), IBOTPatchLoss(PROTOTYPES, teacher_temp=0.04)
+    images, num = torch.cat(list(large)), rows * columns
+
+    def step() -> Tensor:
+        order = torch.rand(len(images), num, device=images.device).argsort(1)
+        mask = torch.zeros(len(images), 1 + num, dtype=torch.bool, device=images.device)
+        mask.scatter_(1, 1 + order[:, : round(HIDDEN_SHARE * num)], True)
+        with torch.no_grad():
+            seen = teacher.encode(images)
+            targets, cell_targets = slow_head(seen[:, 0]), slow_cell_head(seen[mask])
+        tokens = student.encode(images, mask=mask)
+        scores, cells = head(tokens[:, 0]), cell_head(tokens[mask])
+        pairs = [list(x.chunk(len(large))) for x in (targets, scores)]
+        hidden = mask[:, 1:].unflatten(1, (rows, columns))
+        return criterion(*pairs, teacher_temp=0.04) + cell_criterion(cell_targets, cells, hidden)
+
+    return nn.ModuleList([student, teacher, head, cell_head, slow_head, slow_cell_head]), step, follow
+
+
+def lightly_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from lightly.models import utils
+    from lightly.models.modules import MaskedVisionTransformerTIMM
+    from lightly.models.modules.ijepa_timm import IJEPAPredictorTIMM
+
+    vit: Any = model.to(memory_format=torch.contiguous_format)
+    student, grid, images = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.grid_size, large[0]
+    teacher = copy.deepcopy(student)
+    predictor = IJEPAPredictorTIMM(
+        num_patches=vit.patch_embed.num_patches, depth=DEPTH, mlp_dim=vit.embed_dim, predictor_embed_dim=PREDICTOR,
+        num_heads=PREDICTOR // 64,
+    )  # fmt: skip
+    follow, blocks = following((student, teacher)), TargetBlocks()
+    seed = torch.arange(len(images), device=images.device)
+
+    def step() -> Tensor:
+        context, targets = blocks.draw(seed, grid, step=0)
+        masks = list(targets.unbind(1))
+        with torch.no_grad():
+            whole = teacher.encode(images)[:, 1:]
+            whole = F.layer_norm(whole, whole.shape[-1:])
+            target = torch.cat([utils.get_at_index(whole, mask) for mask in masks])
+        tokens = student.encode(images, idx_keep=F.pad(context + 1, (1, 0)))[:, 1:]
+        return F.smooth_l1_loss(predictor(tokens, context, masks), target)
+
+    return nn.ModuleList([student, teacher, predictor]), step, follow
+
+
 def stable(module: Any, step: Callable[[], Tensor]) -> Candidate:
     """A module of stable-pretraining, whose wrappers move their teachers."""
     wrappers = [part for part in module.modules() if hasattr(part, "update_teacher")]
@@ -140,12 +217,30 @@ def stable_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
     return stable(module, lambda: module(global_views=large, local_views=small).loss)
 
 
+def stable_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.ibot import iBOT
+
+    num: Any = {"n_cls_prototypes": PROTOTYPES, "n_patch_prototypes": PROTOTYPES, "image_size": large[0].shape[-1]}
+    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
+    module = iBOT(model, mask_ratio=HIDDEN_SHARE, **widths, **num)
+    return stable(module, lambda: module(global_views=large).loss)
+
+
+def stable_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.ijepa import IJEPA
+
+    module = IJEPA(model, predictor_embed_dim=PREDICTOR, predictor_depth=DEPTH)
+    return stable(module, lambda: module(large[0]).loss)
+
+
 METHODS: dict[str, dict[str, Make]] = {
     "BYOL": {"ours": our_byol, "lightly": lightly_byol, "stable-pretraining": stable_byol},
     "MoCo v3": {"ours": our_mocov3, "stable-pretraining": stable_mocov3},
     "DINO": {"ours": our_dino, "lightly": lightly_dino, "stable-pretraining": stable_dino},
+    "iBOT": {"ours": our_ibot, "lightly": lightly_ibot, "stable-pretraining": stable_ibot},
+    "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa, "stable-pretraining": stable_ijepa},
 }
-ALL_VIEWS = ("DINO",)
+ALL_VIEWS, OF_PATCHES = ("DINO",), ("iBOT", "I-JEPA")
 
 
 def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
@@ -157,10 +252,15 @@ def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
         for sides in (large_sizes, small_sizes)
     )
     makes = {
-        library: partial(make, trunk(name, large_sizes[0]), large, small)
+        library: partial(make, encoder(method, name, large_sizes[0]), large, small)
         for library, make in twice(METHODS[method]).items()
     }
     return measure(makes, seconds)
+
+
+def encoder(method: str, name: str, size: int) -> nn.Module:
+    """The backbone of a method; those that hide patches take views of one size."""
+    return backbone(name, image_size=size) if method in OF_PATCHES else trunk(name, size)
 
 
 def twice(libraries: dict[str, Make]) -> dict[str, Make]:
@@ -190,7 +290,7 @@ def main() -> None:
     for recipe in islice(RECIPES, few):
         for shown, name in islice(BACKBONES.items(), few):
             for method in METHODS:
-                if args.only in (None, method):
+                if args.only in (None, method) and (shown.startswith("ViT") or method not in OF_PATCHES):
                     views = recipe if method in ALL_VIEWS else recipe.split(" + ")[0]
                     first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
                     lines += rows(first, step_times(method, recipe, name, seconds))

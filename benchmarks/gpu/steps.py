@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from benchmarks.gpu.common import clean
 from benchmarks.step_time import LIBRARIES, Step, lightly_mae, measure, our_mae, trunk
 from benchmarks.teacher_step_time import METHODS as TEACHERS
-from benchmarks.teacher_step_time import twice
+from benchmarks.teacher_step_time import OF_PATCHES, encoder, twice
 
 TITLE = {"steps": "Steps of self-supervised methods"}
 METHODS = ("SimCLR", "SwAV", *TEACHERS, "MAE")
@@ -42,7 +42,12 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
     large, small = (
         [torch.randn(num, 3, side, side, generator=rng).to(device) for side in each] for each in (sides, small_sides)
     )
-    cases = [(method, *shown) for method in METHODS for shown in models.items() if method != "MAE" or "ViT" in shown[0]]
+    cases = [
+        (method, *shown)
+        for method in METHODS
+        for shown in models.items()
+        if "ViT" in shown[0] or method not in ("MAE", *OF_PATCHES)
+    ]
     for place, (method, shown, name) in enumerate(cases):
         left = options.end - time.monotonic()
         if left < 5:
@@ -52,7 +57,10 @@ def rows(options: Any) -> Iterator[dict[str, Any]]:
             makes = mae(name, sides[0], large[0])
         else:
             models_of = twice(TEACHERS[method]) if method in TEACHERS else libraries(method)
-            makes = {library: partial(make, trunk(name, sides[0]), large, small) for library, make in models_of.items()}
+            makes = {
+                library: partial(make, encoder(method, name, sides[0]), large, small)
+                for library, make in models_of.items()
+            }
         with clean():
             times = measure(makes, 0.5 if options.quick else min(5.0, 0.6 * left / (len(cases) - place)), device)
         medians = {library: statistics.median(clock for clock, _ in pairs) for library, pairs in times.items()}
