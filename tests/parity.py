@@ -275,7 +275,7 @@ Every file of `conf/objective`, and some variants, with small towers in float64 
 process, under DDP and FSDP2 (gloo, CPU), each with the whole batch and with `micro_batch=2`. A cell is the length of
 the gradient over that of one process on the whole batch, and the cosine between the two. The last columns are the
 largest deviations of all cells: of the first loss and of the two later ones (over the largest of the three), of the
-update after three steps of SGD with momentum, and of the features of 17 pictures, whose last batch no number of
+update after two steps of SGD with momentum, and of the features of 17 pictures, whose last batch no number of
 processes here divides (length of the difference over the length). What remains are the losses and their reductions,
 which are float32.
 BatchNorm in an encoder sees the statistics of a slice: `micro_batch` warns of it, and the cell is left out.

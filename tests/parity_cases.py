@@ -30,7 +30,7 @@ from repr.objectives.base import Objective
 from repr.optim import Optim
 from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
-NUM_ROWS, NUM_STEPS = 12, 3  # rows of the global batch; optimizer steps
+NUM_ROWS, NUM_STEPS = 12, 2  # rows of the global batch; optimizer steps
 NUM_EVAL, EVAL_BATCH = 17, 12  # the last batch of evaluation has five rows, which no number of processes here divides
 MICRO_BATCH = 2  # of 12, 6, 4 or 3 rows of a process
 SGD = Optim(name="sgd", lr=3e-3, weight_decay=0.1, options={"momentum": 0.9})  # Adam would hide a scaled gradient
@@ -135,7 +135,7 @@ def share_of(batch: Batch, num: int) -> Batch:
 
 
 def train(variant: str, strategy: str, *, sliced: bool) -> Record:
-    """Losses, first gradient, update after three steps, buffers, and features of a set that no batch divides."""
+    """Losses, first gradient, update after all steps, buffers, and features of a set that no batch divides."""
     objective = copy.deepcopy(objective_of(variant))
     slice_encoders(objective, MICRO_BATCH if sliced else None)
     start = [p.detach().clone() for p in objective.parameters()]

@@ -1,5 +1,6 @@
 """Runs from shards in a bucket: the losses are those of the local run, whatever the store, the workers or a kill do."""
 
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -62,14 +63,14 @@ def out_for_a_while(store: Store, num_requests: int) -> None:
 
 @pytest.mark.slow
 def test_a_run_from_a_bucket_is_the_local_one(folder: Path, store: Store, run_group: RunGroup, tmp_path: Path) -> None:
-    def run(name: str, files: str, *options: str, start: bool = True) -> tuple[int, str]:
+    def run(name: str, files: str, *options: str, start: bool = True, world: int = 1) -> tuple[int, str]:
         new = [
             f"run_folder={tmp_path}/{name}",
             f"data.train.files={files}",
             f"+data.train.cache_dir={tmp_path}/cache",
             *SETUP,
         ]
-        return run_group(1, *(new if start else [f"resume={tmp_path}/{name}", "trust=true"]), *options)[0]
+        return run_group(world, *(new if start else [f"resume={tmp_path}/{name}", "trust=true"]), *options)[0]
 
     bucket = "s3://bucket/set/train-*.tar"
     status, out = run("local", f"{folder}/set/train-*.tar")
@@ -84,6 +85,14 @@ def test_a_run_from_a_bucket_is_the_local_one(folder: Path, store: Store, run_gr
     assert status == -signal.SIGKILL, out
     assert out.count("does not answer (") >= 1
     restart.join()
+    shutil.copytree(tmp_path / "ranges", tmp_path / "two")
+    on_two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "callbacks.kill.place=nowhere"]
+    status, out = run("two", bucket, *on_two, start=False, world=2)
+    assert status == 0, out
+    losses = [
+        [float(row["train/loss"]) for row in rows if row["train/loss"]] for rows in (table(tmp_path / "two"), whole)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     status, out = run("ranges", bucket, "callbacks.kill.place=nowhere", "data.num_workers=1", start=False)
     assert status == 0, out
     assert "num_retries" in out

@@ -55,9 +55,10 @@ def one_trained(name: str, first: int) -> Trained:
     """An objective with the first backbone, counted from ``first`` on, that it takes: some need a ViT."""
     for i in range(len(BACKBONES)):
         try:
-            return trained(name, backbone=BACKBONES[(first + i) % len(BACKBONES)])
+            patches = ["+backbone.patch_size=8"] if name == "ijepa" else []  # more than its four blocks
+            return trained(name, *patches, backbone=BACKBONES[(first + i) % len(BACKBONES)])
         except InstantiationException as error:
-            if not isinstance(error.__cause__, ValueError):
+            if not isinstance(error.__cause__, ValueError | TypeError):  # TypeError: a ResNet has no patches
                 raise
     raise AssertionError(f"{name} takes none of {BACKBONES}")
 
