@@ -18,7 +18,7 @@ import copy
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +168,10 @@ def lightly_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
         num_heads=PREDICTOR // 64,
     )  # fmt: skip
     follow, blocks = following((student, teacher)), TargetBlocks()
-    seed = torch.arange(len(images), device=images.device)
+    seed, steps = torch.arange(len(images), device=images.device), count()
 
     def step() -> Tensor:
-        context, targets = blocks.draw(seed, grid, step=0)
+        context, targets = blocks.draw(seed, grid, step=next(steps))  # as ours are
         masks = list(targets.unbind(1))
         with torch.no_grad():
             whole = teacher.encode(images)[:, 1:]

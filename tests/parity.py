@@ -274,7 +274,7 @@ Written by `python -m tests.parity --write`; the tests hold the first table (`te
 Every file of `conf/objective`, and some variants, with small towers in float64 on a global batch of 12: on one
 process, under DDP and FSDP2 (gloo, CPU), each with the whole batch and with `micro_batch=2`. A cell is the length of
 the gradient over that of one process on the whole batch, and the cosine between the two. The last columns are the
-largest deviations of all cells: of the first loss and of the two later ones (over the largest of the three), of the
+largest deviations of all cells: of the first loss and of the later one (over the larger of the two), of the
 update after two steps of SGD with momentum, and of the features of 17 pictures, whose last batch no number of
 processes here divides (length of the difference over the length). What remains are the losses and their reductions,
 which are float32.

@@ -190,10 +190,8 @@ class MixupContrast(Objective):
                 f"{', '.join(lacking)}: choose data that has them, set tokenizer for text, or leave the modality out"
             )
         label = batch["label"] if batch["label"].ndim == 1 else batch["label"][:, self._column]
-        if label.device.type == "cpu" and (
-            missing := int((gather(label) < 0).sum())
-        ):  # elsewhere it would have to wait
-            raise ValueError(f"{missing} rows of a batch have no label: leave them out of the data")
+        if label.device.type == "cpu" and (missing := gather(label) < 0).any():  # elsewhere it would have to wait
+            raise ValueError(f"{int(missing.sum())} rows of a batch have no label: leave them out of the data")
         draws: dict[str, tuple[Tensor, Tensor]] = {}
         if "contrast" in self.weights and self._mixes_now():
             seed = gather(batch["seed"])
