@@ -201,7 +201,13 @@ def test_codes_are_nearest_words() -> None:
 
 
 def test_what_does_not_fit_is_told() -> None:
-    small = ["backbone.name=test_resnet", "objective.num_words=100", "data.batch_size=64", "views=clip_small"]
+    small = [
+        "backbone=resnet",
+        "backbone.name=test_resnet",
+        "objective.num_words=100",
+        "data.batch_size=64",
+        "views=clip_small",
+    ]
     with pytest.raises(ConfigError) as refused:
         check(compose(["objective=obow", "image_size=96", *small]))
     assert [re.sub(r"backbone.name=test_resnet ", "", fault)[:60] for fault in refused.value.faults] == [
