@@ -53,7 +53,7 @@ def rows(name: str, overrides: Sequence[str] = (), title: str = "") -> tuple[lis
     least = cut["fsdp2"].memory
     totals = [f[s].total for f in (small, large, cut) for s in ("ddp", "fsdp2")]
     parts = [least.get("batch", 0), least.get("embeddings", 0) + least.get("loss", 0)]
-    memory = [title, f"{whole.trained / 4e6:.0f}", *(f"{num / GB:.1f}" for num in (*totals, *parts))]
+    memory = [title, f"{whole.trained / 4e6:.0f}", *(f"{max(num, 0) / GB:.1f}" for num in (*totals, *parts))]
     memory.append(f"{plain / GB:.0f}" if plain > 1e6 else "")
     sent = [large["ddp"].sent, large["fsdp2"].sent, cut["fsdp2"].sent]
     flow = sum(num for what, num in sent[0].items() if what not in ("gradients", "buffers"))
