@@ -200,6 +200,20 @@ def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float, device
     return times
 
 
+def head(title: str, module: str) -> list[str]:
+    """How a page of step times begins, up to the head of its table; the load is that of now."""
+    return [
+        f"# {title}",
+        "",
+        f"`{' '.join([f'python -m benchmarks.{module}', *sys.argv[1:]])}`; the load is that before.",
+        "",
+        hardware("torch", "timm", "lightly", "stable-pretraining"),
+        "",
+        "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+
+
 def rows(first: str, times: Times) -> list[str]:
     """Lines of the table: the least time of each library, and ours over it."""
     best = {library: [min(column) for column in zip(*pairs, strict=True)] for library, pairs in times.items()}
@@ -280,17 +294,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     seconds = args.seconds or (30 if args.quick else 180)
     few = 1 if args.quick else None
-    load = hardware("torch", "timm", "lightly", "stable-pretraining")
-    lines = [
-        "# Step time of SimCLR, SwAV and MAE",
-        "",
-        f"`{' '.join(['python -m benchmarks.step_time', *sys.argv[1:]])}`; the load is that before.",
-        "",
-        load,
-        "",
-        "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("Step time of SimCLR, SwAV and MAE", "step_time")
     for recipe in islice(RECIPES, few):
         for shown, name in islice(BACKBONES.items(), few):
             for method in ("SimCLR", "SwAV"):

@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.report import hardware, publish
-from benchmarks.step_time import BACKBONES, RECIPES, Candidate, Times, measure, rows, trunk
+from benchmarks.report import publish
+from benchmarks.step_time import BACKBONES, RECIPES, ROOT, Candidate, Times, head, measure, rows, trunk
 from repr.batch import Batch
 from repr.models.backbone import backbone
 from repr.models.decoder import Decoder
@@ -37,7 +35,7 @@ from repr.objectives.jepa import JEPA
 from repr.objectives.momentum import Momentum
 from repr.objectives.self_distillation import SelfDistillation
 
-RESULTS = Path(__file__).parent / "results/teacher_step_time.md"
+RESULTS = ROOT / "benchmarks/results/teacher_step_time.md"
 HIDDEN, DIM, PROTOTYPES, MOMENTUM = 2048, 256, 8192, 0.99
 HIDDEN_SHARE, PREDICTOR, DEPTH = 0.3, 384, 6  # of iBOT's patches; width and layers of I-JEPA's predictor
 Views = Sequence[Tensor]
@@ -271,22 +269,12 @@ def twice(libraries: dict[str, Make]) -> dict[str, Make]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ResNet-18 at the smaller recipe, few steps")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(Path.cwd())}")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 30")
     parser.add_argument("--only", choices=METHODS, help="one method")
     args = parser.parse_args()
     seconds, few = args.seconds or (30 if args.quick else 120), 1 if args.quick else None
-    load = hardware("torch", "timm", "lightly", "stable-pretraining")
-    lines = [
-        "# Step time of methods with a teacher",
-        "",
-        f"`{' '.join(['python -m benchmarks.teacher_step_time', *sys.argv[1:]])}`; the load is that before.",
-        "",
-        load,
-        "",
-        "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
-        "|---|---|---|---|---:|---:|---:|---:|---:|",
-    ]
+    lines = head("Step time of methods with a teacher", "teacher_step_time")
     for recipe in islice(RECIPES, few):
         for shown, name in islice(BACKBONES.items(), few):
             for method in METHODS:
