@@ -26,6 +26,7 @@ class Batch(TypedDict, total=False):
     boxes: Tensor  # (B, V, 4) float32, crop in [0, 1] of the source image; a flip swaps the ends
     colour: Tensor  # (B, V, P) float32, drawn colour parameters
     text: Tensor  # (B, L) int64, token ids
+    texts: Tensor  # (B, C, L) int64, token ids of the first captions of each sample; the last one stands in for more
     tables: list[Tensor]  # T x (B, F_t) float32, blocks of numbers
     label: Tensor  # (B, A) int64, -1 where a sample has no label
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches

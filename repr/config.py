@@ -37,6 +37,22 @@ _TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # gr
 OmegaConf.register_new_resolver("conf", lambda path: str(CONF / path), replace=True)
 
 
+def positions(*names: str, _root_: DictConfig) -> ListConfig:
+    """${view:global,local} are the positions in a batch of the views that have these names, in their order.
+
+    Raises:
+        ValueError: there is no such view.
+    """
+    counts = {str(name): view.get("count", 1) for name, view in (_root_.get("views") or {}).items()}
+    if unknown := [name for name in names if name not in counts]:
+        raise ValueError(f"views has no {unknown[0]}; it has {', '.join(counts) or 'none'}")
+    order = [name for name, count in counts.items() for _ in range(count)]
+    return OmegaConf.create([place for wanted in names for place, name in enumerate(order) if name == wanted])
+
+
+OmegaConf.register_new_resolver("view", positions, replace=True)
+
+
 class ConfigError(ValueError):
     """One or several faults of a config; ``faults`` has a message for each."""
 
@@ -381,6 +397,14 @@ def _kind_faults(key: str, old: Any, new: Any) -> Iterator[str]:
         yield f"{key} takes {words} (it is {old}), but got '{new}'"
 
 
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """The values of a mapping of mappings by their dotted names, such as weights of the terms of parts."""
+    values: dict[str, Any] = {}
+    for key, value in (node or {}).items():
+        values |= flat(value, f"{path}{key}.") if isinstance(value, Mapping | DictConfig) else {f"{path}{key}": value}
+    return values
+
+
 def _select(cfg: DictConfig, key: str) -> Any:
     try:
         return OmegaConf.select(cfg, key)
@@ -435,7 +459,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
     else:
         terms = target.term_names(node)
         for key in ("weights", "losses"):
-            for term in node.get(key) or {}:
+            for term in flat(node.get(key)) if key == "weights" else node.get(key) or {}:
                 if term not in terms:
                     yield f"{path}.{key}.{term}: {name} has no such term; {nearest(term, terms)}"
         for term in set(node.get("losses") or {}) - set(node.get("weights") or {}):
@@ -449,8 +473,8 @@ def _flow_faults(cfg: DictConfig) -> Iterator[str]:
         yield f"eval.zero_shot needs text, and {flow.__name__} encodes images only: set eval=images tokenizer=null"
     try:
         objective = on_meta(cfg)
-    except ValueError as error:
-        yield str(error)
+    except ConfigError as error:
+        yield from error.faults
         return
     # A LightningModule of one's own need not have it, and a procedure may be a function.
     if find := getattr(objective, "config_faults", None):
@@ -465,7 +489,7 @@ def on_meta(cfg: DictConfig) -> Any:
     It is None where a module, such as one of a user's own, cannot be made so.
 
     Raises:
-        ValueError: a constructor refuses its arguments.
+        ConfigError: a constructor refuses its arguments.
     """
     import torch
 
@@ -478,10 +502,11 @@ def on_meta(cfg: DictConfig) -> Any:
         while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
             told, cause = str(cause), cause.__cause__
         if isinstance(cause, ImportError) or "pip install" in str(cause):  # an optional package
-            raise ValueError(str(cause)) from error
+            raise ConfigError([str(cause)]) from error
         if isinstance(cause, ValueError):
             at = re.search(r"^full_key: (.+)$", told, re.MULTILINE)
-            raise ValueError(_in_full(str(cause), at[1], cfg) if at else str(cause)) from error
+            faults = getattr(cause, "faults", [str(cause)])
+            raise ConfigError([_in_full(fault, at[1], cfg) if at else fault for fault in faults]) from error
         return None
 
 
@@ -550,12 +575,13 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
                     f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
                     "over processes: set trainer=ddp"
                 )
+    flows = [node for _, node in _targets(cfg.objective)]  # those that are parts of one too
     for key, usual, wanted in (
         ("exchange", "gather", "no loss whose rows can be passed on"),
         ("loss_precision", "float32", "no loss of pairs"),
         ("false_negatives", "keep", "no contrast whose pairs could be left out"),
     ):
-        if (value := cfg.get(key, usual)) not in (usual, cfg.objective.get(key)):
+        if (value := cfg.get(key, usual)) not in (usual, *(node.get(key) for node in flows)):
             yield f"{key}={value}: this objective has {wanted}; set {key}={usual}"
-    if cfg.get("chunk_size") and cfg.objective.get("chunk_size") is None:
+    if cfg.get("chunk_size") and all(node.get("chunk_size") is None for node in flows):
         warnings.warn(f"chunk_size={cfg.chunk_size} changes nothing: this objective compares no pairs", stacklevel=2)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import LightningModule
 from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -255,7 +256,7 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, param_dtype: torch.dtype | Non
         for name in dir(child):
             if name.startswith("forward_") and callable(getattr(child, name)):
                 register_fsdp_forward_method(child, name)
-    for parameter in module.parameters(recurse=False):
+    for parameter in uncalled_parameters(module).values():
         parameter.data = parameter.data.to(device)
         if parameter.requires_grad:
             # Once for every backward: what was accumulated before is the same everywhere, and a mean leaves it so.
@@ -283,13 +284,20 @@ def shard_fault(module: nn.Module) -> str | None:
 
 def called(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Names and modules with parameters that an objective calls: its children, and those of containers among them."""
+    containers = nn.ModuleList | nn.ModuleDict | LightningModule
     for name, child in module.named_children():
         if next(child.parameters(), None) is None:
             continue
-        if type(child).forward is nn.Module.forward or isinstance(child, nn.ModuleList | nn.ModuleDict):
+        if type(child).forward is nn.Module.forward or isinstance(child, containers):
             yield from ((f"{name}.{below}", part) for below, part in called(child))
         else:
             yield name, child
+
+
+def uncalled_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of the objective itself, such as a temperature, and of the objectives that are its parts."""
+    paths = tuple(f"{name}." for name, _ in called(module))
+    return {name: parameter for name, parameter in module.named_parameters() if not name.startswith(paths)}
 
 
 def layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from repr.distributed import local, total_norm
+from repr.distributed import local, total_norm, uncalled_parameters
 
 Schedule = Literal["cosine", "constant"]
 LARS_L2 = "lars_l2"
@@ -115,7 +115,7 @@ class Optim:
                 f"optim.warmup_steps={self.warmup_steps} and optim.cooldown_steps={self.cooldown_steps} exceed the "
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
             )
-        optimizer = self._make(self.param_groups(module))
+        optimizer = self._make(self.param_groups(module, total_steps))
         if all(param.device.type == "cuda" for group in optimizer.param_groups for param in group["params"]):
             fuse(optimizer)
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
@@ -125,10 +125,13 @@ class Optim:
                     "optim.options.max_grad_norm=null and trainer.gradient_clip_val"
                 )
             optimizer.__class__ = _on_shards(type(optimizer))
-        factor = partial(self.lr_factor, total_steps=total_steps)
+        firsts = [group.pop("first_step") for group in optimizer.param_groups]
+        factors: list[Callable[[int], float]] = [
+            partial(self.lr_factor, total_steps=total_steps, first_step=first) for first in firsts
+        ]
         if self.final_weight_decay is None:
-            return optimizer, LambdaLR(optimizer, factor)
-        return optimizer, _WithDecay(optimizer, factor, partial(self.decay_at, total_steps=total_steps))
+            return optimizer, LambdaLR(optimizer, factors)
+        return optimizer, _WithDecay(optimizer, factors, partial(self.decay_at, total_steps=total_steps))
 
     def _phases(self, total_steps: int) -> tuple[int, int]:
         """Whole steps of warm-up and of cooldown."""
@@ -166,9 +169,15 @@ class Optim:
                     "another name, such as adamw"
                 ) from error
 
-    def lr_factor(self, step: int, total_steps: int) -> float:
-        """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last."""
+    def lr_factor(self, step: int, total_steps: int, first_step: int = 0) -> float:
+        """Learning rate at ``step`` (from 0) as a share of ``lr``; ``final_lr`` is reached one step after the last.
+
+        What is trained from ``first_step`` on has a warm-up of its own from there, as many steps long.
+        """
         warmup, cooldown = self._phases(total_steps)
+        if first_step:
+            late = min((step - first_step + 1) / max(warmup, 1), 1.0) if step >= first_step else 0.0
+            return late * self.lr_factor(step, total_steps)
         if step < warmup:
             start = 1 / warmup if self.warmup_lr is None or not self.lr else self.warmup_lr / self.lr
             return start + (1 - start) * step / (warmup if self.peak_after_warmup else max(warmup - 1, 1))
@@ -187,22 +196,25 @@ class Optim:
         progress = min(step / max(total_steps, 1), 1.0)
         return final + (self.weight_decay - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    def param_groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """Group trainable parameters by (learning rate, weight decay), those of the module itself apart.
+    def param_groups(self, module: nn.Module, total_steps: int = 1) -> list[dict[str, Any]]:
+        """Group trainable parameters by (learning rate, weight decay, first step), those of the module itself apart.
 
-        FSDP2 shards all but those, and optimizers cannot update sharded and whole ones in one call.
+        FSDP2 shards all but those, and optimizers cannot update sharded and whole ones in one call. A module may tell
+        by ``first_step(name, total_steps)`` from which step on a parameter is trained.
         """
+        whole, first_step = uncalled_parameters(module), getattr(module, "first_step", lambda name, total_steps: 0)
         scales = self._layer_scales(module)
         kept = {f"{path}.{name}" for path, part in module.named_modules() for name in _not_decayed(part)}
-        groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+        groups: dict[tuple[float, float, bool, int], dict[str, Any]] = {}
         for name, param in module.named_parameters():
             if not param.requires_grad:
                 continue
             decayed = param.ndim > 1 or (self.decay_1d and param.ndim == 1)
             decay = self.weight_decay if decayed and name not in kept else 0.0
             lr = self.lr * scales.get(name, 1.0)
-            group = groups.setdefault((lr, decay, "." in name), {"params": [], "lr": lr, "weight_decay": decay})
-            group["params"].append(param)
+            first = first_step(name, total_steps)
+            new: dict[str, Any] = {"params": [], "lr": lr, "weight_decay": decay, "first_step": first}
+            groups.setdefault((lr, decay, name not in whole, first), new)["params"].append(param)
         return list(groups.values())
 
     def _layer_scales(self, module: nn.Module) -> dict[str, float]:
@@ -239,10 +251,12 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
 class _WithDecay(LambdaLR):
     """A schedule of the learning rate that sets the weight decay of what is decayed, too."""
 
-    def __init__(self, optimizer: Optimizer, factor: Callable[[int], float], decay: Callable[[int], float]) -> None:
+    def __init__(
+        self, optimizer: Optimizer, factors: Sequence[Callable[[int], float]], decay: Callable[[int], float]
+    ) -> None:
         self._decay = decay
         self._decayed = [bool(group["weight_decay"]) for group in optimizer.param_groups]
-        super().__init__(optimizer, factor)
+        super().__init__(optimizer, list(factors))
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """The learning rates of this step."""

@@ -6,7 +6,8 @@ import copy
 import difflib
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
+
+from repr.models.once import encode_run
 
 Forward = Callable[[Any, Tensor], Tensor]  # a backbone and pictures -> what a flow takes of them
 # What a model may answer to arguments or to an input that it was not made for.
@@ -109,7 +112,7 @@ def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
         counts = ", ".join(str(len(view)) for view in views)
         raise ValueError(f"the views of a batch hold {counts} samples: every view must hold the same samples")
     runs = [list(run) for _, run in groupby(views, key=lambda view: view.shape[2:])]
-    return torch.cat([backbone(torch.cat(run)) for run in runs])
+    return torch.cat([encode_run(backbone, run) for run in runs])
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -212,25 +215,50 @@ def freeze_unreached(backbone: nn.Module, flow: str, forward: Forward = nn.Modul
     """Freeze the parameters that a loss on ``forward(backbone, pictures)`` does not reach; a warning names them.
 
     DDP waits for the gradient of every other. Gains and biases of a norm after what the flow takes are frozen as they
-    are; a backbone with more than that behind it is refused, since what it gives would be random.
+    are; a backbone with more than that behind it is refused, since what it gives would be random. Of a backbone that
+    several flows share nothing is frozen yet, see :func:`noted_forwards`.
 
     Raises:
         ValueError: weights between what the flow trains and what is evaluated.
     """
-    names = _unreached(backbone, forward)
+    if (noted := vars(backbone).get("noted_forwards")) is not None:
+        noted.append(forward)
+        return
+    _freeze(backbone, unreached(backbone, [forward]), flow, pooled=forward is nn.Module.__call__)
+
+
+@contextmanager
+def noted_forwards(backbone: nn.Module) -> Iterator[list[Forward]]:
+    """While it lasts, :func:`freeze_unreached` freezes nothing, and notes how a flow runs the backbone.
+
+    What one flow does not reach another may; :func:`freeze_common` is for when all are known.
+    """
+    vars(backbone)["noted_forwards"] = noted = list[Forward]()
+    try:
+        yield noted
+    finally:
+        del vars(backbone)["noted_forwards"]
+
+
+def freeze_common(backbone: nn.Module, flow: str, names: Collection[str]) -> None:
+    """Freeze the parameters that none of several flows reaches; see :func:`freeze_unreached`."""
+    _freeze(backbone, names, flow, pooled=False)
+
+
+def _freeze(backbone: nn.Module, names: Collection[str], flow: str, *, pooled: bool) -> None:
     heavy = [name for name in names if backbone.get_parameter(name).ndim > 1]
-    if forward is not nn.Module.__call__ and heavy:
+    if not pooled and heavy:
         pooling = getattr(backbone, "global_pool", "avg")  # of a convolutional network it may be a module
-        pooled = "+backbone.global_pool=avg, or " if isinstance(pooling, str) and pooling != "avg" else ""
+        hint = "+backbone.global_pool=avg, or " if isinstance(pooling, str) and pooling != "avg" else ""
         more = f" and {len(heavy) - 3} more" if len(heavy) > 3 else ""
         raise ValueError(
             f"{flow} does not train {', '.join(heavy[:3])}{more} of the backbone, through which passes what is "
-            f"evaluated and exported: set {pooled}another backbone.name"
+            f"evaluated and exported: set {hint}another backbone.name"
         )
     for name in names:
         backbone.get_parameter(name).requires_grad_(False)
     if names:
-        warnings.warn(f"{flow} does not reach {', '.join(names)} of the backbone: frozen as they are", stacklevel=3)
+        warnings.warn(f"{flow} does not reach {', '.join(names)} of the backbone: frozen as they are", stacklevel=4)
 
 
 def pixel_convolution(backbone: nn.Module, size: int) -> str | None:
@@ -295,8 +323,13 @@ def _answer(backbone: nn.Module, forward: Forward = nn.Module.__call__, *, model
     return None
 
 
+def unreached(backbone: nn.Module, forwards: Sequence[Forward]) -> list[str]:
+    """Names of the trainable parameters that have no gradient from what one of ``forwards`` gives."""
+    names = {name for forward in forwards for name in _unreached(backbone, forward)}
+    return [name for name, _ in backbone.named_parameters() if name in names]
+
+
 def _unreached(backbone: nn.Module, forward: Forward) -> list[str]:
-    """Names of the trainable parameters that have no gradient from what ``forward`` gives."""
     model = _on_meta(backbone)
     with torch.enable_grad():
         output = None if model is None else _answer(backbone, forward, model=model)

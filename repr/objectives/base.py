@@ -67,13 +67,13 @@ class Objective(pl.LightningModule):
         ValueError: the weights name other terms or are all zero, or options of the flow do not go together.
     """
 
-    TERMS: ClassVar[tuple[str, ...]] = ()
+    TERMS: tuple[str, ...] = ()
     # Those of TERMS that push each sample away from the other samples of its batch, and from no others.
-    PAIRWISE: ClassVar[tuple[str, ...]] = ()
-    STATISTICS: ClassVar[tuple[str, ...]] = ()  # those that are variances or correlations over the batch
+    PAIRWISE: tuple[str, ...] = ()
+    STATISTICS: tuple[str, ...] = ()  # those that are variances or correlations over the batch
     # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
-    ENCODERS: ClassVar[tuple[str, ...]] = ("backbone",)
-    EMBEDDINGS: ClassVar[tuple[str, ...]] = ("image", "trunk")  # what predict_step gives
+    ENCODERS: tuple[str, ...] = ("backbone",)
+    EMBEDDINGS: tuple[str, ...] = ("image", "trunk")  # what predict_step gives
     # What it logs: name -> a sentence that says what it is and which direction is better.
     MEANINGS: ClassVar[dict[str, str]] = {
         "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
@@ -138,6 +138,13 @@ class Objective(pl.LightningModule):
         pairwise = f"; give one of {', '.join(self.PAIRWISE)} a weight" if self.PAIRWISE else ""
         return f"none of its terms ({terms}) takes the other samples of a batch for negatives{pairwise}"
 
+    def evaluated(self) -> Objective:
+        """The objective whose encoders are evaluated and exported: itself, but of a flow of several parts one of them.
+
+        The flow is not to be used any more.
+        """
+        return self
+
     @property
     def meanings(self) -> dict[str, str]:
         """A sentence for each number that is logged, by its name there; those of ``losses`` are their own."""
@@ -197,8 +204,13 @@ class Objective(pl.LightningModule):
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the terms."""
-        assert terms.keys() == self.weights.keys(), f"step() gave {sorted(terms)}, weighted are {sorted(self.weights)}"
-        return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        weights = self.weights_now()
+        assert terms.keys() == weights.keys(), f"step() gave {sorted(terms)}, weighted are {sorted(weights)}"
+        return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+    def weights_now(self) -> Mapping[str, float]:
+        """The weights of the terms of this step; a flow whose terms have a time of their own overrides it."""
+        return self.weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Sum the terms of :meth:`step`, and log ``train/loss``, the terms with their chance, and other scalars."""
@@ -215,11 +227,11 @@ class Objective(pl.LightningModule):
 
     def _chance(self, num_rows: int) -> dict[str, float | Tensor]:
         """The levels that there are, and that of the sum if each weighted term has one."""
-        known = self.chance(num_rows)
-        levels = {name: level for name in self.weights if (level := known.get(name)) is not None}
+        known, weights = self.chance(num_rows), self.weights_now()
+        levels = {name: level for name in weights if (level := known.get(name)) is not None}
         logs = {f"{name}.chance": level for name, level in levels.items()}
-        if levels.keys() == self.weights.keys():
-            logs["loss.chance"] = sum(self.weights[name] * level for name, level in levels.items())
+        if levels.keys() == weights.keys():
+            logs["loss.chance"] = sum(weights[name] * level for name, level in levels.items())
         return logs
 
     def validation_step(  # type: ignore[override]

@@ -245,7 +245,8 @@ class MixupContrast(Objective):
         """Whether samples are mixed; a function of the number of the step alone."""
         if self.total_steps is None:
             return self.mixing.switch > 0
-        num_parts = max(self.trainer.max_epochs or 0, 0) or self.total_steps  # epochs, or steps without epochs
+        epochs = 0 if self._trainer is None else max(self.trainer.max_epochs or 0, 0)
+        num_parts = epochs or self.total_steps  # steps where there are no epochs
         return self.step_number * num_parts < int(self.mixing.switch * num_parts) * self.total_steps
 
     def _rows(self, batch: Batch, pictures: Tensor | None) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ def captions(batch: Batch) -> Tensor:
 class TwoTowers(Objective):
     """A base of flows that bring pictures and texts into one space, of D dimensions, under a learned temperature."""
 
-    ENCODERS: ClassVar[tuple[str, ...]] = ("backbone", "text")
+    ENCODERS: tuple[str, ...] = ("backbone", "text")
     MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
         "temperature": "By which the cosines of the contrast are divided."
     }

@@ -100,8 +100,8 @@ class Multistage:
             yield f"procedure.num_stages={self.num_stages}; set it to 1 or more"
         if not self.cluster_by or isinstance(self.cluster_by, str):
             yield f"procedure.cluster_by={self.cluster_by}; set a list such as [image]"
-        elif unknown := [name for name in self.cluster_by if name not in getattr(flow, "EMBEDDINGS", (name,))]:
-            yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(flow.EMBEDDINGS)}"
+        elif unknown := [name for name in self.cluster_by if name not in getattr(objective, "EMBEDDINGS", (name,))]:
+            yield f"procedure.cluster_by names {unknown[0]}; {flow.__name__} gives {', '.join(objective.EMBEDDINGS)}"
         if self.norm not in ("joined", "each"):
             yield f"procedure.norm={self.norm}; set it to joined or each"
         if self.export not in (None, *STAGED):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from repr.config import flat
 from repr.metrics.exhibits import Exhibits
 from repr.report.run import CHANCE, Run, exhibit_names, explained
 
@@ -20,7 +21,7 @@ AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargi
 def curve_names(runs: Sequence[Run]) -> tuple[list[str], list[str], list[str]]:
     """The loss and its terms, what was evaluated more than once, and whatever else was logged."""
     logged = sorted(name for name in _columns(runs) - {"step", "epoch"} if not name.endswith(CHANCE))
-    weights = [run.option("objective.weights") or {} for run in runs]
+    weights = [flat(run.option("objective.weights")) for run in runs]
     terms = {f"train/{name}" for each in weights for name in each}
     losses = [name for name in logged if name in terms]
     if len(losses) != 1 or any(weight != 1 for each in weights for weight in each.values() if weight):

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from repr.config import flat
 from repr.report.run import Run, explained, explanation
 
 NUM_TILES = 5
@@ -30,7 +31,7 @@ def header(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    weights = {name: weight for name, weight in (run.option("objective.weights") or {}).items() if weight}
+    weights = {name: weight for name, weight in flat(run.option("objective.weights")).items() if weight}
     terms = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in weights.items())
     flow, text, data = (_class_name(run, node) for node in ("objective", "text", "data.train"))
     facts = {

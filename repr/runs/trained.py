@@ -148,7 +148,8 @@ def _rebuilt(cfg: DictConfig, tensors: Mapping[str, Tensor], name: str) -> Any:
             ]
         )
     objective.load_state_dict(tensors)
-    return objective.eval().requires_grad_(False)
+    objective.eval().requires_grad_(False)
+    return objective.evaluated() if hasattr(objective, "evaluated") else objective
 
 
 def _hint(key: str, others: Any) -> str:

@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from repr.batch import Batch
 from repr.config import CONF, check, compose
@@ -34,19 +35,29 @@ SMALL_DECODER = {"dim": 128, "depth": 1, "num_heads": 2}
 
 def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int = 0) -> Objective:
     """An objective of conf/objective with small towers and a small head."""
-    head = [f"objective.{key}={value}" for key, value in SMALL_HEAD.items() if key in options(name)]
-    if "decoder" in options(name):
-        head += [f"objective.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
-    cfg = compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
-    check(cfg)
+    cfg = config(name, *overrides, backbone=backbone)
     torch.manual_seed(seed)
     return instantiate(cfg.objective)
 
 
+def config(name: str, *overrides: str, backbone: Sequence[str] = VIT) -> DictConfig:
+    """The checked config of such an objective."""
+    head = []
+    for place, known in options(name).items():
+        head += [f"{place}.{key}={value}" for key, value in SMALL_HEAD.items() if key in known]
+        if "decoder" in known:
+            head += [f"{place}.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
+    cfg = compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
+    check(cfg)
+    return cfg
+
+
 @cache
-def options(name: str) -> frozenset[str]:
-    """The options of an objective, those it has from another one too."""
-    return frozenset(map(str, compose([f"objective={name}"]).objective))
+def options(name: str) -> dict[str, frozenset[str]]:
+    """The options of an objective, those it has from another one too, and of its parts, by where they stand."""
+    node = compose([f"objective={name}"]).objective
+    places = {"objective": node, **{f"objective.parts.{part}": own for part, own in node.get("parts", {}).items()}}
+    return {place: frozenset(map(str, own)) for place, own in places.items()}
 
 
 @cache
