@@ -462,7 +462,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
             for term in flat(node.get(key)) if key == "weights" else node.get(key) or {}:
                 if term not in terms:
                     yield f"{path}.{key}.{term}: {name} has no such term; {nearest(term, terms)}"
-        for term in set(node.get("losses") or {}) - set(node.get("weights") or {}):
+        for term in set(node.get("losses") or {}) - set(node.get("weights") or node.get("losses") or {}):
             yield f"{path}.losses.{term} has no weight: set {path}.weights.{term}"
 
 

@@ -129,7 +129,7 @@ def share_of(batch: Batch, num: int) -> Batch:
     """This process's rows of a global batch of ``num``."""
     size = num // world_size()
     mine = slice(rank() * size, (rank() + 1) * size)
-    names = ("index", "seed", "boxes", "text", "label")
+    names = ("index", "seed", "boxes", "text", "texts", "label")
     rows = {name: batch[name][mine] for name in names}  # type: ignore[literal-required]
     views, tables = ([x[mine].double() for x in batch[name]] for name in ("views", "tables"))  # type: ignore[literal-required]
     return Batch(views=views, tables=tables, **rows)

@@ -69,6 +69,8 @@ class DataModule(LightningDataModule):
         decode: ``scaled`` decodes a JPEG for training at the smallest of its own scales (1/2, 1/4, 1/8) at which no
             view of the sample is enlarged, and lets torch resize other files. ``exact`` decodes every pixel and resizes
             as Pillow does, which takes longer. Evaluation is exact.
+        num_texts: so many first captions of each sample are in ``batch["texts"]`` beside the drawn one in ``text``, for
+            flows that tell kinds of captions apart; where a row has fewer, its last one stands in.
         min_max: bring each column of ``tables`` (blocks of numbers) to [0, 1] by its range in ``train``.
 
     Attributes:
@@ -105,6 +107,7 @@ class DataModule(LightningDataModule):
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
         decode: str = "scaled",
+        num_texts: int = 0,
     ) -> None:
         super().__init__()
         self.train, self.eval, self.sources = train, dict(eval), {"train": train, **eval}
@@ -113,7 +116,7 @@ class DataModule(LightningDataModule):
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
-        self.max_bad_fraction, self.decode = max_bad_fraction, decode
+        self.max_bad_fraction, self.decode, self.num_texts = max_bad_fraction, decode, num_texts
         self.bad = BadRows({name: len(source) for name, source in self.sources.items()}, max_bad_fraction)
         self.order = self._make_order(clusters, lanes, window)
         self._position = {"epoch": 0, "batch": 0}
@@ -167,6 +170,8 @@ class DataModule(LightningDataModule):
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if self.decode not in ("exact", "scaled"):
             raise ValueError(f"data.decode={self.decode!r}; set it to exact, or to scaled for speed on large JPEGs")
+        if self.num_texts < 0 or (self.num_texts and self.tokenizer is None):
+            raise ValueError(f"data.num_texts={self.num_texts}; set it to 0 or more captions, and a tokenizer with it")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction={self.max_bad_fraction}; set it to a share from 0 to 1")
         for name, source in self.sources.items():
@@ -195,7 +200,7 @@ class DataModule(LightningDataModule):
         coming = partial(rows_further_on, order=self.order, distance=max(1, self.num_workers) * self.batch_size)
         dataset = TrainDataset(
             self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
-            scaled=self.decode == "scaled", coming=coming,
+            scaled=self.decode == "scaled", coming=coming, num_texts=self.num_texts,
         )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 

@@ -47,6 +47,7 @@ class TrainDataset(Dataset[Batch]):
     tables: Sequence[Tensor] = ()  # T blocks of numbers, (N, F) each
     scaled: bool = True  # pictures are decoded for their views, see `decode` of the DataModule
     coming: Callable[[Sequence[Place]], list[int]] | None = None  # places -> rows of the worker's next batch
+    num_texts: int = 0  # C of `texts`
 
     def __len__(self) -> int:
         return len(self.source)
@@ -85,6 +86,12 @@ class TrainDataset(Dataset[Batch]):
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
             captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)
             batch["text"] = self.tokenizer(list(captions))
+            if self.num_texts:
+                several = read_each(
+                    partial(first_captions, self.source), [""], faults, rows, [self.num_texts] * len(rows)
+                )
+                tokens = self.tokenizer([text for texts in several for text in texts])
+                batch["texts"] = tokens.unflatten(0, (len(rows), -1))  # (B, C, L)
         if self.views:
             batch["picture"] = torch.from_numpy(picture_hashes(self.source, rows))
             crops, batch["colour"] = draw(seed, self.views)
@@ -127,6 +134,18 @@ def draw_caption(source: Source, row: int, number: float) -> str:
     weights = caption_weights(source, row) if len(captions) > 1 else None
     totals = list(accumulate(weights or [1.0] * len(captions)))
     return captions[min(bisect_right(totals, number * totals[-1]), len(captions) - 1)][:MAX_CAPTION_CHARS]
+
+
+def first_captions(source: Source, row: int, num: int) -> list[str]:
+    """The first captions of a row; where it has fewer, the last one stands in.
+
+    Raises:
+        OSError: the row has none, or they cannot be read.
+    """
+    captions = source.captions(row)[:num]
+    if not captions:
+        raise OSError(f"{source.key(row)}: no caption; add one, or set data.num_texts=0")
+    return [text[:MAX_CAPTION_CHARS] for text in captions + captions[-1:] * (num - len(captions))]
 
 
 def vocabulary(sources: Iterable[Source]) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from inspect import Parameter, signature
@@ -157,6 +158,8 @@ class Hybrid(Objective):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """What each part finds in its own views, positions of views that there are not, and terms of the base."""
         sizes, found = view_sizes(cfg), list(super().config_faults(cfg))
+        if self.texts and (num := max(self.texts.values()) + 1) > cfg.data.get("num_texts", 0):
+            found.append(f"objective.texts asks for {num} captions of a sample: set data.num_texts={num}")
         for name, part in self._parts():
             which = self.views.get(name, range(len(sizes)))
             if missing := [view for view in which if not 0 <= view < len(sizes)]:
@@ -167,7 +170,10 @@ class Hybrid(Objective):
                 own.objective = cfg.objective.parts[name]
                 own.objective.backbone = cfg.objective.backbone
             path = f"objective.parts.{name}."
-            found += [fault.replace("objective.", path) for fault in part.config_faults(own)]
+            with warnings.catch_warnings():
+                if name != self.main_name:
+                    warnings.filterwarnings("ignore", ".*which is what is evaluated")
+                found += [fault.replace("objective.", path) for fault in part.config_faults(own)]
         yield from dict.fromkeys(found)
 
     def embed(self, batch: Batch) -> Embeddings:

@@ -46,6 +46,8 @@ class ImageText(TwoTowers):
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
         logit_bias: initial bias of the logits (SigLIP); None: none.
+        image_token: the token before the patches that is projected, such as 1, a register behind the class token; None:
+            what the backbone pools. It needs a timm ViT.
     """
 
     TERMS = tuple(LOSSES)
@@ -63,6 +65,7 @@ class ImageText(TwoTowers):
         learn_temperature: bool = True,
         temperature_range: tuple[float, float] = (0.01, 1.0),
         logit_bias: float | None = None,
+        image_token: int | None = None,
         chunk_size: int | None = None,
         exchange: str = "gather",
         loss_precision: str = "float32",
@@ -82,6 +85,13 @@ class ImageText(TwoTowers):
         self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
         learned = "contrast" in self.weights
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
+        prefix = getattr(backbone, "num_prefix_tokens", 0)
+        if image_token is not None and not 0 <= image_token < prefix:
+            raise ValueError(
+                f"image_token={image_token}, and the backbone has {prefix} tokens before its patches: set it below "
+                "that, or +backbone.reg_tokens=1 of a timm ViT"
+            )
+        self.image_token = image_token
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
@@ -92,9 +102,22 @@ class ImageText(TwoTowers):
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""
-        trunk = self.backbone(batch["image"])
+        trunk, image = self._encode(batch["image"])
         text = self.encode_text(batch["text"]) if "text" in batch else None
-        return Embeddings(image=self.image_projection(trunk), trunk=trunk, text=text)
+        return Embeddings(image=image, trunk=trunk, text=text)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, D), not normalised."""
+        return self._encode(images)[1]
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """What the backbone pools of pictures (B, T), and their embeddings (B, D)."""
+        vit: Any = self.backbone
+        if self.image_token is None:
+            trunk = vit(images)
+            return trunk, self.image_projection(trunk)
+        tokens = vit.forward_features(images)
+        return vit.forward_head(tokens), self.image_projection(tokens[:, self.image_token])
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms of the global batch."""

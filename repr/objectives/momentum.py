@@ -1,10 +1,10 @@
-"""Two views, and a slow copy of the encoder that says what to predict: BYOL, MoCo v2, MoCo v3, DenseCL."""
+"""Two views, and a slow copy of the encoder that says what to predict: BYOL, SimSiam, MoCo v2, MoCo v3, DenseCL."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,9 @@ from repr.optim import Optim
 class Momentum(Objective):
     """What the student makes of one view predicts what its teacher makes of the other.
 
-    Methods: BYOL (Grill et al., 2020, arXiv 2006.07733), MoCo v2 (Chen et al., 2020, arXiv 2003.04297), MoCo v3 (Chen
-    et al., 2021, arXiv 2104.02057), DenseCL (Wang et al., 2021, arXiv 2011.09157), which differ in ``weights``, heads,
-    queue and momentum alone.
+    Methods: BYOL (Grill et al., 2020, arXiv 2006.07733), SimSiam (Chen and He, 2020, arXiv 2011.10566), MoCo v2 (Chen
+    et al., 2020, arXiv 2003.04297), MoCo v3 (Chen et al., 2021, arXiv 2104.02057), DenseCL (Wang et al., 2021, arXiv
+    2011.09157), which differ in ``weights``, heads, queue and momentum alone.
 
     Flow: each view -> backbone -> projector -> predictor: queries; each view -> teacher's backbone and projector: keys.
     The terms compare the queries of a view with the keys of the other, in both directions, added, unless ``one_way``.
@@ -52,11 +52,12 @@ class Momentum(Objective):
         head_norm: whether BatchNorm stands between the layers of the heads; MoCo v2 has none.
         predictor_layers: linear layers of the predictor; 0: there is none.
         predictor_last_norm: as ``last_norm``, of the predictor.
+        predictor_dim: width of the predictor's hidden layers; None: ``hidden_dim``.
         temperature: of the contrast.
         queue_length: keys of earlier batches that the contrast compares with, of all ranks together; a multiple of the
             global batch, 0: none. Places that nothing has filled count as keys of cosine 0.
         one_way: only the first view predicts, and only the second is seen by the teacher.
-        momentum: of the teacher at the start.
+        momentum: of the teacher at the start; None: the student is its own teacher, without gradient (SimSiam).
         final_momentum: at the end of the run, reached along half a cosine.
         before_step: whose momentum it is, see :class:`repr.models.teacher.Teacher`; MoCo's True, BYOL's False.
         freeze_patches: whether the patch embedding of a ViT stays as it was initialised (MoCo v3).
@@ -77,7 +78,6 @@ class Momentum(Objective):
             "hallucination": "Loss of what is hallucinated beyond a query, instead of the query; lower is better.",
         }
     )
-    teacher: Teacher
 
     def __init__(
         self,
@@ -91,10 +91,11 @@ class Momentum(Objective):
         head_norm: bool = True,
         predictor_layers: int = 2,
         predictor_last_norm: Norm | None = None,
+        predictor_dim: int | None = None,
         temperature: float = 0.2,
         queue_length: int = 0,
         one_way: bool = False,
-        momentum: float = 0.99,
+        momentum: float | None = 0.99,
         final_momentum: float = 1.0,
         before_step: bool = False,
         freeze_patches: bool = False,
@@ -124,7 +125,7 @@ class Momentum(Objective):
         self.projector = _head([width, *[hidden_dim] * (num_layers - 1), dim], head_norm, last_norm, last_bias)
         self.predictor: nn.Module = nn.Identity()
         if predictor_layers:
-            widths = [dim, *[hidden_dim] * (predictor_layers - 1), dim]
+            widths = [dim, *[predictor_dim or hidden_dim] * (predictor_layers - 1), dim]
             self.predictor = _head(widths, head_norm, predictor_last_norm, last_bias)
         self.queue = Queue(1, queue_length, dim) if queue_length else None
         if "hallucination" in self.weights:
@@ -135,13 +136,16 @@ class Momentum(Objective):
             self.dense_projector = _head([width, hidden_dim, dim], head_norm, last_norm, last_bias)
             self.dense_queue = Queue(1, queue_length, dim)
             followed["dense_projector"] = self.dense_projector
-        self.teacher = Teacher(
-            momentum=momentum,
-            final_momentum=final_momentum,
-            schedule="cosine",
-            before_step=before_step,
-            **followed,
-        )
+        if momentum is not None:
+            self.teacher = Teacher(
+                momentum=momentum,
+                final_momentum=final_momentum,
+                schedule="cosine",
+                before_step=before_step,
+                **followed,
+            )
+        elif one_way or "dense" in self.weights or not predictor_layers:
+            raise ValueError("momentum=null needs a predictor and both views, and goes without weights.dense")
 
     def _check_dense(self) -> None:
         if not self.queue_length:
@@ -175,10 +179,14 @@ class Momentum(Objective):
             raise ValueError(f"{type(self).__name__} compares two views of a sample, and the batch has one")
         asking, answering = (views[:1], views[1:]) if self.one_way else (views, views)
         asked = [self._encode(self.backbone, view) for view in asking]
-        queries = [self.predictor(self.projector(pooled)).float() for pooled, _ in asked]  # (B, D) each
-        with torch.no_grad():
-            answered = [self._encode(self.teacher.backbone, view) for view in answering]
-            keys = [self.teacher.projector(pooled).float() for pooled, _ in answered][::-1]
+        projected = [self.projector(pooled) for pooled, _ in asked]
+        queries = [self.predictor(rows).float() for rows in projected]  # (B, D) each
+        if self.teacher is None:
+            keys = [rows.detach().float() for rows in projected][::-1]
+        else:
+            with torch.no_grad():
+                answered = [self._encode(self.teacher.backbone, view) for view in answering]
+                keys = [self.teacher.projector(pooled).float() for pooled, _ in answered][::-1]
         embeddings = {"query": queries[0]}
         logs: dict[str, Tensor | float] = {}
         terms: dict[str, Tensor] = {}
@@ -206,11 +214,12 @@ class Momentum(Objective):
 
     def _cells(self, asked: list[Any], answered: list[Any]) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Projected cells (B * S, D) of the queries, the keys of the cells nearest to them, and a mean key (B, D)."""
+        teacher = cast(Teacher, self.teacher)
         queries, keys, centres = [], [], []
         for (_, ours), (_, theirs) in zip(asked, answered[::-1], strict=True):
             queries.append(project(self.dense_projector, ours).float().mT.flatten(0, 1))
             with torch.no_grad():
-                projected = project(self.teacher.dense_projector, theirs).float()  # (B, D, T)
+                projected = project(teacher.dense_projector, theirs).float()  # (B, D, T)
                 nearest = dense_keys(ours.flatten(2), theirs.flatten(2), projected)  # (B, D, S)
             keys.append(nearest.mT.flatten(0, 1))
             centres.append(projected.mean(2))

@@ -24,6 +24,8 @@ OWN["pixcontrast"] = ["+backbone.patch_size=8"]  # contrast of cells needs more 
 OWN["ijepa"] = ["+backbone.patch_size=4"]  # four blocks, and a context, of 64 patches
 OWN["mocov2"] = ["objective.queue_length=48", "data.batch_size=12"]  # batches of 8 and of 12 divide it
 OWN["densecl"] = OWN["mocov2"]
+OWN["tips"] = ["data.num_texts=2", "views.local.count=3", "+backbone.reg_tokens=1"]
+OWN["clip_pixcontrast"] = OWN["pixcontrast"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]
 SMALL_HEAD = {
     "hidden_dim": 32,
@@ -84,6 +86,7 @@ def make_batch(size: int = 8, seed: int = 1) -> Batch:
         views=views,
         boxes=torch.cat([corners, corners + 0.75], dim=2),
         text=tokenizer()(captions),
+        texts=torch.stack([tokenizer()(captions), tokenizer()([f"this is a {text}" for text in captions])], dim=1),
         label=torch.arange(size)[:, None] % 3,
         tables=[torch.randn(size, width, generator=generator) for width in (5, 6)],
     )

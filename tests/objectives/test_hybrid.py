@@ -13,11 +13,14 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 from repr.batch import Batch
-from repr.config import compose
+from repr.config import ConfigError, check, compose
 from repr.models.backbone import backbone
 from repr.objectives.hybrid import Hybrid
+from repr.objectives.image_text import ImageText
 from repr.objectives.joint_embedding import JointEmbedding
+from repr.objectives.masked_autoencoders import MaskedViews
 from repr.objectives.self_distillation import SelfDistillation
+from repr.optim import Optim
 from tests.objectives.conftest import OBJECTIVES, config
 
 SIMCLR = partial(JointEmbedding, hidden_dim=32, dim=16)
@@ -79,3 +82,130 @@ def test_a_hybrid_of_one_part_is_that_part(name: str, batch: Batch) -> None:
             objective.finish_step()
             losses[-1].append(loss.detach())
     assert torch.equal(torch.stack(losses[0]), torch.stack(losses[1]))
+
+
+def test_what_two_parts_ask_for_is_encoded_once(batch: Batch) -> None:
+    both = hybrid(
+        parts={"a": ImageText, "b": ImageText, "simclr": SIMCLR}, views={"a": [0], "b": [0], "simclr": [1, 0]}
+    )
+    seen: list[int] = []
+    both.backbone.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    both.text.token_embedding.register_forward_pre_hook(lambda _, inputs: seen.append(-len(inputs[0])))
+    output = both.step(batch)
+    assert sorted(seen) == [-8, 8, 8]  # one text, and of three views of two parts those that differ
+    both.total(output.terms).backward()
+    shared = both.backbone.patch_embed.proj.weight.grad.clone()
+    both.zero_grad()
+    for name in both.parts:  # each by itself
+        both.weights_now = lambda name=name: {k: w for k, w in both.weights.items() if k.startswith(name)}
+        both.active = lambda name=name: [name]
+        alone = both.step(batch)
+        both.total(alone.terms).backward()
+        assert all(torch.allclose(alone.terms[key], output.terms[key], rtol=1e-6) for key in alone.terms)
+    torch.testing.assert_close(both.backbone.patch_embed.proj.weight.grad, shared, rtol=1e-4, atol=1e-7)
+
+
+def test_batch_norm_sees_each_part_s_views_together(batch: Batch) -> None:
+    torch.manual_seed(0)
+    resnet = backbone("test_resnet", image_size=32)
+    parts = {"one": SIMCLR, "same": SIMCLR, "other": SIMCLR}
+    both = Hybrid(resnet, parts=parts, views={"one": [0, 1], "same": [0, 1], "other": [1, 0]})
+    seen: list[int] = []
+    resnet.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    both.step(batch)
+    assert seen == [16, 16]
+
+
+def test_a_part_that_hides_patches_or_needs_no_gradient_is_encoded_apart(batch: Batch) -> None:
+    both = hybrid(parts={"clip": ImageText, "mae": partial(MaskedViews, positions="learned")}, views={"mae": [0]})
+    alone = copy.deepcopy(both.parts["mae"])
+    alone.backbone = both.backbone
+    assert torch.equal(both.step(batch).terms["mae.reconstruction"], alone.step(batch).terms["reconstruction"])
+
+
+def test_a_stage_costs_nothing_before_it_begins_and_begins_anew(batch: Batch) -> None:
+    both = hybrid(
+        parts={"clip": ImageText, "dino": DINO}, stages={"dino": [0.5, 1]}, optim=Optim(warmup_steps=2, lr=0.1)
+    )
+    both.total_steps, dino = 6, both.parts["dino"]
+    optimizer, schedule = both.optim.build(both, 6)
+    start = {name: x.clone() for name, x in dino.state_dict().items()}
+    rates = []
+    for step in range(6):
+        output = both.step(batch)
+        assert output.terms.keys() == both.weights_now().keys()
+        assert ("dino.views" in output.terms) == (step >= 3)
+        optimizer.zero_grad()
+        both.total(output.terms).backward()
+        late = next(group for group in optimizer.param_groups if dino.head.prototypes.weight in set(group["params"]))
+        rates.append(late["lr"] / optimizer.param_groups[0]["lr"])
+        both.on_before_optimizer_step(optimizer)
+        optimizer.step()
+        schedule.step()
+        both.finish_step()
+        if step < 2:
+            assert all(torch.equal(start[name], x) for name, x in dino.state_dict().items())
+        elif step == 2:  # the teacher is the student, which has trained meanwhile
+            teacher, student = dino.teacher.backbone.state_dict(), both.backbone.state_dict()
+            assert all(torch.equal(teacher[name], student[name]) for name in student)
+    assert rates == pytest.approx([0, 0, 0, 0.5, 1, 1])
+    assert dino.step_number == 3
+    assert not torch.equal(start["head.prototypes.weight"], dino.head.prototypes.weight)
+
+
+def test_what_is_evaluated_is_the_main_part(batch: Batch) -> None:
+    both = hybrid(parts={"simclr": SIMCLR, "clip": ImageText})
+    assert (both.main_name, both.EMBEDDINGS) == ("clip", ImageText.EMBEDDINGS)
+    evaluation = Batch(index=batch["index"], image=batch["views"][0], text=batch["text"])
+    expected = both.eval().embed(evaluation)
+    assert not [name for name in both.state_dict() if name.startswith(("parts.clip.backbone", "parts.clip.text"))]
+    part = both.evaluated()
+    assert isinstance(part, ImageText)
+    assert {"backbone", "text"} <= dict(part.named_children()).keys()
+    assert torch.equal(part.embed(evaluation).image, expected.image)
+
+
+FAULTS = {
+    "clip.contrast: 1, clip.contrst: 1": ({"weights": {"clip.contrst": 1.0}}, "parts.clip: weights names contrst"),
+    "an unknown part": ({"views": {"mae": [0]}}, "views names mae; the parts are clip, simclr"),
+    "a stage beyond the end": ({"stages": {"clip": [0.5, 1.2]}}, "stages.clip=.* 0 <= from < to <= 1"),
+    "an unknown main part": ({"main": "dino"}, "main=dino; the parts are clip, simclr"),
+    "a main part without text": ({"main": "simclr"}, "main=simclr encodes no text, and clip does"),
+    "no text tower": ({"text": None}, "parts.clip: it needs a text tower: set text"),
+    "a name with a dot": ({"parts": {"a.b": SIMCLR}}, "parts.a.b cannot have this name"),
+    "no part": ({"parts": {}}, "parts is empty"),
+    "no objective": ({"parts": {"a": lambda backbone: backbone}}, "is no Objective"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_told(fault: str) -> None:
+    options, message = FAULTS[fault]
+    with pytest.raises(ValueError, match=message):
+        Hybrid(vit(), **{"parts": {"clip": ImageText, "simclr": SIMCLR}, "text": text(), **options})
+
+
+def test_all_faults_of_a_config_are_told_together() -> None:
+    cfg = compose(
+        [
+            "objective=slip", "backbone=resnet", "backbone.name=test_resnet", "objective.views.simclr=[1,7]",
+            "+objective.stages.clip=[0.9,1.1]", "objective.weights.simclr={variace: 1}", "chunk_size=2",
+        ]
+    )  # fmt: skip
+    with pytest.raises(ConfigError) as error:
+        check(cfg)
+    assert "objective.weights.simclr.variace: " in str(error.value)
+    cfg.objective.weights.simclr = {"variance": 1}
+    with pytest.raises(ConfigError, match=r"objective\.stages\.clip=\[0\.9, 1\.1\]: set it to"):
+        check(cfg)
+    cfg.objective.stages = None
+    with pytest.raises(ConfigError, match=r"objective\.views\.simclr names view 7, and views has 3"):
+        check(cfg)
+    cfg.objective.views.simclr = "${view:distorted}"
+    with pytest.raises(ConfigError, match="views has no distorted; it has plain, augmented"):
+        check(cfg)
+
+
+def test_a_view_of_one_part_that_the_backbone_refuses_is_told_with_that_part() -> None:
+    with pytest.raises(ConfigError, match=r"PixPro|map of some|one cell"):
+        check(compose(["objective=clip_pixcontrast", "backbone=resnet", "backbone.name=test_resnet", "image_size=32"]))
