@@ -74,6 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
         "name": "class_pairs",
         "overrides": ["objective.renormalise=true", "objective.reduction=pairs", "chunk_size=2"],
     },
+    "clip_byol, a stage from the second step on": {"name": "clip_byol", "overrides": ["+objective.stages.byol=[0.5,1]"]},
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 
@@ -146,6 +147,8 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
     if strategy == "ddp":
         model = DistributedDataParallel(model)
     optimizer, _ = objective.optim.build(objective, NUM_STEPS)
+    if getattr(objective, "stages", None):
+        objective.total_steps = NUM_STEPS
     batch = share_of(make_batch(NUM_ROWS), NUM_ROWS)
     losses, grads = [], []
     for i in range(NUM_STEPS):
@@ -153,6 +156,8 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
         loss = model(batch)
         loss.backward()
         losses.append(loss.detach())
+        if objective.total_steps:
+            objective.on_before_optimizer_step(optimizer)
         if i == 0:
             grads = [some(whole(p.grad)).clone() for p in objective.parameters() if p.grad is not None]
         optimizer.step()

@@ -59,13 +59,17 @@ FLOWS = {
     ],
     "m3col": ["experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.6"],
     "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder.depth=1"],
+    "hybrid": [  # from the eighth of fifteen steps on
+        *TINY, *SMALL_VIT, "objective=clip_byol", "+objective.stages.byol=[0.5,1]", "eval.zero_shot=null",
+        "eval.headline=[]", "+objective.parts.byol.hidden_dim=16", "+objective.parts.byol.dim=8", "optim.warmup_steps=2",
+    ],
     "mcl": [
         *TINY, *SMALL_VIT, "objective=clip", "procedure=multistage", "procedure.num_stages=2",
         "procedure.clustering.n_clusters=3", "data.num_workers=1", "eval.zero_shot=null", "eval.headline=[]",
     ],
 }  # fmt: skip
 
-ON_TWO = [("ddp", "swav"), ("fsdp", "pixpro")]  # with more kills every flow under both
+ON_TWO = [("ddp", "hybrid"), ("fsdp", "pixpro")]  # with more kills every flow under both
 if KILLS > 10:
     ON_TWO = [(trainer, flow) for trainer in ("ddp", "fsdp") for flow in FLOWS]
     ON_TWO.remove(("fsdp", "clip, average"))  # which the check of the config refuses
