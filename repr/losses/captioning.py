@@ -53,14 +53,37 @@ def caption(
     Raises:
         ValueError: the shapes do not match.
     """
+    _, losses = _of_words(hidden, head, targets, pad_id, chunk_size, precision)
+    return mean_of_all(losses, all_reduce)
+
+
+def log_likelihood(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    pad_id: int,
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """The logarithm of the probability of each caption, the sum over its words: (B,), in nats.
+
+    Shapes as for :func:`caption`.
+    """
+    rows, losses = _of_words(hidden, head, targets, pad_id, chunk_size, precision)
+    return losses.new_zeros(len(targets)).index_add_(0, rows // targets.shape[1], losses).neg()
+
+
+def _of_words(
+    hidden: Tensor, head: Tensor, targets: Tensor, pad_id: int, chunk_size: int | None, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Which of the B x L places are predicted, (M,), and their losses."""
     if hidden.ndim != 3 or targets.shape != hidden.shape[:2] or head.ndim != 2 or len(head) != hidden.shape[2]:
         shapes = [tuple(x.shape) for x in (hidden, head, targets)]
         raise ValueError(f"hidden is (B, L, D), head (D, V) and targets (B, L); got {shapes}")
     rows = (targets != pad_id).flatten().nonzero()[:, 0]
-    losses = word_losses(
-        hidden.flatten(0, 1), head, rows, targets.flatten()[rows], chunk_size=chunk_size, precision=precision
-    )
-    return mean_of_all(losses, all_reduce)
+    flat, words = hidden.flatten(0, 1), targets.flatten()[rows]
+    return rows, word_losses(flat, head, rows, words, chunk_size=chunk_size, precision=precision)
 
 
 def mean_of_all(losses: Tensor, all_reduce: Sum | None) -> Tensor:
