@@ -75,11 +75,23 @@ class CaptionDecoder(MultimodalTransformer):
         num_layers: pairs of a block of self-attention and one of cross-attention.
         num_heads: heads of each.
         context_length: L, words of a caption at most.
+        act_layer: activation of the MLPs.
         parallel: whether some captions are predicted all at once (:meth:`forward`).
     """
 
-    def __init__(self, width: int, num_layers: int, num_heads: int, context_length: int, *, parallel: bool) -> None:
-        super().__init__(width, num_layers, num_heads, context_length=context_length, output_dim=1)
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        context_length: int,
+        *,
+        act_layer: type[nn.Module] = nn.GELU,
+        parallel: bool = False,
+    ) -> None:
+        super().__init__(
+            width, num_layers, num_heads, context_length=context_length, act_layer=act_layer, output_dim=1
+        )
         self.text_projection: Any = None
         self.num_heads = num_heads
         self.blanks = nn.Parameter(0.01 * torch.randn(context_length, width)) if parallel else None

@@ -15,6 +15,7 @@ from repr.models.decoder import Decoder
 from repr.objectives.masked import Masked
 
 LINE, NUM_LINES, LETTERS = 18, 3, 24  # height of a line of text in pixels; lines of a caption, letters of a line
+CLIP_WORDS = 49_408  # in CLIP's vocabulary
 BLANK = 128  # the gray of a removed patch
 
 
@@ -34,9 +35,9 @@ def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Sho
         rows["reconstruction"] = show(unpatchify(torch.where(removed > 0, pred, patches), patch_size=size))
     if masked.similarity is not None:
         rows["similarity"] = _heat(masked.similarity.float().cpu())
-    cells = [[_write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
+    cells = [[write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
     if masked.similarity is not None and text is not None:
-        cells.append([_write("caption"), *(_write(_caption(row)) for row in text.tolist())])
+        cells.append([write("caption"), *(write(words_of(row)) for row in text.tolist())])
     return grid(cells)
 
 
@@ -48,7 +49,7 @@ def _heat(values: Tensor) -> Tensor:
     return (torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1) * 255).byte()
 
 
-def _caption(ids: list[int]) -> str:
+def words_of(ids: list[int]) -> str:
     """The words of a row of token ids."""
     from open_clip import SimpleTokenizer
 
@@ -57,7 +58,7 @@ def _caption(ids: list[int]) -> str:
     return tokenizer.decode([token for token in ids if token not in special]).strip()
 
 
-def _write(text: str) -> Tensor:
+def write(text: str) -> Tensor:
     """Words on paper as wide as a picture: (3, H, W) uint8. What does not fit is cut."""
     canvas = Image.new("L", (SIDE, LINE * NUM_LINES), PAPER)
     lines = textwrap.wrap(text, LETTERS)[:NUM_LINES]

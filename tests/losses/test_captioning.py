@@ -49,7 +49,7 @@ def test_is_its_formula_and_has_its_gradient(chunk: int | None) -> None:
 
 def test_soft_targets_and_a_bias() -> None:
     """Distributions in the place of words; those of one word each are the words."""
-    hidden, head, targets = example()
+    hidden, head, _ = example()
     rows, words = torch.tensor([3, 0, 7]), torch.tensor([1, 6, 2])
     flat, bias = hidden.flatten(0, 1), torch.linspace(-1, 1, 7, dtype=torch.float64, requires_grad=True)
     soft = torch.rand(3, 7, dtype=torch.float64).softmax(1)

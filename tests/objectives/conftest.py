@@ -24,6 +24,7 @@ OWN["ijepa"] = ["+backbone.patch_size=4"]  # four blocks, and a context, of 64 p
 OWN["mocov2"] = ["objective.queue_length=48", "data.batch_size=12"]  # batches of 8 and of 12 divide it
 OWN["densecl"] = OWN["mocov2"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]
+OWN["coca"] = ["objective.num_queries=4"]
 SMALL_HEAD = {
     "hidden_dim": 32,
     "dim": 16,
