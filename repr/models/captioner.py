@@ -89,9 +89,7 @@ class CaptionDecoder(MultimodalTransformer):
         act_layer: type[nn.Module] = nn.GELU,
         parallel: bool = False,
     ) -> None:
-        super().__init__(
-            width, num_layers, num_heads, context_length=context_length, act_layer=act_layer, output_dim=1
-        )
+        super().__init__(width, num_layers, num_heads, context_length=context_length, act_layer=act_layer, output_dim=1)
         self.text_projection: Any = None
         self.num_heads = num_heads
         self.blanks = nn.Parameter(0.01 * torch.randn(context_length, width)) if parallel else None

@@ -22,6 +22,7 @@ def beam_search(
     end_id: int,
     pad_id: int,
     max_length: int,
+    min_length: int = 1,
     num_beams: int = 1,
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -38,6 +39,7 @@ def beam_search(
         end_id: the last one.
         pad_id: what follows.
         max_length: L, with start and end.
+        min_length: words that come before the end at least, with the start.
         num_beams: beginnings that are kept.
         device: of the texts.
 
@@ -54,6 +56,8 @@ def beam_search(
         words = next_words(texts.flatten(0, 1)).view(num_rows, num_beams, -1).float()
         if length == max_length:
             words = _only(end_id, words)
+        elif length <= min_length:
+            words[..., end_id] = -torch.inf
         totals = (scores.unsqueeze(2) + torch.where(over.unsqueeze(2), _only(pad_id, words), words)).flatten(1)
         scores, best = totals.topk(num_beams, 1)
         beam, word = best // words.shape[2], best % words.shape[2]

@@ -227,7 +227,7 @@ class Captioner(TwoTowers):
 
     @torch.no_grad()
     def generate(
-        self, images: Tensor, *, start_id: int, end_id: int, num_beams: int = 1, max_length: int | None = None
+        self, images: Tensor, *, start_id: int, end_id: int, max_length: int | None = None, **options: Any
     ) -> tuple[Tensor, Tensor]:
         """Captions (B, L) of pictures, and their log-probabilities (B,), by :func:`repr.models.generation.beam_search`.
 
@@ -235,17 +235,18 @@ class Captioner(TwoTowers):
             images: (B, 3, H, W).
             start_id: with which every text of the tokenizer begins, as ``sot_token_id`` of open_clip's.
             end_id: with which it ends, as ``eot_token_id``.
-            num_beams: 1 is greedy.
-            max_length: words at most; None: as many as the tower reads.
+            max_length: words at most, L; None: as many as the tower reads.
+            options: ``num_beams``, of which 1 is greedy, and ``min_length``.
         """
+        longest, num_beams = self._reader.context_length, options.get("num_beams", 1)
         seen = self._see(images)[2].repeat_interleave(num_beams, 0)
 
         def next_words(texts: Tensor) -> Tensor:
             return self.head(self.decoder(seen, self._read(texts)[1])[:, -1]).log_softmax(1)
 
-        length = min(max_length or self._reader.context_length, self._reader.context_length)
         ids = {"start_id": start_id, "end_id": end_id, "pad_id": self._reader.pad_id}
-        return beam_search(next_words, len(images), max_length=length, num_beams=num_beams, device=images.device, **ids)
+        length = min(max_length or longest, longest)
+        return beam_search(next_words, len(images), max_length=length, device=images.device, **ids, **options)
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """``captions``: pictures, their captions, and those that the decoder says, where the words are CLIP's."""
