@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
+from repr.models.backbone import backbone
 from repr.models.captioner import as_tokens
 from repr.models.generation import beam_search
 from repr.objectives.captioner import Captioner
 from tests.golden import golden
-from tests.objectives.conftest import SMALL, VIT, build, make_batch
+from tests.objectives.conftest import SMALL, VIT
 
 COCA = golden("coca")
 CASES = {
@@ -87,6 +88,29 @@ def batch_of(case: str) -> Batch:
     return Batch(views=[torch.tensor(COCA[f"{case}/in.images"]).double()], text=torch.tensor(COCA[f"{case}/in.text"]))
 
 
+def small(
+    pooler: str | None = "cascade", tower: dict | None = None, backbone: nn.Module | None = None, **options: object
+) -> Captioner:
+    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
+    text: dict = {"context_length": 9, "vocab_size": 39, "width": 16, "heads": 2, "layers": 1, "output_dim": 16}
+    text |= {"embed_cls": True, "output_tokens": True, "correct_cls_mask": True} | (tower or {})
+    heads = options.pop("pooler_heads", 2)
+    return Captioner(backbone or vit, TextTransformer(**text), pooler=pooler, pooler_heads=heads, **options).eval()
+
+
+def small_batch(size: int) -> Batch:
+    """Pictures, and captions of two to seven words between start and end."""
+    text = torch.randint(1, 37, (size, 9))
+    text[:, 0] = START
+    for row in range(size):
+        end = 3 + row % 6
+        text[row, end], text[row, end + 1 :] = END, 0
+    return Batch(views=[torch.randn(size, 3, 16, 16)], text=text, seed=torch.arange(size))
+
+
+CAPTIONS_ALONE = {"weights": {"caption": 1}, "tower": {"embed_cls": False, "output_dim": None}}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_open_clip(case: str) -> None:
     flow, batch = coca(case), batch_of(case)
@@ -156,7 +180,7 @@ def test_beams_find_what_greed_misses() -> None:
 
 def test_words_predicted_at_once_see_no_words() -> None:
     """Those of the drawn share of captions, which two processes draw alike; the others see the words before them."""
-    flow, batch = build("cappa").eval(), make_batch(24)
+    flow, batch = small(None, parallel_fraction=0.75, **CAPTIONS_ALONE), small_batch(24)
     parallel = flow._draw_parallel(batch)
     assert 0.5 < parallel.float().mean() < 1
     assert torch.equal(flow._draw_parallel(Batch(seed=batch["seed"][8:])), parallel[8:])
@@ -178,7 +202,7 @@ def test_words_predicted_at_once_see_no_words() -> None:
 
 
 def test_likelihoods_are_those_of_each_word() -> None:
-    flow, batch = build("coca").eval(), make_batch(3)
+    flow, batch = small(), small_batch(3)
     candidates = batch["text"][torch.tensor([[0, 1], [1, 2], [2, 0]])]
     values = flow.log_likelihood(batch["views"][0], candidates)
     *_, seen = flow._see(batch["views"][0])
@@ -198,19 +222,10 @@ def test_the_first_word_of_the_vocabulary_is_no_padding_within_a_caption() -> No
 def test_tokens_of_maps() -> None:
     rows = torch.arange(24.0).view(2, 3, 2, 2)
     assert torch.equal(as_tokens(rows, 3), as_tokens(rows.permute(0, 2, 3, 1), 3))
-    flow = build("coca", "backbone.name=test_resnet", backbone=())
-    assert all(term.isfinite() for term in flow.step(make_batch(4)).terms.values())
-    other = build("cappa", "backbone.name=test_resnet", backbone=())
-    assert other.image_map.weight.shape == (32, other.backbone.num_features)
-
-
-def small(pooler: str | None = "cascade", tower: dict | None = None, **options: object) -> Captioner:
-    vit = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=0)
-    text: dict = {"context_length": 9, "vocab_size": 39, "width": 16, "heads": 2, "layers": 1, "output_dim": 16}
-    text |= {"embed_cls": True, "output_tokens": True} | (tower or {})
-    return Captioner(
-        vit, TextTransformer(**text), pooler=pooler, pooler_heads=options.pop("pooler_heads", 2), **options
-    )
+    for pooler in ("cascade", None):
+        flow = small(pooler, backbone=backbone("test_resnet"), tower={"width": 24})
+        assert all(term.isfinite() for term in flow.step(small_batch(4)).terms.values())
+    assert flow.image_map.weight.shape == (24, flow.backbone.num_features)
 
 
 @pytest.mark.parametrize(
@@ -226,13 +241,13 @@ def small(pooler: str | None = "cascade", tower: dict | None = None, **options: 
         ({"pooler_heads": 5}, "do not divide text.width=16"),
         ({"parallel_fraction": 1.5}, "set it between 0 and 1"),
         ({"decoder_layers": 0}, "set it to 1 or more"),
-        ({"weights": {"caption": 1}, "tower": {"embed_cls": False, "output_dim": None}}, "set pooler=null"),
+        (CAPTIONS_ALONE, "set pooler=null"),
     ],
 )
 def test_what_does_not_fit_is_told_at_once(options: dict, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         small(**options)
-    with pytest.raises(ValueError, match="give .B,. int64"):
+    with pytest.raises(ValueError, match="parallel_fraction draws from"):
         small(parallel_fraction=0.5)._draw_parallel(Batch())
 
 
