@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.drawing import Show, enlarge, grid
@@ -238,13 +239,15 @@ class Captioner(TwoTowers):
             max_length: words at most, L; None: as many as the tower reads.
             options: ``num_beams``, of which 1 is greedy, and ``min_length``.
         """
-        longest, num_beams = self._reader.context_length, options.get("num_beams", 1)
-        seen = self._see(images)[2].repeat_interleave(num_beams, 0)
+        longest, pad_id = self._reader.context_length, self._reader.pad_id
+        seen = self._see(images)[2].repeat_interleave(options.get("num_beams", 1), 0)
 
         def next_words(texts: Tensor) -> Tensor:
-            return self.head(self.decoder(seen, self._read(texts)[1])[:, -1]).log_softmax(1)
+            num = texts.shape[1]
+            words = self._read(F.pad(texts, (0, longest - num), value=pad_id))[1]  # a tower may read whole texts alone
+            return self.head(self.decoder(seen, words[:, :num])[:, -1]).log_softmax(1)
 
-        ids = {"start_id": start_id, "end_id": end_id, "pad_id": self._reader.pad_id}
+        ids = {"start_id": start_id, "end_id": end_id, "pad_id": pad_id}
         length = min(max_length or longest, longest)
         return beam_search(next_words, len(images), max_length=length, device=images.device, **ids, **options)
 

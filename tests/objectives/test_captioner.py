@@ -185,6 +185,8 @@ def test_words_predicted_at_once_see_no_words() -> None:
     assert 0.5 < parallel.float().mean() < 1
     assert torch.equal(flow._draw_parallel(Batch(seed=batch["seed"][8:])), parallel[8:])
     *_, seen = flow._see(batch["views"][0])
+    said, _ = flow.generate(batch["views"][0], start_id=START, end_id=END, num_beams=2)  # word by word all the same
+    assert said.shape == (24, 9)
 
     def decoded(text: Tensor) -> Tensor:
         return flow.decoder(seen, flow._read(text)[1][:, :-1], parallel)
