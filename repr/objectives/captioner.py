@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import takewhile
 from typing import Any, cast
 
 import torch
@@ -24,7 +25,7 @@ from repr.models.backbone import freeze_unreached
 from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens
 from repr.models.generation import beam_search
 from repr.objectives.base import Losses, chosen
-from repr.objectives.masked_pictures import CLIP_WORDS, words_of, write
+from repr.objectives.masked_pictures import write
 from repr.objectives.negatives import masks_false_negatives, told_keys
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
@@ -252,16 +253,19 @@ class Captioner(TwoTowers):
         return beam_search(next_words, len(images), max_length=length, device=images.device, **ids, **options)
 
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
-        """``captions``: pictures, their captions, and those that the decoder says, where the words are CLIP's."""
-        images, texts = batch["views"][0], captions(batch)
-        if self._reader.vocab_size != CLIP_WORDS:
+        """``captions``: pictures, their captions, and those that the decoder says, if the tokenizer has ``decode``."""
+        decode = getattr(getattr(getattr(self._trainer, "datamodule", None), "tokenizer", None), "decode", None)
+        if decode is None:
             return {}
-        end = int(texts[0].gather(0, (self.targets(texts[0]) != NO_WORD).sum(0, keepdim=True)))
-        said, _ = self.generate(images, start_id=int(texts[0, 0]), end_id=end)
-        rows = [[write(words_of(row)) for row in some.tolist()] for some in (texts, said)]
-        names = ("image", "caption", "says")
-        cells = [list(map(enlarge, show(images))), *rows]
-        return {"captions": grid([[write(name), *row] for name, row in zip(names, cells, strict=True)])}
+        images, texts = batch["views"][0], captions(batch)
+        ends = (self.targets(texts) != NO_WORD).sum(1)  # the place of each
+        start, end = int(texts[0, 0]), int(texts[0, ends[0]])
+        said, _ = self.generate(images, start_id=start, end_id=end)
+        cells = [[write("image"), *map(enlarge, show(images))]]
+        for name, some in (("caption", texts), ("says", said)):
+            words = (decode([*takewhile(lambda word: word != end, row[1:])]).strip() for row in some.tolist())
+            cells.append([write(name), *map(write, words)])
+        return {"captions": grid(cells)}
 
     def update_targets(self) -> None:
         """Clamp the temperature, where there is a contrast."""

@@ -15,7 +15,6 @@ from repr.models.decoder import Decoder
 from repr.objectives.masked import Masked
 
 LINE, NUM_LINES, LETTERS = 18, 3, 24  # height of a line of text in pixels; lines of a caption, letters of a line
-CLIP_WORDS = 49_408  # in CLIP's vocabulary
 BLANK = 128  # the gray of a removed patch
 
 
@@ -37,7 +36,7 @@ def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Sho
         rows["similarity"] = _heat(masked.similarity.float().cpu())
     cells = [[write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
     if masked.similarity is not None and text is not None:
-        cells.append([write("caption"), *(write(words_of(row)) for row in text.tolist())])
+        cells.append([write("caption"), *(write(_caption(row)) for row in text.tolist())])
     return grid(cells)
 
 
@@ -49,7 +48,7 @@ def _heat(values: Tensor) -> Tensor:
     return (torch.stack([3 * x, 3 * x - 1, 3 * x - 2], dim=1).clamp(0, 1) * 255).byte()
 
 
-def words_of(ids: list[int]) -> str:
+def _caption(ids: list[int]) -> str:
     """The words of a row of token ids."""
     from open_clip import SimpleTokenizer
 
