@@ -156,11 +156,11 @@ class Captioner(TwoTowers):
         """What reads words, with an embedding of texts or without."""
         return self.words if self.text is None else self.text
 
-    def _read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The embedding of texts (B, D), which means nothing without contrast, and of their words (B, L, W)."""
         return self._reader(tokens)
 
-    def _see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of pictures: what the backbone pools (B, T), the embedding before its projection, tokens (B, Q, W)."""
         vit: Any = self.backbone
         features = vit.forward_features(images)
@@ -174,23 +174,23 @@ class Captioner(TwoTowers):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D), not normalised; without contrast what the backbone pools."""
-        return self._project(self._see(images)[1])
+        return self._project(self.see(images)[1])
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised."""
-        return self._read(tokens)[0]
+        return self.read(tokens)[0]
 
     def embed(self, batch: Batch) -> Embeddings:
         """``trunk`` (B, T), ``image`` and, with a contrast and captions, ``text`` (B, D)."""
-        trunk, pooled, _ = self._see(batch["image"])
+        trunk, pooled, _ = self.see(batch["image"])
         text = self.encode_text(batch["text"]) if "text" in batch and self.text is not None else None
         return Embeddings(image=self._project(pooled), trunk=trunk, text=text)
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms of the global batch."""
         tokens = captions(batch)
-        _, pooled, seen = self._see(batch["views"][0])
-        read, words = self._read(tokens)
+        _, pooled, seen = self.see(batch["views"][0])
+        read, words = self.read(tokens)
         hidden = self.decoder(seen, words[:, :-1], self._draw_parallel(batch))  # (B, L - 1, W)
         loss = partial(self.losses["caption"], pad_id=NO_WORD)
         terms = {"caption": self.head.forward_loss(loss, hidden, self.targets(tokens))}
@@ -220,10 +220,10 @@ class Captioner(TwoTowers):
 
     def log_likelihood(self, images: Tensor, tokens: Tensor) -> Tensor:
         """The logarithm of the probability of captions (B, P, L) given their picture: (B, P), in nats."""
-        *_, seen = self._see(images)
+        *_, seen = self.see(images)
         loss, columns = partial(log_likelihood, pad_id=NO_WORD), []
         for text in tokens.unbind(1):
-            hidden = self.decoder(seen, self._read(text)[1][:, :-1])
+            hidden = self.decoder(seen, self.read(text)[1][:, :-1])
             columns.append(self.head.forward_loss(loss, hidden, self.targets(text)))
         return torch.stack(columns, 1)
 
@@ -241,11 +241,11 @@ class Captioner(TwoTowers):
             options: ``num_beams``, of which 1 is greedy, and ``min_length``.
         """
         longest, pad_id = self._reader.context_length, self._reader.pad_id
-        seen = self._see(images)[2].repeat_interleave(options.get("num_beams", 1), 0)
+        seen = self.see(images)[2].repeat_interleave(options.get("num_beams", 1), 0)
 
         def next_words(texts: Tensor) -> Tensor:
             num = texts.shape[1]
-            words = self._read(F.pad(texts, (0, longest - num), value=pad_id))[1]  # a tower may read whole texts alone
+            words = self.read(F.pad(texts, (0, longest - num), value=pad_id))[1]  # a tower may read whole texts alone
             return self.head(self.decoder(seen, words[:, :num])[:, -1]).log_softmax(1)
 
         ids = {"start_id": start_id, "end_id": end_id, "pad_id": pad_id}

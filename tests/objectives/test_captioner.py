@@ -184,12 +184,12 @@ def test_words_predicted_at_once_see_no_words() -> None:
     parallel = flow._draw_parallel(batch)
     assert 0.5 < parallel.float().mean() < 1
     assert torch.equal(flow._draw_parallel(Batch(seed=batch["seed"][8:])), parallel[8:])
-    *_, seen = flow._see(batch["views"][0])
+    *_, seen = flow.see(batch["views"][0])
     said, _ = flow.generate(batch["views"][0], start_id=START, end_id=END, num_beams=2)  # word by word all the same
     assert said.shape == (24, 9)
 
     def decoded(text: Tensor) -> Tensor:
-        return flow.decoder(seen, flow._read(text)[1][:, :-1], parallel)
+        return flow.decoder(seen, flow.read(text)[1][:, :-1], parallel)
 
     text, other = batch["text"], batch["text"].clone()
     other[:, 2] = 7
@@ -199,7 +199,7 @@ def test_words_predicted_at_once_see_no_words() -> None:
     assert not same[~parallel][:, 2:].any()
     flow.decoder.blanks.data[-1] += 1  # the last word is seen by the first place
     assert not torch.equal(
-        decoded(text)[parallel][:, 0], flow.decoder(seen, flow._read(text)[1][:, :-1])[parallel][:, 0]
+        decoded(text)[parallel][:, 0], flow.decoder(seen, flow.read(text)[1][:, :-1])[parallel][:, 0]
     )
 
 
@@ -207,11 +207,11 @@ def test_likelihoods_are_those_of_each_word() -> None:
     flow, batch = small(), small_batch(3)
     candidates = batch["text"][torch.tensor([[0, 1], [1, 2], [2, 0]])]
     values = flow.log_likelihood(batch["views"][0], candidates)
-    *_, seen = flow._see(batch["views"][0])
+    *_, seen = flow.see(batch["views"][0])
     for row, (texts, likely) in enumerate(zip(candidates, values, strict=True)):
         for text, value in zip(texts, likely, strict=True):
             words = text[: int((text != 0).sum())][None]
-            logits = flow.head(flow.decoder(seen[row : row + 1], flow._read(words)[1][:, :-1]))
+            logits = flow.head(flow.decoder(seen[row : row + 1], flow.read(words)[1][:, :-1]))
             one_by_one = logits.log_softmax(2)[0].gather(1, words[0, 1:, None]).sum()
             torch.testing.assert_close(value, one_by_one)
 
