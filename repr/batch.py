@@ -32,6 +32,7 @@ class Batch(TypedDict, total=False):
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches
     mask: Tensor  # (B, M, H, W) uint8, classes of the pixels of `image`, NO_CLASS for none; in dense evaluation
     crops: list[Tensor]  # 2 x (B, 3, S, S), two crops of a sample, with `boxes`; in dense evaluation
+    candidates: Tensor  # (B, P, L) int64, tokens of texts that may be true of `image`; where likelihoods are asked for
     bad: list[tuple[int, str]]  # rows that could not be read, and why; the DataModule takes it out
 
 

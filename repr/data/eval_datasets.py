@@ -76,6 +76,26 @@ class TextDataset(Dataset[Batch]):
 
 
 @dataclass(eq=False)
+class CandidateDataset(Dataset[Batch]):
+    """Batches of pictures with texts that may be true of them: ``candidates``."""
+
+    pictures: EvalDataset
+    texts: Sequence[str]
+    places: Tensor  # (N, P) int64 of the whole source, positions in `texts`; -1: an empty text
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        """The batch of these positions."""
+        batch, places = self.pictures.__getitems__(positions), self.places[self.pictures.rows[positions]]
+        texts = ["" if place < 0 else self.texts[place] for place in places.flatten().tolist()]
+        batch["candidates"] = self.tokenizer(texts).unflatten(0, tuple(places.shape))
+        return batch
+
+
+@dataclass(eq=False)
 class DenseDataset(Dataset[Batch]):
     """Batches of dense evaluation: ``index``, ``image``, ``crops`` (uint8), ``boxes`` and, where known, ``mask``.
 

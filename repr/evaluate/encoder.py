@@ -20,7 +20,8 @@ class Encoder:
     """Anything that can be evaluated.
 
     The module has ``embed(batch) -> Embeddings``, ``backbone`` if it gives feature maps, and
-    ``encode_text(tokens) -> (B, D)`` if there is a tokenizer.
+    ``encode_text(tokens) -> (B, D)`` if there is a tokenizer; ``log_likelihood(images, tokens) -> (B, P)`` of captions
+    (B, P, L) if there is a ``caption_tokenizer``.
     """
 
     module: nn.Module
@@ -32,6 +33,7 @@ class Encoder:
     resize: str = "shorter side to the resolution"  # what the transform does, in words, for the record of a number
     crop: str = "centre"
     interpolation: str = "bicubic"
+    caption_tokenizer: Callable[[list[str]], Tensor] | None = None  # as tokenizer; None: it is no captioner
     notes: Sequence[str] = ()  # lines for whoever starts the evaluation
 
     @classmethod
@@ -41,7 +43,15 @@ class Encoder:
         """Take an objective with the evaluation transform of this project, and a tokenizer if it has a text tower."""
         has_text = hasattr(module, "encode_text") and getattr(module, "text", module) is not None
         transform = partial(evaluation_view, size=image_size)
-        return cls(module, transform, image_size, mean, std, tokenizer if has_text else None)
+        return cls(
+            module,
+            transform,
+            image_size,
+            mean,
+            std,
+            tokenizer if has_text else None,
+            caption_tokenizer=tokenizer if hasattr(module, "log_likelihood") else None,
+        )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from repr.config import ConfigError
 from repr.data.views import View, expand
 from repr.evaluate.protocol import Parts, Protocol, short_hash
 from repr.evaluate.tables import NO_TEXT, Tables
+from repr.metrics.captions import likelihood
 from repr.metrics.classes import Classes, load_classes
 from repr.metrics.classification import heads
 from repr.metrics.codes import code_statistics
@@ -178,11 +179,15 @@ class ZeroShot(Protocol):
 
 @dataclass
 class Compositional(Protocol):
-    """Which caption is true of a picture, and the reverse (:func:`repr.metrics.compositional.compositional`)."""
+    """Which caption is true of a picture, and the reverse (:func:`repr.metrics.compositional.compositional`).
+
+    A captioner has the scores by likelihood too (:func:`repr.metrics.captions.likelihood`), or alone.
+    """
 
     said: ClassVar = {"features": "image, text", "similarity": "cosine", "ties": "count as failures"}
     meanings: ClassVar = {
         "num_items": "Questions that were asked.",
+        "likelihood_(.+)": r"As \1, by how likely the decoder finds captions, not by cosines; higher is better.",
         "macro_(.+)": r"Mean of \1 over the splits; higher is better.",
         "text_score.*": "Share of questions whose pictures pick their captions; higher is better.",
         "image_score.*": "Share of questions whose captions pick their pictures; higher is better.",
@@ -194,15 +199,14 @@ class Compositional(Protocol):
         """Score the questions, of all splits and of each."""
         query, asked = tables.pictures(name), tables.questions(name)
         assert asked is not None
-        values = compositional(
-            query,
-            captions=tables.texts(asked.texts),
-            candidates=asked.candidates,
-            items=asked.items,
-            attribute=asked.split,
-            names=tables.data.attributes[asked.split],
-        )
-        yield values, tables.tokens
+        known: Any = {"candidates": asked.candidates, "items": asked.items}
+        known |= {"attribute": asked.split, "names": tables.data.attributes[asked.split]}
+        if tables.encoder.tokenizer is not None:
+            yield compositional(query, captions=tables.texts(asked.texts), **known), tables.tokens
+        if tables.encoder.caption_tokenizer is not None:
+            texts, values = tables.likelihoods(name)
+            told = {"features": "image, tokens", "similarity": "log-likelihood of the caption"}
+            yield likelihood(query, texts=texts, values=values, **known), told | tables.tokens
 
 
 @dataclass

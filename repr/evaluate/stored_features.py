@@ -19,7 +19,7 @@ from repr.files import checksum
 
 CONTENT = "content.json"  # written last: columns with dtype, shape and checksum
 READ = "read"  # (N,) uint8, whether the row could be read
-EXACT = ("boxes",)  # columns that half precision would move
+EXACT = ("boxes", "likelihood")  # columns that half precision would move
 TYPES = {  # in the table, and as numpy has them
     "float32": (torch.float32, np.float32), "bfloat16": (torch.bfloat16, np.uint16), "uint8": (torch.uint8, np.uint8)
 }  # fmt: skip

@@ -16,9 +16,9 @@ from torch import Tensor
 from repr.batch import Batch, Embeddings
 from repr.data.datamodule import DataModule
 from repr.data.datasets import class_ids
-from repr.data.eval_datasets import DenseDataset, EvalDataset, RepeatedViews, TextDataset
+from repr.data.eval_datasets import CandidateDataset, DenseDataset, EvalDataset, RepeatedViews, TextDataset
 from repr.data.fingerprint import of_texts
-from repr.data.questions.compositional import Questions, questions
+from repr.data.questions.compositional import Questions, compared, questions
 from repr.data.sources.source import has_questions
 from repr.data.views import View, expand
 from repr.evaluate.encoder import Encoder
@@ -86,7 +86,7 @@ class Tables(ABC):
     @property
     def tokens(self) -> dict[str, Any]:
         """How texts become tokens, for the record of a number."""
-        tokenizer: Any = self.encoder.tokenizer
+        tokenizer: Any = self.encoder.tokenizer or self.encoder.caption_tokenizer
         return {"tokenizer": type(tokenizer).__name__, "context_length": getattr(tokenizer, "context_length", None)}
 
     @abstractmethod
@@ -114,8 +114,11 @@ class Tables(ABC):
             return why if need == "captions" else None
         if need == "questions":
             if (asked := self.questions(name)) is None:
-                return NO_TEXT if self.encoder.tokenizer is None else f"{name} asks no questions"
-            self.want_texts(asked.texts, f"candidates of {name}")
+                return f"{name} asks no questions" if self._reads else NO_TEXT
+            if self.encoder.tokenizer is not None:
+                self.want_texts(asked.texts, f"candidates of {name}")
+            if self.encoder.caption_tokenizer is not None:
+                self.want_likelihoods(name, asked)
             return None
         assert need in ("bank", "pictures"), f"a protocol needs {need}, which no table has"
         self.want_pictures("bank" if need == "bank" else name)
@@ -134,6 +137,18 @@ class Tables(ABC):
         assert tokenizer is not None
         request = Request(partial(TextDataset, texts, tokenizer), torch.arange(len(texts)), told)
         return self._want(f"texts-{of_texts(texts)[:12]}-{short_hash(how)}", request)
+
+    def want_likelihoods(self, name: str, asked: Questions) -> str:
+        """Ask how likely a captioner finds the captions that each picture of a set is compared with."""
+        source, rows = self.data.evaluated(name)
+        places, tokenizer, transform = compared(asked), self.encoder.caption_tokenizer, self.encoder.transform
+        assert tokenizer is not None
+        pictures = EvalDataset(source, rows, transform, torch.zeros(len(source), 0), None)
+        how = self.taken | {"texts": of_texts(asked.texts), "places": places.tolist()}
+        request = Request(
+            lambda: CandidateDataset(pictures, asked.texts, places, tokenizer), rows, f"captions of {name}", name
+        )
+        return self._want(f"likelihoods-{self._data[name]}-{short_hash(how)}", request)
 
     def want_maps(self, name: str, views: Mapping[str, View], num_images: int) -> str:
         """Ask for the feature maps of some pictures of a set and of two crops of each."""
@@ -179,6 +194,18 @@ class Tables(ABC):
         """Embeddings of texts, (len, D)."""
         return self._columns(self.want_texts(texts))["text"]
 
+    def likelihoods(self, name: str) -> tuple[Tensor, Tensor]:
+        """The captions that are compared with each row of a set's source, and their log-likelihoods: (N, P) each.
+
+        The first are positions in the texts of the questions, -1 for none; the second NaN where nothing was read.
+        """
+        asked = self.questions(name)
+        assert asked is not None
+        columns, places = self._columns(self.want_likelihoods(name, asked)), compared(asked)
+        values = torch.full(places.shape, torch.nan, device=columns["index"].device)
+        values[columns["index"]] = columns["likelihood"]
+        return places, values.masked_fill(places.to(values.device) < 0, torch.nan)
+
     def class_embeddings(self, classes: Classes) -> tuple[Tensor, Tensor]:
         """Class embeddings (C, D), averaged over the templates, and the labels (C,) of the classes."""
         embeddings = self.texts(classes.sentences()).unflatten(0, (len(classes.names), len(classes.templates)))
@@ -207,12 +234,17 @@ class Tables(ABC):
         return {key: columns[key][whole].unflatten(0, (-1, num_views)) for key in ("image", "trunk")}
 
     def questions(self, name: str) -> Questions | None:
-        """The questions of a set; None where its source has no questions, or the encoder no text tower."""
+        """The questions of a set; None where its source has no questions, or the encoder reads no texts."""
         if name not in self._questions:
             source = self.data.eval[name]
-            asks = self.encoder.tokenizer is not None and has_questions(source)
+            asks = self._reads and has_questions(source)
             self._questions[name] = questions(source) if asks else None  # type: ignore[arg-type]
         return self._questions[name]
+
+    @property
+    def _reads(self) -> bool:
+        """Whether the encoder embeds texts, or says how likely they are."""
+        return self.encoder.tokenizer is not None or self.encoder.caption_tokenizer is not None
 
     def labels(self, name: str) -> dict[str, Tensor]:
         """The labels of the evaluated rows, of each attribute that some of them have, also before extraction."""
@@ -269,5 +301,7 @@ def embed(module: Any, batch: Batch) -> dict[str, Tensor]:
         return columns | {"boxes": batch["boxes"]} | ({"mask": batch["mask"]} if "mask" in batch else {})
     if "image" not in batch and "views" not in batch:
         return {"text": module.encode_text(batch["text"]).float()}
+    if "candidates" in batch:
+        return {"likelihood": module.log_likelihood(batch["image"], batch["candidates"]).float()}
     image = batch["image"] if "image" in batch else batch["views"][0]
     return columns_of(module.embed(Batch(image=image)))

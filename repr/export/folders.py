@@ -140,7 +140,9 @@ def load_joined(folder: str) -> Loaded:
 
 def _joined_answers(answers: Sequence[Answers], norm: Norm) -> dict[str, Tensor]:
     """What all stages together must give; stages that see different pixels or tokens are refused."""
-    joined = dict(answers[0])
+    joined = {
+        name: answer for name, answer in answers[0].items() if name != "logits"
+    }  # of a decoder, which is not joined
     for name in ("pixels", "tokens"):
         if any(name in answer and not torch.equal(answer[name], joined[name]) for answer in answers):
             raise ConfigError([f"the stages do not take the same {name}: train them with one image_size and tokenizer"])

@@ -2,8 +2,9 @@
 
 Nothing of the package is imported here, and the network is closed. The job names ``exports``, ``pictures``,
 ``captions``, and ``answer``, a safetensors file that receives for the i-th export ``i/pixels``, ``i/image`` and, where
-there is text, ``i/tokens`` and ``i/text``. An export has the ``source`` of the function ``name`` that loads it, its
-``folder``, further ``arguments``, and ``hub``: the library that finds it by its name on Hugging Face's hub, or null.
+there is text, ``i/tokens`` and ``i/text``, of a CoCa model ``i/logits`` too. An export has the ``source`` of the
+function ``name`` that loads it, its ``folder``, further ``arguments``, and ``hub``: the library that finds it by its
+name on Hugging Face's hub, or null.
 """
 
 import json
@@ -55,6 +56,8 @@ def embed(loaded: tuple[Any, Any, Any], pictures: list[str], captions: list[str]
     if tokenizer is not None:
         answer["tokens"] = tokenizer(captions)
         answer["text"] = model.encode_text(answer["tokens"])
+    if hasattr(model, "text_decoder"):  # CoCa: what it expects after each word of a caption
+        answer["logits"] = model(pixels, answer["tokens"])["logits"]
     return answer
 
 

@@ -23,16 +23,19 @@ _BLOCK = {  # of a block: timm's name -> open_clip's
 }
 
 
-def vision_cfg(vit: nn.Module, image_size: int) -> dict[str, Any] | None:
+def vision_cfg(vit: nn.Module, image_size: int, *, pooler: Any = None) -> dict[str, Any] | None:
     """What open_clip must be told to build the same ViT, or None where it has no such ViT.
 
-    Whether it is the same function is for the caller to find out; activations are not looked at.
+    Whether it is the same function is for the caller to find out; activations are not looked at. A ``pooler`` (the
+    shared one of :class:`repr.models.captioner.Pooler`) norms what it gives, and the ViT before it nothing.
     """
     if not isinstance(vit, VisionTransformer) or not vit.has_class_token or vit.num_reg_tokens or vit.attn_pool:
         return None
     block: Any = vit.blocks[0]
     last: Any = vit.fc_norm if isinstance(vit.norm, nn.Identity) else vit.norm
     pool = {"token": "tok", "avg": "avg"}.get(vit.global_pool)
+    if pooler is not None:
+        last, pool = block.norm1 if isinstance(last, nn.Identity) else None, "tok"
     if pool is None or not isinstance(last, nn.LayerNorm) or not hasattr(block.mlp, "fc1"):
         return None
     config = {
@@ -47,13 +50,16 @@ def vision_cfg(vit: nn.Module, image_size: int) -> dict[str, Any] | None:
         "final_ln_after_pool": last is vit.fc_norm,
         "norm_kwargs": {"eps": last.eps},
     }
+    if pooler is not None:
+        queries, heads = len(pooler.attn_pool.query), pooler.attn_pool.attn.num_heads
+        config |= {"attentional_pool": True, "attn_pooler_queries": queries, "attn_pooler_heads": heads}
     if hasattr(block.ls1, "gamma"):
         config["ls_init_value"] = 1.0  # of an untrained model
     return config
 
 
-def visual_tensors(vit: Any, projection: Tensor | None) -> dict[str, Tensor]:
-    """The tensors of a ViT for which :func:`vision_cfg` has an answer, under open_clip's names.
+def visual_tensors(vit: Any, projection: Tensor | None, pooler: nn.Module | None = None) -> dict[str, Tensor]:
+    """The tensors of a ViT, and its pooler, for which :func:`vision_cfg` has an answer, under open_clip's names.
 
     ``projection`` (D, width) leads from the pooled features to the embedding; None: open_clip's is the identity.
     """
@@ -82,4 +88,6 @@ def visual_tensors(vit: Any, projection: Tensor | None) -> dict[str, Tensor]:
             tensors[f"transformer.resblocks.{index}.{renamed}"] = tensor
     for index in range(len(vit.blocks)):
         tensors.setdefault(f"transformer.resblocks.{index}.attn.in_proj_bias", torch.zeros(3 * width))
+    for name, tensor in ({} if pooler is None else pooler.state_dict()).items():
+        tensors[f"ln_post.{name[5:]}" if name.startswith("norm.") else name] = tensor
     return tensors

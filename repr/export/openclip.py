@@ -19,7 +19,7 @@ from timm.models import get_pretrained_cfg_value
 from torch import Tensor, nn
 
 from repr.config import ConfigError
-from repr.export import native_vit
+from repr.export import coca, native_vit
 from repr.export.target import Answers, Loaded, Samples, Target, our_answers
 from repr.export.timm_trunk import pooling, timm_call, write_json, write_tensors
 from repr.export.verify import difference
@@ -36,25 +36,31 @@ def write(
 ) -> tuple[dict[str, Any], Answers]:
     """Write ``open_clip_config.json`` and the tensors; see :class:`repr.export.target.Target`.
 
-    An image-text objective gives ``open_clip_model.safetensors``. One of images alone gives the image tower for
-    ``pretrained_image_path``; with ``untrained_text`` it gives a whole model whose text tower has random weights.
+    An image-text objective gives ``open_clip_model.safetensors``, a captioner that of a CoCa model. One of images alone
+    gives the image tower for ``pretrained_image_path``; with ``untrained_text`` it gives a whole model whose text tower
+    has random weights.
 
     Raises:
         ConfigError: open_clip has no such tower or tokenizer.
     """
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
-    text_cfg(trained)  # for its errors, before anything is computed
+    told = text_cfg(trained)  # for its errors, before anything is computed
     ours, data = our_answers(trained, samples), trained.cfg.data
-    model_cfg, visual = _image_tower(trained, ours)
+    if coca.is_coca(trained):
+        model_cfg, tensors = coca.model(trained, *told)
+        ours = coca.answers(trained, ours)
+    else:
+        model_cfg, tensors = _image_tower(trained, ours)
     preprocess_cfg = {"mean": [*data.mean], "std": [*data.std], "interpolation": "bicubic", "resize_mode": "shortest"}
     write_json({"model_cfg": model_cfg, "preprocess_cfg": preprocess_cfg}, folder / "open_clip_config.json")
     if not trained.has_text and not untrained_text:
         (folder / IMAGE_TOWER).parent.mkdir()
-        write_tensors(visual, folder / IMAGE_TOWER)
+        write_tensors(tensors, folder / IMAGE_TOWER)
         return {"image_tower": IMAGE_TOWER}, ours
-    others = _text_tensors(trained, model_cfg["embed_dim"]) if trained.has_text else _built(model_cfg).state_dict()
-    tensors = others | {f"visual.{key}": tensor for key, tensor in visual.items()}
+    if not coca.is_coca(trained):
+        others = _text_tensors(trained, model_cfg["embed_dim"]) if trained.has_text else _built(model_cfg).state_dict()
+        tensors = others | {f"visual.{key}": tensor for key, tensor in tensors.items()}
     write_tensors(tensors, folder / "open_clip_model.safetensors")
     return {}, ours
 
@@ -160,6 +166,8 @@ def text_cfg(trained: Trained) -> tuple[dict[str, Any], bool]:
     """
     options = _options(trained, "text", trained.cfg.objective.get("text") or trained.cfg.text, "TextTransformer")
     options.pop("output_dim", None)
+    if not trained.has_text:  # that of a captioner without an embedding of texts, which is not exported
+        options.pop("output_tokens", None)
     activation = options.pop("act_layer", None)
     activation = nn.GELU if activation is None else instantiate(activation)
     known = {field.name for field in fields(CLIPTextCfg)}

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.blockwise import Scalar
+from repr.losses.captioning import caption
 from repr.losses.clustering import swapped_prediction
 from repr.losses.contrastive import clip, cross_nt_xent, nt_xent, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
@@ -47,6 +48,7 @@ LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
     swapped_prediction: lambda dim, **_: math.log(dim),
     pixel_consistency: lambda **_: 0.0,
     masked_mse: lambda dim, **_: 1 - 1 / dim,
+    caption: lambda dim, **_: math.log(dim),
 }
 
 
@@ -56,7 +58,8 @@ def at_chance(loss: Callable, *, num_rows: int = 0, dim: int = 0, **options: Any
     Args:
         loss: one of :mod:`repr.losses`, or a ``functools.partial`` of it, whose options count.
         num_rows: N, samples of the global batch; like ``dim`` needed where the level depends on it.
-        dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``.
+        dim: D, width of the features; prototypes of ``swapped_prediction``, values a patch of ``masked_mse``, words of
+            ``caption``.
         options: what else the flow calls it with.
     """
     function: Any = loss

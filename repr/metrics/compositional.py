@@ -6,7 +6,7 @@ picture with its caption and wrong ones, and an item is a row, or several whose 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -15,6 +15,7 @@ from torch import Tensor
 from repr.metrics.features import Features, labels_of
 from repr.metrics.scores import CHANCE, TIE
 
+Score = Callable[[Tensor, Tensor], Tensor]  # rows of a table (I, G), captions for each (I, G, K) -> scores (I, G, K)
 GROUP_CHANCE = 1 / 6  # of the 4! orders of four scores, 2! 2! have both right ones before both wrong ones
 
 
@@ -64,6 +65,26 @@ def compositional(
     attributes as the mean over splits; Tong et al., 2024, arXiv 2401.06209 (MMVP-VLM): the image score. ARO's code
     takes the first of equal captions, so that in its sets of order a tie is a success.
     """
+    image, text = F.normalize(query.image.double(), dim=1), F.normalize(captions.double(), dim=1)
+
+    def cosine(rows: Tensor, wanted: Tensor) -> Tensor:
+        return torch.einsum("igd,igkd->igk", image[rows], text[wanted])
+
+    asked = {"candidates": candidates, "items": items, "attribute": attribute, "names": names}
+    return scores_of(query, cosine, **asked, chunk_size=chunk_size)
+
+
+def scores_of(
+    query: Features,
+    score: Score,
+    *,
+    candidates: Tensor,
+    items: Tensor,
+    attribute: str,
+    names: Sequence[str],
+    chunk_size: int = 1024,
+) -> dict[str, float]:
+    """As :func:`compositional`, with any score of a picture and a caption."""
     row_labels, device = labels_of(query, attribute), query.image.device
     place = torch.full((len(candidates) + 1,), -1, device=device)  # row of the source -> row of the table
     place[query.index] = torch.arange(len(query.index), device=device)
@@ -76,9 +97,8 @@ def compositional(
     labels = row_labels[rows]  # (I, G)
     if ((labels != labels[:, :1]) & (rows >= 0)).any():
         raise ValueError(f"the rows of an item differ in {attribute!r}")
-    image, text = F.normalize(query.image.double(), dim=1), F.normalize(captions.double(), dim=1)
     parts = [
-        _right(image[part], part >= 0, candidates[of], text)
+        _right(score, part, candidates[of])
         for part, of in zip(rows.split(chunk_size), items.split(chunk_size), strict=True)
     ]
     by_text, by_image = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -89,13 +109,13 @@ def compositional(
     return values
 
 
-def _right(image: Tensor, there: Tensor, candidates: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether all pictures (I, G, D) of an item pick their captions, and all captions their pictures: (I,) each."""
-    own = text[candidates[..., 0]]  # (I, G, D)
-    scores = torch.einsum("igd,igkd->igk", image, text[candidates])
+def _right(score: Score, rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all pictures (I, G) of an item pick their captions, and all captions their pictures: (I,) each."""
+    there, scores = rows >= 0, score(rows, candidates)
     wrong = (candidates[..., 1:] >= 0) & there[..., None]
     by_text = ((scores[..., :1] > scores[..., 1:] + TIE) | ~wrong).all(2).all(1)
-    across = torch.einsum("igd,ihd->igh", own, image)  # each caption with each picture
+    own = candidates[..., 0].unsqueeze(1)
+    across = score(rows, own.expand(-1, rows.shape[1], -1)).mT  # (I, G, G), each caption with each picture
     right = across.diagonal(dim1=1, dim2=2)[..., None]
     others = there[:, None] & there[..., None] & ~torch.eye(there.shape[1], dtype=torch.bool, device=there.device)
     return by_text, ((right > across + TIE) | ~others).all(2).all(1)

@@ -34,9 +34,9 @@ def draw(masked: Masked, decoder: Decoder | None, text: Tensor | None, show: Sho
         rows["reconstruction"] = show(unpatchify(torch.where(removed > 0, pred, patches), patch_size=size))
     if masked.similarity is not None:
         rows["similarity"] = _heat(masked.similarity.float().cpu())
-    cells = [[_write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
+    cells = [[write(name), *map(enlarge, pictures)] for name, pictures in rows.items()]
     if masked.similarity is not None and text is not None:
-        cells.append([_write("caption"), *(_write(_caption(row)) for row in text.tolist())])
+        cells.append([write("caption"), *(write(_caption(row)) for row in text.tolist())])
     return grid(cells)
 
 
@@ -57,7 +57,7 @@ def _caption(ids: list[int]) -> str:
     return tokenizer.decode([token for token in ids if token not in special]).strip()
 
 
-def _write(text: str) -> Tensor:
+def write(text: str) -> Tensor:
     """Words on paper as wide as a picture: (3, H, W) uint8. What does not fit is cut."""
     canvas = Image.new("L", (SIDE, LINE * NUM_LINES), PAPER)
     lines = textwrap.wrap(text, LETTERS)[:NUM_LINES]

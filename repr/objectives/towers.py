@@ -33,9 +33,17 @@ class TwoTowers(Objective):
     temperature_range: tuple[float, float]
 
     def add_text_tower(
-        self, text: nn.Module, temperature: float, temperature_range: tuple[float, float], *, learned: bool
+        self,
+        text: nn.Module,
+        temperature: float,
+        temperature_range: tuple[float, float],
+        *,
+        learned: bool,
+        width: int | None = None,
     ) -> None:
         """Set ``text``, ``image_projection`` to its width (no bias, CLIP's initial weights), and ``logit_scale``.
+
+        The projection is of what the backbone gives, unless another ``width`` is told.
 
         The scale is the logarithm of 1 / temperature, as open_clip has it, and a parameter even where it is not
         ``learned``, so that checkpoints and exports hold it under open_clip's name.
@@ -46,7 +54,7 @@ class TwoTowers(Objective):
         low, high = temperature_range
         if not 0 < low <= temperature <= high:
             raise ValueError(f"temperature={temperature} lies outside temperature_range=({low}, {high})")
-        width = width_of(self.backbone)
+        width = width_of(self.backbone) if width is None else width
         self.text = text
         self.image_projection = nn.Linear(width, width_of(text, "output_dim"), bias=False)
         nn.init.normal_(self.image_projection.weight, std=width**-0.5)

@@ -22,9 +22,16 @@ OF_LIDAR = ["eval.lidar.num_samples=5", "eval.lidar.num_views=3"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run on drawn questions, whose sets are of each kind, and what it found at its end."""
+    """A captioner's run on drawn questions, whose sets are of each kind, and what it found at its end."""
     folder = tmp_path_factory.mktemp("questions") / "run"
-    options = ["experiment=clip_composition", "smoke=true", f"run_folder={folder}", "trainer.limit_val_batches=1.0"]
+    options = [
+        "experiment=clip_composition",
+        "objective=coca",
+        "objective.num_queries=4",
+        "smoke=true",
+        f"run_folder={folder}",
+        "trainer.limit_val_batches=1.0",
+    ]
     options += ["backbone.name=test_resnet", "data.train.num_items=8", "data.eval.composition.num_items=4"]
     options += ["callbacks.progress=null", "trainer.accelerator=cpu"]
     options += ["+data.eval.mmvp={_target_: tests.drawn_pairs.DrawnPairs, size: 32, pairs: 2}"]
@@ -47,6 +54,11 @@ def test_sets_of_questions_are_scored_by_split(run: tuple[Path, dict[str, Any]])
         assert results[f"composition/{kind}"][1] == pytest.approx(chance)
     assert [results[f"composition/group_score_{kind}"][1] for kind in kinds] == pytest.approx([1 / 6] * 3)
     assert "composition/group_score_order" not in results
+    for name in ("composition/text_score", "composition/group_score_count", "mmvp/image_score"):
+        value, chance = results[name.replace("/", "/likelihood_")]
+        assert 0 <= value <= 1
+        assert chance == results[name][1]
+    assert results["composition/likelihood_text_score"] != results["composition/text_score"]
 
 
 def test_repr_evaluate_gives_the_same_and_says_what_asks_nothing(run: tuple[Path, dict[str, Any]]) -> None:

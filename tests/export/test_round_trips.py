@@ -49,10 +49,17 @@ VITS = {  # of another size, depth and width than the name says
     "no_biases": ("+backbone.qkv_bias=false", "+backbone.no_embed_class=true"),
     "dropout": ("+backbone.drop_path_rate=0.2", "+backbone.patch_drop_rate=0.2", "+backbone.drop_rate=0.1"),
 }
+# As open_clip has its CoCa: one pooler, which norms what it gives, and a class token that sees a padding.
+COCA = (
+    *VIT, *VITS["clip"], "+backbone.final_norm=false", "+backbone.global_pool=avg", "+backbone.fc_norm=false",
+    "objective.pooler=shared", "objective.num_queries=4", "text.width=16", "text.correct_cls_mask=false",
+)  # fmt: skip
 
 
 def one_trained(name: str, first: int) -> Trained:
     """An objective with the first backbone, counted from ``first`` on, that it takes: some need a ViT."""
+    if name == "coca":
+        return trained(name, *COCA)
     for i in range(len(BACKBONES)):
         try:
             patches = ["+backbone.patch_size=8"] if name == "ijepa" else []  # more than its four blocks
@@ -103,6 +110,9 @@ def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Export
     exports.add("vit/images", trained("simclr", *VIT, "+backbone.global_pool=avg"), "open_clip")
     exports.add("whole", trained("simclr"), "open_clip", untrained_text=True)
     exports.add("args", trained("simclr", "+backbone.act_layer=silu"), "timm")
+    exports.add("coca/shared", trained("coca", *COCA), "open_clip")
+    no_pooler = ("objective.pooler=null", "objective.parallel_fraction=0.5", "text.width=32", COCA[-1])
+    exports.add("coca/none", trained("coca", *VIT, *VITS["quick"], *no_pooler), "open_clip")
     exports.add("hf/both", trained("clip", backbone="test_vit"), "hf")
     exports.add("hf/images", trained("simclr", backbone="test_convnext"), TO_HUB)
     exports.add("teacher/model", trained("pixpro"), "timm")
@@ -160,6 +170,34 @@ def test_a_run_starts_from_an_export(name: str, options: tuple[str, ...], loaded
         if "text" in export.answers:
             text = objective.encode_text(export.answers["tokens"])
             assert torch.equal(text, export.answers["text"])
+
+
+def test_a_captioner_is_open_clips_coca(loaded: Exports) -> None:
+    """The fresh process has compared its logits after each word, too."""
+    for name in ("shared", "none"):
+        model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{loaded.root / 'coca' / name}")
+        assert isinstance(model, open_clip.CoCa)
+        answers = next(one.answers for one in loaded.exports if one.folder == loaded.root / "coca" / name)
+        with torch.inference_mode():
+            said = model.eval()(answers["pixels"], answers["tokens"])["logits"].argmax(2)  # greedy, after true words
+        assert torch.equal(said, answers["logits"].argmax(2))
+        assert len(said.unique()) > 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("text.correct_cls_mask=true",), "text.correct_cls_mask=True"),
+        (("objective.pooler=parallel",), "Train with objective.pooler=shared"),
+        (("text.width=32",), "embed_dim=16 and text.width=32"),
+        (("++backbone.final_norm=true",), "with backbone.final_norm=false where objective.pooler=shared"),
+    ],
+)
+def test_a_captioner_that_open_clip_cannot_express_is_refused(
+    options: tuple[str, ...], told: str, samples: Samples, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        write(trained("coca", *COCA, *options), tmp_path, samples, to="open_clip")
 
 
 def test_open_clip_builds_by_timms_name_where_it_can(loaded: Exports) -> None:

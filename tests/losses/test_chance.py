@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from repr.losses import clustering, contrastive, decorrelation, hypersphere, mixup, pixel, reconstruction
+from repr.losses import captioning, clustering, contrastive, decorrelation, hypersphere, mixup, pixel, reconstruction
 from repr.losses.chance import LEVELS, at_chance
 
 N, D = 300, 400  # rows without relation are nearly orthogonal
@@ -41,6 +41,9 @@ CASES = {
     ),
     reconstruction.masked_mse: (
         reconstruction.masked_mse, (0 * X[None], reconstruction.normalize_patches(X[None]), torch.ones(1, N)), {},
+    ),
+    captioning.caption: (
+        partial(captioning.caption, pad_id=0), (0 * X[None], torch.eye(D), torch.ones(1, N, dtype=torch.int64)), {},
     ),
 }  # fmt: skip
 

@@ -27,6 +27,7 @@ OWN["densecl"] = OWN["mocov2"]
 OWN["tips"] = ["data.num_texts=2", "views.local.count=3", "+backbone.reg_tokens=1"]
 OWN["clip_pixcontrast"] = OWN["pixcontrast"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]
+OWN["coca"] = ["objective.num_queries=4"]
 SMALL_HEAD = {
     "hidden_dim": 32,
     "dim": 16,

@@ -55,6 +55,25 @@ def questions(source: QuestionSource) -> Questions:
     return Questions(list(places), candidates, torch.as_tensor(source.items), source.split)
 
 
+def compared(asked: Questions) -> Tensor:
+    """The captions that each row's picture is compared with: its candidates, and the right ones of its items' rows.
+
+    Returns:
+        (N, P) int64, positions in ``texts``, different ones in a row and -1 for none.
+    """
+    import torch
+
+    texts = [set(row) - {-1} for row in asked.candidates.tolist()]
+    right = asked.candidates[:, 0].tolist()
+    for item in asked.items.tolist():
+        rows = [row for row in item if row >= 0]
+        for row in rows:
+            texts[row] |= {right[other] for other in rows}
+    return torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(sorted(row)) for row in texts], batch_first=True, padding_value=-1
+    )
+
+
 class Case(NamedTuple):
     """A row: a picture with its caption and wrong ones."""
 
