@@ -74,7 +74,10 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
         "name": "class_pairs",
         "overrides": ["objective.renormalise=true", "objective.reduction=pairs", "chunk_size=2"],
     },
-    "clip_byol, a stage from the second step on": {"name": "clip_byol", "overrides": ["+objective.stages.byol=[0.5,1]"]},
+    "clip_byol, a stage from the second step on": {
+        "name": "clip_byol",
+        "overrides": ["+objective.stages.byol=[0.5,1]"],
+    },
     "simclr, BatchNorm with activation": {"name": "simclr", "backbone": ["backbone.name=test_efficientnet"]},
 }
 

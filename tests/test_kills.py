@@ -61,7 +61,8 @@ FLOWS = {
     "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder.depth=1"],
     "hybrid": [  # from the eighth of fifteen steps on
         *TINY, *SMALL_VIT, "objective=clip_byol", "+objective.stages.byol=[0.5,1]", "eval.zero_shot=null",
-        "eval.headline=[]", "+objective.parts.byol.hidden_dim=16", "+objective.parts.byol.dim=8", "optim.warmup_steps=2",
+        "eval.headline=[]", "+objective.parts.byol.hidden_dim=16", "+objective.parts.byol.dim=8",
+        "optim.warmup_steps=2",
     ],
     "mcl": [
         *TINY, *SMALL_VIT, "objective=clip", "procedure=multistage", "procedure.num_stages=2",

@@ -48,7 +48,7 @@ class _Memory:
 
     def __init__(self, encoder: Any, rows: Sequence[Tensor]) -> None:
         self.encoder, self.known = encoder, {id(x): x for x in rows}
-        self.kept: dict[Any, Tensor] = {}
+        self.kept: dict[Any, Any] = {}
         # Of a batch with other rows BatchNorm makes something else.
         self.apart = not any(isinstance(part, _BatchNorm) and part.training for part in encoder.modules())
         self.pools = hasattr(encoder, "forward_head") and hasattr(encoder, "forward_features")
@@ -89,7 +89,8 @@ class _Memory:
         if missing:
             rows = [x for i in missing for x in groups[i]]
             made = encode(rows[0] if len(rows) == 1 else torch.cat(rows))
-            for i, part in zip(missing, made.chunk(len(missing)), strict=True):
+            each = [made] if len(missing) == 1 else made.chunk(len(missing))  # a text tower may give a tuple
+            for i, part in zip(missing, each, strict=True):
                 self.kept[keys[i]] = part
         parts = [self.kept[key] for key in keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -102,11 +102,14 @@ class Hybrid(Objective):
         freeze_common(backbone, " + ".join(built), set.intersection(*map(set, missed.values())))
         self.parts = nn.ModuleDict(built)
         self.missed = {name: {f"backbone.{path}" for path in paths} for name, paths in missed.items()}
-        for part in built.values():
-            for name in SHARED:  # they are this module's alone, so that each tensor has one name
-                if part._modules.pop(name, None) is not None:
-                    vars(part)[name] = shared[name]
-        with_text = [name for name, part in built.items() if hasattr(part, "text")]
+        self.borrowed: dict[str, set[str]] = {}  # what a part calls the shared encoders, and which of them it has
+        for name, part in built.items():  # they are this module's alone, so that each tensor has one name
+            borrowed = {key: child for key, child in part._modules.items() if any(child is x for x in shared.values())}
+            for key, child in borrowed.items():
+                del part._modules[key]
+                vars(part)[key] = child
+            self.borrowed[name] = set(borrowed)
+        with_text = [name for name, part in built.items() if getattr(part, "text", None) is not None]
         self.main_name = main or next(iter([*with_text, *built]))
         if with_text and self.main_name not in with_text:
             raise ValueError(f"main={main} encodes no text, and {with_text[0]} does: set main to that")
@@ -200,11 +203,9 @@ class Hybrid(Objective):
 
     def evaluated(self) -> Objective:
         """The main part, with the encoders as its own."""
-        part, shared = self.main, {name: getattr(self, name) for name in SHARED if hasattr(self, name)}
-        for name, encoder in shared.items():
-            if name in vars(part):
-                setattr(part, name, encoder)
-        return part
+        for key in self.borrowed[self.main_name]:
+            setattr(self.main, key, getattr(self.main, key))
+        return self.main
 
     # Steps and stages -------------------------------------------------------------------------------------------------
 
@@ -311,7 +312,7 @@ class Hybrid(Objective):
             return []
         missed = set.intersection(*(self.missed[name] for name in active)) if active else {"backbone"}
         used = tuple([f"parts.{name}." for name in active] + ["backbone."] * bool(active))
-        if any(hasattr(self.parts[name], "text") for name in active):
+        if any(len(self.borrowed[name]) > 1 for name in active):
             used += ("text.",)
         return [
             p
