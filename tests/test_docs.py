@@ -9,6 +9,7 @@ import sys
 import tarfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ import timm
 import torch
 import yaml
 
-from repr.config import CONF
+from repr.config import CONF, check, compose
 from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
+from tests.objectives.conftest import make_batch
 from tests.stores import s3_served
 
 ROOT = Path(__file__).parent.parent
@@ -272,3 +274,21 @@ def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     run("repr.fit", "resume=run", "trust=true", "trainer.max_epochs=3")
     assert (tmp_path / "run" / "checkpoints" / "step=6.ckpt").is_file()
     assert "verified" in run("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")
+
+
+def test_the_hybrid_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
+    """In a notebook, and as a file of one's own."""
+    page, names = "docs/hybrid.md", dict[str, Any]()
+    ((code,), (config,)) = blocks(page, "python"), blocks(page, "yaml")
+    exec(code, names)
+    objective = names["objective"]
+    batch = make_batch(4)
+    batch["views"] = [torch.randn(4, 3, 48, 48) for _ in range(3)]
+    terms = objective.step(batch).terms
+    assert terms.keys() == {"clip.contrast", "simclr.contrast", "dino.views"}
+    objective.total(terms).backward()
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text(config)
+    cfg = compose(["objective=mine", "objective.weights.mae.reconstruction=0.5", "image_size=48"], config_dir=tmp_path)
+    check(cfg)
+    assert [*cfg.objective.views.simclr] == [1, 2]

@@ -54,6 +54,7 @@ class SelfDistillation(Objective):
         share_head: whether the head of the views is that of the patches, too; else these have one of the same size.
         num_large: so many first views are the teacher's.
         masking: which patches the student does not see.
+        predict_seen: whether the patches that the student sees are predicted too, as TIPSv2 does it (arXiv 2604.12012).
         centering: ``mean`` or ``sinkhorn``.
         num_iters: rounds of Sinkhorn.
         temperature: of the student.
@@ -89,6 +90,7 @@ class SelfDistillation(Objective):
         share_head: bool = True,
         num_large: int = 2,
         masking: TokenMasking = TOKEN_MASKING,
+        predict_seen: bool = False,
         centering: Literal["mean", "sinkhorn"] = "mean",
         num_iters: int = 3,
         temperature: float = 0.1,
@@ -131,6 +133,7 @@ class SelfDistillation(Objective):
             if self.has_patches:
                 self.register_buffer("patch_center", torch.zeros(num_prototypes))
         self.num_large, self.masking, self.num_prototypes = num_large, masking, num_prototypes
+        self.predict_seen = predict_seen
         self.centering, self.num_iters, self.center_momentum = centering, num_iters, center_momentum
         self.temperature, self.freeze_steps = temperature, freeze_steps
         self.temperatures, self.temperature_steps = (first_teacher_temperature, teacher_temperature), temperature_steps
@@ -162,12 +165,13 @@ class SelfDistillation(Objective):
         terms: dict[str, Tensor] = {}
         if self.has_patches:
             hidden = self._hidden(batch)
-            rows = hidden.flatten().nonzero()[:, 0]  # (M,) of all cells: a head costs as much as a small backbone
+            predicted = torch.ones_like(hidden) if self.predict_seen else hidden
+            rows = predicted.flatten().nonzero()[:, 0]  # (M,) of all cells: a head costs as much as a small backbone
             targets, cell_targets = self._teach_cells(torch.cat(large), rows, temperature)
             tokens = encode_hidden(vit, torch.cat(large), hidden, self.mask_token)
             features = torch.cat([vit.forward_head(tokens), *([encode_views(vit, small)] if small else [])])
             scores = (self.patch_head or self.head)(_cells(vit, tokens)[rows])
-            terms["patches"] = masked_prediction(scores, cell_targets, hidden, temperature=self.temperature)
+            terms["patches"] = masked_prediction(scores, cell_targets, predicted, temperature=self.temperature)
         else:
             with torch.no_grad():
                 scores = self.teacher.head(encode_views(self.teacher.backbone, large))
@@ -233,7 +237,7 @@ class SelfDistillation(Objective):
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """The logarithm of the number of prototypes; of patches, times the share of pictures that are masked."""
         level = math.log(self.num_prototypes)
-        return {"views": level, "patches": level * self.masking.share}
+        return {"views": level, "patches": level * (1 if self.predict_seen else self.masking.share)}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Leave frozen prototypes out of the step: no gradient, hence no momentum and no decay either."""

@@ -67,7 +67,8 @@ class TwoTowers(Objective):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised."""
-        return self.text(tokens)
+        output = self.text(tokens)
+        return output[0] if isinstance(output, tuple) else output  # of a tower that gives words besides
 
     @torch.no_grad()
     def update_targets(self) -> None:
