@@ -219,3 +219,7 @@ class DrawnComposition(DrawnPictures):
     def distractors(self, index: int) -> list[str]:
         """The wrong captions."""
         return self._distractors[index]
+
+    def tags(self, caption: str) -> list[Tag]:
+        """The words of one of its captions with their tags."""
+        return tags(caption)
