@@ -70,7 +70,11 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "negclip, pairs, ring in chunks, false negatives masked": {
         "name": "negclip",
         "overrides": [
-            "exchange=ring", "chunk_size=1", "false_negatives=mask", "+objective.weights.pairs=1", "+data.neighbours=items",
+            "exchange=ring",
+            "chunk_size=1",
+            "false_negatives=mask",
+            "+objective.weights.pairs=1",
+            "+data.neighbours=items",
         ],
     },
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},

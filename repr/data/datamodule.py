@@ -212,7 +212,7 @@ class DataModule(LightningDataModule):
         dataset = TrainDataset(
             self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
             scaled=self.decode == "scaled", coming=coming, hard_captions=self.hard_captions,
-            mated=self.neighbours and self.neighbours.mated,
+            mated=None if self.neighbours is None else self.neighbours.mated,
         )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 

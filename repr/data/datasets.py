@@ -114,7 +114,7 @@ class TrainDataset(Dataset[Batch]):
         """The tokens (B, L) of captions, and (B, K, L) of wrong ones: 0 where there are fewer than K."""
         assert self.tokenizer is not None
         draws = uniform(stream(seed, Purpose.HARD_CAPTION), hard.count).tolist()
-        wrong = list(read_each(partial(hard.drawn, self.source), [], faults, rows, captions, draws))
+        wrong = list(read_each(partial(hard.drawn, self.source), list[str](), faults, rows, captions, draws))
         filled = [text[:MAX_CAPTION_CHARS] for texts in wrong for text in [*texts, *[""] * (hard.count - len(texts))]]
         text, tokens = self.tokenizer([*captions, *filled]).tensor_split([len(rows)])
         tokens = tokens.unflatten(0, (len(rows), hard.count))

@@ -6,16 +6,15 @@ seed, the epoch and the row.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from string import punctuation
 
-from repr.data.questions.word_order import Tag, exchanged
 from repr.data.sources.source import Source, has_questions, tags_of
+from repr.data.word_order import Tag, exchanged
 
 
-class HardCaptions(ABC):
-    """Where wrong captions of a row come from.
+class HardCaptions:
+    """Where wrong captions of a row come from, and which of them a sample gets.
 
     Args:
         count: how many of them a sample gets at most; where there are more, it draws among them, each at most once.
@@ -29,19 +28,16 @@ class HardCaptions(ABC):
             raise ValueError(f"hard_captions.count={count}; set it to 1 or more, or hard_captions=none")
         self.count = count
 
-    @abstractmethod
     def wrong(self, source: Source, row: int, caption: str) -> Sequence[str]:
         """All wrong captions of a row with this right one."""
+        raise NotImplementedError
 
     def check(self, source: Source) -> None:
-        """Refuse a source that gives none.
-
-        Raises:
-            ValueError: it has none.
-        """
+        """Refuse a source that gives none, by a ValueError."""
+        raise NotImplementedError
 
     def drawn(self, source: Source, row: int, caption: str, draws: Sequence[float]) -> list[str]:
-        """Some wrong captions of a row by ``count`` numbers in [0, 1), all different; none for a row without caption."""
+        """Different wrong captions of a row, by ``count`` numbers in [0, 1); none of a row without a right one."""
         left, texts = list(self.wrong(source, row, caption)) if caption else [], []
         for number in draws[: len(left)]:
             texts.append(left.pop(int(number * len(left))))
@@ -49,7 +45,7 @@ class HardCaptions(ABC):
 
 
 class Distractors(HardCaptions):
-    """The wrong captions that a source has: ``distractors``, as a set of questions; arguments as :class:`HardCaptions`."""
+    """The wrong captions that a set of questions has, its ``distractors``. Arguments as :class:`HardCaptions`."""
 
     def check(self, source: Source) -> None:  # noqa: D102
         if not has_questions(source):
@@ -64,7 +60,7 @@ class Distractors(HardCaptions):
 
 
 class Exchange(HardCaptions):
-    """The right captions with two words of one kind exchanged (:func:`repr.data.questions.word_order.exchanged`).
+    """The right captions with two words of one kind exchanged (:func:`repr.data.word_order.exchanged`).
 
     The source tags the words by ``tags`` if it has it; else the lexicon of the package textblob does. A caption in
     which nothing can be exchanged has no wrong ones. Arguments as :class:`HardCaptions`.
@@ -74,8 +70,8 @@ class Exchange(HardCaptions):
         captions = [text for row in range(min(len(source), 100)) for text in source.captions(row)[:1]]
         if captions and not any(self.wrong(source, row, caption) for row, caption in enumerate(captions)):
             raise ValueError(
-                f"hard_captions=exchange: none of the first {len(captions)} captions of data.train has two words of one "
-                f"kind to exchange, such as {captions[0]!r:.60}: set hard_captions=none"
+                f"hard_captions=exchange: none of the first {len(captions)} captions of data.train, such as "
+                f"{captions[0]!r:.60}, has two words of one kind to exchange: set hard_captions=none"
             )
 
     def wrong(self, source: Source, row: int, caption: str) -> Sequence[str]:  # noqa: D102

@@ -91,12 +91,23 @@ class ImageText(TwoTowers):
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
-        """Missing captions or pairs."""
+        """Missing captions."""
         if cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
-        if "pairs" in self.weights and not cfg.data.get("neighbours"):
-            yield "pairs compares neighbours, and batches have none: set data.neighbours, or procedure=neighbours"
         yield from super().config_faults(cfg)
+
+    def setup(self, stage: str) -> None:
+        """Refuse to compare pairs where batches from a DataModule of ours have none.
+
+        Raises:
+            ValueError: they have none.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and "pairs" in self.weights and getattr(data, "neighbours", self) is None:
+            raise ValueError(
+                "weights.pairs compares rows with their neighbours, and batches have none: set data.neighbours=items, "
+                "procedure=neighbours, or objective.weights.pairs=0"
+            )
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""

@@ -70,7 +70,7 @@ class TwoTowers(Objective):
         """(B, L) -> (B, D), not normalised."""
         return self.text(tokens)
 
-    def encode_captions(self, batch: Batch, logs: dict[str, Tensor | float]) -> tuple[Tensor, dict[str, Tensor]]:
+    def encode_captions(self, batch: Batch, logs: dict[str, Tensor | float]) -> tuple[Tensor, dict[str, Any]]:
         """The captions of a batch, (B, D) in float32, and the arguments of the contrast that are its wrong captions.
 
         All go through the text tower together. How many wrong ones a sample has comes in ``logs``.

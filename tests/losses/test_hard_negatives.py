@@ -1,4 +1,4 @@
-"""Wrong captions as further texts of a contrast, by the numbers of NegCLIP's own code; and the loss of minimal pairs."""
+"""Wrong captions as further texts of a contrast, by the numbers of NegCLIP's code; and the loss of minimal pairs."""
 
 import math
 
@@ -18,7 +18,9 @@ BLOCKS = ("image", "hard_image", "text", "text_of_hard_image", "hard_text", "har
 NUM, MORE = 7, 5
 VALID = torch.tensor([True, False, True, True, False])
 # The fourth sample shares its caption with the third wrong one, and its picture with the first sample.
-KEYS = torch.tensor([[10, 0], [11, 1], [12, 2], [10, 3], [14, 4], [15, 5], [16, 6]] + [[20 + i, 30 + i] for i in range(5)])
+KEYS = torch.tensor(
+    [[10, 0], [11, 1], [12, 2], [10, 3], [14, 4], [15, 5], [16, 6]] + [[20 + i, 30 + i] for i in range(5)]
+)
 KEYS[NUM + 2, 1] = 3
 
 
