@@ -10,6 +10,7 @@ from torch import nn
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
 from repr.losses import contrastive, hypersphere
+from repr.models.freezing import freeze
 from repr.objectives.image_text import ImageText
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
@@ -168,6 +169,28 @@ def test_an_objective_without_captions_to_compare_refuses_wrong_ones() -> None:
     for overrides in (["objective=simclr"], ["objective=cua", "objective.weights.contrast=0"]):
         with pytest.raises(ConfigError, match="learns nothing from wrong captions: set hard_captions=none"):
             check(compose([*overrides, "hard_captions=exchange"]))
+
+
+def test_a_locked_tower_does_not_move(batch: Batch) -> None:
+    flow = build("clip", "optim.lr=1e-2", "optim.schedule=constant")
+    freeze(flow, {"backbone": 0})
+    before = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
+    optimizer, _ = flow.optim.build(flow, 1)
+    flow.train()
+    flow.total(flow.step(batch).terms).backward()
+    optimizer.step()
+    moved = {name for name, parameter in flow.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"text", "image_projection", "logit_scale"}
+
+
+def test_dropped_patches_are_not_encoded_and_come_from_the_generator_of_torch(batch: Batch) -> None:
+    flow, seen = build("clip", "+backbone.patch_size=8", "+backbone.patch_drop_rate=0.5"), []
+    flow.backbone.blocks[0].register_forward_hook(lambda block, tokens, output: seen.append(tokens[0].shape[1]))
+    losses = [torch.manual_seed(seed) and flow.step(batch).terms["contrast"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    flow.eval()
+    assert flow.step(batch).terms["contrast"] == flow.step(batch).terms["contrast"]
+    assert seen == [9, 9, 9, 17, 17]  # and the class token
 
 
 def test_captions_are_needed(batch: Batch) -> None:
