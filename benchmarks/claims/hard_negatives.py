@@ -123,9 +123,9 @@ def _random_mates(folder: Path, seed: int) -> Path:
 def settings(options: Namespace) -> str:
     return (
         f"Mean and deviation over {options.seeds} seed(s), {41 * options.length} steps with 256 pictures "
-        "(`CLIP, for longer`: 1.2 times as many), `conf/experiment/negclip_composition.yaml`: a ResNet-10 at 32 pixels, "
+        "(`CLIP, for longer`: 1.2 times as many), `experiment=negclip_composition`: a ResNet-10 at 32 pixels, "
         "10,500 pictures of six colours and six shapes. Scores of 200 items of each kind from another seed; `pictures "
-        "of others`: the text score of attribute, relation and count where the pictures belong to other items, which is "
+        "of others`: the text score of attribute, relation and count where pictures belong to other items, which is "
         "at chance unless the words alone tell. Seconds of one thread, evaluation included. Without relations in "
         "training: attribute and count alone, for as many steps."
     )
