@@ -17,6 +17,7 @@ def clip(
     text: Tensor,
     *,
     logit_scale: Scalar,
+    label_smoothing: float = 0.0,
     extra_text: Tensor | None = None,
     extra_valid: Tensor | None = None,
     chunk_size: int | None = None,
@@ -31,6 +32,9 @@ def clip(
         loss = -1/(2N) sum_i [ log(exp l_ii / sum_j exp l_ij) + log(exp l_ii / sum_j exp l_ji) ]
 
     The first sum over j has the M columns of ``extra_text`` besides, which no text is compared with.
+
+    With ``label_smoothing`` e the target is 1 - e for the true pair and e / N for each of the N, which adds
+    ``e * logit_scale * (mean_i <x_i, y_i> - <mean x, mean y>)``; it takes neither ``extra_text`` nor ``keys``.
 
     ``logit_scale`` is the multiplier itself, not its logarithm; a tensor gets its gradient. There is no bias, since a
     number added to all logits would change nothing.
@@ -57,7 +61,17 @@ def clip(
             keys=keys,
             valid=extra_valid,
         )
-        return exchange.mean(((rows - positives) + (columns - positives)).mean() / 2)
+        loss = exchange.mean(((rows - positives) + (columns - positives)).mean() / 2)
+        if not label_smoothing:
+            return loss
+        if not 0 < label_smoothing < 1 or extra_text is not None or keys is not None:
+            raise ValueError(
+                f"label_smoothing={label_smoothing}; set a number from 0 to 1, without extra_text and keys "
+                "(hard_captions=none, false_negatives=keep)"
+            )
+        centres = exchange.all_reduce(torch.stack([x.mean(0), y.mean(0)])) / exchange.size
+        spread = exchange.mean((x * y).sum(1).mean()) - centres.prod(0).sum()
+        return loss + label_smoothing * logit_scale * spread
 
 
 def _with_further(text: Tensor, extra: Tensor | None, valid: Tensor | None, keys: Tensor | None) -> Tensor:

@@ -53,6 +53,7 @@ def mated() -> Tensor:
 
 PAIRWISE: dict[str, Loss] = {
     "clip": lambda x, y, s, b, **o: clip(x, y, logit_scale=s, **o),
+    "clip, smoothed": lambda x, y, s, b, **o: clip(x, y, logit_scale=s, label_smoothing=0.1, **o),
     "sigmoid": lambda x, y, s, b, **o: sigmoid(x, y, logit_scale=s, logit_bias=b, **o),
     "nt_xent": lambda x, y, s, b, **o: nt_xent(x, y, temperature=1 / s, **o),
     "uniformity": lambda x, y, s, b, **o: uniformity(x, **o),
