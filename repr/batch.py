@@ -15,8 +15,8 @@ NO_CLASS = 255  # in a mask: a pixel without a class
 class Batch(TypedDict, total=False):
     """A batch; row i of every entry is the same sample.
 
-    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, M masks, T tables. Where no
-    pictures are read, ``picture``, ``views``, ``boxes``, ``colour`` and ``image`` are not there.
+    Shapes: B samples, V views, A labelled attributes, P colour parameters, L tokens, K wrong captions, M masks, T
+    tables. Where no pictures are read, ``picture``, ``views``, ``boxes``, ``colour`` and ``image`` are not there.
     """
 
     index: Tensor  # (B,) int64, position in the data set
@@ -27,6 +27,8 @@ class Batch(TypedDict, total=False):
     colour: Tensor  # (B, V, P) float32, drawn colour parameters
     text: Tensor  # (B, L) int64, token ids
     texts: Tensor  # (B, C, L) int64, token ids of the first captions of each sample; the last one stands in for more
+    hard_text: Tensor  # (B, K, L) int64, those of captions that are wrong for the sample; all 0 where it has fewer
+    mated: Tensor  # (B,) bool, whether rows 2k and 2k + 1 are neighbours; only where the order puts neighbours together
     tables: list[Tensor]  # T x (B, F_t) float32, blocks of numbers
     label: Tensor  # (B, A) int64, -1 where a sample has no label
     image: Tensor  # (B, 3, H, W), evaluation transform; only in evaluation batches

@@ -67,6 +67,16 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
     "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask"]},
     "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask"]},
+    "negclip, pairs, ring in chunks, false negatives masked": {
+        "name": "negclip",
+        "overrides": [
+            "exchange=ring",
+            "chunk_size=1",
+            "false_negatives=mask",
+            "+objective.weights.pairs=1",
+            "+data.neighbours=items",
+        ],
+    },
     "clip, BatchNorm": {"name": "clip", "backbone": ["backbone.name=test_resnet"]},
     "simclr, hallucination": {"name": "simclr", "overrides": ["objective.weights.hallucination=1"]},
     "mocov3, hallucination": {"name": "mocov3", "overrides": ["+objective.weights.hallucination=1"]},
@@ -133,8 +143,8 @@ def share_of(batch: Batch, num: int) -> Batch:
     """This process's rows of a global batch of ``num``."""
     size = num // world_size()
     mine = slice(rank() * size, (rank() + 1) * size)
-    names = ("index", "seed", "boxes", "text", "texts", "label")
-    rows = {name: batch[name][mine] for name in names}  # type: ignore[literal-required]
+    names = ("index", "seed", "boxes", "text", "texts", "hard_text", "mated", "label")
+    rows = {name: batch[name][mine] for name in names if name in batch}  # type: ignore[literal-required]
     views, tables = ([x[mine].double() for x in batch[name]] for name in ("views", "tables"))  # type: ignore[literal-required]
     return Batch(views=views, tables=tables, **rows)
 
@@ -152,7 +162,7 @@ def train(variant: str, strategy: str, *, sliced: bool) -> Record:
     optimizer, _ = objective.optim.build(objective, NUM_STEPS)
     if getattr(objective, "stages", None):
         objective.total_steps = NUM_STEPS
-    batch = share_of(make_batch(NUM_ROWS), NUM_ROWS)
+    batch = share_of(make_batch(NUM_ROWS, objective=VARIANTS[variant]["name"]), NUM_ROWS)
     losses, grads = [], []
     for i in range(NUM_STEPS):
         optimizer.zero_grad()

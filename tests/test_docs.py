@@ -283,7 +283,7 @@ def test_the_hybrid_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     exec(code, names)
     objective = names["objective"]
     batch = make_batch(4)
-    batch["views"] = [torch.randn(4, 3, 48, 48) for _ in range(3)]
+    batch |= {"views": [torch.randn(4, 3, 48, 48) for _ in range(3)], "text": torch.randint(1, 100, (4, 16))}
     terms = objective.step(batch).terms
     assert terms.keys() == {"clip.contrast", "simclr.contrast", "dino.views"}
     objective.total(terms).backward()

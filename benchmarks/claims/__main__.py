@@ -25,6 +25,7 @@ CLAIMS = (
     "class_pairs",
     "contrastive_gap",
     "hybrid",
+    "hard_negatives",
     "m3col",
     "mae_contrastive",
     "mcl",

@@ -71,8 +71,8 @@ def load_clusters(path: str | Path, *, mode: Mode = "round_robin", leftovers: Le
     return Clusters(torch.from_numpy(content["accumulated"].astype(np.int64)), mode, leftovers, str(content["keys"]))
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Everything in a file of clusters.
+def read_arrays(path: Path, what: str = "clusters") -> dict[str, np.ndarray]:
+    """Everything in a file of clusters, or of ``what`` else is made between stages.
 
     Raises:
         ValueError: there is no such file, or it is damaged.
@@ -81,9 +81,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
     except FileNotFoundError:
-        raise ValueError(f"clusters: {path} does not exist") from None
+        raise ValueError(f"{what}: {path} does not exist") from None
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise ValueError(f"clusters: {path} is damaged ({error}); remove its folder, and resume the run") from error
+        raise ValueError(f"{what}: {path} is damaged ({error}); remove its folder, and resume the run") from error
 
 
 def save_clusters(
@@ -155,8 +155,9 @@ def keys_hash(source: Source) -> str:
 def _packed_keys(source: Source) -> Packed:
     if not hasattr(source, "key") or not hasattr(source, "__len__"):
         raise ValueError(
-            f"{type(source).__name__} has no {'key' if hasattr(source, '__len__') else 'length'}: clusters need a data "
-            "set that is read at random, in the same order at every start (data=shards reads tar shards so)"
+            f"{type(source).__name__} has no {'key' if hasattr(source, '__len__') else 'length'}: clusters and "
+            "neighbours need a data set that is read at random, in the same order at every start (data=shards reads "
+            "tar shards so)"
         )
     keys = Packed.of(source.key(row).encode("utf-8", "surrogateescape") for row in range(len(source)))
     hashes = np.fromiter(map(hash, keys), np.int64, len(keys))
@@ -165,8 +166,9 @@ def _packed_keys(source: Source) -> Packed:
         first, second = order[place : place + 2].tolist()
         if keys[first] == keys[second]:
             raise ValueError(
-                f"samples {first} and {second} of data.train have the same key '{source.key(first)}': clusters need "
-                "one row a picture, or a batch holds it several times; a table makes one by data.train.group_by=image"
+                f"samples {first} and {second} of data.train have the same key '{source.key(first)}': clusters and "
+                "neighbours need one row a picture, or a batch holds it several times; a table makes one by "
+                "data.train.group_by=image"
             )
     return keys
 

@@ -21,6 +21,8 @@ from repr.data.colour import colour_views, normalise
 from repr.data.datasets import Tokenizer, TrainDataset, class_ids, rows_further_on, vocabulary
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
+from repr.data.hard_captions import HardCaptions
+from repr.data.neighbours import NeighbourOrder, Neighbours
 from repr.data.samplers import EpochBatchSampler, EvalBatchSampler, position
 from repr.data.shard_order import ShardOrder
 from repr.data.sources.numeric_tables import gather_tables
@@ -64,6 +66,9 @@ class DataModule(LightningDataModule):
         lanes: if given, training reads each shard about once an epoch instead of shuffling all rows, and a batch takes
             as many rows of each of so many lanes of shards; see :class:`repr.data.shard_order.ShardOrder`.
         window: shards of a lane that are mixed.
+        neighbours: ``items``, or a file of :func:`repr.data.neighbours.save_neighbours`: each row of the training set
+            stands beside a neighbour of its own, another row of its item or one of those in the file.
+        hard_captions: where wrong captions of the training samples come from; None: they get none.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
         decode: ``scaled`` decodes a JPEG for training at the smallest of its own scales (1/2, 1/4, 1/8) at which no
@@ -104,6 +109,8 @@ class DataModule(LightningDataModule):
         clusters: Clusters | None = None,
         lanes: int | None = None,
         window: int = 8,
+        neighbours: str | None = None,
+        hard_captions: HardCaptions | None = None,
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
         decode: str = "scaled",
@@ -118,6 +125,8 @@ class DataModule(LightningDataModule):
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction, self.decode, self.num_texts = max_bad_fraction, decode, num_texts
         self.bad = BadRows({name: len(source) for name, source in self.sources.items()}, max_bad_fraction)
+        self.hard_captions = hard_captions
+        self.neighbours = None if neighbours is None else Neighbours.of(neighbours, train)
         self.order = self._make_order(clusters, lanes, window)
         self._position = {"epoch": 0, "batch": 0}
         self._evaluated: dict[tuple[str, int], Tensor] = {}  # see `evaluated`
@@ -135,8 +144,11 @@ class DataModule(LightningDataModule):
 
     def _make_order(self, clusters: Clusters | None, lanes: int | None, window: int) -> Order:
         """The order of an epoch that the options ask for."""
-        if clusters is not None and lanes is not None:
-            raise ValueError("data.lanes and data.clusters exclude each other: set one of them to null")
+        asked = {"data.lanes": lanes, "data.clusters": clusters, "data.neighbours": self.neighbours}
+        if len(given := [name for name, value in asked.items() if value is not None]) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: set all but one of them to null")
+        if self.neighbours is not None:
+            return NeighbourOrder(self.neighbours, self.seed)
         if clusters is not None:
             clusters.check(self.train)
             return ClusterOrder(clusters, self.batch_size, self.seed)
@@ -185,6 +197,10 @@ class DataModule(LightningDataModule):
                 "data.tokenizer is set but data.train offers no captions; "
                 "set its `captions`, or data.tokenizer=null for images only"
             )
+        if self.hard_captions is not None:
+            if self.tokenizer is None:
+                raise ValueError("hard_captions is set, and no captions are read: set a tokenizer, or it to none")
+            self.hard_captions.check(self.train)
 
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank; starts where a loaded state says.
@@ -200,7 +216,8 @@ class DataModule(LightningDataModule):
         coming = partial(rows_further_on, order=self.order, distance=max(1, self.num_workers) * self.batch_size)
         dataset = TrainDataset(
             self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
-            scaled=self.decode == "scaled", coming=coming, num_texts=self.num_texts,
+            scaled=self.decode == "scaled", coming=coming, num_texts=self.num_texts, hard_captions=self.hard_captions,
+            mated=None if self.neighbours is None else self.neighbours.mated,
         )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
@@ -336,7 +353,7 @@ class DataModule(LightningDataModule):
             "[samples, visits an epoch] of the training set's parts": [list(part) for part in self.order.parts],
             "trainer.accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "trainer.limit_train_batches": self.trainer.limit_train_batches,
-            **dict.fromkeys(("data.clusters", "data.lanes", "hash of data.train's weights")),
+            **dict.fromkeys(("data.clusters", "data.lanes", "data.neighbours", "hash of data.train's weights")),
             **self.order.made_with,
         }
 

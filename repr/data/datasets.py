@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
 from repr.data.epoch_order import Order, Place
+from repr.data.hard_captions import HardCaptions
 from repr.data.sources.columns import Labels
 from repr.data.sources.source import Source, caption_weights, is_remote, picture_hashes, prefetch, reduced
 from repr.data.views import Purpose, View, crop_views, draw, reduction, stream
@@ -48,6 +49,8 @@ class TrainDataset(Dataset[Batch]):
     scaled: bool = True  # pictures are decoded for their views, see `decode` of the DataModule
     coming: Callable[[Sequence[Place]], list[int]] | None = None  # places -> rows of the worker's next batch
     num_texts: int = 0  # C of `texts`
+    hard_captions: HardCaptions | None = None
+    mated: Callable[[Tensor], Tensor] | None = None  # (B,) rows -> (B,) bool, where they stand beside a neighbour
 
     def __len__(self) -> int:
         return len(self.source)
@@ -73,6 +76,8 @@ class TrainDataset(Dataset[Batch]):
                 stands[slot] = self.replacement(places[slot], attempt)
             again, faults = self._load([stands[slot] for slot in slots])
             _put(batch, slots, again)
+        if self.mated is not None:
+            batch["mated"] = self.mated(batch["index"])
         if bad:
             batch["bad"] = list(bad.items())
         return batch
@@ -84,14 +89,16 @@ class TrainDataset(Dataset[Batch]):
         rows, faults, batch = index.tolist(), dict[int, str](), Batch(index=index, seed=seed)
         if self.tokenizer is not None:
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
-            captions = read_each(partial(draw_caption, self.source), "", faults, rows, draws)
-            batch["text"] = self.tokenizer(list(captions))
+            captions = list(read_each(partial(draw_caption, self.source), "", faults, rows, draws))
+            if self.hard_captions is None:
+                batch["text"] = self.tokenizer(captions)
+            else:
+                batch["text"], batch["hard_text"] = self._with_hard(self.hard_captions, captions, rows, seed, faults)
             if self.num_texts:
-                several = read_each(
-                    partial(first_captions, self.source), [""], faults, rows, [self.num_texts] * len(rows)
-                )
+                num = self.num_texts
+                several = read_each(partial(first_captions, self.source), [""] * num, faults, rows, [num] * len(rows))
                 tokens = self.tokenizer([text for texts in several for text in texts])
-                batch["texts"] = tokens.unflatten(0, (len(rows), -1))  # (B, C, L)
+                batch["texts"] = tokens.unflatten(0, (len(rows), num))  # (B, C, L)
         if self.views:
             batch["picture"] = torch.from_numpy(picture_hashes(self.source, rows))
             crops, batch["colour"] = draw(seed, self.views)
@@ -106,6 +113,20 @@ class TrainDataset(Dataset[Batch]):
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return batch, faults
+
+    def _with_hard(
+        self, hard: HardCaptions, captions: list[str], rows: list[int], seed: Tensor, faults: dict[int, str]
+    ) -> tuple[Tensor, Tensor]:
+        """The tokens (B, L) of captions, and (B, K, L) of wrong ones: 0 where there are fewer than K."""
+        assert self.tokenizer is not None
+        draws = uniform(stream(seed, Purpose.HARD_CAPTION), hard.count).tolist()
+        wrong = list(read_each(partial(hard.drawn, self.source), list[str](), faults, rows, captions, draws))
+        filled = [text[:MAX_CAPTION_CHARS] for texts in wrong for text in [*texts, *[""] * (hard.count - len(texts))]]
+        text, tokens = self.tokenizer([*captions, *filled]).tensor_split([len(rows)])
+        tokens = tokens.unflatten(0, (len(rows), hard.count))
+        there = torch.tensor([len(texts) for texts in wrong])[:, None] > torch.arange(hard.count)
+        there &= (tokens != text[:, None]).any(2)  # what differs behind the last token alone is the right one
+        return text, tokens * there[..., None]
 
 
 def rows_further_on(places: Sequence[Place], order: Order, distance: int) -> list[int]:

@@ -35,11 +35,13 @@ class Order(ABC):
         parts: (number of rows, visits an epoch) of each part of the data set, in the order of its rows.
         made_with: option -> what the order depends on besides parts, seed and the size of a batch.
         lanes: the number of processes must divide it; 0: it need not.
+        together: so many rows that follow each other go to one process.
     """
 
     parts: list[tuple[int, int]]
     made_with: Mapping[str, str] = MappingProxyType({})
     lanes: int = 0
+    together: int = 1
 
     def __len__(self) -> int:
         """Visits an epoch."""

@@ -58,6 +58,12 @@ class EpochBatchSampler(Sampler[list[Place]]):
                 f"data.lanes={order.lanes} and {world_size} processes, each of which reads whole lanes: set data.lanes "
                 f"to a multiple of {world_size} that divides data.batch_size={batch_size}"
             )
+        if batch_size // world_size % order.together:
+            raise ValueError(
+                f"data.neighbours={order.made_with['data.neighbours']} and data.batch_size={batch_size}: a row and its "
+                f"neighbour go to one of {world_size} process(es), so set the size to a multiple of "
+                f"{order.together * world_size}"
+            )
         self.order, self.global_batch_size = order, batch_size
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start_epoch, self.start = epoch, epoch, start

@@ -46,6 +46,8 @@ class Purpose(IntEnum):
     CAPTION = 0
     CROP = 1
     COLOUR = 2
+    HARD_CAPTION = 3
+    NEIGHBOUR = 4
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ A loss is a pure function of tensors to a scalar. Unless its docstring says othe
 * ``precision`` is that of the products of pairs on a GPU (:mod:`repr.losses.precision`).
 * ``keys`` (n, K) int64 keep pairs that are no negatives out of a loss: those of two rows with the same number in one of
   the K columns. The true pair of a row stays.
+* ``extra_text`` (m, D) are further texts with which every image is compared and that belong to none, such as wrong
+  captions: a process gives m of its own, and the images of all meet them. ``extra_valid`` (m,) bool leaves out some,
+  whose features must be finite all the same. Beside them ``keys`` is (n + m, K), with those of the further texts last.
 * A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
 
 The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
@@ -117,7 +120,7 @@ class Block(NamedTuple):
 
     part: slice  # K processes, numbered from this one on
     rows: slice  # C of each
-    columns: slice  # M
+    columns: slice  # M, those without a row of their own last
     logits: Tensor  # (K * C, M)
 
     @property
@@ -134,13 +137,14 @@ class Matrix(NamedTuple):
     """The logits of the rows of all processes with this process's columns, a block at a time."""
 
     rows: Tensor  # what the exchange has spread
-    y: Tensor  # (n, D)
+    y: Tensor  # (n + m, D), m of them without a row of their own
     scale: Tensor
     pairs: Pairs
     chunk_size: int | None
     exchange: Exchange
     precision: Precision
-    keys: Tensor | None  # (W, n, K), of the rows of all processes
+    keys: Tensor | None  # (W, n + m, K), of the columns of all processes
+    valid: Tensor | None  # (m,) bool, which of the last columns take part
 
     def visit(
         self,
@@ -163,7 +167,7 @@ class Matrix(NamedTuple):
 
     def gradients(self, weigh: Callable[[Block], Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, of y and of the scale; ``weigh`` turns a block of logits into d(loss) / d(logits)."""
-        grad_x, grad_y = torch.empty_like(self.y), torch.zeros_like(self.y)
+        grad_x, grad_y = self.y.new_empty(self.rows.shape[1:]), torch.zeros_like(self.y)
 
         def work(block: Block, x: Tensor, out: Tensor) -> None:
             weight = weigh(block)
@@ -173,7 +177,7 @@ class Matrix(NamedTuple):
         with full_precision(self.y, self.precision):  # backward may be called under autocast
             self.visit(work, grad_x, kept)
         # The sum of weight times cosine, without the matrix.
-        parts = row_blocks(len(self.y), self.chunk_size)
+        parts = row_blocks(len(grad_x), self.chunk_size)
         grad_scale = torch.stack([(grad_x[part] * self.rows[0, part]).sum() for part in parts]).sum()
         return grad_x.mul_(self.scale), grad_y.mul_(self.scale), grad_scale
 
@@ -198,6 +202,8 @@ class Matrix(NamedTuple):
         logits, num = product(self.scale * x, y.T, self.precision), rows.stop - rows.start
         if self.keys is not None:
             self._leave_out(logits, part, rows, self.keys[0, len(self.y) - len(y) :])
+        if self.valid is not None:
+            logits[:, len(y) - len(self.valid) :].masked_fill_(~self.valid, NEVER)
         if self.pairs == "unequal" and part.start == 0:
             logits[:num].diagonal(rows.start).fill_(NEVER)
         elif self._is_edge(part):
@@ -228,6 +234,7 @@ def logsumexp(
     exchange: Exchange = ALONE,
     precision: Precision = "float32",
     keys: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (n,) each.
 
@@ -235,7 +242,7 @@ def logsumexp(
 
     Args:
         x: (n, D).
-        y: (n, D).
+        y: (n, D), or (n + m, D): the last m count for the rows alone.
         scale: which gets its gradient if it is a tensor.
         shift: (n,), without gradient; row i is shifted by ``shift[i]``, column j by ``shift[j]``. Results close to 0
             keep the digits that a logit of 100 loses in float32.
@@ -243,14 +250,15 @@ def logsumexp(
         chunk_size: how many rows of the logits exist at a time; all if None.
         exchange: how x reaches the other processes.
         precision: of the products.
-        keys: (n, K); pairs of rows with an equal one take no part, but for the diagonal.
+        keys: of x and y, as many as there are of y; pairs with an equal one take no part, but for the diagonal.
+        valid: (m,) bool, which of the last m count; None: all.
     """
-    options = pairs, chunk_size, exchange, precision, _of_all(keys, exchange)
+    options = pairs, chunk_size, exchange, precision, _of_all(keys, exchange), valid
     return _LogSumExp.apply(x, y, _scalar(scale, x), shift, *options)
 
 
 def _of_all(keys: Tensor | None, exchange: Exchange) -> Tensor | None:
-    """The keys (n, K) of the rows of all processes from this one on: (W, n, K)."""
+    """The keys (n + m, K) of all processes from this one on: (W, n + m, K)."""
     return None if keys is None else exchange.rows(keys).unflatten(0, (-1, len(keys)))
 
 
@@ -269,7 +277,8 @@ class _LogSumExp(Function):
         def reduce(block: Block, *_: Any) -> None:
             part, rows, columns, logits = block
             here[part, rows] = _logsumexp(logits, shifts[part, rows].flatten(), 1).view(here[part, rows].shape)
-            column[columns] = torch.logaddexp(column[columns], _logsumexp(logits, shift[columns], 0))
+            true = logits[:, : len(shift[columns])]
+            column[columns] = torch.logaddexp(column[columns], _logsumexp(true, shift[columns], 0))
             if block.has_own:
                 diagonal[rows] = block.own_diagonal(logits) - shift[rows]
             if chunk_size is None:
@@ -296,9 +305,10 @@ class _LogSumExp(Function):
             part, rows, columns, logits = block
             weight = logits.softmax(1).mul_(grad_rows[part, rows].reshape(-1, 1))
             if grad_column is not None:
-                spare = None if kept else logits  # backward may run again on kept logits
-                ours = torch.sub(logits, shift[columns], out=spare).sub_(column[columns]).exp_()
-                weight.addcmul_(ours, grad_column[columns])
+                true = logits[:, : len(shift[columns])]
+                spare = None if kept else true  # backward may run again on kept logits
+                ours = torch.sub(true, shift[columns], out=spare).sub_(column[columns]).exp_()
+                weight[:, : len(shift[columns])].addcmul_(ours, grad_column[columns])
             if grad_diagonal is not None and block.has_own:
                 block.own_diagonal(weight).add_(grad_diagonal[rows])
             return weight
@@ -322,12 +332,13 @@ def softplus_sum(
     exchange: Exchange = ALONE,
     precision: Precision = "float32",
     keys: Tensor | None = None,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
 
-    The rows are those of all processes, the columns those of this one.
+    The rows are those of all processes, the columns those of this one, further ones as for :func:`logsumexp`.
     """
-    options = "all", chunk_size, exchange, precision, _of_all(keys, exchange)
+    options = "all", chunk_size, exchange, precision, _of_all(keys, exchange), valid
     return _SoftplusSum.apply(x, y, _scalar(scale, x), _scalar(bias, x), *options)
 
 

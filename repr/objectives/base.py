@@ -74,6 +74,7 @@ class Objective(pl.LightningModule):
     # Sub-modules that treat each row of a batch by itself, which micro_batch runs in slices (repr.models.slicing).
     ENCODERS: tuple[str, ...] = ("backbone",)
     EMBEDDINGS: tuple[str, ...] = ("image", "trunk")  # what predict_step gives
+    takes_hard_captions = False  # whether wrong captions of its samples are negatives, too
     # What it logs: name -> a sentence that says what it is and which direction is better.
     MEANINGS: ClassVar[dict[str, str]] = {
         "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
@@ -123,6 +124,8 @@ class Objective(pl.LightningModule):
             yield f"{type(self).__name__} compares the samples of a batch: set data.batch_size to 2 or more"
         if fault := weights_fault(self):
             yield fault
+        if cfg.data.get("hard_captions") and not self.takes_hard_captions:
+            yield f"{type(self).__name__} as it is here learns nothing from wrong captions: set hard_captions=none"
         if isinstance(self.backbone, nn.Module) and cfg.get("views"):
             yield from backbone_faults(self.backbone, cfg)
             yield from precision_faults(self.backbone, cfg)

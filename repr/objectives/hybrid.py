@@ -120,6 +120,7 @@ class Hybrid(Objective):
         modules = {path for path, _ in self.named_modules()}
         own = (f"parts.{name}{of}.{x}" for name in built for x in built[name].ENCODERS for of in ("", ".teacher"))
         self.ENCODERS = (*shared, *(path for path in own if path in modules))
+        self.takes_hard_captions = any(part.takes_hard_captions for part in built.values())
         self.EMBEDDINGS = built[self.main_name].EMBEDDINGS
         self.views = {name: tuple(which) for name, which in (views or {}).items()}
         self.texts, self.stages = dict(texts or {}), {name: tuple(s) for name, s in (stages or {}).items()}
@@ -172,6 +173,8 @@ class Hybrid(Objective):
                 own.views = {str(view): {"size": sizes[view]} for view in which}
                 own.objective = cfg.objective.parts[name]
                 own.objective.backbone = cfg.objective.backbone
+                if not part.takes_hard_captions:  # another part does
+                    own.data.hard_captions = None
             path = f"objective.parts.{name}."
             with warnings.catch_warnings():
                 if name != self.main_name:

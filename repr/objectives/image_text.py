@@ -15,7 +15,7 @@ from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.objectives.base import Losses, chosen
 from repr.objectives.negatives import masks_false_negatives, told_keys
-from repr.objectives.towers import TwoTowers, captions
+from repr.objectives.towers import TwoTowers, takes_extra
 from repr.optim import Optim
 
 LOSSES: Losses = {
@@ -23,6 +23,7 @@ LOSSES: Losses = {
     "alignment": hypersphere.alignment,
     "uniformity": hypersphere.uniformity,
     "cross_uniformity": hypersphere.cross_uniformity,
+    "pairs": contrastive.pairs,
 }
 
 
@@ -30,18 +31,22 @@ class ImageText(TwoTowers):
     """Two towers on one sphere.
 
     Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
-    CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone.
+    CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone; NegCLIP
+    (Yuksekgonul et al., 2023, arXiv 2210.01936), whose batches have wrong captions besides.
 
     Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; then the terms of the global batch in
-    float32, for which the losses exchange rows. One view, so BatchNorm sees one batch of it.
+    float32, for which the losses exchange rows. One view, so BatchNorm sees one batch of it. ``hard_text``, where a
+    batch has it, passes the text tower with ``text``, and the contrast compares every image with it, too.
 
-    Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``.
+    Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``, ``pairs``
+    (which text is whose within rows 2k and 2k + 1 of a process, where the batch says that they are ``mated``).
 
     Args:
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim), such as
             ``open_clip.transformer.TextTransformer``.
         losses: function of each term where it is not the default. ``contrast`` is called with ``logit_scale`` (and
-            ``logit_bias`` if there is one), the others with features alone.
+            ``logit_bias`` if there is one), ``pairs`` with ``logit_scale`` and ``mated``, the others with features
+            alone.
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
@@ -83,7 +88,8 @@ class ImageText(TwoTowers):
             precision=precision_of(loss_precision),
         )
         self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
-        learned = "contrast" in self.weights
+        self.takes_hard_captions = "contrast" in self.weights and takes_extra(self.losses["contrast"])
+        learned = bool(self.weights.keys() & {"contrast", "pairs"})
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
         prefix = getattr(backbone, "num_prefix_tokens", 0)
         if image_token is not None and not 0 <= image_token < prefix:
@@ -99,6 +105,19 @@ class ImageText(TwoTowers):
         if cfg.data.get("tokenizer") is None:
             yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
         yield from super().config_faults(cfg)
+
+    def setup(self, stage: str) -> None:
+        """Refuse to compare pairs where batches from a DataModule of ours have none.
+
+        Raises:
+            ValueError: they have none.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and "pairs" in self.weights and getattr(data, "neighbours", self) is None:
+            raise ValueError(
+                "weights.pairs compares rows with their neighbours, and batches have none: set data.neighbours=items, "
+                "procedure=neighbours, or objective.weights.pairs=0"
+            )
 
     def embed(self, batch: Batch) -> Embeddings:
         """Embeddings of an evaluation batch: ``trunk`` (B, T), ``image`` and, with captions, ``text`` (B, D)."""
@@ -121,26 +140,27 @@ class ImageText(TwoTowers):
 
     def step(self, batch: Batch) -> StepOutput:
         """Terms of the global batch."""
-        tokens = captions(batch)
-        image = self.encode_image(batch["views"][0]).float()  # (B, D)
-        text = self.encode_text(tokens).float()  # (B, D)
         scale = self.logit_scale.exp()
         logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()}
-        keys = told_keys(batch, logs) if self.masks_negatives else {}
-        terms = {name: self._term(name, image, text, scale, keys) for name in self.weights}
+        image = self.encode_image(batch["views"][0]).float()  # (B, D)
+        text, hard = self.encode_captions(batch, logs)  # (B, D)
+        keys = told_keys(batch, logs, hard_captions=bool(hard)) if self.masks_negatives else {}
+        options = {"contrast": hard | keys, "pairs": {"mated": batch.get("mated")}}
+        terms = {name: self._term(name, image, text, scale, options.get(name, {})) for name in self.weights}
         return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 
-    def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor, keys: dict[str, Tensor]) -> Tensor:
+    def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor, options: dict[str, Any]) -> Tensor:
         loss = self.losses[name]
-        if name == "contrast":
-            bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-            return loss(image, text, logit_scale=scale, **bias, **keys)
+        if name in ("contrast", "pairs"):
+            bias = {} if self.logit_bias is None or name == "pairs" else {"logit_bias": self.logit_bias}
+            return loss(image, text, logit_scale=scale, **bias, **options)
         if name == "uniformity":
             return 0.5 * (loss(image) + loss(text))
         return loss(image, text)
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of every loss that :mod:`repr.losses` knows a level of; that of SigLIP moves with the learned bias."""
-        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-        dim = self.image_projection.out_features
-        return {name: at_chance(loss, num_rows=num_rows, dim=dim, **bias) for name, loss in self.losses.items()}
+        options: Any = {"dim": self.image_projection.out_features, "num_extra": self.num_extra(num_rows)}
+        if self.logit_bias is not None:
+            options["logit_bias"] = self.logit_bias
+        return {name: at_chance(loss, num_rows=num_rows, **options) for name, loss in self.losses.items()}

@@ -170,6 +170,7 @@ class MaskedImageText(TwoTowers):
     TERMS = ("reconstruction", "contrast")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "text", "decoder")
+    takes_hard_captions = True
     MEANINGS: ClassVar[dict[str, str]] = TwoTowers.MEANINGS | {
         "reconstruction": RECONSTRUCTION,
         "contrast": "Cross-entropy of finding the captions of pictures and the pictures of captions; lower is better.",
@@ -220,14 +221,14 @@ class MaskedImageText(TwoTowers):
 
     def step(self, batch: Batch) -> StepOutput:
         """The terms of the global batch."""
-        text = self.encode_text(captions(batch)).float()
+        logs: dict[str, Tensor | float] = {"temperature": (-self.logit_scale.detach()).exp()}
+        text, hard = self.encode_captions(batch, logs)
         masked = self._encode_visible(batch, text)
         terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
         image = self.image_projection(vit.forward_head(masked.tokens)).float()  # (B, D), like text
-        logs: dict[str, Tensor | float] = {"temperature": (-self.logit_scale.detach()).exp()}
-        keys = told_keys(batch, logs) if self.masks_negatives else {}
-        terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp(), **keys)
+        keys = told_keys(batch, logs, hard_captions=bool(hard)) if self.masks_negatives else {}
+        terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp(), **hard, **keys)
         return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 
     def _encode_visible(self, batch: Batch, text: Tensor) -> Masked:
@@ -246,4 +247,5 @@ class MaskedImageText(TwoTowers):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the reconstruction only where patches are normalised."""
-        return {"contrast": at_chance(clip, num_rows=num_rows), **reconstruction_at_chance(self.decoder)}
+        contrast = at_chance(clip, num_rows=num_rows, num_extra=self.num_extra(num_rows))
+        return {"contrast": contrast, **reconstruction_at_chance(self.decoder)}

@@ -49,11 +49,23 @@ def sample_keys(batch: Batch) -> Tensor:
     return torch.stack(columns, 1) if columns else batch["index"].unsqueeze(1)
 
 
-def told_keys(batch: Batch, logs: dict[str, Tensor | float]) -> dict[str, Any]:
-    """The argument of a loss that masks, ``keys``; in ``logs`` comes the share of samples that it concerns."""
+def hard_caption_keys(batch: Batch) -> Tensor:
+    """Numbers of the wrong captions, (B * their number, K) int64: what they say, and in the other columns their own."""
+    texts, index = batch["hard_text"], batch["index"]
+    place = torch.arange(texts.shape[1], device=texts.device).repeat(len(texts))
+    itself = _hash(torch.stack([-2 - index.repeat_interleave(texts.shape[1]), place], 1))
+    columns = {"picture": itself, "text": _hash(texts.flatten(0, 1)), "label": itself}
+    return torch.stack([keys for name, keys in columns.items() if name in batch], 1)
+
+
+def told_keys(batch: Batch, logs: dict[str, Tensor | float], *, hard_captions: bool = False) -> dict[str, Any]:
+    """The argument of a loss that masks, ``keys``; in ``logs`` comes the share of samples that it concerns.
+
+    With ``hard_captions`` those of the wrong captions follow, as a loss takes them with ``extra_text``.
+    """
     keys = sample_keys(batch)
     logs["false_negatives"] = share_in_common(keys)
-    return {"keys": keys}
+    return {"keys": torch.cat([keys, hard_caption_keys(batch)]) if hard_captions else keys}
 
 
 def share_in_common(keys: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from inspect import signature
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
+from repr.distributed import mean
 from repr.models.backbone import width_of
 from repr.objectives.base import Objective
 
@@ -20,12 +23,18 @@ def captions(batch: Batch) -> Tensor:
     return batch["text"]
 
 
+def takes_extra(loss: Callable) -> bool:
+    """Whether a loss takes further texts beside the captions."""
+    return "extra_text" in signature(loss).parameters
+
+
 class TwoTowers(Objective):
     """A base of flows that bring pictures and texts into one space, of D dimensions, under a learned temperature."""
 
     ENCODERS: tuple[str, ...] = ("backbone", "text")
     MEANINGS: ClassVar[dict[str, str]] = Objective.MEANINGS | {
-        "temperature": "By which the cosines of the contrast are divided."
+        "temperature": "By which the cosines of the contrast are divided.",
+        "hard_captions": "Wrong captions of a sample, on average; less than were asked for where none could be made.",
     }
     text: Any
     image_projection: nn.Linear
@@ -69,6 +78,25 @@ class TwoTowers(Objective):
         """(B, L) -> (B, D), not normalised."""
         output = self.text(tokens)
         return output[0] if isinstance(output, tuple) else output  # of a tower that gives words besides
+
+    def encode_captions(self, batch: Batch, logs: dict[str, Tensor | float]) -> tuple[Tensor, dict[str, Any]]:
+        """The captions of a batch, (B, D) in float32, and the arguments of the contrast that are its wrong captions.
+
+        All go through the text tower together. How many wrong ones a sample has comes in ``logs``.
+        """
+        tokens = captions(batch)
+        if "hard_text" not in batch or not self.takes_hard_captions:
+            return self.encode_text(tokens).float(), {}
+        hard = batch["hard_text"].flatten(0, 1)  # (B * K, L)
+        valid = hard.any(1)
+        logs["hard_captions"] = mean(valid.sum() / len(tokens))
+        hard = hard.where(valid[:, None], tokens.repeat_interleave(batch["hard_text"].shape[1], 0))  # no text is empty
+        text, extra = self.encode_text(torch.cat([tokens, hard])).float().tensor_split([len(tokens)])
+        return text, {"extra_text": extra, "extra_valid": valid}
+
+    def num_extra(self, num_rows: int) -> float | Tensor:
+        """How many wrong captions the last step had with ``num_rows`` samples."""
+        return num_rows * self.output.logs.get("hard_captions", 0.0)
 
     @torch.no_grad()
     def update_targets(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import torch
 from hydra.utils import instantiate
@@ -13,19 +14,22 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Embeddings
+from repr.data.datamodule import DataModule
 from repr.evaluate.stored_features import READ, TableWriter
-from repr.fit import Run
 from repr.training.trainer import make_trainer, progress
 
 NAMES = ("image", "text", "trunk", "projection")  # the embeddings that samples may be clustered by
 
 
-def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def extract(
+    objective: pl.LightningModule, datamodule: DataModule, cfg: DictConfig, names: Sequence[str]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Embed the whole training set with the evaluation transform; every rank must call it.
 
     Args:
-        run: a finished run.
-        cfg: its config.
+        objective: what embeds it.
+        datamodule: of the training set.
+        cfg: of the run whose they are.
         names: which of ``NAMES``.
 
     Returns:
@@ -40,15 +44,15 @@ def extract(run: Run, cfg: DictConfig, names: Sequence[str]) -> tuple[dict[str, 
         given = {name: values for name in NAMES if (values := getattr(outputs, name)) is not None}
         if missing := [name for name in names if name not in given]:
             raise ValueError(
-                f"{type(run.objective).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
+                f"{type(objective).__name__} gives no '{missing[0]}' for the samples of data.train; it gives "
                 f"{', '.join(given)}: set procedure.cluster_by to one of them (text needs captions)"
             )
         return {name: F.normalize(given[name].float(), dim=1) for name in names}
 
-    writer = TableWriter(torch.arange(len(run.datamodule.train)), select=select)
-    make_trainer(cfg, [writer, *progress(cfg)], []).predict(run.objective, run.datamodule, return_predictions=False)
-    run.datamodule.bad.gather()
-    read = writer.columns.pop(READ, np.zeros(len(run.datamodule.train))).astype(bool)
+    writer = TableWriter(torch.arange(len(datamodule.train)), select=select)
+    make_trainer(cfg, [writer, *progress(cfg)], []).predict(objective, datamodule, return_predictions=False)
+    datamodule.bad.gather()
+    read = writer.columns.pop(READ, np.zeros(len(datamodule.train))).astype(bool)
     return writer.columns, read
 
 

@@ -227,7 +227,8 @@ class Multistage:
         run = train(stage_cfg)
         # Processes that Lightning has started choose a folder of their own; from here on they know each other.
         cfg.run_folder = gather_objects(str(cfg.run_folder))[0]
-        table = extract(run, stage_cfg, self.cluster_by) if stage + 1 < self.num_stages else None
+        last = stage + 1 == self.num_stages
+        table = None if last else extract(run.objective, run.datamodule, stage_cfg, self.cluster_by)
         return on_first(lambda: self._close_stage(cfg, stage, keys, run, table))
 
     def _close_stage(

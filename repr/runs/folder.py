@@ -30,6 +30,7 @@ NON_FINITE = "non_finite_rank{}"  # .json and .pt: the step whose loss or gradie
 JOINED = "joined"  # the results of all stages of a multistage run as one encoder
 STAGE, CLUSTERS = "stage.json", "clusters.npz"  # of a finished stage, stage-<n>
 STAGES = "stages.csv"  # the results of all stages side by side
+NEIGHBOURS = "neighbours.npz"  # of each row of the training set, where procedure=neighbours has found them
 LOCK = ".lock"  # held by the process that trains
 EXPORT = "export"  # all stages, for another library
 

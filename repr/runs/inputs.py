@@ -39,6 +39,10 @@ def check_inputs(cfg: DictConfig) -> None:
         path = cfg.get(option)
         if path and ":" not in path and not cfg.get("resume") and not Path(path).exists():
             faults.append(ConfigError([f"{option}={path} does not exist; set it to a run folder or a file"]))
+    if (where := cfg.data.get("neighbours")) not in (None, "items") and not Path(where).is_file():
+        faults.append(
+            ConfigError([f"data.neighbours={where} does not exist; set it to items, or a file of neighbours"])
+        )
     for protocol in (cfg.get("eval") or {}).values():
         if OmegaConf.is_dict(protocol) and protocol.get("_target_") == ZERO_SHOT:
             for files in (protocol.get("classes") or {}).values():

@@ -27,6 +27,7 @@ _CLASSES = (
     "repr.data.questions",
     "repr.data.views",
     "repr.data.datamodule",
+    "repr.data.hard_captions",
     "repr.evaluate.protocols",
     "repr.evaluate.probes",
     "repr.evaluate.finetune",

@@ -283,6 +283,9 @@ def fake_batch(cfg: DictConfig, rows: int) -> Batch:
             batch["boxes"] = torch.empty(rows, len(sizes), 4)
         if cfg.tokenizer is not None:
             batch["text"] = torch.empty(rows, cfg.text.context_length, dtype=torch.int64)
+            if hard := cfg.data.get("hard_captions"):
+                shape = rows, hard.get("count", 1), cfg.text.context_length
+                batch["hard_text"] = torch.empty(shape, dtype=torch.int64)
         if tables := cfg.objective.get("tables"):
             batch["tables"] = [torch.empty(rows, table.widths[0], dtype=dtype) for table in tables.values()]
     return batch

@@ -21,9 +21,9 @@ from repr.data.questions.compositional_files import (
     SugarCrepe,
     Winoground,
 )
-from repr.data.questions.word_order import shuffled
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.source import has_questions
+from repr.data.word_order import shuffled
 from tests.drawn_pairs import DrawnPairs
 
 DRAWN = DrawnComposition(size=32, num_items=2, kinds=["attribute", "relation"])  # rows 0 to 3 and 4 to 7

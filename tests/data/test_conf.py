@@ -17,7 +17,8 @@ def config(root, tmp_path):
     def make(data, views, *overrides):
         (tmp_path / "run.yaml").write_text(
             f"defaults: [{{data: {data}}}, {{views: {views}}}, _self_]\n"
-            f"seed: 7\nimage_size: 48\ntokenizer: null\nhydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
+            "seed: 7\nimage_size: 48\ntokenizer: null\nhard_captions: null\n"
+            f"hydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
         )
         with initialize_config_dir(str(tmp_path), version_base=None):
             return compose("run", list(overrides))

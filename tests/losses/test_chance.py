@@ -17,6 +17,7 @@ EQUAL = torch.ones(N, D, dtype=torch.float64)  # all similarities equal
 CASES = {
     contrastive.clip: (partial(contrastive.clip, logit_scale=20.0), (EQUAL, EQUAL), {}),
     contrastive.sigmoid: (partial(contrastive.sigmoid, logit_scale=1e-9), (X, Y), {"logit_bias": BIAS}),
+    contrastive.pairs: (partial(contrastive.pairs, logit_scale=20.0), (EQUAL, EQUAL), {}),
     contrastive.cross_nt_xent: (contrastive.cross_nt_xent, (EQUAL, EQUAL), {}),
     contrastive.nt_xent: (partial(contrastive.nt_xent, temperature=0.1), (EQUAL, EQUAL), {}),
     mixup.mixed_contrast: (
@@ -54,6 +55,16 @@ def test_the_level_is_the_value_for_features_without_relation(loss: object) -> N
     value = function(*inputs, **options)
     level = at_chance(function, num_rows=N, dim=D, **options)
     assert float(level) == pytest.approx(value.item(), rel=0.03, abs=0.02)
+
+
+def test_wrong_captions_make_finding_the_right_one_harder() -> None:
+    options = {"logit_scale": 20.0, "extra_text": EQUAL}
+    assert at_chance(contrastive.clip, num_rows=N, num_extra=N) == pytest.approx(
+        contrastive.clip(EQUAL, EQUAL, **options).item()
+    )
+    level = at_chance(contrastive.sigmoid, num_rows=N, num_extra=N, logit_bias=BIAS)
+    value = contrastive.sigmoid(X, Y, logit_scale=1e-9, logit_bias=BIAS, extra_text=X.roll(1, 1))
+    assert float(level) == pytest.approx(value.item())
 
 
 def test_of_a_loss_that_is_not_known_nothing_is_said() -> None:

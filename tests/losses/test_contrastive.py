@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 
@@ -66,6 +67,23 @@ def test_worst_case_is_the_stated_bound(chunk):
     value = clip(x, -x, logit_scale=50.0, chunk_size=chunk).item()
     assert value == pytest.approx(100.0, rel=1e-6)
     assert value <= 2 * 50 + math.log(2)
+
+
+@CHUNKS
+def test_label_smoothing_is_that_of_the_cross_entropy(chunk):
+    x, y = (leaf.requires_grad_() for leaf in torch.randn(2, 7, 4, dtype=torch.float64))
+    scale = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+    logits, true = scale * F.normalize(x) @ F.normalize(y).T, torch.arange(7)
+    expected = sum(F.cross_entropy(each, true, label_smoothing=0.1) for each in (logits, logits.T)) / 2
+    value = clip(x, y, logit_scale=scale, label_smoothing=0.1, chunk_size=chunk)
+    torch.testing.assert_close(value, expected)
+    grads = (torch.autograd.grad(loss, (x, y, scale)) for loss in (value, expected))
+    torch.testing.assert_close(*grads)
+    for options in ({"label_smoothing": 1.5}, {"label_smoothing": 0.1, "keys": true[:, None]}):
+        with pytest.raises(
+            ValueError, match=r"label_smoothing=.*; set a number from 0 to 1, without extra_text and keys"
+        ):
+            clip(x, y, logit_scale=scale, **options)
 
 
 def test_a_number_and_a_tensor_are_the_same_scale():

@@ -70,8 +70,10 @@ def tokenizer() -> open_clip.SimpleTokenizer:
     return open_clip.SimpleTokenizer(context_length=12)
 
 
-def make_batch(size: int = 8, seed: int = 1) -> Batch:
+def make_batch(size: int = 8, seed: int = 1, *, objective: str = "") -> Batch:
     """Four noisy views of random pictures, two of them small; for each a caption, a label and two blocks of numbers.
+
+    If the ``objective`` wants wrong captions, every third sample has two and the others one.
 
     The boxes say that the views are crops of various places; pictures are random, so any place is as good.
     """
@@ -83,7 +85,7 @@ def make_batch(size: int = 8, seed: int = 1) -> Batch:
     large = pictures.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
     views = [view + 0.3 * torch.randn(view.shape, generator=generator) for view in (large, large, pictures, pictures)]
     corners = 0.25 * torch.rand(size, 4, 2, generator=generator)
-    return Batch(
+    batch = Batch(
         index=torch.arange(size),
         seed=torch.arange(size),
         views=views,
@@ -93,6 +95,12 @@ def make_batch(size: int = 8, seed: int = 1) -> Batch:
         label=torch.arange(size)[:, None] % 3,
         tables=[torch.randn(size, width, generator=generator) for width in (5, 6)],
     )
+    if objective and compose([f"objective={objective}"]).hard_captions is not None:
+        swapped = [f"{thing} {look} {i}" for look, thing, i in map(str.split, captions)]
+        hard = torch.stack([tokenizer()(swapped), tokenizer()(swapped[1:] + swapped[:1])], dim=1)  # (B, 2, L)
+        hard[torch.arange(size) % 3 > 0, 1] = 0
+        batch["hard_text"], batch["mated"] = hard, torch.arange(size) % 6 < 2  # pairs of 1, 2, 3 and 4 processes
+    return batch
 
 
 @pytest.fixture
@@ -101,5 +109,6 @@ def small() -> Callable[..., Objective]:
 
 
 @pytest.fixture
-def batch() -> Batch:
-    return make_batch()
+def batch(request: pytest.FixtureRequest) -> Batch:
+    parameters = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    return make_batch(objective=parameters["name"] if parameters.get("name") in OBJECTIVES else "")

@@ -1,16 +1,21 @@
 """The image-text flow: which terms it computes, temperature, and the authors' numbers for it."""
 
 import math
+from copy import deepcopy
+from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from repr.batch import Batch
+from repr.config import ConfigError, check, compose
 from repr.losses import contrastive, hypersphere
+from repr.models.freezing import freeze
 from repr.objectives.image_text import ImageText
 from tests.golden import golden
-from tests.objectives.conftest import build
+from tests.objectives.conftest import build, make_batch
 
 
 class Tower(nn.Module):
@@ -111,6 +116,91 @@ def test_siglip_has_a_bias_and_clip_has_none() -> None:
 def test_bad_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageText(Tower(4), Tower(4), **options)
+
+
+@cache
+def negclip() -> ImageText:
+    return build("negclip", "+objective.weights.pairs=1")
+
+
+def test_wrong_captions_are_compared_with_every_image() -> None:
+    flow, batch, seen = deepcopy(negclip()), make_batch(objective="negclip"), []
+    flow.text.register_forward_hook(lambda tower, tokens, output: seen.append(tokens[0]))
+    output = flow.step(batch)
+    assert [len(tokens) for tokens in seen] == [24]  # all at once
+    assert seen[0].any(1).all()
+    assert output.logs["hard_captions"].item() == pytest.approx(11 / 8)  # three of eight have a second one
+    wrong = flow.encode_text(batch["hard_text"].flatten(0, 1))[batch["hard_text"].flatten(0, 1).any(1)]
+    image, text, scale = output.embeddings["image"], output.embeddings["text"], flow.logit_scale.exp()
+    expected = contrastive.clip(image, text, logit_scale=scale, extra_text=wrong)
+    torch.testing.assert_close(output.terms["contrast"], expected)
+    flow.output = output
+    assert float(flow.chance(8)["contrast"]) == pytest.approx((math.log(8) + math.log(19)) / 2)
+    del batch["hard_text"]
+    flow.output = flow.step(batch)
+    torch.testing.assert_close(flow.output.terms["contrast"], contrastive.clip(image, text, logit_scale=scale))
+    assert flow.chance(8)["contrast"] == pytest.approx(math.log(8))
+
+
+def test_a_wrong_caption_that_is_right_for_another_sample_can_be_left_out() -> None:
+    batch = make_batch(objective="negclip")
+    batch["picture"] = torch.arange(8)
+    del batch["label"]
+    batch["hard_text"] = batch["text"].roll(1, 0)[:, None]
+    keep, mask = negclip(), deepcopy(negclip())
+    mask.masks_negatives = True
+    of_keep, of_mask = keep.step(batch), mask.step(batch)
+    assert of_mask.terms["contrast"] < of_keep.terms["contrast"]
+    image, text = of_mask.embeddings["image"], of_mask.embeddings["text"]
+    keys = torch.cat([torch.arange(8), (torch.arange(8) - 1) % 8])[:, None]
+    options = {"logit_scale": mask.logit_scale.exp(), "extra_text": text.roll(1, 0), "keys": keys}
+    torch.testing.assert_close(of_mask.terms["contrast"], contrastive.clip(image, text, **options))
+
+
+def test_pairs_are_of_neighbours(batch: Batch) -> None:
+    flow = deepcopy(negclip())
+    batch["mated"] = torch.arange(8) < 4
+    output = flow.step(batch)
+    image, text = (output.embeddings[name][:4] for name in ("image", "text"))
+    torch.testing.assert_close(
+        output.terms["pairs"], contrastive.pairs(image, text, logit_scale=flow.logit_scale.exp())
+    )
+    flow._trainer = SimpleNamespace(datamodule=SimpleNamespace(neighbours=None))
+    with pytest.raises(ValueError, match=r"batches have none: set data\.neighbours=items"):
+        flow.setup("fit")
+    flow.setup("validate")
+
+
+def test_an_objective_without_captions_to_compare_refuses_wrong_ones() -> None:
+    with pytest.raises(ConfigError, match="learns nothing from wrong captions: set hard_captions=none"):
+        check(compose(["objective=cua", "objective.weights.contrast=0", "hard_captions=exchange"]))
+
+
+@cache
+def with_dropped_patches() -> ImageText:
+    return build("clip", "+backbone.patch_size=8", "+backbone.patch_drop_rate=0.5", "optim.schedule=constant")
+
+
+def test_a_locked_tower_does_not_move(batch: Batch) -> None:
+    flow = deepcopy(with_dropped_patches())
+    freeze(flow, {"backbone": 0})
+    before = {name: parameter.detach().clone() for name, parameter in flow.named_parameters()}
+    optimizer, _ = flow.optim.build(flow, 1)
+    flow.train()
+    flow.total(flow.step(batch).terms).backward()
+    optimizer.step()
+    moved = {name for name, parameter in flow.named_parameters() if not torch.equal(parameter, before[name])}
+    assert {name.split(".")[0] for name in moved} == {"text", "image_projection", "logit_scale"}
+
+
+def test_dropped_patches_are_not_encoded_and_come_from_the_generator_of_torch(batch: Batch) -> None:
+    flow, seen = deepcopy(with_dropped_patches()), []
+    flow.backbone.blocks[0].register_forward_hook(lambda block, tokens, output: seen.append(tokens[0].shape[1]))
+    losses = [torch.manual_seed(seed) and flow.step(batch).terms["contrast"] for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    flow.eval()
+    assert flow.step(batch).terms["contrast"] == flow.step(batch).terms["contrast"]
+    assert seen == [9, 9, 9, 17, 17]  # and the class token
 
 
 def test_captions_are_needed(batch: Batch) -> None:

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from repr.data.drawn.pictures import DrawnPictures
 from repr.data.drawn.trifeature import COLOURS, turned
 from repr.data.drawn.trifeature import SHAPES as OUTLINES
-from repr.data.questions.word_order import Tag, shuffled
 from repr.data.sources.columns import Labels
+from repr.data.word_order import Tag, shuffled
 from repr.seeds import sample_seed, uniform
 
 T = TypeVar("T")
@@ -219,3 +219,7 @@ class DrawnComposition(DrawnPictures):
     def distractors(self, index: int) -> list[str]:
         """The wrong captions."""
         return self._distractors[index]
+
+    def tags(self, caption: str) -> list[Tag]:
+        """The words of one of its captions with their tags."""
+        return tags(caption)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from repr.data.questions.compositional import Case, Cases, members
-from repr.data.questions.word_order import Tagger, shuffled
 from repr.data.sources.plain_files import MAX_BYTES, read_plain
+from repr.data.word_order import Tagger, shuffled
 
 SUGAR_CREPE = ("add_obj", "add_att", "replace_obj", "replace_att", "replace_rel", "swap_obj", "swap_att")
 MIN_OF_ATTRIBUTES = 25  # cases of a pair of attributes, below which ARO's mean over pairs leaves it out
@@ -146,7 +146,7 @@ class AROOrder(Cases):
 
     The layout is that of the split files of COCO and Flickr30k for retrieval which ARO's code reads: a list of objects
     with ``image``, a path relative to ``root``, and ``caption``, a list. Each caption is a row. ARO publishes no wrong
-    captions, but makes them anew when it loads: see :mod:`repr.data.questions.word_order`, also for what differs. As
+    captions, but makes them anew when it loads: see :mod:`repr.data.word_order`, also for what differs. As
     there, captions lose case and punctuation, and all words after ``max_words``. Attribute and split: ``words``, always
     ``order``.
 

@@ -19,13 +19,14 @@ functions of this file look them up:
 ``prefetch``          (rows, coming rows) -> None: what they need is fetched from afar, while the first of them are read
 ``is_remote``         whether reading a row asks a store, so that the data check reads some of them alone
 ``distractors``       and ``items`` and ``split``: see :class:`QuestionSource`
+``tags``              caption -> its words with Penn Treebank tags, for wrong captions made of their exchange
 ====================  =======================================================================================
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
@@ -165,6 +166,11 @@ def has_masks(source: Source) -> TypeGuard[MaskedSource]:
 def has_questions(source: Source) -> TypeGuard[QuestionSource]:
     """Whether the rows of a source are questions."""
     return hasattr(source, "distractors")
+
+
+def tags_of(source: Source) -> Callable[[str], Sequence[tuple[str, str]]] | None:
+    """The tagger of a source's captions; None where it has none."""
+    return getattr(source, "tags", None)
 
 
 def caption_weights(source: Source, row: int) -> Sequence[float] | None:
