@@ -21,7 +21,17 @@ from pathlib import Path
 from benchmarks.report import card_name, hardware, publish
 
 HERE = Path(__file__).parent
-CLAIMS = ("class_pairs", "contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
+CLAIMS = (
+    "captioner",
+    "class_pairs",
+    "contrastive_gap",
+    "m3col",
+    "mae_contrastive",
+    "mcl",
+    "pixpro",
+    "swav",
+    "teachers",
+)
 
 
 def main() -> None:

@@ -289,7 +289,8 @@ def _checked(text: Any, contrasts: bool) -> Any:
         raise ValueError(f"text is {type(text).__name__}; a captioner reads words by open_clip's TextTransformer")
     if not text.output_tokens or text.attn_mask is None:
         raise ValueError(
-            "a decoder reads each word and those before it: set text.output_tokens=true, and no_causal_mask=false"
+            "a decoder reads each word and those before it: set text=coca_small, or text.output_tokens=true and "
+            "text.no_causal_mask=false"
         )
     if contrasts and text.cls_emb is None:
         raise ValueError("weights.contrast needs an embedding of texts: set text=coca_small, or text.embed_cls=true")
