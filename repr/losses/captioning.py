@@ -120,7 +120,7 @@ def word_losses(
 class _WordLosses(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor | None, *options: Any
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Any, *options: Any
     ) -> Tensor:
         soft, chunk_size, precision = ctx.options = options
         _, matrix = widened(hidden[:0], head)

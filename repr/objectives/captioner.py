@@ -109,7 +109,8 @@ class Captioner(TwoTowers):
         self.parallel_fraction = parallel_fraction
         self._add_image_side(tower.width, pooler, num_queries, pooler_heads)
         # Without a contrast no tower embeds texts: what reads words is then no `text`.
-        self.text, self.words = (tower, None) if contrasts else (None, tower)
+        self.text = tower if contrasts else None
+        self.words: Any = None if contrasts else tower
         self.logit_bias = None
         if contrasts:
             width = None if pooler is None else tower.width
@@ -274,7 +275,7 @@ class Captioner(TwoTowers):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the contrast as for :class:`repr.objectives.image_text.ImageText`; ln V for V words."""
-        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        bias: Any = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
         levels = {"contrast": at_chance(self.losses["contrast"], num_rows=num_rows, **bias)}
         return levels | {"caption": math.log(self._reader.vocab_size)}
 
