@@ -6,7 +6,7 @@ number. Both score two captions of a picture: by cosines, and by the likelihood 
 
 The claim: a contrast can do with the words of a caption in any order (Yuksekgonul et al., 2023, arXiv 2210.01936), a
 decoder cannot (Yu et al., 2022, arXiv 2205.01917; Tschannen et al., 2023, arXiv 2306.07915). The control: a decoder
-that is shown the pictures of other questions must be at chance, or it answers by the words alone.
+that is shown the pictures of other questions must not be above chance, or it answers by the words alone.
 """
 
 from __future__ import annotations
