@@ -33,6 +33,8 @@ LEFT_OUT = ("densecl", "mocov2", "obow")
 ANY_SIZE = ["+backbone.dynamic_img_size=true"]  # for small views
 OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
+    "coca": ["text=coca_base"],
+    "cappa": ["text=coca_base", "text.embed_cls=false", "text.output_dim=null"],
     **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ANY_SIZE),
     **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
 }

@@ -22,10 +22,11 @@ from benchmarks.report import card_name, hardware, publish
 
 HERE = Path(__file__).parent
 CLAIMS = (
+    "captioner",
     "class_pairs",
     "contrastive_gap",
-    "hybrid",
     "hard_negatives",
+    "hybrid",
     "m3col",
     "mae_contrastive",
     "mcl",

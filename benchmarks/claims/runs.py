@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import DictConfig
 from scipy import stats
 
 from repr.config import compose
@@ -31,10 +32,15 @@ device = "cpu"  # that the runs of this process train on
 def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:
     """Train once, with one evaluation at the end, and leave nothing behind."""
     with tempfile.TemporaryDirectory() as folder:
-        small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
-        quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.pictures=null"]
-        quiet += ["logger.tensorboard=null", f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"]
-        return fit(compose([*overrides, f"seed={seed}", f"run_folder={folder}", *small, *quiet]))
+        return fit(composed(overrides, seed, epochs, folder))
+
+
+def composed(overrides: Sequence[str], seed: int, epochs: int, folder: str) -> DictConfig:
+    """The config of a run in a folder, with one evaluation at the end."""
+    small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
+    quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.pictures=null"]
+    quiet += ["logger.tensorboard=null", f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"]
+    return compose([*overrides, f"seed={seed}", f"run_folder={folder}", *small, *quiet])
 
 
 def trained(methods: Sequence[str], options: Namespace) -> dict[str, list[Any]]:

@@ -46,7 +46,8 @@ def write(
     if untrained_text and trained.has_text:
         raise ConfigError([f"untrained_text=true: {trained.name} has a trained text tower; leave it out"])
     told = text_cfg(trained)  # for its errors, before anything is computed
-    ours, data = our_answers(trained, samples), trained.cfg.data
+    ours: Answers = our_answers(trained, samples)
+    data = trained.cfg.data
     if coca.is_coca(trained):
         model_cfg, tensors = coca.model(trained, *told)
         ours = coca.answers(trained, ours)

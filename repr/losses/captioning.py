@@ -120,14 +120,15 @@ def word_losses(
 class _WordLosses(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor | None, *options: Any
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Any, *options: Any
     ) -> Tensor:
         soft, chunk_size, precision = ctx.options = options
         _, matrix = widened(hidden[:0], head)
         log_sums, losses = (matrix.new_empty(len(rows)) for _ in range(2))
+        parts, block = row_blocks(len(rows), chunk_size), matrix.new_empty(min(len(rows), chunk_size), head.shape[1])
         with full_precision(hidden, precision):
-            for part in row_blocks(len(rows), chunk_size):
-                logits = _logits(hidden[rows[part]], matrix, bias, precision)
+            for part in parts:
+                logits = _logits(hidden[rows[part]], matrix, bias, precision, block)
                 wanted = logits.gather(1, targets[part, None])[:, 0] if soft is None else (soft(part) * logits).sum(1)
                 top = logits.amax(1)
                 above = logits.sub_(top.unsqueeze(1)).exp_().sum(1).log_()
@@ -142,9 +143,11 @@ class _WordLosses(Function):
         soft, chunk_size, precision = ctx.options
         matrix, grad_hidden = head.to(log_sums.dtype), torch.zeros_like(hidden)
         grad_head, grad_bias = torch.zeros_like(matrix), torch.zeros_like(matrix[0])
+        block = matrix.new_empty(min(len(rows), chunk_size), head.shape[1])
         with full_precision(hidden, precision):  # backward may be called under autocast
             for part in row_blocks(len(rows), chunk_size):
-                weight = _logits(hidden[rows[part]], matrix, bias, precision).sub_(log_sums[part, None]).exp_()
+                weight = _logits(hidden[rows[part]], matrix, bias, precision, block)
+                weight.sub_(log_sums[part, None]).exp_()
                 if soft is None:
                     weight.scatter_add_(1, targets[part, None], torch.full_like(weight[:, :1], -1))
                 else:
@@ -158,6 +161,7 @@ class _WordLosses(Function):
         return grad_hidden, grad_head.to(head.dtype), of_bias, None, None, *[None] * len(ctx.options)
 
 
-def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision) -> Tensor:
-    logits = product(x.to(head.dtype), head, precision)
+def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision, block: Tensor) -> Tensor:
+    """The logits of some places, in the memory of a block that is made once, since those that are freed add up."""
+    logits = product(x.to(head.dtype), head, precision, block[: len(x)])
     return logits if bias is None else logits.add_(bias)

@@ -7,6 +7,7 @@ picture with its caption and wrong ones, and an item is a row, or several whose 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -70,7 +71,7 @@ def compositional(
     def cosine(rows: Tensor, wanted: Tensor) -> Tensor:
         return torch.einsum("igd,igkd->igk", image[rows], text[wanted])
 
-    asked = {"candidates": candidates, "items": items, "attribute": attribute, "names": names}
+    asked: Any = {"candidates": candidates, "items": items, "attribute": attribute, "names": names}
     return scores_of(query, cosine, **asked, chunk_size=chunk_size)
 
 

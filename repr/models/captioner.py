@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from open_clip.transformer import AttentionalPooler, MultimodalTransformer
+from open_clip.transformer import AttentionalPooler, MultimodalTransformer, TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,6 +21,29 @@ def as_tokens(features: Tensor, channels: int) -> Tensor:
     if features.ndim == 3:
         return features
     return features.flatten(2).mT if features.shape[1] == channels else features.flatten(1, 2)
+
+
+def reader(text: Any, *, embeds: bool) -> Any:
+    """A text tower whose words a decoder can read, with an embedding of whole texts where it ``embeds`` them.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if not isinstance(text, TextTransformer):
+        raise ValueError(f"text is {type(text).__name__}; a captioner reads words by open_clip's TextTransformer")
+    if not text.output_tokens or text.attn_mask is None:
+        raise ValueError(
+            "a decoder reads each word and those before it: set text=coca_small, or text.output_tokens=true and "
+            "text.no_causal_mask=false"
+        )
+    if embeds and text.cls_emb is None:
+        raise ValueError("weights.contrast needs an embedding of texts: set text=coca_small, or text.embed_cls=true")
+    if not embeds and (text.cls_emb is not None or text.text_projection is not None):
+        raise ValueError(
+            "weights.contrast=0 leaves the embedding of texts untrained: set text=cappa_small, or text.embed_cls=false "
+            "and text.output_dim=null"
+        )
+    return text
 
 
 class Pooler(nn.Module):

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import torch
 from hydra.utils import instantiate
-from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -22,7 +21,7 @@ from repr.losses.contrastive import clip
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.models.backbone import freeze_unreached
-from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens
+from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens, reader
 from repr.models.generation import beam_search
 from repr.objectives.base import Losses, chosen
 from repr.objectives.masked_pictures import write
@@ -97,7 +96,7 @@ class Captioner(TwoTowers):
         if not 0 <= parallel_fraction <= 1:
             raise ValueError(f"parallel_fraction={parallel_fraction}; set it between 0 and 1")
         contrasts, precision = "contrast" in self.weights, precision_of(loss_precision)
-        tower = _checked(text, contrasts)
+        tower = reader(text, embeds=contrasts)
         if pooler is not None and not contrasts:
             raise ValueError("weights.contrast=0 leaves the embedding of the pooler untrained: set pooler=null")
         passing = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
@@ -109,7 +108,8 @@ class Captioner(TwoTowers):
         self.parallel_fraction = parallel_fraction
         self._add_image_side(tower.width, pooler, num_queries, pooler_heads)
         # Without a contrast no tower embeds texts: what reads words is then no `text`.
-        self.text, self.words = (tower, None) if contrasts else (None, tower)
+        self.text = tower if contrasts else None
+        self.words: Any = None if contrasts else tower
         self.logit_bias = None
         if contrasts:
             width = None if pooler is None else tower.width
@@ -238,7 +238,7 @@ class Captioner(TwoTowers):
             start_id: with which every text of the tokenizer begins, as ``sot_token_id`` of open_clip's.
             end_id: with which it ends, as ``eot_token_id``.
             max_length: words at most, L; None: as many as the tower reads.
-            options: ``num_beams``, of which 1 is greedy, and ``min_length``.
+            options: ``num_beams``, of which 1 is greedy, and ``min_length``. Of several processes all call it.
         """
         longest, pad_id = self._reader.context_length, self._reader.pad_id
         seen = self.see(images)[2].repeat_interleave(options.get("num_beams", 1), 0)
@@ -274,28 +274,6 @@ class Captioner(TwoTowers):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of the contrast as for :class:`repr.objectives.image_text.ImageText`; ln V for V words."""
-        bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        bias: Any = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
         levels = {"contrast": at_chance(self.losses["contrast"], num_rows=num_rows, **bias)}
         return levels | {"caption": math.log(self._reader.vocab_size)}
-
-
-def _checked(text: Any, contrasts: bool) -> Any:
-    """A text tower whose words a decoder can read.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if not isinstance(text, TextTransformer):
-        raise ValueError(f"text is {type(text).__name__}; a captioner reads words by open_clip's TextTransformer")
-    if not text.output_tokens or text.attn_mask is None:
-        raise ValueError(
-            "a decoder reads each word and those before it: set text.output_tokens=true, and no_causal_mask=false"
-        )
-    if contrasts and text.cls_emb is None:
-        raise ValueError("weights.contrast needs an embedding of texts: set text=coca_small, or text.embed_cls=true")
-    if not contrasts and (text.cls_emb is not None or text.text_projection is not None):
-        raise ValueError(
-            "weights.contrast=0 leaves the embedding of texts untrained: set text=cappa_small, or text.embed_cls=false "
-            "and text.output_dim=null"
-        )
-    return text

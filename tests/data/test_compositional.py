@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from repr.config import compose
 from repr.data.drawn.composition import KINDS, DrawnComposition, tags
+from repr.data.drawn.words import DrawnWords
 from repr.data.questions.compositional import questions
 from repr.data.questions.compositional_files import (
     SUGAR_CREPE,
@@ -294,3 +297,16 @@ def test_which_sources_ask() -> None:
     assert has_questions(DrawnPairs(pairs=1))
     assert not has_questions(Emoji("val"))
     assert shuffled("a red star above a blue star", np.random.default_rng(0), tags)[0] == "a blue star above a red star"
+
+
+def test_the_words_of_the_drawn_set_are_a_vocabulary() -> None:
+    """Texts come back; what is longer, or has another word, keeps its end."""
+    tokenizer, source = DrawnWords(12), DrawnComposition(size=32, num_items=30, colours=10)
+    texts = [text for row in range(len(source)) for text in (*source.captions(row), *source.distractors(row))]
+    tokens = tokenizer(texts)
+    assert not (tokens == 1).any()
+    assert [tokenizer.decode(row) for row in tokens.tolist()] == texts
+    assert torch.equal(tokens.amax(1), torch.full((len(texts),), tokenizer.vocab_size - 1))  # the end of each
+    long = tokenizer("a purple zebra " * 9)[0]
+    assert (long[0], long[3], long[-1]) == (tokenizer.sot_token_id, 1, tokenizer.eot_token_id)
+    assert compose(["experiment=coca_composition"]).text.vocab_size == tokenizer.vocab_size
