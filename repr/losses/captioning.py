@@ -1,0 +1,140 @@
+"""Cross-entropy over a vocabulary of what is predicted for places of texts; their logits are never whole.
+
+M places that are to be predicted and V words make M x V logits: with 76 places, 256 texts and 49,408 words 3.8 GB, and
+as much for their gradient. So forward visits ``chunk_size`` places at a time and keeps a number for each; backward
+computes their logits again. Places that are not predicted, such as padding, cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from repr.losses.blockwise import widened
+from repr.losses.exchange import row_blocks
+from repr.losses.precision import Precision, add_product, full_precision, product
+
+Sum = Callable[[Tensor], Tensor]  # over all processes, with gradient
+Soft = Callable[[slice], Tensor]  # some of the M places -> their target distributions (C, V)
+BLOCK = 2**23  # logits that exist at a time where no chunk_size is given: 32 MiB of float32
+
+
+def caption(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    pad_id: int,
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+    all_reduce: Sum | None = None,
+) -> Tensor:
+    """Cross-entropy of predicting the words of captions, each from what a decoder makes of its place.
+
+    With ``z_bl = hidden_bl @ head`` and the M places of all captions whose target is no padding::
+
+        loss = -1/M sum_bl log softmax(z_bl)[targets_bl]
+
+    Shapes: ``hidden`` (B, L, D), ``head`` (D, V), ``targets`` (B, L) int64; a place whose target is ``pad_id`` takes no
+    part. ``chunk_size`` is how many places have logits at a time; None: as many as fill 32 MiB.
+
+    Range: [0, inf), in nats a word; 0 where every target is padding. At chance (equal logits): ln V.
+
+    Source: Yu et al., 2022 (CoCa), arXiv:2205.01917, section 3.1.
+
+    Departures: M counts the words of all processes, where open_clip divides those of each process by their own number.
+
+    Several processes: give each its own captions and ``repr.distributed.all_reduce``, which is called once.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    if hidden.ndim != 3 or targets.shape != hidden.shape[:2] or head.ndim != 2 or len(head) != hidden.shape[2]:
+        shapes = [tuple(x.shape) for x in (hidden, head, targets)]
+        raise ValueError(f"hidden is (B, L, D), head (D, V) and targets (B, L); got {shapes}")
+    rows = (targets != pad_id).flatten().nonzero()[:, 0]
+    losses = word_losses(
+        hidden.flatten(0, 1), head, rows, targets.flatten()[rows], chunk_size=chunk_size, precision=precision
+    )
+    return mean_of_all(losses, all_reduce)
+
+
+def mean_of_all(losses: Tensor, all_reduce: Sum | None) -> Tensor:
+    """The mean of the losses (M,) of all processes, which may have different numbers of them; of none 0."""
+    sums = torch.stack([losses.sum(), losses.new_tensor(float(len(losses)))])
+    total, num = sums if all_reduce is None else all_reduce(sums)
+    return total / num.clamp(min=1)
+
+
+def word_losses(
+    hidden: Tensor,
+    head: Tensor,
+    rows: Tensor,
+    targets: Tensor | None,
+    *,
+    bias: Tensor | None = None,
+    soft: Soft | None = None,
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Cross-entropy of each of M places, with gradient: (M,) float32 or float64.
+
+    With ``z_m = hidden[rows_m] @ head + bias``, it is ``-log softmax(z_m)[targets_m]``, or with ``soft`` in the place
+    of targets, ``- sum_v q_mv log softmax(z_m)_v`` of the distributions ``q`` that it gives, without gradient.
+
+    Shapes: ``hidden`` (N, D), ``head`` (D, V), ``rows`` (M,) int64, different places in ``hidden``; ``targets`` (M,);
+    ``bias`` (V,).
+    """
+    if chunk_size is None:
+        chunk_size = max(1, BLOCK // head.shape[1])
+    return _WordLosses.apply(hidden, head, bias, rows, targets, soft, chunk_size, precision)
+
+
+class _WordLosses(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor | None, *options: Any
+    ) -> Tensor:
+        soft, chunk_size, precision = ctx.options = options
+        _, matrix = widened(hidden[:0], head)
+        log_sums, losses = (matrix.new_empty(len(rows)) for _ in range(2))
+        with full_precision(hidden, precision):
+            for part in row_blocks(len(rows), chunk_size):
+                logits = _logits(hidden[rows[part]], matrix, bias, precision)
+                wanted = logits.gather(1, targets[part, None])[:, 0] if soft is None else (soft(part) * logits).sum(1)
+                top = logits.amax(1)
+                above = logits.sub_(top.unsqueeze(1)).exp_().sum(1).log_()
+                log_sums[part], losses[part] = above + top, above + (top - wanted)
+        ctx.save_for_backward(hidden, head, bias, rows, targets, log_sums)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, head, bias, rows, targets, log_sums = ctx.saved_tensors
+        soft, chunk_size, precision = ctx.options
+        matrix, grad_hidden = head.to(log_sums.dtype), torch.zeros_like(hidden)
+        grad_head, grad_bias = torch.zeros_like(matrix), torch.zeros_like(matrix[0])
+        with full_precision(hidden, precision):  # backward may be called under autocast
+            for part in row_blocks(len(rows), chunk_size):
+                weight = _logits(hidden[rows[part]], matrix, bias, precision).sub_(log_sums[part, None]).exp_()
+                if soft is None:
+                    weight.scatter_add_(1, targets[part, None], torch.full_like(weight[:, :1], -1))
+                else:
+                    weight.sub_(soft(part))
+                weight.mul_(grad[part, None])
+                grad_hidden[rows[part]] = product(weight, matrix.T, precision).to(hidden.dtype)
+                add_product(grad_head, hidden[rows[part]].to(matrix.dtype).T, weight, precision)
+                if bias is not None:
+                    grad_bias += weight.sum(0)
+        of_bias = None if bias is None else grad_bias.to(bias.dtype)
+        return grad_hidden, grad_head.to(head.dtype), of_bias, None, None, *[None] * len(ctx.options)
+
+
+def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision) -> Tensor:
+    logits = product(x.to(head.dtype), head, precision)
+    return logits if bias is None else logits.add_(bias)
