@@ -29,6 +29,7 @@ _CLASSES = (
     "repr.data.datamodule",
     "repr.evaluate.protocols",
     "repr.evaluate.probes",
+    "repr.evaluate.reranking",
     "repr.evaluate.finetune",
     "repr.evaluate.during_training",
     "repr.procedures",

@@ -23,6 +23,7 @@ OWN["pixcontrast"] = ["+backbone.patch_size=8"]  # contrast of cells needs more 
 OWN["ijepa"] = ["+backbone.patch_size=4"]  # four blocks, and a context, of 64 patches
 OWN["mocov2"] = ["objective.queue_length=48", "data.batch_size=12"]  # batches of 8 and of 12 divide it
 OWN["densecl"] = OWN["mocov2"]
+OWN["albef"] = [*OWN["mocov2"], "objective.num_layers=1"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]
 SMALL_HEAD = {
     "hidden_dim": 32,
