@@ -22,18 +22,18 @@ class TextReader(TextTransformer):
 
     Args:
         heads: of the attention; None: one for every 64 channels.
-        eos_id: the tokenizer's last token of a text, which is never hidden.
+        eos_id: the last token of a text, which is never hidden; by default that of CLIP's tokenizer.
         options: further arguments of ``TextTransformer``.
     """
 
     def __init__(
         self,
-        context_length: int = 77,
-        vocab_size: int = 49409,
-        width: int = 512,
+        context_length: int,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        output_dim: int,
         heads: int | None = None,
-        layers: int = 12,
-        output_dim: int = 512,
         eos_id: int = 49407,
         **options: Any,
     ) -> None:
