@@ -18,9 +18,10 @@ from repr.runs.trained import Trained
 QUIET = ["trainer.accelerator=cpu", "callbacks.progress=null"]
 RUN = [
     *QUIET, "objective=albef", "smoke=true", "data=composition", "data.train.num_items=16",
-    "data.eval.composition.num_items=5", "data.eval.composition.kinds=[relation]",
-    "eval=matching", "eval.exhibits=null", "eval.geometry=null", "eval.knn=null", "eval.ridge=null", "eval.rerank.batch_size=7", "callbacks.pictures=null",
-    "logger.tensorboard=null", "backbone=vit_emoji", "objective.queue_length=16", "embed_dim=64",
+    "data.eval.composition.num_items=5", "data.eval.composition.kinds=[relation]", "eval=matching",
+    "eval.exhibits=null", "eval.geometry=null", "eval.knn=null", "eval.ridge=null", "eval.rerank.batch_size=7",
+    "callbacks.pictures=null", "logger.tensorboard=null", "backbone=vit_emoji", "objective.queue_length=16",
+    "embed_dim=64",
 ]  # fmt: skip
 
 
