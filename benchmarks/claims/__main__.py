@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.report import card_name, hardware, publish
 
 HERE = Path(__file__).parent
-CLAIMS = ("class_pairs", "contrastive_gap", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
+CLAIMS = ("class_pairs", "contrastive_gap", "fusion", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.distributed import all_reduce, gather, means, rank
+from repr.distributed import all_reduce, gather, means
 from repr.losses.blockwise import normalise
 from repr.losses.captioning import masked_language
 from repr.losses.contrastive import clip
@@ -24,10 +24,9 @@ from repr.models.backbone import freeze_unreached
 from repr.models.embedding_queue import Queue, length_fault
 from repr.models.fusion import FusionEncoder, TextReader, WordHead, hide_words, image_tokens
 from repr.models.teacher import Teacher
-from repr.objectives.negatives import sample_keys
+from repr.objectives.negatives import draw_negatives, negative_logits, sample_keys
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
-from repr.seeds import uniform
 
 NEGATIVE_STREAM = 80  # of the batch's seed: the caption of a picture; the next one, the picture of a caption
 
@@ -70,6 +69,7 @@ class Fusion(TwoTowers):
         momentum: of the teacher.
         queue_length: keys of earlier batches with which the contrast compares too, of all ranks together; a multiple of
             the global batch, 0: none.
+        hard_negatives: whether wrong pairs are drawn by their likeness; else all others are as likely.
         mask_share: share of the words of a caption that are hidden; at least one is.
         weights: weight of each term; all 1 by default, as in the paper.
     """
@@ -99,6 +99,7 @@ class Fusion(TwoTowers):
         alpha_steps: int = 0,
         momentum: float = 0.995,
         queue_length: int = 65536,
+        hard_negatives: bool = True,
         mask_share: float = 0.15,
         chunk_size: int | None = None,
         exchange: str = "gather",
@@ -123,7 +124,8 @@ class Fusion(TwoTowers):
         has_contrast = "contrast" in self.weights
         self.exchange = exchange_of(exchange, self.weights.keys() & set(self.PAIRWISE))
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "precision": precision_of(loss_precision)}
-        self.alpha, self.alpha_steps, self.mask_share = alpha, alpha_steps, mask_share
+        self.alpha, self.alpha_steps = alpha, alpha_steps
+        self.hard_negatives, self.mask_share = hard_negatives, mask_share
         self.add_text_tower(text, temperature, temperature_range, learned=has_contrast)
         if not has_contrast:  # nothing is learned of what is pooled
             freeze_unreached(backbone, type(self).__name__, lambda model, images: image_tokens(model, images)[0])
@@ -230,6 +232,7 @@ class Fusion(TwoTowers):
         rows: list[Tensor] = []
         for stream, (query, key) in enumerate(((seen.image, keys.text), (seen.text, keys.image))):
             logits = negative_logits(query, key, temperature=self.temperature)
+            logits = logits if self.hard_negatives else torch.zeros_like(logits)
             rows.append(draw_negatives(logits, same, batch["seed"], stream=NEGATIVE_STREAM + stream))
         text_of_image, image_of_text = rows
         words = torch.cat([seen.words, seen.words, self.exchange.take(seen.words, text_of_image)])
@@ -270,34 +273,6 @@ class Fusion(TwoTowers):
         prior = math.log(3) - 2 / 3 * math.log(2)
         contrast = math.log(num_rows + self.num_kept)
         return {"contrast": contrast, "matching": prior, "masked_language": math.log(self.text.vocab_size)}
-
-
-@torch.no_grad()
-def negative_logits(query: Tensor, keys: Tensor, *, temperature: Tensor | float) -> Tensor:
-    """Cosines of own queries (B, D) with the keys (B, D) of all processes, over the temperature: (B, N) float64."""
-    return normalise(query.double()) @ gather(normalise(keys.double())).T / temperature
-
-
-@torch.no_grad()
-def draw_negatives(logits: Tensor, same: Tensor, seed: Tensor, *, stream: int) -> Tensor:
-    """For each own row another row of the global batch, with the probability ``softmax(logits)`` of the others: (B,).
-
-    Where ``same`` (B, N) says that two samples show or say the same, neither is drawn for the other; where all are the
-    same, any other is. The draw is by the inverse of the distribution, at a number that is a function of ``seed`` (B,).
-
-    Raises:
-        ValueError: there is no other row.
-    """
-    num, total = logits.shape
-    if total < 2:
-        raise ValueError("matching needs a wrong caption of another sample: set the global batch to 2 or more")
-    own = torch.arange(num, device=logits.device) + rank() * num
-    itself = own.unsqueeze(1) == torch.arange(total, device=logits.device)
-    alone = same.all(1, keepdim=True)
-    left = logits.masked_fill(alone, 0).masked_fill(torch.where(alone, itself, same), -math.inf)
-    rising = left.softmax(1).cumsum(1)
-    point = uniform(seed, 1, stream=stream).double() * rising[:, -1:]
-    return torch.searchsorted(rising, point, right=True).squeeze(1)
 
 
 @cache

@@ -12,7 +12,7 @@ from repr.losses.distillation import soft_contrast
 from repr.losses.exchange import GATHER, RING
 from repr.models.embedding_queue import Queue
 from repr.models.teacher import Teacher
-from repr.objectives.fusion import negative_logits
+from repr.objectives.negatives import negative_logits
 from tests.golden import golden
 from tests.losses.test_golden_teachers import close, leaf
 from tests.parity_cases import in_processes

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
 from repr.models.fusion import TextReader, hide_words
-from repr.objectives.fusion import NEGATIVE_STREAM, Fusion, draw_negatives, negative_logits
+from repr.objectives.fusion import NEGATIVE_STREAM, Fusion
+from repr.objectives.negatives import draw_negatives, negative_logits
 from tests.objectives.conftest import OWN, tokenizer
 
 SEEDS = torch.arange(20_000)
