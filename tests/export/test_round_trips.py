@@ -35,7 +35,7 @@ from tests.objectives.conftest import OBJECTIVES
 # The oldest timm cannot read from the hub by the newest huggingface_hub.
 TO_HUB = "hf" if has_hf_hub() else "timm"
 BACKBONES = ("test_resnet", "test_vit", "test_convnext")
-OWN_TEXT = ("albef",)  # whose text tower open_clip cannot be told
+OWN_TEXT = ("albef", "voltron_cond", "voltron_dual")  # whose text tower open_clip cannot be told
 VIT = ("backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=32", "+backbone.num_heads=2")
 VITS = {  # of another size, depth and width than the name says
     "plain": (),
