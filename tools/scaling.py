@@ -35,7 +35,7 @@ OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
     **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ANY_SIZE),
     **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
-    **dict.fromkeys(("voltron_cond", "voltron_dual"), [*PATCHES, "text=reader_base"]),
+    **{name: [*PATCHES, "text=reader_base"] for name in ("voltron_cond", "voltron_dual")},
     "albef": ["text=reader_base", "objective.queue_length=0"],
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from hydra.utils import instantiate
@@ -28,6 +28,7 @@ from repr.objectives.negatives import draw_negatives, negative_logits, sample_ke
 from repr.objectives.towers import TwoTowers, captions
 from repr.optim import Optim
 
+CLIPS = "open_clip.SimpleTokenizer"
 NEGATIVE_STREAM = 80  # of the batch's seed: the caption of a picture; the next one, the picture of a caption
 
 
@@ -153,7 +154,7 @@ class Fusion(TwoTowers):
         text = self.text
         if (tokenizer := cfg.data.get("tokenizer")) is None:
             yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
-        elif (size := vocabulary(str(tokenizer.get("_target_")))) is not None and text.vocab_size != size + 1:
+        elif tokenizer.get("_target_") == CLIPS and text.vocab_size != (size := num_words(CLIPS)) + 1:
             yield f"tokenizer has {size} words, and a mask is one more: set text.vocab_size={size + 1}"
         if "masked_language" in self.weights and text.context_length < 3:
             yield f"text.context_length={text.context_length} has no place for a word to hide: set it to 3 or more"
@@ -182,6 +183,8 @@ class Fusion(TwoTowers):
     def step(self, batch: Batch) -> StepOutput:
         """Terms of the global batch."""
         ids, alpha = captions(batch), self.alpha_at(self.step_number)
+        if "seed" not in batch and self.weights.keys() - {"contrast"}:
+            raise ValueError('draws are made from batch["seed"]: give (B,) int64, other numbers in every epoch')
         seen = keys = self._see(self, batch["views"][0], ids)
         if self.teacher is not None:
             with torch.no_grad():
@@ -226,8 +229,8 @@ class Fusion(TwoTowers):
     def _matching(self, batch: Batch, seen: Seen, keys: Seen) -> tuple[Tensor, Tensor]:
         """The loss of pairs, of captions with wrong pictures and of pictures with wrong captions; and the accuracy."""
         ids = batch["text"]
-        shown = {key: batch[key] for key in ("index", "picture", "text") if key in batch}  # labels may be shared
-        own = torch.cat([sample_keys(shown), batch["index"].unsqueeze(1)], 1)  # type: ignore[arg-type]
+        shown = {key: values for key, values in batch.items() if key != "label"}  # which many have in common
+        own = sample_keys(cast(Batch, shown))
         same = (own.unsqueeze(1) == gather(own)).any(2)  # (B, N)
         rows: list[Tensor] = []
         for stream, (query, key) in enumerate(((seen.image, keys.text), (seen.text, keys.image))):
@@ -276,7 +279,6 @@ class Fusion(TwoTowers):
 
 
 @cache
-def vocabulary(target: str) -> int | None:
-    """How many words a tokenizer has, where it tells."""
-    size = getattr(instantiate({"_target_": target}), "vocab_size", None)
-    return size if isinstance(size, int) else None
+def num_words(tokenizer: str) -> int:
+    """How many words a tokenizer has."""
+    return instantiate({"_target_": tokenizer}).vocab_size
