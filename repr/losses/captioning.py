@@ -53,14 +53,37 @@ def caption(
     Raises:
         ValueError: the shapes do not match.
     """
+    _, losses = _of_words(hidden, head, targets, pad_id, chunk_size, precision)
+    return mean_of_all(losses, all_reduce)
+
+
+def log_likelihood(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    pad_id: int,
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+) -> Tensor:
+    """The logarithm of the probability of each caption, the sum over its words: (B,), in nats.
+
+    Shapes as for :func:`caption`.
+    """
+    rows, losses = _of_words(hidden, head, targets, pad_id, chunk_size, precision)
+    return losses.new_zeros(len(targets)).index_add_(0, rows // targets.shape[1], losses).neg()
+
+
+def _of_words(
+    hidden: Tensor, head: Tensor, targets: Tensor, pad_id: int, chunk_size: int | None, precision: Precision
+) -> tuple[Tensor, Tensor]:
+    """Which of the B x L places are predicted, (M,), and their losses."""
     if hidden.ndim != 3 or targets.shape != hidden.shape[:2] or head.ndim != 2 or len(head) != hidden.shape[2]:
         shapes = [tuple(x.shape) for x in (hidden, head, targets)]
         raise ValueError(f"hidden is (B, L, D), head (D, V) and targets (B, L); got {shapes}")
     rows = (targets != pad_id).flatten().nonzero()[:, 0]
-    losses = word_losses(
-        hidden.flatten(0, 1), head, rows, targets.flatten()[rows], chunk_size=chunk_size, precision=precision
-    )
-    return mean_of_all(losses, all_reduce)
+    flat, words = hidden.flatten(0, 1), targets.flatten()[rows]
+    return rows, word_losses(flat, head, rows, words, chunk_size=chunk_size, precision=precision)
 
 
 def mean_of_all(losses: Tensor, all_reduce: Sum | None) -> Tensor:
@@ -97,14 +120,15 @@ def word_losses(
 class _WordLosses(Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Tensor | None, *options: Any
+        ctx: Any, hidden: Tensor, head: Tensor, bias: Tensor | None, rows: Tensor, targets: Any, *options: Any
     ) -> Tensor:
         soft, chunk_size, precision = ctx.options = options
         _, matrix = widened(hidden[:0], head)
         log_sums, losses = (matrix.new_empty(len(rows)) for _ in range(2))
+        parts, block = row_blocks(len(rows), chunk_size), matrix.new_empty(min(len(rows), chunk_size), head.shape[1])
         with full_precision(hidden, precision):
-            for part in row_blocks(len(rows), chunk_size):
-                logits = _logits(hidden[rows[part]], matrix, bias, precision)
+            for part in parts:
+                logits = _logits(hidden[rows[part]], matrix, bias, precision, block)
                 wanted = logits.gather(1, targets[part, None])[:, 0] if soft is None else (soft(part) * logits).sum(1)
                 top = logits.amax(1)
                 above = logits.sub_(top.unsqueeze(1)).exp_().sum(1).log_()
@@ -119,9 +143,11 @@ class _WordLosses(Function):
         soft, chunk_size, precision = ctx.options
         matrix, grad_hidden = head.to(log_sums.dtype), torch.zeros_like(hidden)
         grad_head, grad_bias = torch.zeros_like(matrix), torch.zeros_like(matrix[0])
+        block = matrix.new_empty(min(len(rows), chunk_size), head.shape[1])
         with full_precision(hidden, precision):  # backward may be called under autocast
             for part in row_blocks(len(rows), chunk_size):
-                weight = _logits(hidden[rows[part]], matrix, bias, precision).sub_(log_sums[part, None]).exp_()
+                weight = _logits(hidden[rows[part]], matrix, bias, precision, block)
+                weight.sub_(log_sums[part, None]).exp_()
                 if soft is None:
                     weight.scatter_add_(1, targets[part, None], torch.full_like(weight[:, :1], -1))
                 else:
@@ -135,8 +161,9 @@ class _WordLosses(Function):
         return grad_hidden, grad_head.to(head.dtype), of_bias, None, None, *[None] * len(ctx.options)
 
 
-def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision) -> Tensor:
-    logits = product(x.to(head.dtype), head, precision)
+def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision, block: Tensor) -> Tensor:
+    """The logits of some places, in the memory of a block that is made once, since those that are freed add up."""
+    logits = product(x.to(head.dtype), head, precision, block[: len(x)])
     return logits if bias is None else logits.add_(bias)
 
 
@@ -160,7 +187,7 @@ def masked_language(
         loss = -1/M sum_m sum_v q_mv log softmax(z_m)_v
 
     Shapes: ``hidden`` (M, D), of hidden words alone; ``head`` (D, V), ``bias`` (V,), ``targets`` (M,) int64;
-    ``teacher`` the same three of the teacher, without gradient, which is not needed for an ``alpha`` of 0.
+    ``teacher`` its hidden, head and bias, which get no gradient; an ``alpha`` of 0 needs none.
     ``chunk_size`` is how many words have logits at a time; None: as many as fill 32 MiB.
 
     Range: [0, inf), in nats a word; 0 where no word is hidden. At chance (equal logits): ln V.
@@ -185,7 +212,8 @@ def masked_language(
         assert teacher is not None
         theirs, matrix, own = teacher
         theirs, matrix = widened(theirs[part], matrix)
-        q = _logits(theirs, matrix, own, precision).softmax(1).mul_(alpha).to(widened(hidden[:0], head)[1].dtype)
+        block = matrix.new_empty(len(theirs), matrix.shape[1])
+        q = _logits(theirs, matrix, own, precision, block).softmax(1).mul_(alpha).to(widened(hidden[:0], head)[1].dtype)
         return q.scatter_add_(1, targets[part, None], torch.full_like(q[:, :1], 1 - alpha))
 
     rows = torch.arange(len(targets), device=targets.device)
