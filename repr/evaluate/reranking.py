@@ -11,7 +11,7 @@ from torch import Tensor
 
 from repr.data.eval_datasets import EvalDataset
 from repr.data.fingerprint import captions_of
-from repr.distributed import all_reduce
+from repr.distributed import all_reduce, rank
 from repr.evaluate.protocol import Parts, Protocol
 from repr.evaluate.tables import NO_TEXT, Tables
 from repr.metrics.rerank import reranked, shortlist
@@ -88,7 +88,8 @@ class Reranking(Protocol):
             asked = torch.cat([torch.stack([images, of_images], 1), torch.stack([of_texts, captions], 1)])
             asked, where = asked.unique(dim=0, return_inverse=True)  # (P, 2), in the order of pictures
             scores = _scores(tables, name, of, asked, self.batch_size)[where].split([len(images), len(captions)])
-            self._found[name] = of, [(ids, s.view_as(ids)) for ids, s in zip(lists, scores, strict=True)]
+            if not rank():  # which computes
+                self._found[name] = of, [(ids, s.view_as(ids)) for ids, s in zip(lists, scores, strict=True)]
 
     def compute(self, tables: Tables, name: str) -> Parts:
         """Compute both directions."""

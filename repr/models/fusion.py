@@ -24,6 +24,9 @@ class TextReader(TextTransformer):
         heads: of the attention; None: one for every 64 channels.
         eos_id: the last token of a text, which is never hidden; by default that of CLIP's tokenizer.
         options: further arguments of ``TextTransformer``.
+
+    Raises:
+        ValueError: the heads do not divide the width.
     """
 
     def __init__(
@@ -37,11 +40,14 @@ class TextReader(TextTransformer):
         eos_id: int = 49407,
         **options: Any,
     ) -> None:
+        heads = heads or max(1, width // 64)
+        if width % heads:
+            raise ValueError(f"text.width={width} is no multiple of text.heads={heads}: set one of them to fit")
         super().__init__(
             context_length,
             vocab_size,
             width,
-            heads or max(1, width // 64),
+            heads,
             layers,
             output_dim=output_dim,
             eos_id=eos_id,
@@ -67,7 +73,7 @@ class FusionEncoder(nn.Module):
         width: of the tokens of texts.
         image_width: of those of pictures; where it is another one, a linear layer comes first.
         num_heads: of the attention.
-        num_layers: of both blocks together.
+        num_layers: how many, of two blocks each.
     """
 
     def __init__(self, width: int, image_width: int, *, num_heads: int, num_layers: int) -> None:

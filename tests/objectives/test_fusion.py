@@ -157,6 +157,11 @@ def test_any_term_alone_reaches_what_it_trains(term: str, frozen: bool, batch: B
     assert (objective.teacher is None) == (term == "matching")
 
 
+def test_heads_that_do_not_divide_the_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"text\.width=200 is no multiple of text\.heads=3"):
+        TextReader(context_length=12, vocab_size=9, width=200, layers=1, output_dim=16)
+
+
 def test_convolutional_maps_are_tokens_too(batch: Batch) -> None:
     objective = make("test_resnet")
     assert objective.encode_tokens(batch["views"][0]).shape == (8, 1, objective.backbone.num_features)
