@@ -24,13 +24,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from repr.distributed import layers
 
-METHODS = (
-    "forward",
-    "forward_features",
-    "forward_from",
-    "forward_intermediates",
-    "forward_views",
-)  # by which flows call a tower
+# By which flows call a tower.
+METHODS = ("forward", "forward_features", "forward_from", "forward_intermediates", "forward_views")
 
 
 def slice_encoders(objective: nn.Module, micro_batch: int | None) -> None:

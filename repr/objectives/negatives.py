@@ -96,7 +96,7 @@ def draw_negatives(logits: Tensor, same: Tensor, seed: Tensor, *, stream: int) -
     left = logits.masked_fill(alone, 0).masked_fill(torch.where(alone, itself, same), -math.inf)
     rising = left.softmax(1).cumsum(1)
     point = uniform(seed, 1, stream=stream).double() * rising[:, -1:]
-    return torch.searchsorted(rising, point, right=True).squeeze(1)
+    return torch.searchsorted(rising, point, right=True).squeeze(1).clamp(max=total - 1)  # NaN is for the guard to tell
 
 
 def _hash(values: Tensor) -> Tensor:

@@ -45,6 +45,7 @@ def test_negatives_where_all_weights_vanish() -> None:
     assert set(drawn[:, 0].tolist()) == {2}
     assert set(drawn[:, 1].tolist()) == {0, 2}
     assert set(drawn[:, 2].tolist()) == {0, 1}
+    assert draw_negatives(sharp * torch.nan, same, SEEDS[:3], stream=1).max() < 3  # diverged: the guard ends the run
     with pytest.raises(ValueError, match="set the global batch to 2 or more"):
         draw_negatives(sharp[:1, :1], same[:1, :1], SEEDS[:1], stream=1)
 
