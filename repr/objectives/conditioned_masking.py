@@ -122,9 +122,8 @@ class ConditionedMasking(Objective):
         both = torch.stack(views, 1)  # (B, V, 3, S, S)
         tokens = encode_conditioned(vit, both, mask.ids_keep, words, ids != self.text.pad_id, self.roles)
         assert self.decoder is not None
-        pred = self.decoder.forward_views(tokens, mask.ids_restore, mask.ids_remove).flatten(
-            0, 1
-        )  # (B * V, L - K, ...)
+        pred = self.decoder.forward_views(tokens, mask.ids_restore, mask.ids_remove)
+        pred = pred.flatten(0, 1)  # (B * V, L - K, p * p * 3)
         patches = patchify(both.flatten(0, 1).float(), patch_size=vit.patch_embed.patch_size[0])
         target = self.decoder.target(take(patches, mask.ids_remove.repeat_interleave(self.num_views, 0)))
         return StepOutput({"reconstruction": mean(masked_mse(pred, target, torch.ones_like(pred[..., 0])))})
