@@ -37,6 +37,8 @@ OWN = {
     "cappa": ["text=coca_base", "text.embed_cls=false", "text.output_dim=null"],
     **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ANY_SIZE),
     **dict.fromkeys(("pixpro", "pixcontrast", "mae", "cmae", "mae_clip", "mae_clip_tgm"), PATCHES),
+    **{name: [*PATCHES, "text=reader_base"] for name in ("voltron_cond", "voltron_dual")},
+    "albef": ["text=reader_base", "objective.queue_length=0"],
 }
 
 

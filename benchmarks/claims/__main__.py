@@ -35,6 +35,7 @@ CLAIMS = (
     "swav",
     "teachers",
 )
+CLAIMS = ("class_pairs", "contrastive_gap", "fusion", "m3col", "mae_contrastive", "mcl", "pixpro", "swav", "teachers")
 
 
 def main() -> None:

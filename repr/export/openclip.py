@@ -204,6 +204,8 @@ def _options(trained: Trained, part: str, node: DictConfig, class_name: str) -> 
     """The arguments of a class of open_clip in a config; any other class is refused."""
     target = str(node.get("_target_"))
     if not (target.startswith("open_clip.") and target.endswith(class_name)):
-        raise ConfigError([f"{trained.name}: {part} is {target}; only open_clip's {class_name} can be exported"])
+        elsewhere = "; to=onnx writes both towers, to=timm that of pictures" if part == "text" else ""
+        fault = f"{trained.name}: {part} is {target}; only open_clip's {class_name} can be exported{elsewhere}"
+        raise ConfigError([fault])
     options: Any = OmegaConf.to_container(node, resolve=True)
     return {key: value for key, value in options.items() if not key.startswith("_")}

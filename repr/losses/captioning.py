@@ -165,3 +165,59 @@ def _logits(x: Tensor, head: Tensor, bias: Tensor | None, precision: Precision, 
     """The logits of some places, in the memory of a block that is made once, since those that are freed add up."""
     logits = product(x.to(head.dtype), head, precision, block[: len(x)])
     return logits if bias is None else logits.add_(bias)
+
+
+def masked_language(
+    hidden: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    teacher: tuple[Tensor, Tensor, Tensor | None] | None = None,
+    alpha: float = 0.0,
+    chunk_size: int | None = None,
+    precision: Precision = "float32",
+    all_reduce: Sum | None = None,
+) -> Tensor:
+    """Cross-entropy of naming hidden words, and of naming them as a teacher does.
+
+    With ``z_m = hidden_m @ head + bias`` of M hidden words, ``p = softmax`` of the teacher's and ``q_m = alpha p_m``
+    plus ``1 - alpha`` for the word ``targets_m``::
+
+        loss = -1/M sum_m sum_v q_mv log softmax(z_m)_v
+
+    Shapes: ``hidden`` (M, D), of hidden words alone; ``head`` (D, V), ``bias`` (V,), ``targets`` (M,) int64;
+    ``teacher`` its hidden, head and bias, which get no gradient; an ``alpha`` of 0 needs none.
+    ``chunk_size`` is how many words have logits at a time; None: as many as fill 32 MiB.
+
+    Range: [0, inf), in nats a word; 0 where no word is hidden. At chance (equal logits): ln V.
+
+    Source: Li et al., 2021 (ALBEF), arXiv:2107.07651, equations 3 and 7.
+
+    Departures: M counts the words of all processes, where the authors divide those of each by their own number.
+
+    Several processes: give each its own words and ``repr.distributed.all_reduce``, which is called once.
+
+    Raises:
+        ValueError: the shapes do not match, or there is no teacher for an ``alpha`` above 0.
+    """
+    if hidden.ndim != 2 or targets.shape != hidden.shape[:1] or head.ndim != 2 or len(head) != hidden.shape[1]:
+        shapes = [tuple(x.shape) for x in (hidden, head, targets)]
+        raise ValueError(f"hidden is (M, D), head (D, V) and targets (M,); got {shapes}")
+    if alpha and teacher is None:
+        raise ValueError(f"alpha={alpha} is the share of a teacher: give one, or set it to 0")
+
+    @torch.no_grad()
+    def soft(part: slice) -> Tensor:
+        assert teacher is not None
+        theirs, matrix, own = teacher
+        theirs, matrix = widened(theirs[part], matrix)
+        block = matrix.new_empty(len(theirs), matrix.shape[1])
+        q = _logits(theirs, matrix, own, precision, block).softmax(1).mul_(alpha).to(widened(hidden[:0], head)[1].dtype)
+        return q.scatter_add_(1, targets[part, None], torch.full_like(q[:, :1], 1 - alpha))
+
+    rows = torch.arange(len(targets), device=targets.device)
+    losses = word_losses(
+        hidden, head, rows, targets, bias=bias, soft=soft if alpha else None, chunk_size=chunk_size, precision=precision
+    )
+    return mean_of_all(losses, all_reduce)

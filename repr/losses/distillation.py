@@ -1,16 +1,19 @@
-"""A student that predicts the class distributions which its slow copy, the teacher, gives of other views or cells."""
+"""A student that predicts what its slow copy, the teacher, gives: distributions over prototypes, cells or keys."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
+from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import widened
+from repr.losses.blockwise import Scalar, normalise, unit, widened
 from repr.losses.clustering import swapped_prediction
-from repr.losses.precision import full_precision
+from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.precision import Precision, full_precision
 
 Sum = Callable[[Tensor], Tensor]  # over all processes
 
@@ -99,6 +102,62 @@ def masked_prediction(scores: Tensor, targets: Tensor, mask: Tensor, *, temperat
         picture = mask.nonzero()[:, 0]
         share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
         return (losses * share[picture]).sum() / len(mask)
+
+
+def soft_contrast(
+    query: Tensor,
+    keys: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: Scalar,
+    alpha: float,
+    queue: Tensor | None = None,
+    chunk_size: int | None = None,
+    exchange: Exchange = ALONE,
+    precision: Precision = "float32",
+) -> Tensor:
+    """Cross-entropy of finding the key of a query among all keys, and of weighing the keys as a teacher does.
+
+    With ``q``, ``k`` and ``t`` the unit vectors of queries, keys and teacher, ``s_ij = <q_i, k_j> / temperature`` over
+    the N keys of the batch and the K of the queue, and ``p_ij = softmax_j(<t_i, k_j> / temperature)``::
+
+        loss = -1/N sum_i sum_j (alpha p_ij + (1 - alpha) [i = j]) log softmax_j(s_ij)
+
+    Shapes: ``query``, ``keys`` and ``teacher`` (n, D) of this process, ``queue`` (K, D), the same on all. Query and
+    temperature get a gradient, the latter by ``s`` alone. ``chunk_size`` is how many queries are compared at a time.
+
+    Range: [0, 2 / temperature + ln(N + K)], in nats. At chance (all similarities equal): ln(N + K).
+
+    Source: Li et al., 2021 (ALBEF), arXiv:2107.07651, equation 6.
+
+    Departures: the keys are those of all processes, where the authors' code has each one's own and the queue.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
+    if queue is not None and (queue.ndim != 2 or queue.shape[1:] != query.shape[1:]):
+        raise ValueError(f"queue is (K, D) as wide as query; got {tuple(queue.shape)} and {tuple(query.shape)}")
+    with full_precision(query, precision):
+        q, own, t = unit(query, keys.detach(), teacher.detach(), exchange=exchange)
+        columns = exchange.rows(own)  # (N, D), this process's first
+        if queue is not None:
+            columns = torch.cat([columns, normalise(queue.detach().to(columns.dtype))])
+        some = partial(_softly, columns=columns, scale=1 / temperature, alpha=alpha)
+        if chunk_size is None:
+            return exchange.mean(some(q, own, t).mean())
+        losses = [checkpoint(some, q[i], own[i], t[i], use_reentrant=False) for i in row_blocks(len(q), chunk_size)]
+        return exchange.mean(torch.cat(losses).mean())
+
+
+def _softly(q: Tensor, own: Tensor, t: Tensor, *, columns: Tensor, scale: Scalar, alpha: float) -> Tensor:
+    """The cross-entropies (C,) of some queries, from their own keys on, which keeps the digits of small losses."""
+    above = scale * (q @ columns.T) - scale * (q * own).sum(1, keepdim=True)  # (C, N + K)
+    losses = above.logsumexp(1)
+    if alpha:
+        with torch.no_grad():
+            weights = (scale * (t @ columns.T)).softmax(1)
+        losses = losses - alpha * (weights * above).sum(1)
+    return losses
 
 
 @torch.no_grad()

@@ -66,6 +66,7 @@ class Decoder(nn.Module):
         mlp_ratio: hidden width of each block's MLP over ``dim``.
         normalize_target: whether each patch is brought to mean 0 and variance 1 before it is predicted.
         num_prefix_tokens: class token and registers, which pass the decoder with the patches.
+        num_views: of a sample, which pass it together, each with a learned role (:meth:`forward_views`); 1: no roles.
 
     Raises:
         ValueError: ``dim`` is not a multiple of 4 and of ``num_heads``.
@@ -85,6 +86,7 @@ class Decoder(nn.Module):
         mlp_ratio: float = 4.0,
         normalize_target: bool = True,
         num_prefix_tokens: int = 1,
+        num_views: int = 1,
     ) -> None:
         super().__init__()
         if dim % 4 or dim % num_heads:
@@ -99,6 +101,7 @@ class Decoder(nn.Module):
         self.norm = _NORM(dim)
         self.predict = nn.Linear(dim, patch_dim)
         nn.init.normal_(self.mask_token, std=0.02)
+        self.roles = nn.Parameter(0.02 * torch.randn(num_views, 1, dim)) if num_views > 1 else None
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -110,12 +113,26 @@ class Decoder(nn.Module):
         ``tokens`` (B, P + K, width) come from :func:`repr.models.masking.encode_kept`, ``ids_restore`` (B, L) from the
         mask.
         """
+        patches = self.norm(self.blocks(self._filled(tokens, ids_restore)))[:, self.num_prefix_tokens :]
+        return self.predict(patches if ids_predict is None else take(patches, ids_predict))
+
+    def forward_views(self, tokens: Tensor, ids_restore: Tensor, ids_predict: Tensor) -> Tensor:
+        """Predict the same patches of V views of each sample, which see each other: (B, V, R, patch_dim).
+
+        ``tokens`` (B, V, P + K, width); all views have the mask of ``ids_restore`` (B, L), and ``ids_predict`` (B, R).
+        """
+        num = tokens.shape[1]
+        x = self._filled(tokens.flatten(0, 1), ids_restore.repeat_interleave(num, 0)).unflatten(0, (-1, num))
+        x = x if self.roles is None else x + self.roles
+        x = self.norm(self.blocks(x.flatten(1, 2))).unflatten(1, (num, -1))[:, :, self.num_prefix_tokens :]
+        return self.predict(take(x.flatten(0, 1), ids_predict.repeat_interleave(num, 0))).unflatten(0, (-1, num))
+
+    def _filled(self, tokens: Tensor, ids_restore: Tensor) -> Tensor:
+        """All tokens (B, P + L, dim) in their order and with positions, blanks for the removed ones."""
         x = self.embed(tokens)
         num_blanks = len(self.positions) - x.shape[1]
         x = torch.cat([x, self.mask_token.to(x.dtype).expand(len(x), num_blanks, -1)], dim=1)
-        x = take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
-        patches = self.norm(self.blocks(x))[:, self.num_prefix_tokens :]
-        return self.predict(patches if ids_predict is None else take(patches, ids_predict))
+        return take(x, ids_restore, num_prefix_tokens=self.num_prefix_tokens) + self.positions
 
     def forward_from(self, tokens: Tensor, ids_keep: Tensor, ids_predict: Tensor) -> Tensor:
         """Predict the R patches ``ids_predict`` (B, R) from K others alone: (B, R, patch_dim).

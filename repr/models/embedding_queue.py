@@ -32,6 +32,10 @@ class Queue(nn.Module):
         self._full = self._full or int(self.num_filled) >= self.rows.shape[1]
         return self._full
 
+    def filled(self) -> Tensor:
+        """The rows that have been written, the same on every rank: (S, F, D)."""
+        return self.rows if self.is_full else self.rows[:, : int(self.num_filled)]
+
     def mine(self) -> Tensor:
         """This rank's share: (S, length / W, D)."""
         return self.rows.tensor_split(world_size(), dim=1)[rank()]

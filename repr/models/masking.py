@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -209,6 +210,39 @@ def encode_kept(vit: nn.Module, images: Tensor, ids_keep: Tensor) -> Tensor:
         return _hooked(model.patch_drop, drop, model.forward_features, images)
 
     return in_slices(vit, encode, images, ids_keep)  # of pictures and of their masks alike
+
+
+def encode_conditioned(
+    vit: nn.Module, views: Tensor, ids_keep: Tensor, words: Tensor, seen: Tensor, roles: Tensor
+) -> Tensor:
+    """Run a timm ViT on some patches of views and on words, all of which see each other.
+
+    Args:
+        vit: a timm ``VisionTransformer``.
+        views: (B, V, 3, H, W), of each sample.
+        ids_keep: (B, K) int64, positions of the patches that are kept of each view.
+        words: (B, N, D), which take no positions.
+        seen: (B, N) bool, words that are no padding.
+        roles: (V, 1, D), added to the tokens of each view.
+
+    Returns:
+        (B, V, P + K, D), after the last norm, as of :func:`encode_kept`; the words are left out.
+    """
+    model: Any = vit
+
+    def encode(views: Tensor, ids_keep: Tensor, words: Tensor, seen: Tensor) -> Tensor:
+        num = views.shape[1]
+
+        def join(module: nn.Module, inputs: Any, tokens: Tensor) -> Tensor:
+            kept = take(tokens, ids_keep.repeat_interleave(num, 0), num_prefix_tokens=model.num_prefix_tokens)
+            return torch.cat([(kept.unflatten(0, (-1, num)) + roles.to(kept.dtype)).flatten(1, 2), words], 1)
+
+        patches = seen.new_ones(len(seen), num * (model.num_prefix_tokens + ids_keep.shape[1]))
+        mask = torch.cat([patches, seen], 1)[:, None, None]  # (B, 1, 1, all)
+        run = partial(model.forward_features, attn_mask=mask)
+        return _hooked(model.patch_drop, join, run, views.flatten(0, 1))[:, : patches.shape[1]].unflatten(1, (num, -1))
+
+    return in_slices(vit, encode, views, ids_keep, words, seen, num_views=views.shape[1])
 
 
 def encode_hidden(vit: nn.Module, images: Tensor, hidden: Tensor, token: Tensor) -> Tensor:

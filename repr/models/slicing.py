@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from repr.distributed import layers
 
-METHODS = ("forward", "forward_features", "forward_from", "forward_intermediates")  # by which flows call a tower
+# By which flows call a tower.
+METHODS = ("forward", "forward_features", "forward_from", "forward_intermediates", "forward_views")
 
 
 def slice_encoders(objective: nn.Module, micro_batch: int | None) -> None:
@@ -141,7 +142,7 @@ def _sliced(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> Any:
+def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any, num_views: int = 1) -> Any:
     """Give what ``function(*rows)`` does, which runs a module on as many rows at a time as :func:`slice_rows` has set.
 
     Without a limit, with fewer rows, or in evaluation (mode and no gradient) it is the plain call. Dropout and the like
@@ -152,8 +153,10 @@ def in_slices(module: nn.Module, function: Callable[..., Any], *rows: Any) -> An
         module: what the function runs.
         function: gives a tensor, or a list, tuple or dict of tensors, with as many rows.
         rows: tensors (B, ...); anything else goes to each slice as it is.
+        num_views: how many rows the module sees of each; the limit is to be as many at least.
     """
     size: Any = getattr(module, "micro_batch", None)
+    size = size and max(1, size // num_views)
     grad = torch.is_grad_enabled()
     if size is None or len(rows[0]) <= size or not (grad or module.training):
         return function(*rows)

@@ -1,7 +1,8 @@
-"""Samples of a batch that look like negatives of each other and are none: they show or say the same."""
+"""Which samples of a batch are negatives of each other: none that show or say the same, and hard ones by a draw."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from inspect import signature
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from repr.batch import Batch
-from repr.distributed import gather
+from repr.distributed import gather, rank
+from repr.losses.blockwise import normalise
+from repr.seeds import uniform
 
 FALSE_NEGATIVES = (
     "Share of samples that have picture, caption or labels in common with another one of their batch, whose pairs are "
@@ -78,6 +81,34 @@ def share_in_common(keys: Tensor) -> Tensor:
         found[rows[1:]] |= equal
         found[rows[:-1]] |= equal
     return found.float().mean()
+
+
+@torch.no_grad()
+def negative_logits(query: Tensor, keys: Tensor, *, temperature: Tensor | float) -> Tensor:
+    """Cosines of own queries (B, D) with the keys (B, D) of all processes, over the temperature: (B, N) float64."""
+    return normalise(query.double()) @ gather(normalise(keys.double())).T / temperature
+
+
+@torch.no_grad()
+def draw_negatives(logits: Tensor, same: Tensor, seed: Tensor, *, stream: int) -> Tensor:
+    """For each own row another row of the global batch, with the probability ``softmax(logits)`` of the others: (B,).
+
+    Where ``same`` (B, N) says that two samples show or say the same, neither is drawn for the other; where all are the
+    same, any other is. The draw is by the inverse of the distribution, at a number that is a function of ``seed`` (B,).
+
+    Raises:
+        ValueError: there is no other row.
+    """
+    num, total = logits.shape
+    if total < 2:
+        raise ValueError("matching needs a wrong caption of another sample: set the global batch to 2 or more")
+    own = torch.arange(num, device=logits.device) + rank() * num
+    itself = own.unsqueeze(1) == torch.arange(total, device=logits.device)
+    alone = same.all(1, keepdim=True)
+    left = logits.masked_fill(alone, 0).masked_fill(torch.where(alone, itself, same), -math.inf)
+    rising = left.softmax(1).cumsum(1)
+    point = uniform(seed, 1, stream=stream).double() * rising[:, -1:]
+    return torch.searchsorted(rising, point, right=True).squeeze(1).clamp(max=total - 1)  # NaN is for the guard to tell
 
 
 def _hash(values: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ _CLASSES = (
     "repr.data.hard_captions",
     "repr.evaluate.protocols",
     "repr.evaluate.probes",
+    "repr.evaluate.reranking",
     "repr.evaluate.finetune",
     "repr.evaluate.during_training",
     "repr.procedures",

@@ -28,6 +28,7 @@ OWN["tips"] = ["data.num_texts=2", "views.local.count=3", "+backbone.reg_tokens=
 OWN["clip_pixcontrast"] = OWN["pixcontrast"]
 OWN["siglip2"] = ["views.local.count=2"]
 OWN["coca_dino"] = ["views.small.count=1", "objective.views.dino=[0,1,2,3]"]
+OWN["albef"] = [*OWN["mocov2"], "objective.num_layers=1"]
 OWN["obow"] = ["objective.num_words=48", "data.batch_size=12", "+backbone.patch_size=4"]
 OWN["coca"] = ["objective.num_queries=4"]
 SMALL_HEAD = {
