@@ -9,7 +9,6 @@ from itertools import takewhile
 from typing import Any, cast
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -26,7 +25,7 @@ from repr.models.generation import beam_search
 from repr.objectives.base import Losses, chosen
 from repr.objectives.masked_pictures import write
 from repr.objectives.negatives import masks_false_negatives, told_keys
-from repr.objectives.towers import TwoTowers, captions
+from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.optim import Optim
 from repr.seeds import uniform
 
@@ -143,12 +142,7 @@ class Captioner(TwoTowers):
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and words that the tower does not know."""
-        if cfg.data.get("tokenizer") is None:
-            yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
-        else:
-            num = getattr(instantiate(cfg.data.tokenizer), "vocab_size", 0)
-            if num > self._reader.vocab_size:
-                yield f"tokenizer has {num} words, and text.vocab_size is {self._reader.vocab_size}: set it to {num}"
+        yield from text_faults(type(self).__name__, self._reader, cfg)
         yield from super().config_faults(cfg)
 
     @property

@@ -26,7 +26,7 @@ from repr.objectives.masked import (
     masking_faults,
     reconstruction_at_chance,
 )
-from repr.objectives.towers import captions
+from repr.objectives.towers import captions, text_faults
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -94,8 +94,7 @@ class ConditionedMasking(Objective):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions and views, and what every masked flow finds."""
         sizes = view_sizes(cfg)
-        if cfg.data.get("tokenizer") is None:
-            yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or objective=mae"
+        yield from text_faults(type(self).__name__, self.text, cfg)
         if len(sizes) < self.num_views or len(set(sizes[: self.num_views])) > 1:
             yield f"num_views={self.num_views} takes so many of one size, and views has {sizes}: set views=pair"
         if cfg.micro_batch is not None and cfg.micro_batch < self.num_views:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -25,10 +23,9 @@ from repr.models.embedding_queue import Queue, length_fault
 from repr.models.fusion import FusionEncoder, TextReader, WordHead, hide_words, image_tokens
 from repr.models.teacher import Teacher
 from repr.objectives.negatives import draw_negatives, negative_logits, sample_keys
-from repr.objectives.towers import TwoTowers, captions
+from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.optim import Optim
 
-CLIPS = "open_clip.SimpleTokenizer"
 NEGATIVE_STREAM = 80  # of the batch's seed: the caption of a picture; the next one, the picture of a caption
 
 
@@ -152,10 +149,7 @@ class Fusion(TwoTowers):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, words that have no vector or no place, and a queue that batches do not fill."""
         text = self.text
-        if (tokenizer := cfg.data.get("tokenizer")) is None:
-            yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
-        elif tokenizer.get("_target_") == CLIPS and text.vocab_size != (size := num_words(CLIPS)) + 1:
-            yield f"tokenizer has {size} words, and a mask is one more: set text.vocab_size={size + 1}"
+        yield from text_faults(type(self).__name__, text, cfg, num_more=1)  # one that hides others
         if "masked_language" in self.weights and text.context_length < 3:
             yield f"text.context_length={text.context_length} has no place for a word to hide: set it to 3 or more"
         if self.queue_length % cfg.data.batch_size:
@@ -276,9 +270,3 @@ class Fusion(TwoTowers):
         prior = math.log(3) - 2 / 3 * math.log(2)
         contrast = math.log(num_rows + self.num_kept)
         return {"contrast": contrast, "matching": prior, "masked_language": math.log(self.text.vocab_size)}
-
-
-@cache
-def num_words(tokenizer: str) -> int:
-    """How many words a tokenizer has."""
-    return instantiate({"_target_": tokenizer}).vocab_size

@@ -15,7 +15,7 @@ from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.objectives.base import Losses, chosen
 from repr.objectives.negatives import masks_false_negatives, told_keys
-from repr.objectives.towers import TwoTowers, takes_extra
+from repr.objectives.towers import TwoTowers, takes_extra, text_faults
 from repr.optim import Optim
 
 LOSSES: Losses = {
@@ -101,9 +101,8 @@ class ImageText(TwoTowers):
         self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
-        """Missing captions."""
-        if cfg.data.get("tokenizer") is None:
-            yield f"{type(self).__name__} reads captions, and tokenizer is null: set it, or another objective"
+        """Missing captions, and a tower that does not read what the tokenizer gives."""
+        yield from text_faults(type(self).__name__, self.text, cfg)
         yield from super().config_faults(cfg)
 
     def setup(self, stage: str) -> None:

@@ -35,7 +35,7 @@ from repr.objectives.masked import (
 )
 from repr.objectives.masked_pictures import draw
 from repr.objectives.negatives import masks_false_negatives, told_keys
-from repr.objectives.towers import TwoTowers, captions
+from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -207,8 +207,7 @@ class MaskedImageText(TwoTowers):
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and what every masked flow finds."""
-        if cfg.data.get("tokenizer") is None:
-            yield f"{type(self).__name__} reads captions here, and tokenizer is null: set it, or objective=mae"
+        yield from text_faults(type(self).__name__, self.text, cfg)
         yield from masking_faults(self, cfg)
         yield from super().config_faults(cfg)
 

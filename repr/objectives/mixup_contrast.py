@@ -22,6 +22,7 @@ from repr.models.heads import plain_mlp
 from repr.objectives.base import Objective, chosen
 from repr.objectives.labels import learnt_column
 from repr.objectives.mixing import Mixing
+from repr.objectives.towers import text_faults
 from repr.optim import Optim
 
 
@@ -121,6 +122,8 @@ class MixupContrast(Objective):
         for part, needed in (("backbone", "views"), ("text", "tokenizer")):
             if getattr(self, part) is not None and not cfg.get(needed):
                 yield f"objective.{part} has nothing to encode: set {needed}, or objective.{part}=null"
+        if self.text is not None and cfg.get("tokenizer"):
+            yield from text_faults(type(self).__name__, self.text, cfg)
 
     def negatives_fault(self) -> str | None:
         """Batches of one cluster would have few of the classes that are learnt."""

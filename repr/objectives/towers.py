@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from inspect import signature
 from typing import Any, ClassVar
 
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from repr.batch import Batch
@@ -21,6 +24,32 @@ def captions(batch: Batch) -> Tensor:
     if "text" not in batch:
         raise ValueError("captions are needed here: set a tokenizer, and give data that has them")
     return batch["text"]
+
+
+def text_faults(flow: str, text: nn.Module, cfg: Any, *, num_more: int = 0) -> Iterator[str]:
+    """Missing captions, and a text tower that does not read what the tokenizer of a config gives.
+
+    ``num_more`` words of the tower are none of the tokenizer's, such as one that hides others.
+    """
+    if (node := cfg.data.get("tokenizer")) is None:
+        yield f"{flow} reads captions, and tokenizer is null: set it, or another objective"
+        return
+    given, read = node.get("context_length"), getattr(text, "context_length", None)
+    if None not in (given, read) and given != read:
+        yield f"tokenizer.context_length={given} is not text.context_length={read}: set both to one number"
+    num = num_words(OmegaConf.to_yaml(node, resolve=True))
+    known = max((part.num_embeddings for part in text.modules() if isinstance(part, nn.Embedding)), default=None)
+    if num is not None and known is not None and num + num_more > known:
+        of_them = f", and {num_more} more are needed" if num_more else ""
+        yield f"tokenizer has {num} words{of_them}, and text.vocab_size is {known}: set it to {num + num_more}"
+
+
+@cache
+def num_words(tokenizer: str) -> int | None:
+    """How many words the tokenizer of a config, as YAML, has; None where it does not tell."""
+    made = instantiate(OmegaConf.create(tokenizer))
+    inner = getattr(made, "tokenizer", ())  # of those of Hugging Face
+    return getattr(made, "vocab_size", None) or len(inner) or None
 
 
 def takes_extra(loss: Callable) -> bool:

@@ -188,7 +188,7 @@ def test_an_option_that_cannot_be_is_told(options: dict[str, Any], told: str) ->
         (
             ["text.vocab_size=49408", "text.context_length=2", "objective.queue_length=50"],
             [
-                "tokenizer has 49408 words, and a mask is one more: set text.vocab_size=49409",
+                "tokenizer has 49408 words, and 1 more are needed, and text.vocab_size is 49408: set it to 49409",
                 "text.context_length=2 has no place for a word to hide: set it to 3 or more",
                 "objective.queue_length=50 is not a multiple of the global batch of 12: set it to 48",
             ],

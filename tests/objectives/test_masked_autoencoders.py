@@ -299,8 +299,8 @@ SMALL = ["run_folder=x", "image_size=32", *VIT]
         (["objective=mae", "image_size=16"], "keeps all 1 patches"),
         (["objective=mae", "objective.masking.kind=tube"], "set it to random, block or text"),
         (["objective=mae", "objective.masking.kind=text"], "has nothing that knows captions"),
-        (["objective=mae_clip", "tokenizer=null"], "reads captions here, and tokenizer is null"),
-        (["objective=mae_clip_tgm", "tokenizer=null"], "reads captions here, and tokenizer is null"),
+        (["objective=mae_clip", "tokenizer=null"], "reads captions, and tokenizer is null"),
+        (["objective=mae_clip_tgm", "tokenizer=null"], "reads captions, and tokenizer is null"),
         (["objective=mae_clip_tgm", "objective.weights.contrast=0"], "has nothing that knows captions"),
         (
             ["objective=mae_clip_tgm", "objective.masking.kind=random", "scorer=open_clip:ViT-B-32/openai"],

@@ -6,6 +6,7 @@ import pytest
 from open_clip.transformer import TextTransformer
 
 from repr.batch import Batch
+from repr.config import ConfigError, check, compose
 from repr.fit import main
 from repr.objectives.image_text import ImageText
 from tests.objectives.test_hybrid import vit
@@ -47,3 +48,21 @@ def test_a_tower_and_a_tokenizer_of_hugging_face(tmp_path: Path, capsys: pytest.
     short = ["objective=clip", "smoke=true", "backbone.name=test_resnet", "eval.zero_shot=null", "eval.headline=[]"]
     main([*tower, *short, "tokenizer.context_length=16", f"run_folder={tmp_path / 'run'}"])
     assert "val" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (["text.vocab_size=100"], "tokenizer has 49408 words, and text.vocab_size is 100: set it to 49408"),
+        (["text=siglip", "text.heads=2"], "text.vocab_size is 32000"),
+        (["tokenizer.context_length=8"], "tokenizer.context_length=8 is not text.context_length=16"),
+        (["objective=mae_clip", "text.vocab_size=100"], "text.vocab_size is 100"),
+        (["objective=slip", "text.vocab_size=100"], "text.vocab_size is 100"),
+        (["objective=coca_dino", "text.vocab_size=100"], "text.vocab_size is 100"),
+        (["objective=m3col", "tokenizer.context_length=8", "embed_dim=512"], "tokenizer.context_length=8"),
+        (["objective=siglip", "tokenizer=drawn", "text.vocab_size=12"], "tokenizer has 37 words"),
+    ],
+)
+def test_a_tower_that_does_not_read_what_the_tokenizer_gives_is_refused(options: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        check(compose(["objective=clip", *options] if "objective" not in options[0] else options))
