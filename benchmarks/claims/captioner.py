@@ -34,7 +34,8 @@ SEEDS, LENGTH = (3, 1), (10, 1)
 LONGER = 1.5  # a step of CoCa over one of CLIP
 SMALL = ["data.train.colours=6", "data.train.shapes=6"]
 SMALL += ["eval.knn=null", "eval.exhibits=null", "eval.ridge=null", "eval.geometry=null", "eval.retrieval=null"]
-CONTRAST = ["experiment=clip_composition", "backbone=vit_emoji", "tokenizer=drawn", "text.vocab_size=37", *SMALL]
+CONTRAST = ["experiment=clip_composition", "backbone=vit_emoji", "tokenizer=drawn", "text.vocab_size=37"]
+CONTRAST += ["optim.lr=1e-3", *SMALL]
 CAPTIONS = ["experiment=coca_composition", *SMALL]
 CLIP, LONG_CLIP, COCA, LIGHT, CAPPA = (
     "CLIP", "CLIP, as many seconds", "CoCa", "CoCa, caption weight 0.5", "captions alone",
