@@ -31,6 +31,7 @@ class GatheredTables(Tables):
     def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.trainer, self.module = trainer, module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        module = getattr(module, "main", module)  # of a hybrid the part that is evaluated
         encoder = Encoder.of_objective(module, data.image_size, data.mean, data.std, data.tokenizer)
         super().__init__(encoder, data, precision=str(trainer.precision))
         self._data = {name: name for name in data.eval_names}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from inspect import Parameter, signature
 from typing import Any, ClassVar, cast
 
 import torch
-from hydra.utils import get_object
 from omegaconf import open_dict
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,13 +16,13 @@ from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.config import ConfigError
 from repr.distributed import world_size
 from repr.drawing import Show
-from repr.models.backbone import freeze_common, noted_forwards, unreached
+from repr.models.backbone import freeze_common, noted_forwards
 from repr.models.once import encoded_once
 from repr.objectives.base import Objective
+from repr.objectives.parts import MakePart, borrow, built, by_part, counted, name_faults, stage_fault, terms_of, under
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
-MakePart = Callable[..., Objective]
 SHARED = ("backbone", "text")
 
 
@@ -75,53 +73,38 @@ class Hybrid(Objective):
         weights: Mapping[str, Any] | None = None,
         optim: Optim | None = None,
     ) -> None:
-        chosen = _by_part(weights or {})
+        chosen = by_part(weights or {})
         told: dict[str, Any] = {"weights": chosen, "views": views, "texts": texts, "stages": stages}
-        faults = list(_name_faults(parts, told, main))
-        faults += [f"stages.{name}={[*s]}: {fault}" for name, s in (stages or {}).items() if (fault := _stage_fault(s))]
+        faults = list(name_faults(parts, told, main))
+        faults += [f"stages.{name}={[*s]}: {fault}" for name, s in (stages or {}).items() if (fault := stage_fault(s))]
         shared: dict[str, nn.Module] = {"backbone": backbone} | ({} if text is None else {"text": text})
-        built: dict[str, Objective] = {}
-        missed: dict[str, list[str]] = {}  # parameters of the backbone that a part does not reach
-        for name, make in parts.items():
-            with noted_forwards(backbone) as forwards:
-                try:
-                    built[name] = _made(make, shared, chosen.get(name))
-                except (TypeError, ValueError) as error:
-                    faults += [f"parts.{name}: {fault}" for fault in getattr(error, "faults", [error])]
-                    continue
-            if built[name].backbone is not backbone:
-                faults.append(f"parts.{name} wraps its backbone, which other parts share: take another part")
-            missed[name] = unreached(backbone, forwards)
+        made, missed, found = built(parts, shared, chosen)
+        faults += found
         if faults:
             raise ConfigError(faults)
-        flat = {f"{name}.{term}": weight for name, part in built.items() for term, weight in part.weights.items()}
+        flat = {f"{name}.{term}": weight for name, part in made.items() for term, weight in part.weights.items()}
         with noted_forwards(backbone):
-            super().__init__(backbone, weights=flat, options={"parts": built}, optim=optim)
+            super().__init__(backbone, weights=flat, options={"parts": made}, optim=optim)
         if text is not None:
             self.text = text
-        freeze_common(backbone, " + ".join(built), set.intersection(*map(set, missed.values())))
-        self.parts = nn.ModuleDict(built)
+        freeze_common(backbone, " + ".join(made), set.intersection(*missed.values()))
+        self.parts = nn.ModuleDict(made)
         self.missed = {name: {f"backbone.{path}" for path in paths} for name, paths in missed.items()}
-        self.borrowed: dict[str, set[str]] = {}  # what a part calls the shared encoders, and which of them it has
-        for name, part in built.items():  # they are this module's alone, so that each tensor has one name
-            borrowed = {key: child for key, child in part._modules.items() if any(child is x for x in shared.values())}
-            for key, child in borrowed.items():
-                del part._modules[key]
-                vars(part)[key] = child
-            self.borrowed[name] = set(borrowed)
-        with_text = [name for name, part in built.items() if getattr(part, "text", None) is not None]
-        self.main_name = main or next(iter([*with_text, *built]))
+        # What each part calls the shared encoders, which are this module's alone.
+        self.borrowed = {name: borrow(part, list(shared.values())) for name, part in made.items()}
+        with_text = [name for name, part in made.items() if getattr(part, "text", None) is not None]
+        self.main_name = main or next(iter([*with_text, *made]))
         if with_text and self.main_name not in with_text:
             raise ValueError(f"main={main} encodes no text, and {with_text[0]} does: set main to that")
         self.TERMS, self.PAIRWISE, self.STATISTICS = (
-            tuple(f"{name}.{term}" for name, part in built.items() for term in getattr(part, kind))
+            tuple(f"{name}.{term}" for name, part in made.items() for term in getattr(part, kind))
             for kind in ("TERMS", "PAIRWISE", "STATISTICS")
         )
         modules = {path for path, _ in self.named_modules()}
-        own = (f"parts.{name}{of}.{x}" for name in built for x in built[name].ENCODERS for of in ("", ".teacher"))
+        own = (f"parts.{name}{of}.{x}" for name in made for x in made[name].ENCODERS for of in ("", ".teacher"))
         self.ENCODERS = (*shared, *(path for path in own if path in modules))
-        self.takes_hard_captions = any(part.takes_hard_captions for part in built.values())
-        self.EMBEDDINGS = built[self.main_name].EMBEDDINGS
+        self.takes_hard_captions = any(part.takes_hard_captions for part in made.values())
+        self.EMBEDDINGS = made[self.main_name].EMBEDDINGS
         self.views = {name: tuple(which) for name, which in (views or {}).items()}
         self.texts, self.stages = dict(texts or {}), {name: tuple(s) for name, s in (stages or {}).items()}
         self._told = False  # how many pictures the image encoder sees
@@ -132,7 +115,7 @@ class Hybrid(Objective):
     def term_names(cls, options: Mapping[str, Any]) -> tuple[str, ...]:
         """``<part>.<term>`` of all parts, of a config or as they are."""
         parts = (options.get("parts") or {}).items()
-        return tuple(f"{name}.{term}" for name, part in parts for term in _terms(part))
+        return tuple(f"{name}.{term}" for name, part in parts for term in terms_of(part))
 
     @property
     def main(self) -> Any:
@@ -201,7 +184,7 @@ class Hybrid(Objective):
     def pictures(self, batch: Batch, show: Show) -> dict[str, Tensor]:
         """Those of every part, under its name."""
         shares = self._shares(batch, list(self.parts)).items()
-        drawn = (_under(name, cast(Objective, self.parts[name]).pictures(share, show)) for name, share in shares)
+        drawn = (under(name, cast(Objective, self.parts[name]).pictures(share, show)) for name, share in shares)
         return {key: picture for pictures in drawn for key, picture in pictures.items()}
 
     def evaluated(self) -> Objective:
@@ -218,11 +201,11 @@ class Hybrid(Objective):
         output, passes = StepOutput({}), dict[str, float]()
         with self._encoded_once(shares.values()):
             for name, share in shares.items():
-                with _counted(self.backbone, passes, name):
+                with counted(self.backbone, passes, name):
                     result = self._timed(name).step(share)
-                output.terms |= _under(name, result.terms)
-                output.embeddings |= _under(name, result.embeddings)
-                output.logs |= _under(name, result.logs)
+                output.terms |= under(name, result.terms)
+                output.embeddings |= under(name, result.embeddings)
+                output.logs |= under(name, result.logs)
                 if output.scores is None:
                     output.scores, output.assignments = result.scores, result.assignments
         for name, part in self._parts():
@@ -363,75 +346,3 @@ class Hybrid(Objective):
         self._told = True
         each = ", ".join(f"{name} {num:g}" for name, num in passes.items())
         self.print(f"The image encoder sees {sum(passes.values()):g} pictures of each sample in a step: {each}")
-
-
-def _made(make: MakePart, shared: Mapping[str, nn.Module], weights: Mapping[str, float] | None) -> Objective:
-    """A part over the shared encoders."""
-    takes = signature(make).parameters
-    if "text" in takes and "text" not in shared and takes["text"].default is Parameter.empty:
-        raise ValueError("it needs a text tower: set text")
-    given: dict[str, Any] = {name: module for name, module in shared.items() if name in takes}
-    part = make(**given, **({} if weights is None else {"weights": weights}))
-    if not isinstance(part, Objective):
-        raise ValueError(f"{type(part).__name__} is no Objective: give a flow, or a functools.partial of one")
-    return part
-
-
-def _terms(part: Any) -> tuple[str, ...]:
-    """The terms of a part, as it is or as a config says it."""
-    if isinstance(part, Objective):
-        return tuple(part.weights)
-    flow: Any = get_object(part["_target_"]) if isinstance(part, Mapping) and "_target_" in part else None
-    return flow.term_names(part) if hasattr(flow, "term_names") else ()
-
-
-def _by_part(weights: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Part -> term -> weight, of weights that are so, or have names with a dot."""
-    found: dict[str, dict[str, float]] = {}
-    for key, value in weights.items():
-        name, dot, term = key.partition(".")
-        found.setdefault(name, {}).update({term: value} if dot else value)
-    return found
-
-
-def _name_faults(parts: Mapping[str, Any], told: Mapping[str, Any], main: str | None) -> Iterator[str]:
-    """Names that are no part's, and parts that cannot have their names."""
-    if not parts:
-        yield "parts is empty: give at least one objective, as parts.NAME"
-    for name in parts:
-        if not name or "." in name or hasattr(nn.ModuleDict, name):
-            yield f"parts.{name} cannot have this name: take another"
-    known = ", ".join(parts)
-    for option, names in told.items():
-        yield from (f"{option} names {name}; the parts are {known}" for name in names or () if name not in parts)
-    if main is not None and main not in parts:
-        yield f"main={main}; the parts are {known}"
-
-
-def _stage_fault(stage: Sequence[float]) -> str | None:
-    """Why a part cannot be computed from here to there."""
-    if len(stage) == 2 and 0 <= stage[0] < stage[1] <= 1:
-        return None
-    return "set it to [from, to], shares of the run with 0 <= from < to <= 1"
-
-
-def _under(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for key, value in values.items()}
-
-
-@contextmanager
-def _counted(backbone: nn.Module, passes: dict[str, float], name: str) -> Iterator[None]:
-    """Count the pictures that an encoder sees: those that come to its first convolution."""
-    stem = next((part for part in backbone.modules() if isinstance(part, nn.Conv2d)), None)
-    if stem is None:
-        yield
-        return
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        passes[name] = passes.get(name, 0) + len(inputs[0])
-
-    handle = stem.register_forward_pre_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()

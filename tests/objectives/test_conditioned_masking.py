@@ -148,7 +148,11 @@ def seen(objective: nn.Module, batch: Batch) -> Tensor:
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ConfigError) as error:
         check(compose(["objective=voltron_dual", "views=clip_small", "tokenizer=none", "micro_batch=1"]))
-    for told in ("[48]: set views=pair", "tokenizer is null: set it, or another objective", "micro_batch=1 has no place"):
+    for told in (
+        "[48]: set views=pair",
+        "tokenizer is null: set it, or another objective",
+        "micro_batch=1 has no place",
+    ):
         assert told in str(error.value)
     with pytest.raises(ValueError, match="needs the tokens of captions: set text=reader_small or reader_base"):
         make(nn.Linear(2, 2))
