@@ -37,7 +37,7 @@ def built(
 
 
 def borrow(part: Objective, shared: Sequence[nn.Module]) -> set[str]:
-    """Let a part hold shared encoders without owning them, so that each tensor has one name; gives what it calls them."""
+    """Let a part hold shared encoders without owning them, so that a tensor has one name; gives their names in it."""
     borrowed = {key: child for key, child in part._modules.items() if any(child is encoder for encoder in shared)}
     for key, child in borrowed.items():
         del part._modules[key]
