@@ -17,8 +17,9 @@ from tools.plan import config, main, options_of
 
 ROOT = Path(__file__).parents[1]
 TINY = [
-    "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "tokenizer=drawn", "text.vocab_size=500", "optim.warmup_steps=0",
-    "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=64", "+backbone.num_heads=2",
+    "image_size=32", "embed_dim=64", "text.layers=1", "text.width=64", "tokenizer=drawn", "text.vocab_size=500",
+    "optim.warmup_steps=0", "backbone.name=vit_tiny_patch16_224", "+backbone.depth=2", "+backbone.embed_dim=64",
+    "+backbone.num_heads=2",
 ]  # fmt: skip
 
 
