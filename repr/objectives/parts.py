@@ -22,7 +22,8 @@ def built(
     """The parts, the parameters of the backbone that each does not reach, and what is wrong with those that fail."""
     made: dict[str, Objective] = {}
     missed, faults = dict[str, set[str]](), list[str]()
-    backbone = shared["backbone"]
+    backbone, text = shared["backbone"], shared.get("text")
+    fixed, unread = _frozen(text), list[set[nn.Parameter]]()  # of the text tower: by the user, and by each part
     for name, make in parts.items():
         with noted_forwards(backbone) as forwards:
             try:
@@ -33,7 +34,17 @@ def built(
         if made[name].backbone is not backbone:
             faults.append(f"parts.{name} wraps its backbone, which other parts share: take another part")
         missed[name] = set(unreached(backbone, forwards))
+        if text is not None and any(child is text for child in made[name]._modules.values()):
+            unread.append(_frozen(text) - fixed)
+            for parameter in unread[-1]:
+                parameter.requires_grad_()
+    for parameter in set.intersection(*unread) if unread else ():  # what one part does not read another may
+        parameter.requires_grad_(False)
     return made, missed, faults
+
+
+def _frozen(module: nn.Module | None) -> set[nn.Parameter]:
+    return set() if module is None else {parameter for parameter in module.parameters() if not parameter.requires_grad}
 
 
 def borrow(part: Objective, shared: Sequence[nn.Module]) -> set[str]:

@@ -43,7 +43,7 @@ class BesideNeighbours:
 
     def config_faults(self, cfg: Any, objective: Any) -> Iterator[str]:
         """Options that do not fit."""
-        known = getattr(type(objective), "EMBEDDINGS", (self.by,))
+        known = getattr(objective, "EMBEDDINGS", (self.by,))
         if self.by not in known:
             yield f"procedure.by={self.by}; {type(objective).__name__} gives {', '.join(known)}"
         if self.num < 1:

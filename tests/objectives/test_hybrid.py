@@ -15,10 +15,13 @@ from torch import nn
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
 from repr.models.backbone import backbone
+from repr.models.fusion import TextReader
+from repr.objectives.conditioned_masking import ConditionedMasking
+from repr.objectives.fusion import Fusion
 from repr.objectives.hybrid import Hybrid
 from repr.objectives.image_text import ImageText
 from repr.objectives.joint_embedding import JointEmbedding
-from repr.objectives.masked_autoencoders import MaskedViews
+from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
 from repr.objectives.self_distillation import SelfDistillation
 from repr.optim import Optim
 from tests.objectives.conftest import OBJECTIVES, config
@@ -118,9 +121,13 @@ def test_batch_norm_sees_each_part_s_views_together(batch: Batch) -> None:
 
 def test_a_part_that_hides_patches_or_needs_no_gradient_is_encoded_apart(batch: Batch) -> None:
     both = hybrid(parts={"clip": ImageText, "mae": partial(MaskedViews, positions="learned")}, views={"mae": [0]})
+    rebuilt = both.step(batch).terms["mae.reconstruction"]
     alone = copy.deepcopy(both.parts["mae"])
     alone.backbone = both.backbone
-    assert torch.equal(both.step(batch).terms["mae.reconstruction"], alone.step(batch).terms["reconstruction"])
+    assert torch.equal(rebuilt, alone.step(batch).terms["reconstruction"])
+    sum_in_itself = MaskedImageText(both.backbone, both.text, positions="learned")
+    sum_in_itself.decoder.load_state_dict(both.parts["mae"].decoder.state_dict())
+    assert torch.equal(rebuilt, sum_in_itself.step(batch).terms["reconstruction"])
 
 
 def test_a_stage_costs_nothing_before_it_begins_and_begins_anew(batch: Batch) -> None:
@@ -151,6 +158,25 @@ def test_a_stage_costs_nothing_before_it_begins_and_begins_anew(batch: Batch) ->
     assert rates == pytest.approx([0, 0, 0, 0.5, 1, 1])
     assert dino.step_number == 3
     assert not torch.equal(start["head.prototypes.weight"], dino.head.prototypes.weight)
+
+
+def test_what_one_part_does_not_reach_another_may() -> None:
+    mae = partial(MaskedViews, positions="learned")  # takes tokens, and not what is pooled
+    tower = vit(global_pool="map", class_token=False)
+    with pytest.raises(ValueError, match="does not train attn_pool"):
+        mae(copy.deepcopy(tower))
+    assert all(
+        p.requires_grad for p in Hybrid(tower, parts={"mae": mae, "simclr": SIMCLR}).backbone.blocks.parameters()
+    )
+    assert tower.attn_pool.q.weight.requires_grad
+    reader = TextReader(context_length=12, vocab_size=49409, width=32, layers=1, output_dim=16)
+    reader.ln_final.requires_grad_(False)  # as the user wants it
+    parts = {"voltron": ConditionedMasking, "albef": partial(Fusion, queue_length=0, num_layers=1)}
+    both = Hybrid(vit(), text=reader, parts=parts)
+    assert both.text.text_projection.requires_grad
+    assert not both.text.ln_final.weight.requires_grad
+    alone = Hybrid(vit(), text=copy.deepcopy(reader), parts={"voltron": ConditionedMasking})
+    assert not alone.text.text_projection.requires_grad
 
 
 def test_what_is_evaluated_is_the_main_part(batch: Batch) -> None:
