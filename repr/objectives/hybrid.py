@@ -147,18 +147,22 @@ class Hybrid(Objective):
         sizes, found = view_sizes(cfg), list(super().config_faults(cfg))
         if self.texts and (num := max(self.texts.values()) + 1) > cfg.data.get("num_texts", 0):
             found.append(f"objective.texts asks for {num} captions of a sample: set data.num_texts={num}")
+        shared = {"backbone": "objective.backbone", "text": "objective.text", "optim": "optim"}
         for name, part in self._parts():
+            node, weighed = cfg.objective.parts[name], name in by_part(cfg.objective.get("weights") or {})
+            instead = shared | ({"weights": f"objective.weights.{name}"} if weighed else {})
+            path = f"objective.parts.{name}."
+            found += [f"{path}{key} has no effect: set {other}" for key, other in instead.items() if node.get(key)]
             which = self.views.get(name, range(len(sizes)))
             if missing := [view for view in which if not 0 <= view < len(sizes)]:
                 found.append(f"objective.views.{name} names view {missing[0]}, and views has {len(sizes)}, from 0 on")
                 continue
             with open_dict(own := cfg.copy()):
                 own.views = {str(view): {"size": sizes[view]} for view in which}
-                own.objective = cfg.objective.parts[name]
+                own.objective = node
                 own.objective.backbone = cfg.objective.backbone
                 if not part.takes_hard_captions:  # another part does
                     own.data.hard_captions = None
-            path = f"objective.parts.{name}."
             with warnings.catch_warnings():
                 if name != self.main_name:
                     warnings.filterwarnings("ignore", ".*which is what is evaluated")

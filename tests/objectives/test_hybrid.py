@@ -227,6 +227,10 @@ def test_all_faults_of_a_config_are_told_together() -> None:
     cfg.objective.stages = None
     with pytest.raises(ConfigError, match=r"objective\.views\.simclr names view 7, and views has 3"):
         check(cfg)
+    cfg.objective.views.simclr = [1, 2]
+    cfg.objective.parts.simclr.weights = {"contrast": 2}
+    with pytest.raises(ConfigError, match=r"parts\.simclr\.weights has no effect: set objective\.weights\.simclr"):
+        check(cfg)
     cfg.objective.views.simclr = "${view:distorted}"
     with pytest.raises(ConfigError, match="views has no distorted; it has plain, augmented"):
         check(cfg)
