@@ -56,7 +56,11 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """A run of two epochs that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    return folder, fit(compose([*TINY, *LONGER, f"run_folder={folder}"]))
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [*map(signal.getsignal, numbers)]
+    results = fit(compose([*TINY, *LONGER, f"run_folder={folder}"]))
+    assert [*map(signal.getsignal, numbers)] == before  # a handler that stays would hold the run and its weights
+    return folder, results
 
 
 def test_the_run_folder_holds_everything(whole: tuple[Path, dict]) -> None:

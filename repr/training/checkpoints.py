@@ -184,7 +184,9 @@ class Checkpoints(Checkpoint):
         if stage == TrainerFn.FITTING and (path := checkpoint_path(self.folder, trainer.global_step)).exists():
             self._remove_others(trainer, path)
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Lightning may have put back what was there before the run; what we found is its own, which holds the run.
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, handler)
         self._previous = {}
 
     def _save(self, trainer: pl.Trainer) -> None:
