@@ -64,7 +64,7 @@ class Captioner(TwoTowers):
     TERMS = ("contrast", "caption")
     PAIRWISE = ("contrast",)
     ENCODERS = ("backbone", "pooler", "text", "words", "decoder")
-    EMBEDDINGS = ("image", "trunk", "text")
+    EMBEDDINGS: tuple[str, ...] = ("image", "trunk", "text")
 
     def __init__(
         self,
@@ -109,6 +109,7 @@ class Captioner(TwoTowers):
         # Without a contrast no tower embeds texts: what reads words is then no `text`.
         self.text = tower if contrasts else None
         self.words: Any = None if contrasts else tower
+        self.EMBEDDINGS = self.EMBEDDINGS if contrasts else ("image", "trunk")
         self.logit_bias = None
         if contrasts:
             width = None if pooler is None else tower.width

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from repr.batch import Batch
@@ -31,11 +32,14 @@ def text_faults(flow: str, text: nn.Module, cfg: Any, *, num_more: int = 0) -> I
 
     ``num_more`` words of the tower are none of the tokenizer's, such as one that hides others.
     """
-    if (node := cfg.data.get("tokenizer")) is None:
-        yield f"{flow} reads captions, and tokenizer is null: set it, or another objective"
+    node = cfg.data.get("tokenizer")
+    if not OmegaConf.is_dict(node):
+        told = "null" if node is None else node
+        yield f"{flow} reads captions, and tokenizer is {told}: set it, or another objective"
         return
     given, read = node.get("context_length"), getattr(text, "context_length", None)
-    if None not in (given, read) and given != read:
+    shorter = not isinstance(text, TextTransformer)  # which reads texts of one length; others take shorter ones
+    if None not in (given, read) and given != read and not (shorter and given < read):
         yield f"tokenizer.context_length={given} is not text.context_length={read}: set both to one number"
     num = num_words(OmegaConf.to_yaml(node, resolve=True))
     known = max((part.num_embeddings for part in text.modules() if isinstance(part, nn.Embedding)), default=None)
