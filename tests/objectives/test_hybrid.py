@@ -55,7 +55,8 @@ def as_part(name: str) -> tuple[Any, Hybrid]:
     alone = instantiate(cfg.objective)
     towers = {"text": instantiate(cfg.objective.text)} if cfg.objective.get("text") else {}
     both = Hybrid(instantiate(cfg.objective.backbone), parts={"only": instantiate(node)}, optim=alone.optim, **towers)
-    words = {key: key.replace("words.", "text.", 1) for key in alone.state_dict() if key.startswith("words.")}  # CapPa
+    reader = "text." if getattr(alone, "text", None) is not None else "words."  # as CapPa calls it
+    words = {key: key.replace(reader, "text.", 1) for key in alone.state_dict() if key.startswith(reader)}
     shared = ("backbone.", "text.")
     names = {key: words.get(key, key if key.startswith(shared) else f"parts.only.{key}") for key in alone.state_dict()}
     both.load_state_dict({names[key]: x for key, x in alone.state_dict().items()})
