@@ -17,7 +17,7 @@ from repr.runs.folder import can_resume
 from repr.training.throughput import Throughput
 from tests.test_fit import TINY, rows
 
-KILLS = int(os.environ.get("KILLS", "6"))  # of each flow; 30 take half an hour on two cores, and more on two processes
+KILLS = int(os.environ.get("KILLS", "5"))  # of each flow; 30 take half an hour on two cores, and more on two processes
 RunGroup = Callable[..., list[tuple[int, str]]]
 # Three steps an epoch, the last one of one batch; a checkpoint at every second step and at the end of each epoch;
 # evaluations in the middle of epochs and at their ends.
