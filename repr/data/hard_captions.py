@@ -6,6 +6,7 @@ seed, the epoch and the row.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from string import punctuation
 
@@ -13,7 +14,7 @@ from repr.data.sources.source import Source, has_questions, tags_of
 from repr.data.word_order import Tag, exchanged
 
 
-class HardCaptions:
+class HardCaptions(ABC):
     """Where wrong captions of a row come from, and which of them a sample gets.
 
     Args:
@@ -28,13 +29,13 @@ class HardCaptions:
             raise ValueError(f"hard_captions.count={count}; set it to 1 or more, or hard_captions=none")
         self.count = count
 
+    @abstractmethod
     def wrong(self, source: Source, row: int, caption: str) -> Sequence[str]:
         """All wrong captions of a row with this right one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self, source: Source) -> None:
         """Refuse a source that gives none, by a ValueError."""
-        raise NotImplementedError
 
     def drawn(self, source: Source, row: int, caption: str, draws: Sequence[float]) -> list[str]:
         """Different wrong captions of a row, by ``count`` numbers in [0, 1); none of a row without a right one."""
