@@ -10,7 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 
-from benchmarks.claims.runs import Values, compared, evaluated, table, trained
+from benchmarks.claims.runs import Values, against, evaluated, table, trained
 
 TITLE = "Parts of SigLIP 2 on drawn scenes"
 LIBRARIES = ("torch", "timm", "open-clip-torch")
@@ -64,12 +64,5 @@ def report(options: Namespace) -> Iterator[list[str]]:
     columns = list(runs["SigLIP"][0])
     yield table(runs, columns)
     dense, whole = [c for c in columns if "mIoU" in c or c == "correspondence"], [c for c in columns if "R@1" in c]
-    lines = []
-    for method in list(METHODS)[3:]:
-        told = [
-            f"{kind} {(result := compared(runs[method], runs[other], names)).word} {other} ({result.told})"
-            for kind, names in (("dense", dense), ("retrieval", whole))
-            for other in ("SigLIP", "SigLIP, as many seconds")
-        ]
-        lines.append(f"- {method}: {', '.join(told)}.")
-    yield lines
+    kinds = {"dense": dense, "retrieval": whole}
+    yield against(runs, list(METHODS)[3:], ("SigLIP", "SigLIP, as many seconds"), kinds)

@@ -162,3 +162,22 @@ def compared(ours: Sequence[Values], theirs: Sequence[Values], columns: Sequence
         limit, spread = stats.t.ppf(0.975, len(differences) - 1) * error, f" ± {error:.3f}"
     word = "level with" if abs(mean) <= limit else "above" if mean > 0 else "below"
     return Compared(word, mean, limit, f"{mean:+.3f}{spread}")
+
+
+def against(
+    runs: Mapping[str, Sequence[Values]],
+    methods: Sequence[str],
+    others: Sequence[str],
+    kinds: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """A line a method: whether it is above each of the others, by the mean over the columns of each kind."""
+    lines = []
+    for method in methods:
+        told = [
+            f"{kind} {(result := compared(runs[method], runs[other], columns)).word} {other} ({result.told})"
+            for kind, columns in kinds.items()
+            for other in others
+            if other != method
+        ]
+        lines.append(f"- {method}: {', '.join(told)}.")
+    return lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 
-from benchmarks.claims.runs import Values, compared, evaluated, table, trained
+from benchmarks.claims.runs import Values, against, evaluated, table, trained
 
 TITLE = "CLIP beside losses of images, on the embedded emoji"
 LIBRARIES = ("torch", "timm", "open-clip-torch")
@@ -58,13 +58,5 @@ def report(options: Namespace) -> Iterator[list[str]]:
     runs = trained(list(METHODS), options)
     yield table(runs, list(COLUMNS.values()))
     aligned, probes = list(COLUMNS.values())[:3], list(COLUMNS.values())[3:]
-    lines = []
-    for method in list(METHODS)[2:]:
-        told = [
-            f"{kind} {(result := compared(runs[method], runs[other], names)).word} {other} ({result.told})"
-            for kind, names in (("retrieval and zero-shot", aligned), ("probes", probes))
-            for other in ("CLIP", "CLIP, as many seconds")
-            if method != other
-        ]
-        lines.append(f"- {method}: {', '.join(told)}.")
-    yield lines
+    kinds = {"retrieval and zero-shot": aligned, "probes": probes}
+    yield against(runs, list(METHODS)[2:], ("CLIP", "CLIP, as many seconds"), kinds)
