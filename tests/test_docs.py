@@ -24,6 +24,18 @@ from tests.objectives.conftest import make_batch
 from tests.stores import s3_served
 
 ROOT = Path(__file__).parent.parent
+PAGES = (
+    "start",
+    "data",
+    "which_objective",
+    "stages",
+    "large_batches",
+    "evaluation",
+    "export",
+    "a_run_that_stops",
+    "weights",
+)
+GUIDE = ("README.md", *(f"docs/{page}.md" for page in PAGES))
 
 
 def blocks(document: str, language: str, section: str = "") -> list[str]:
@@ -39,9 +51,15 @@ def commands(document: str, section: str = "") -> list[str]:
     return [line.split("  #")[0].strip() for line in joined.splitlines() if line.strip() and not line.startswith("#")]
 
 
+def told(start: str) -> list[str]:
+    """The commands of README and guide that begin so, each once."""
+    found = (command for page in GUIDE for command in commands(page))
+    return [*dict.fromkeys(command for command in found if command.startswith(start))]
+
+
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What README calls IMAGES (two folders of pictures with captions), TABLE.csv, SHARDS and WEIGHTS.pth."""
+    """What the guide calls IMAGES (two folders of pictures with captions), TABLE.csv, SHARDS and WEIGHTS.pth."""
     from repr.data.sources.emoji import Emoji
 
     folder, source = tmp_path_factory.mktemp("pictures"), Emoji("val")
@@ -82,7 +100,7 @@ def test_make_targets_exist() -> None:
 
 # An experiment as it stands is run by test_experiments.py.
 AS_IT_STANDS = re.compile(r"python -m repr.fit experiment=\w+( smoke=true)?")
-FITS = [c for c in commands("README.md") if c.startswith("python -m repr.fit") and not AS_IT_STANDS.fullmatch(c)]
+FITS = [command for command in told("python -m repr.fit") if not AS_IT_STANDS.fullmatch(command)]
 AT_ONCE = ("repr.fit", "resume=", "--show")  # how those end that are run by default
 
 
@@ -90,7 +108,7 @@ AT_ONCE = ("repr.fit", "resume=", "--show")  # how those end that are run by def
     "command",
     [pytest.param(c, marks=() if re.search(f"({'|'.join(AT_ONCE)})\\S*$", c) else pytest.mark.slow) for c in FITS],
 )
-def test_every_command_of_the_readme_runs(
+def test_every_command_of_the_guide_runs(
     command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As it stands, but made small; most in this process, which saves their imports."""
@@ -119,12 +137,12 @@ def test_every_command_of_the_readme_runs(
             main(words[3:])
 
 
-def test_experiments_of_the_readme_exist() -> None:
-    named = [re.findall(r"experiment=(\w+)", command) for command in commands("README.md")]
+def test_experiments_of_the_guide_exist() -> None:
+    named = [re.findall(r"experiment=(\w+)", command) for command in told("python -m ")]
     assert {name for names in named for name in names} <= {path.stem for path in (CONF / "experiment").glob("*.yaml")}
 
 
-def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exports_of_the_guide_are_made_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, but for the one that verifies."""
     from repr.config import compose
     from repr.export.__main__ import main
@@ -133,20 +151,18 @@ def test_the_exports_of_the_readme_are_made_and_replaced(tmp_path: Path, monkeyp
     small = ["smoke=true", f"run_folder={tmp_path}/run", "backbone.name=test_resnet", "text.layers=1"]
     fit(compose([*small, "eval=images"]))
     monkeypatch.chdir(tmp_path)
-    exports = [c for c in commands("README.md") if c.startswith("python -m repr.export ")]
+    exports = told("python -m repr.export ")
     assert len(exports) == 2
     for command in exports:
         main([f"run={tmp_path}/run" if word.startswith("run=") else word for word in shlex.split(command)[3:]])
     assert {path.name for path in (tmp_path / "DIR").iterdir()} == {"config.json", "model.safetensors", "written.json"}
 
 
-TOOLS = [
-    c for c in commands("README.md") if c.startswith("python -m ") and not re.search(r"repr\.(fit|export|evaluate)", c)
-]
+TOOLS = [command for command in told("python -m ") if not re.search(r"repr\.(fit|export|evaluate)", command)]
 
 
 @pytest.mark.slow
-def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluations_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from repr.config import compose
     from repr.evaluate.__main__ import main
     from repr.export.__main__ import main as export
@@ -155,7 +171,7 @@ def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     fit(compose(["smoke=true", "run_folder=run", "backbone.name=test_resnet", "text.layers=1", "eval=images"]))
     export(["run=run", "to=open_clip", "out=DIR"])
-    evaluations = [c for c in commands("README.md") if c.startswith("python -m repr.evaluate ")]
+    evaluations = told("python -m repr.evaluate ")
     assert len(evaluations) == 2
     for number, command in enumerate(evaluations):
         words = ["model=run" if word.startswith("model=runs/") else word for word in shlex.split(command)[3:]]
@@ -166,7 +182,7 @@ def test_the_evaluations_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TOOLS)
-def test_every_other_command_of_the_readme_runs(command: str, pictures: Path, tmp_path: Path) -> None:
+def test_every_other_command_of_the_guide_runs(command: str, pictures: Path, tmp_path: Path) -> None:
     """Tools are run in the repository, everything else anywhere."""
     for name, path in {"IMAGES": pictures / "IMAGES", "PACKED": tmp_path / "packed"}.items():
         command = command.replace(name, str(path))
@@ -179,18 +195,18 @@ def test_every_other_command_of_the_readme_runs(command: str, pictures: Path, tm
     assert made <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("snippet", blocks("README.md", "python"), ids=["collate", "by hand"])
-def test_the_notebook_snippets_of_the_readme_run(snippet: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("snippet", blocks("docs/in_a_notebook.md", "python"), ids=["collate", "by hand"])
+def test_the_snippets_for_a_notebook_run(snippet: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pictures)
-    exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "README.md", "exec"), {})
+    exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "in_a_notebook.md", "exec"), {})
 
 
-def test_the_mixture_of_the_readme_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mixture_of_the_guide_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from repr.config import compose
     from repr.fit import fit
     from repr.runs.folder import load_run
 
-    config, classes = blocks("README.md", "yaml")
+    config, classes = blocks("docs/data.md", "yaml")
     (tmp_path / "fish.yaml").write_text(classes)
     assert list(Classes.load(tmp_path / "fish.yaml").names) == ["n01440764", "1"]
     (tmp_path / "data").mkdir()
