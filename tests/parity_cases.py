@@ -244,10 +244,9 @@ def train_all(variants: Sequence[str], strategy: str, sliced: bool) -> Records:
     return {variant: train(variant, strategy, sliced=sliced) for variant in variants}
 
 
-def column(name: str, folder: Path, *, sliced: bool) -> list[Records]:
+def column(name: str, folder: Path, variants: Sequence[str], *, sliced: bool) -> list[Records]:
     """What each process of a column has computed."""
     world, strategy = COLUMNS[name]
-    variants = [variant for variant in VARIANTS if can_be_sliced(variant) or not sliced]
     for variant in variants:
         objective_of(variant)  # before the fork
     if world == 1:
