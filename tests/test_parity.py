@@ -11,7 +11,7 @@ from filelock import FileLock
 from tests.parity_cases import ONE, VARIANTS, Records, can_be_sliced, column, differences, relative
 
 Groups = Callable[[str, bool], list[Records]]
-# Here the number of processes, slices and the strategy vary together; docs/parity.md has every column for every objective.
+# Here processes, slices and strategy vary together; docs/parity.md has every column for every objective.
 # Each group starts its processes once, for all of its objectives.
 SLICED = [variant for variant in VARIANTS if can_be_sliced(variant)]
 WHOLE = [variant for variant in VARIANTS if not can_be_sliced(variant)]
