@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
 def hardware(*libraries: str) -> str:
-    """CPU, cores, threads, GPU if there is one, load of the machine, and versions of ``libraries``."""
+    """The day, CPU, cores, threads, GPU if there is one, load of the machine, and versions of ``libraries``."""
     import torch
 
     model = platform.processor()
@@ -18,7 +19,7 @@ def hardware(*libraries: str) -> str:
         if line.startswith("model name"):
             model = line.split(":")[1].strip()
             break
-    parts = [model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
+    parts = [date.today().isoformat(), model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
     parts += [card] if (card := card_name()) else []
     parts.append(f"load {os.getloadavg()[0]:.1f}")
     for name in libraries:
