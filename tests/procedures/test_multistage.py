@@ -107,6 +107,7 @@ def test_batches_of_later_stages_are_of_one_cluster(whole: tuple[Path, str]) -> 
         assert len({group[row] for row in index.tolist()}) == 1
 
 
+@pytest.mark.slow
 def test_killed_anywhere_and_resumed_it_ends_with_the_same_features(
     run: Run, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
