@@ -135,6 +135,7 @@ def _quiet() -> None:
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
         ".*LeafSpec.*",  # Lightning's use of torch
         ".*no `val_dataloader`.*",
+        ".*is smaller than the logging interval.*",  # steps are counted on over the epochs
         ".*custom batch sampler `EvalBatchSampler` for prediction.*",  # it does return all rows
         ".*in eval mode at the start of training.*",  # they are frozen
         "FSDP2-wrapped module .* returned a view tensor.*",  # no flow changes an output in place
