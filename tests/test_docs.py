@@ -100,7 +100,11 @@ def test_make_targets_exist() -> None:
 
 # An experiment as it stands is run by test_experiments.py.
 AS_IT_STANDS = re.compile(r"python -m repr.fit experiment=\w+( smoke=true)?")
-FITS = [command for command in told("python -m repr.fit") if not AS_IT_STANDS.fullmatch(command)]
+FITS = [
+    command
+    for command in told("python -m repr.fit")
+    if not AS_IT_STANDS.fullmatch(command) and "--config-dir" not in command
+]
 AT_ONCE = ("repr.fit", "--show")  # how those end that are run by default
 
 
@@ -199,6 +203,22 @@ def test_every_other_command_of_the_guide_runs(command: str, pictures: Path, tmp
 def test_the_snippets_for_a_notebook_run(snippet: str, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pictures)
     exec(compile(snippet.replace('"resnet50"', '"test_resnet"').replace("224", "32"), "in_a_notebook.md", "exec"), {})
+
+
+def test_the_recipe_of_the_guide_runs(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from repr.fit import main
+
+    (recipe,), (command,) = blocks("docs/start.md", "yaml"), [c for c in told("python -m repr.fit") if "drawings" in c]
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "drawings.yaml").write_text(
+        recipe.replace("IMAGES", str(pictures / "IMAGES")).replace("HELD_OUT", str(pictures / "IMAGES"))
+    )
+    monkeypatch.chdir(tmp_path)
+    main([*shlex.split(command)[3:], "smoke=true", "backbone.name=test_resnet", "text.layers=1"])
+    assert (tmp_path / "runs" / "smoke" / "drawings").is_dir()
+    assert "ridge_label" in capsys.readouterr().out
 
 
 def test_the_mixture_of_the_guide_runs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
