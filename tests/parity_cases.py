@@ -65,14 +65,14 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "m3col, tables": {"name": "m3col", "overrides": TABLES},
     "cuaxu, ring in chunks": {"name": "cuaxu", "overrides": ["exchange=ring", "chunk_size=1"]},
     "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
-    "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask"]},
-    "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask"]},
+    "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask_labels"]},
+    "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask_labels"]},
     "negclip, pairs, ring in chunks, false negatives masked": {
         "name": "negclip",
         "overrides": [
             "exchange=ring",
             "chunk_size=1",
-            "false_negatives=mask",
+            "false_negatives=mask_labels",
             "+objective.weights.pairs=1",
             "+data.neighbours=items",
         ],

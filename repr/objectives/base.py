@@ -41,7 +41,8 @@ class Objective(pl.LightningModule):
     its heads give and of their hidden layers, ``chunk_size`` is how many rows of its matrix of pairs exist at a time
     (None: all), ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``,
     ``loss_precision`` what their products of pairs are computed in on a GPU, ``float32``, ``tf32`` or ``bf16x3``, and
-    ``false_negatives`` whether the contrast leaves out pairs that have picture, caption or labels in common: ``mask``.
+    ``false_negatives`` whether the contrast leaves out pairs that have picture or caption in common, ``mask``, or
+    labels too, ``mask_labels``.
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without

@@ -24,7 +24,7 @@ from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_toke
 from repr.models.generation import beam_search
 from repr.objectives.base import Losses, chosen
 from repr.objectives.masked_pictures import write
-from repr.objectives.negatives import masks_false_negatives, told_keys
+from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.optim import Optim
 from repr.seeds import uniform
@@ -103,7 +103,7 @@ class Captioner(TwoTowers):
         self.losses = chosen(
             defaults, losses, pairwise=self.PAIRWISE, chunk_size=chunk_size, exchange=passing, precision=precision
         )
-        self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
+        self.compared = compared_keys(false_negatives, self.losses, self.weights)
         self.parallel_fraction = parallel_fraction
         self._add_image_side(tower.width, pooler, num_queries, pooler_heads)
         # Without a contrast no tower embeds texts: what reads words is then no `text`.
@@ -194,7 +194,7 @@ class Captioner(TwoTowers):
         image, text = self.image_projection(pooled).float(), read.float()  # (B, D) each
         logs: dict[str, Tensor | float] = {"temperature": (-self.logit_scale.detach()).exp()}
         bias = {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
-        keys = told_keys(batch, logs) if self.masks_negatives else {}
+        keys = told_keys(batch, self.compared, logs)
         terms["contrast"] = self.losses["contrast"](image, text, logit_scale=self.logit_scale.exp(), **bias, **keys)
         return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 

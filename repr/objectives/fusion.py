@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -223,8 +223,7 @@ class Fusion(TwoTowers):
     def _matching(self, batch: Batch, seen: Seen, keys: Seen) -> tuple[Tensor, Tensor]:
         """The loss of pairs, of captions with wrong pictures and of pictures with wrong captions; and the accuracy."""
         ids = batch["text"]
-        shown = {key: values for key, values in batch.items() if key != "label"}  # which many have in common
-        own = sample_keys(cast(Batch, shown))
+        own = sample_keys(batch)
         same = (own.unsqueeze(1) == gather(own)).any(2)  # (B, N)
         rows: list[Tensor] = []
         for stream, (query, key) in enumerate(((seen.image, keys.text), (seen.text, keys.image))):

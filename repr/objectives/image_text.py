@@ -14,7 +14,7 @@ from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.objectives.base import Losses, chosen
-from repr.objectives.negatives import masks_false_negatives, told_keys
+from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, takes_extra, text_faults
 from repr.optim import Optim
 
@@ -87,7 +87,7 @@ class ImageText(TwoTowers):
             exchange=passing,
             precision=precision_of(loss_precision),
         )
-        self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
+        self.compared = compared_keys(false_negatives, self.losses, self.weights)
         self.takes_hard_captions = "contrast" in self.weights and takes_extra(self.losses["contrast"])
         learned = bool(self.weights.keys() & {"contrast", "pairs"})
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
@@ -143,7 +143,7 @@ class ImageText(TwoTowers):
         logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()}
         image = self.encode_image(batch["views"][0]).float()  # (B, D)
         text, hard = self.encode_captions(batch, logs)  # (B, D)
-        keys = told_keys(batch, logs, hard_captions=bool(hard)) if self.masks_negatives else {}
+        keys = told_keys(batch, self.compared, logs, hard_captions=bool(hard))
         options = {"contrast": hard | keys, "pairs": {"mated": batch.get("mated")}}
         terms = {name: self._term(name, image, text, scale, options.get(name, {})) for name in self.weights}
         return StepOutput(terms, {"image": image, "text": text}, logs=logs)

@@ -22,7 +22,7 @@ from repr.models.hallucinator import Hallucinator
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.hallucination import COSINES, hallucinate
-from repr.objectives.negatives import masks_false_negatives, told_keys
+from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -109,7 +109,7 @@ class JointEmbedding(Objective):
             exchange=passing,
             precision=precision_of(loss_precision),
         )
-        self.masks_negatives = masks_false_negatives(false_negatives, self.losses, self.weights)
+        self.compared = compared_keys(false_negatives, self.losses, self.weights)
         if num_directions < 1:
             raise ValueError(f"num_directions={num_directions}; set it to 1 or more")
         self.dim, self.num_directions, self.seed = dim, num_directions, seed
@@ -132,7 +132,7 @@ class JointEmbedding(Objective):
         embedding = self.head(encode_views(self.backbone, batch["views"])).float()  # (V * B, D)
         views = list(embedding.chunk(num_views))  # V x (B, D)
         logs: dict[str, Tensor | float] = {}
-        keys = told_keys(batch, logs) if self.masks_negatives else {}
+        keys = told_keys(batch, self.compared, logs)
         embeddings = {"embedding": views[0]}
         terms: dict[str, Tensor] = {}
         for name in self.weights:

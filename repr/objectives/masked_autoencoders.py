@@ -34,7 +34,7 @@ from repr.objectives.masked import (
     reconstruction_at_chance,
 )
 from repr.objectives.masked_pictures import draw
-from repr.objectives.negatives import masks_false_negatives, told_keys
+from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
@@ -98,7 +98,7 @@ class MaskedViews(Objective):
         self.contrast = partial(
             nt_xent, chunk_size=chunk_size, exchange=passing, precision=precision_of(loss_precision)
         )
-        self.masks_negatives = masks_false_negatives(false_negatives, {"contrast": self.contrast}, self.weights)
+        self.compared = compared_keys(false_negatives, {"contrast": self.contrast}, self.weights)
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" not in self.weights:  # nothing is pooled
@@ -130,7 +130,7 @@ class MaskedViews(Objective):
         if self.head is not None:
             vit: Any = self.backbone
             a, b = self.head(vit.forward_head(masked.tokens)).float().chunk(2)  # (B, dim)
-            keys = told_keys(batch, output.logs) if self.masks_negatives else {}
+            keys = told_keys(batch, self.compared, output.logs)
             output.terms["contrast"] = self.contrast(a, b, temperature=1 / self.logit_scale.exp(), **keys)
             output.embeddings["embedding"], output.logs["temperature"] = a, (-self.logit_scale).exp()
         return output
@@ -200,7 +200,7 @@ class MaskedImageText(TwoTowers):
         self.masking, self.positions = masking, positions
         passing = exchange_of(exchange, self.PAIRWISE)
         self.contrast = partial(clip, chunk_size=chunk_size, exchange=passing, precision=precision_of(loss_precision))
-        self.masks_negatives = masks_false_negatives(false_negatives, {"contrast": self.contrast}, self.weights)
+        self.compared = compared_keys(false_negatives, {"contrast": self.contrast}, self.weights)
         make = decoder if "reconstruction" in self.weights else None
         self.decoder = make_decoder(backbone, masking, positions, make, knows_captions=True)
         self.add_text_tower(text, temperature, temperature_range, learned=learn_temperature)
@@ -226,7 +226,7 @@ class MaskedImageText(TwoTowers):
         terms = reconstruction(self.decoder, masked)
         vit: Any = self.backbone
         image = self.image_projection(vit.forward_head(masked.tokens)).float()  # (B, D), like text
-        keys = told_keys(batch, logs, hard_captions=bool(hard)) if self.masks_negatives else {}
+        keys = told_keys(batch, self.compared, logs, hard_captions=bool(hard))
         terms["contrast"] = self.contrast(image, text, logit_scale=self.logit_scale.exp(), **hard, **keys)
         return StepOutput(terms, {"image": image, "text": text}, logs=logs)
 

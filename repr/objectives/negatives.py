@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -16,59 +16,72 @@ from repr.losses.blockwise import normalise
 from repr.seeds import uniform
 
 FALSE_NEGATIVES = (
-    "Share of samples that have picture, caption or labels in common with another one of their batch, whose pairs are "
-    "left out; lower is better, since less is left out."
+    "Share of samples that have picture or caption (or labels, where these count) in common with another one of their "
+    "batch, whose pairs are left out; lower is better, since less is left out."
 )
+_COMPARED = {"keep": (), "mask": ("picture", "text"), "mask_labels": ("picture", "text", "label")}  # keys of a batch
 _FACTOR = 0x5851F42D4C957F2D  # odd, of Knuth's MMIX generator
 
 
-def masks_false_negatives(kind: str, losses: Mapping[str, Any], weights: Collection[str]) -> bool:
-    """What an objective's option ``false_negatives``, ``keep`` or ``mask``, means for the loss of its contrast.
+def compared_keys(kind: str, losses: Mapping[str, Any], weights: Collection[str]) -> Sequence[str]:
+    """By what in a batch a contrast tells negatives that are none, as the option ``false_negatives`` wants it.
+
+    Args:
+        kind: ``keep``: by nothing; ``mask``: by picture and caption; ``mask_labels``: by labels, too.
+        losses: term -> loss of an objective.
+        weights: its terms that count.
 
     Raises:
         ValueError: the option has another value, or no weighted contrast has a loss that takes ``keys``.
     """
-    if kind not in ("keep", "mask"):
-        raise ValueError(f"false_negatives={kind}; set it to keep or mask")
-    if kind == "mask" and "contrast" not in weights:
-        raise ValueError("false_negatives=mask: contrast, the term with negatives, has no weight; set it to keep")
-    if kind == "mask" and "keys" not in signature(losses["contrast"]).parameters:
-        raise ValueError("false_negatives=mask: the loss of contrast takes no keys; set it to keep")
-    return kind == "mask"
+    if kind not in _COMPARED:
+        raise ValueError(f"false_negatives={kind}; set it to {', '.join(_COMPARED)}")
+    if kind != "keep" and "contrast" not in weights:
+        raise ValueError(f"false_negatives={kind}: contrast, the term with negatives, has no weight; set it to keep")
+    if kind != "keep" and "keys" not in signature(losses["contrast"]).parameters:
+        raise ValueError(f"false_negatives={kind}: the loss of contrast takes no keys; set it to keep")
+    return _COMPARED[kind]
 
 
-def sample_keys(batch: Batch) -> Tensor:
-    """Numbers of what each sample shows and says: (B, K) int64, equal ones for the same picture, caption or labels.
+def sample_keys(batch: Batch, compared: Sequence[str] = _COMPARED["mask"]) -> Tensor:
+    """Numbers of what each sample shows and says: (B, K) int64, equal ones where that is the same.
 
-    There is a column for each of these that the batch has. Labels are the same if all of a sample's are; a sample that
-    lacks one has a number of its own.
+    There is a column for each key of ``compared`` (``picture``, ``text``, ``label``) that the batch has. Labels are the
+    same if all of a sample's are; a sample that lacks one has a number of its own.
     """
-    columns = [batch["picture"]] if "picture" in batch else []
-    if "text" in batch:
+    columns = []
+    if "picture" in compared and "picture" in batch:
+        columns.append(batch["picture"])
+    if "text" in compared and "text" in batch:
         columns.append(_hash(batch["text"]))
-    if "label" in batch:
+    if "label" in compared and "label" in batch:
         itself = _hash(-1 - batch["index"].unsqueeze(1))
         columns.append(_hash(batch["label"]).where((batch["label"] >= 0).all(1), itself))
     return torch.stack(columns, 1) if columns else batch["index"].unsqueeze(1)
 
 
-def hard_caption_keys(batch: Batch) -> Tensor:
+def hard_caption_keys(batch: Batch, compared: Sequence[str]) -> Tensor:
     """Numbers of the wrong captions, (B * their number, K) int64: what they say, and in the other columns their own."""
     texts, index = batch["hard_text"], batch["index"]
     place = torch.arange(texts.shape[1], device=texts.device).repeat(len(texts))
     itself = _hash(torch.stack([-2 - index.repeat_interleave(texts.shape[1]), place], 1))
     columns = {"picture": itself, "text": _hash(texts.flatten(0, 1)), "label": itself}
-    return torch.stack([keys for name, keys in columns.items() if name in batch], 1)
+    return torch.stack([keys for name, keys in columns.items() if name in compared and name in batch], 1)
 
 
-def told_keys(batch: Batch, logs: dict[str, Tensor | float], *, hard_captions: bool = False) -> dict[str, Any]:
-    """The argument of a loss that masks, ``keys``; in ``logs`` comes the share of samples that it concerns.
+def told_keys(
+    batch: Batch, compared: Sequence[str], logs: dict[str, Tensor | float], *, hard_captions: bool = False
+) -> dict[str, Any]:
+    """The argument of a loss that masks, ``keys``, or none where nothing is ``compared``.
 
-    With ``hard_captions`` those of the wrong captions follow, as a loss takes them with ``extra_text``.
+    In ``logs`` comes the share of samples that it concerns. With ``hard_captions`` the keys of the wrong captions
+    follow, as a loss takes them with ``extra_text``.
     """
-    keys = sample_keys(batch)
+    if not compared:
+        return {}
+    keys = sample_keys(batch, compared)
     logs["false_negatives"] = share_in_common(keys)
-    return {"keys": torch.cat([keys, hard_caption_keys(batch)]) if hard_captions else keys}
+    return {"keys": torch.cat([keys, hard_caption_keys(batch, compared)]) if hard_captions else keys}
 
 
 def share_in_common(keys: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def test_a_wrong_caption_that_is_right_for_another_sample_can_be_left_out() -> N
     del batch["label"]
     batch["hard_text"] = batch["text"].roll(1, 0)[:, None]
     keep, mask = negclip(), deepcopy(negclip())
-    mask.masks_negatives = True
+    mask.compared = ("picture", "text")
     of_keep, of_mask = keep.step(batch), mask.step(batch)
     assert of_mask.terms["contrast"] < of_keep.terms["contrast"]
     image, text = of_mask.embeddings["image"], of_mask.embeddings["text"]

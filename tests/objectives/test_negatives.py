@@ -12,7 +12,7 @@ from tests.objectives.test_constructors import vit
 
 
 def same(batch: Batch) -> list[tuple[int, int]]:
-    keys = sample_keys(batch)
+    keys = sample_keys(batch, ("picture", "text", "label"))
     shared = (keys.unsqueeze(1) == keys).any(2).triu(1)
     return [(int(i), int(j)) for i, j in shared.nonzero()]
 
@@ -25,7 +25,8 @@ def test_pictures_captions_and_labels_are_compared_each_by_itself():
     assert same(batch) == [(0, 2), (2, 3)]
     batch["label"] = torch.tensor([[0, 1], [0, 1], [0, 2], [-1, 1], [-1, 1]])  # the last two lack one
     assert same(batch) == [(0, 1), (0, 2), (2, 3)]
-    assert share_in_common(sample_keys(batch)).item() == pytest.approx(4 / 5)
+    assert share_in_common(sample_keys(batch, ("text", "label"))).item() == pytest.approx(3 / 5)
+    assert share_in_common(sample_keys(batch)).item() == pytest.approx(3 / 5)  # not by labels
 
 
 def test_a_sample_without_labels_is_like_no_other():
@@ -36,21 +37,28 @@ def test_a_sample_without_labels_is_like_no_other():
 
 @pytest.mark.parametrize("name", ["clip", "siglip", "cuaxu", "simclr", "cmae", "mae_clip"])
 def test_objectives_leave_out_what_is_no_negative(name):
-    objectives = [build(name, f"false_negatives={kind}") for kind in ("keep", "mask")]
-    objectives[1].load_state_dict(objectives[0].state_dict())
+    objectives = [build(name, f"false_negatives={kind}") for kind in ("keep", "mask", "mask_labels")]
+    for objective in objectives[1:]:
+        objective.load_state_dict(objectives[0].state_dict())
     batch = make_batch(8)
-    batch["label"] = torch.arange(8).unsqueeze(1) % 4
+    batch["picture"], batch["label"] = torch.arange(8), torch.arange(8).unsqueeze(1) % 4
+    batch["text"] = torch.arange(8 * batch["text"].shape[1]).view(8, -1)
     outputs = [objective.step(batch) for objective in objectives]
-    assert outputs[1].terms["contrast"] < outputs[0].terms["contrast"]
-    assert outputs[1].logs["false_negatives"] == 1
-    assert "false_negatives" not in outputs[0].logs
-    batch["label"], batch["text"] = torch.arange(8).unsqueeze(1), torch.arange(8 * batch["text"].shape[1]).view(8, -1)
+    assert torch.equal(outputs[1].terms["contrast"], outputs[0].terms["contrast"])
+    assert outputs[2].terms["contrast"] < outputs[0].terms["contrast"]
+    assert [output.logs.get("false_negatives") for output in outputs] == [None, 0, 1]
+    batch["picture"] = torch.arange(8) % 4
+    found = objectives[1].step(batch)
+    torch.testing.assert_close(found.terms["contrast"], outputs[2].terms["contrast"])
+    assert found.logs["false_negatives"] == 1
+    del batch["picture"]
+    batch["label"] = torch.arange(8).unsqueeze(1)
     alone = [objective.step(batch).terms["contrast"] for objective in objectives]
-    assert torch.equal(*alone)
+    assert torch.equal(alone[0], alone[2])
 
 
 def test_what_cannot_mask_says_so():
-    with pytest.raises(ValueError, match="false_negatives=drop; set it to keep or mask"):
+    with pytest.raises(ValueError, match="false_negatives=drop; set it to keep, mask, mask_labels"):
         ImageText(vit(num_classes=0), torch.nn.Identity(), false_negatives="drop")
     with pytest.raises(ValueError, match="contrast, the term with negatives, has no weight"):
         JointEmbedding(vit(num_classes=0), false_negatives="mask", weights={"invariance": 1.0})
