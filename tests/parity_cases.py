@@ -66,7 +66,10 @@ VARIANTS: dict[str, dict[str, Any]] = {name: {"name": name} for name in OBJECTIV
     "cuaxu, ring in chunks": {"name": "cuaxu", "overrides": ["exchange=ring", "chunk_size=1"]},
     "simclr, ring": {"name": "simclr", "overrides": ["exchange=ring"]},
     "clip, false negatives masked": {"name": "clip", "overrides": ["false_negatives=mask_labels"]},
-    "simclr, ring, false negatives masked": {"name": "simclr", "overrides": ["exchange=ring", "false_negatives=mask_labels"]},
+    "simclr, ring, false negatives masked": {
+        "name": "simclr",
+        "overrides": ["exchange=ring", "false_negatives=mask_labels"],
+    },
     "negclip, pairs, ring in chunks, false negatives masked": {
         "name": "negclip",
         "overrides": [
