@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 # A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
 PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-gpu test-oldest check clean
+.PHONY: demo test test-slow test-gpu test-oldest check docs clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
@@ -30,6 +30,10 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) mypy
 	.venv/bin/lint-imports
 
+docs: .venv/installed-docs  ## write the site to docs/_build/html; a warning is an error
+	$(RUN) sphinx --jobs 2 --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+	@echo "written: docs/_build/html/index.html"
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "repr needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 1; }
@@ -46,6 +50,11 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 	@# Only its metrics are used, as a peer; what it depends on (Java programs, transformers) they do not need.
 	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps clip-benchmark
 	@touch $@ .venv/installed
+
+.venv/installed-docs: pyproject.toml | .venv/bin/python
+	@echo "installing repr, PyTorch and Sphinx into .venv (a few GB, one to three minutes) ..."
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf .venv

@@ -62,7 +62,7 @@ def masked_contrast(logits: Tensor, positives: Tensor, excluded: Tensor, *, redu
     Source: Wu et al., 2024 (Hydra, later SimLAP), arXiv:2410.18200; rows as the authors' FastSSL, pairs as their
     vitookit.
 
-    Departures: 1/|P_i| is exact, where FastSSL has 1/(|P_i| + 1e-6).
+    Departures: ``1/|P_i|`` is exact, where FastSSL has ``1/(|P_i| + 1e-6)``.
 
     Raises:
         ValueError: the shapes differ, or ``reduction`` is another.

@@ -111,7 +111,7 @@ def pixel_contrast(q: Tensor, k: Tensor, mask: Tensor, *, temperature: float) ->
 
     Shapes: as of :func:`pixel_consistency`.
 
-    Range: [0, 2 / temperature + ln HWk], in nats. At chance (all cosines equal): the mean of ln(HWk / |P(i)|). An
+    Range: [0, 2 / temperature + ln HWk], in nats. At chance (all cosines equal): the mean of ``ln(HWk / |P(i)|)``. An
     image without a pair counts as 0 in the mean.
 
     Source: Xie et al., 2021 (PixContrast), arXiv:2011.10043, equation 2, one direction of it, temperature 0.3. The
