@@ -165,7 +165,8 @@ def _proofs(name: str, functions: list[str], flows: set[str]) -> Iterator[str]:
         yield _tests(of_flows)
     if found := _parity(name):
         yield "It has the same gradient on any number of processes ([all objectives](/parity.md)): cells where its"
-        yield "length over that of one process, and the cosine between the two, are 1.000, and the largest deviations.\n"
+        yield "length over that of one process, and the cosine between the two, are 1.000, and the largest"
+        yield "deviations.\n"
         yield table(["", "cells", "loss", "later", "update", "features"], found, "lrrrrr")
     if lines := [*_measured(name)]:
         yield "It was measured:\n\n" + "\n".join(lines) + "\n"
