@@ -30,8 +30,9 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) mypy
 	.venv/bin/lint-imports
 
-docs: .venv/installed-docs  ## write the site to docs/_build/html; a warning is an error
-	$(RUN) sphinx --jobs 2 --fail-on-warning --keep-going --quiet --builder html docs docs/_build/html
+docs: .venv/installed-dev  ## write the site to docs/_build/html; a warning is an error
+	$(RUN) sphinx --jobs 2 --fail-on-warning --keep-going --quiet --builder html \
+		--doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "written: docs/_build/html/index.html"
 
 .venv/bin/python:
@@ -50,11 +51,6 @@ docs: .venv/installed-docs  ## write the site to docs/_build/html; a warning is 
 	@# Only its metrics are used, as a peer; what it depends on (Java programs, transformers) they do not need.
 	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps clip-benchmark
 	@touch $@ .venv/installed
-
-.venv/installed-docs: pyproject.toml | .venv/bin/python
-	@echo "installing repr, PyTorch and Sphinx into .venv (a few GB, one to three minutes) ..."
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[docs]'
-	@touch $@
 
 clean:
 	rm -rf .venv

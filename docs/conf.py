@@ -18,6 +18,8 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # a test executes them; the site shows the outputs that they hold
 
+smartquotes = False  # they would make a dash of --show
+add_module_names = False
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
@@ -35,19 +37,19 @@ html_copy_source = False
 html_theme_options = {"source_view_link": "", "footer_icons": []}
 
 
-def _relinked(app, name, source):  # noqa: ANN001, ANN202
+def _relinked(app, name, source):
     if not name.startswith("generated/"):
         folder = (Path(app.srcdir) / name).parent
         source[0] = relinked(source[0], folder, folder)
 
 
-def _short_navigation(app, name, template, context, doctree):  # noqa: ANN001, ANN202
+def _short_navigation(app, name, template, context, doctree):
     """Let the sidebar open the branch of its page alone: all branches on all pages are most of the time of a build."""
     whole = context["toctree"]
     context["toctree"] = lambda **options: whole(**options | {"collapse": True})
 
 
-def setup(app):  # noqa: ANN001, ANN201
+def setup(app):
     """Write the generated pages, and lead links of hand-written ones to them."""
     write_all()
     app.connect("source-read", _relinked)

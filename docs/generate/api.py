@@ -15,11 +15,17 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "metrics": ("Pure functions of feature tables.", ()),
     "optim": ("Optimizers and schedules.", ()),
     "batch": ("What a batch and the outputs of an objective hold.", ()),
-    "data": ("Batches of pictures, captions, labels and tables.", ("datamodule", "views", "colour", "collate", "clusters", "neighbours")),
+    "data": (
+        "Batches of pictures, captions, labels and tables.",
+        ("datamodule", "views", "colour", "collate", "clusters", "neighbours"),
+    ),
     "data.sources": ("What is read: rows with pictures, captions and names of classes.", ()),
     "data.drawn": ("Sets that are drawn, and need no files.", ()),
     "data.questions": ("Questions of composition, and the files of their benchmarks.", ()),
-    "evaluate": ("Protocols, and encoders of others.", ("protocol", "protocols", "probes", "evaluation", "during_training", "foreign", "finetune")),
+    "evaluate": (
+        "Protocols, and encoders of others.",
+        ("protocol", "protocols", "probes", "evaluation", "during_training", "foreign", "finetune"),
+    ),
     "runs": ("Run folders, and the encoders that they hold.", ("folder", "trained", "joined", "weight_files")),
     "export": ("Encoders in the format of other libraries.", ("target", "folders", "openclip", "timm_trunk")),
     "training": ("Callbacks of a run.", ("checkpoints", "guard", "throughput", "collapse", "pictures", "sharding")),
@@ -38,13 +44,21 @@ def write_api() -> None:
         files = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
         names = [name for name in chosen or files if name in files]
         cells = ([f"[{name}](repr.{package}.{name}.md)", _sentence(files[name])] for name in names)
-        pages = [f"repr.{package}.{name}" for name in names]
-        write(f"api/repr.{package}.md", f"# repr.{package}\n", f"{text}\n", table(["module", "what it has"], cells), toctree(pages))
-        for page in pages:
-            _module(page)
+        pages = [f"{name} <repr.{package}.{name}>" for name in names]
+        write(
+            f"api/repr.{package}.md",
+            f"# repr.{package}\n",
+            f"{text}\n",
+            table(["module", "what it has"], cells),
+            toctree(pages),
+        )
+        for name in names:
+            _module(f"repr.{package}.{name}")
     cells = ([f"[repr.{name}](repr.{name}.md)", text] for name, (text, _) in PACKAGES.items())
     parts = ["# API\n", "Import with `from repr.x import y` only: `import repr` hides the builtin of that name.\n"]
-    write("api/index.md", *parts, table(["package", "what it holds"], cells), toctree(f"repr.{name}" for name in PACKAGES))
+    write(
+        "api/index.md", *parts, table(["package", "what it holds"], cells), toctree(f"repr.{name}" for name in PACKAGES)
+    )
 
 
 def _module(name: str) -> None:

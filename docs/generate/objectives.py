@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from docs.generate.heads import Head, head, overrides
 from docs.generate.options import loaded, rows
 from docs.generate.proofs import Held, golden_tests, losses
-from docs.generate.text import ROOT, from_rst, marked, table, toctree, write
+from docs.generate.text import ROOT, from_rst, marked, options, table, toctree, write
 from repr.config import CONF
 
 # The families, by the modules of the flows in repr/objectives.
@@ -70,7 +70,10 @@ def write_recipes() -> None:
     """Write the page of all experiments: those on data that come with the package, and those of the papers."""
     ours = [path for path in experiment_files() if "2 cores" in head(path).fields.get("hardware", "")]
     papers = [path for path in experiment_files() if path not in ours]
-    parts = ["# Recipes\n", "An experiment is a recipe written out in one file of `conf/experiment`. `smoke=true` shrinks"]
+    parts = [
+        "# Recipes\n",
+        "An experiment is a recipe written out in one file of `conf/experiment`. `smoke=true` shrinks",
+    ]
     parts += ["any of them to two tiny steps, to see that all of it works.\n"]
     for title, paths in (("Minutes on two cores", ours), ("Those of the papers", papers)):
         parts += [f"## {title}\n", *(line for path in paths for line in _recipe(path, "###"))]
@@ -111,7 +114,7 @@ def _page(path: Path, objective: DictConfig) -> Iterator[str]:
         docs = ((function, inspect.getdoc(get_object(function)) or "") for function in functions)
         yield "".join(f"- {{py:func}}`{f}`: {from_rst(doc.partition(chr(10))[0])}\n" for f, doc in docs)
     yield "## Options\n"
-    yield table(["option", "value", "meaning"], rows(objective, "objective", path))
+    yield options(rows(objective, "objective", path))
     yield from _proofs(name, functions, {node._target_ for node in flows.values()})
     yield f"## The file\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```\n"
     if recipes := [p for p in experiment_files() if overrides(p).get("objective") == name]:
@@ -137,7 +140,8 @@ def _flows(objective: DictConfig) -> dict[str, DictConfig]:
 
 def _losses(node: DictConfig) -> list[str]:
     chosen = {str(term): loss._target_ for term, loss in (node.get("losses") or {}).items()}
-    terms = node.get("weights") or dict.fromkeys(get_object(node._target_).TERMS, 1.0)
+    weights = node.get("weights") or dict.fromkeys(get_object(node._target_).TERMS, 1.0)
+    terms = [str(term) for term, weight in weights.items() if weight]
     return losses(node._target_, terms, chosen) if node.get("parts") is None else []
 
 
@@ -160,8 +164,9 @@ def _proofs(name: str, functions: list[str], flows: set[str]) -> Iterator[str]:
         yield "These compare its flow, which other methods share:\n"
         yield _tests(of_flows)
     if found := _parity(name):
-        yield "It has the same gradient on any number of processes ([all objectives](/parity.md)): cells where its length"
-        yield "over that of one process, and the cosine between the two, are 1.000, and the largest deviations.\n"
+        yield "It has the same gradient on any number of processes ([all objectives](/parity.md)): cells where its"
+        yield "length over that of one process, and the cosine between the two, are 1.000, and the largest"
+        yield "deviations.\n"
         yield table(["", "cells", "loss", "later", "update", "features"], found, "lrrrrr")
     if lines := [*_measured(name)]:
         yield "It was measured:\n\n" + "\n".join(lines) + "\n"

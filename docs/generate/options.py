@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from docs.generate.heads import head
-from docs.generate.text import from_rst, marked, table, toctree, write
+from docs.generate.text import from_rst, marked, options, table, toctree, write
 from repr.config import CONF, fill
 
 HIDDEN = ("_target_", "_partial_", "_convert_", "_recursive_", "defaults")
@@ -39,25 +39,24 @@ def write_options() -> None:
     fit = CONF / "fit.yaml"
     cfg = loaded(fit, bases=False)
     callbacks = cfg.pop("callbacks")
-    parts = ["# Options\n", "An option is given as `KEY=VALUE`, a file of a group as `GROUP=NAME`. `--show` prints all options of a run"]
-    parts += ["with their values.\n", "## Top level\n", table(HEADER, rows(cfg, "", fit)), "## Groups\n"]
+    parts = [
+        "# Options\n",
+        "An option is given as `KEY=VALUE`, a file of a group as `GROUP=NAME`. `--show` prints all options of a run",
+    ]
+    parts += ["with their values.\n", "## Top level\n", options(rows(cfg, "", fit)), "## Groups\n"]
     parts += [table(["group", "what it says"], ([f"[{group}]({group}.md)", text] for group, text in GROUPS.items()))]
-    parts += ["## Callbacks\n", table(HEADER, rows(callbacks, "callbacks", fit)), toctree(GROUPS)]
+    parts += ["## Callbacks\n", options(rows(callbacks, "callbacks", fit)), toctree(GROUPS)]
     write("options/index.md", *parts)
     for group, text in GROUPS.items():
         write(f"options/{group}.md", *_group(group, text))
 
 
-HEADER = ("option", "value", "meaning")
-
-
 def _group(group: str, text: str) -> Iterator[str]:
-    files = sorted((CONF / group).rglob("*.yaml"))
     yield f"# {group}\n"
     yield f"{text}\n"
-    own = [path for path in files if path.parent == CONF / group]
-    link = (lambda name: f"[{name}](/generated/objectives/{name}.md)") if group == "objective" else (lambda name: f"`{name}`")
-    yield table([f"`{group}=`", "what it is"], ([link(path.stem), marked(head(path).text)] for path in own))
+    own = sorted((CONF / group).glob("*.yaml"), key=lambda path: (path.stem != "default", path.stem))
+    link = "[{0}](/generated/objectives/{0}.md)" if group == "objective" else "`{0}`"
+    yield table([f"`{group}=`", "what it is"], ([link.format(path.stem), marked(head(path).text)] for path in own))
     if group == "objective":
         return
     for path in own:
@@ -67,7 +66,7 @@ def _group(group: str, text: str) -> Iterator[str]:
             bases = re.findall(r"^  - /?([\w/]+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             if bases := [base for base in bases if base != "_self_"]:
                 yield f"It begins with {', '.join(f'`{base}`' for base in bases)}.\n"
-            yield table(HEADER, cells)
+            yield options(cells)
 
 
 def loaded(path: Path, *, bases: bool = True) -> DictConfig:
@@ -137,7 +136,9 @@ def _documented(target: str | None) -> dict[str, str]:
     found, thing = dict[str, str](), get_object(target)
     for one in reversed(inspect.getmro(thing)) if inspect.isclass(thing) else [thing]:
         if str(one.__module__).startswith("repr."):
-            section = re.search(r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(one.__doc__ or ""), re.MULTILINE)
+            section = re.search(
+                r"^(?:Args|Attributes):\n((?:[ ]+.*\n?|\n)+)", inspect.cleandoc(one.__doc__ or ""), re.MULTILINE
+            )
             entries = re.split(r"^    (?=[*\w])", section[1] if section else "", flags=re.MULTILINE)[1:]
             for names, _, text in (entry.partition(":") for entry in entries):
                 found |= {name.strip(): from_rst(text) for name in names.split(",")}

@@ -55,7 +55,9 @@ def write_results() -> None:
     parts = ["# Results\n", "What was measured, with the command that measured it and the hardware.\n"]
     parts += [table(["page", "command"], ([f"[{_title(path)}]({path.name})", _command(path)] for path in RESULTS))]
     parts += ["## Claims of papers\n", "Each compares methods under the same steps, data and seeds, with controls.\n"]
-    cells = ([f"`{path.stem}`", _question(path), _shown(path)] for path in sorted(CLAIMS) if _question(path).endswith("?"))
+    cells = (
+        [f"`{path.stem}`", _question(path), _shown(path)] for path in sorted(CLAIMS) if _question(path).endswith("?")
+    )
     parts += [table(["`python -m benchmarks.claims`", "the question", "what came of it"], cells)]
     write("results/index.md", *parts, toctree(path.stem for path in RESULTS))
 
@@ -74,7 +76,11 @@ def _question(path: Path) -> str:
 
 
 def _shown(path: Path) -> str:
-    return f"[{path.stem}]({path.stem}.md)" if path.with_suffix(".md").name in {result.name for result in RESULTS} else "not written yet"
+    return (
+        f"[{path.stem}]({path.stem}.md)"
+        if path.with_suffix(".md").name in {result.name for result in RESULTS}
+        else "not written yet"
+    )
 
 
 def write_programs() -> None:
@@ -115,6 +121,7 @@ def llms() -> Iterator[str]:
 
 
 def _first(text: str) -> str:
-    """The first paragraph of a page in a line."""
-    paragraphs = [part for part in text.split("\n\n")[1:] if re.match(r"[A-Z*`\[]", part)]
-    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
+    """The first sentence of a page, without links."""
+    paragraphs = [part for part in text.split("\n\n")[1:] if re.match(r"\w|`\w|\*\*|\[", part)]
+    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split())) if paragraphs else ""
+    return re.split(r"(?<=[.?])\s", plain)[0].rstrip(":")

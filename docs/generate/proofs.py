@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def _is_loss(dotted: str) -> bool:
     return any(node.returns is not None and ast.unparse(node.returns) == "Tensor" for node in functions)
 
 
-def losses(flow: str, terms: Mapping[str, float], chosen: Mapping[str, str]) -> list[str]:
+def losses(flow: str, terms: Iterable[str], chosen: Mapping[str, str]) -> list[str]:
     """The loss functions of a flow's terms: those that a config chooses, or that the flow's file names by the term.
 
     Where the file names none so, it is all functions of repr.losses that it uses.
@@ -79,11 +79,15 @@ def golden_tests() -> list[Held]:
 
 
 def _held(path: Path) -> Iterator[Held]:
+    if "golden" not in path.read_text(encoding="utf-8"):
+        return
     tree = _parsed(path)
     imported, defined, read = _imports(tree), dict[str, set[ast.stmt]](), dict[str, set[str]]()
     for node in tree.body:
         targets = _defines(node)
-        reads = "golden" in {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} or ".npz" in ast.unparse(node)
+        reads = "golden" in {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} or ".npz" in ast.unparse(
+            node
+        )
         files = [n.value.removesuffix(".npz") for n in ast.walk(node) if reads and _names_a_file(n)]
         in_order = len(targets) == len(files) > 1  # A, B = (golden(name) for name in ("a", "b"))
         for index, name in enumerate(targets):

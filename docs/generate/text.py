@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 GENERATED = DOCS / "generated"
 
+# What is code in a comment, though nothing says so: commands, options with values, flags, files, names with a _.
+PLAIN_CODE = (
+    r"python -m [\w.]+(?: [\w.=-]+)*",
+    r"[+~]?[a-z_][\w.@]*=(?:[^\s,;:).]|[:.](?=\w))*",
+    r"--[a-z][\w-]*",
+    r"(?:repr|conf|tools|tests|benchmarks/claims)/[\w./]*\w",
+    r"[a-z]\w*(?:\.\w+)*_[\w.:/@]*\w",
+)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]*)(#[^)\s]*)?(?=\))")  # the target of a relative link
 CODE = re.compile(r"^(```|~~~).*?^\1|(`+)(?!`).*?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 
@@ -48,7 +56,7 @@ def relinked(text: str, old: Path, new: Path) -> str:
     return outside_code(text, lambda piece: LINK.sub(moved, piece))
 
 
-def outside_code(text: str, change) -> str:  # noqa: ANN001
+def outside_code(text: str, change: Callable[[str], str]) -> str:
     """A page of Markdown, changed but where it is code."""
     end, pieces = 0, []
     for match in CODE.finditer(text):
@@ -60,7 +68,7 @@ def outside_code(text: str, change) -> str:  # noqa: ANN001
 def marked(text: str) -> str:
     """A comment as Markdown: options and commands as code, papers and pages as links."""
     text = text.replace("<", r"\<").replace("*", r"\*").replace("[", r"\[")
-    text = re.sub(r"`([^`]*)`|(python -m [\w.]+(?: [\w.=-]+)*|(?<![\w./])[+~]?[a-z_][\w.@]*=[^\s,;)]*)", _code, text)
+    text = re.sub(rf"`([^`]*)`|(?<![\w./-])({'|'.join(PLAIN_CODE)})", _code, text)
     text = re.sub(r"(?:arXiv[ :])?\b(\d{4}\.\d{5})\b", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
     return re.sub(r"\b(?:docs|benchmarks/results)/\w+\.md|(?<=see )README\b", _page, text)
 
@@ -78,6 +86,11 @@ def from_rst(text: str) -> str:
     """A piece of a docstring as a line of Markdown."""
     text = re.sub(r":math:(`[^`]+`)", r"\1", text)
     return " ".join(re.sub(r":(func|class|meth|mod|attr|data):`([^`]+)`", r"{py:\1}`\2`", text).split())
+
+
+def options(cells: Iterable[Sequence[str]]) -> str:
+    """The table of options, values and meanings, which a narrow page shows one below the other."""
+    return f":::{{container}} options\n{table(('option', 'value', 'meaning'), cells)}:::\n"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str | None = None) -> str:
