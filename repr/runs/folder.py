@@ -159,7 +159,7 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, FACTS)
     facts = _read_json(path, "move it away") if path.is_file() else {}
-    kinds: dict[str, Any] = {"seconds": (int, float), "versions": dict, "meanings": dict}
+    kinds: dict[str, Any] = {"seconds": (int, float), "versions": dict, "meanings": dict, "protocols": dict}
     wrong = [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]
     if wrong or not 0 <= facts.get("seconds", 0) < 1e12:
         raise ValueError(f"{path} is damaged ({', '.join(wrong) or 'seconds'} cannot be so); move it away")
