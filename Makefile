@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 # A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
 PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-gpu test-oldest check clean
+.PHONY: demo test test-slow test-gpu test-oldest check release-notes clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
@@ -29,6 +29,9 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	.venv/bin/lint-imports
+
+release-notes:  ## print what CHANGELOG.md says of the newest version
+	@awk '/^## / { if (n++) exit } n' CHANGELOG.md
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
