@@ -135,9 +135,9 @@ def train(cfg: DictConfig) -> Run:
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
     from repr.runs.initial_weights import load_weights
+    from repr.training.loggers import add_config
     from repr.training.memory import check_memory
     from repr.training.metrics_file import keep_rows
-    from repr.training.tensorboard import add_config
     from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
 
     folder = Path(cfg.run_folder)
