@@ -65,6 +65,20 @@ def test_the_changelog_and_the_citation_name_this_version() -> None:
     assert notes.count("\n## ") == 0
 
 
+def test_the_dockerfile_copies_what_there_is_and_has_no_fault_that_a_linter_knows() -> None:
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copied = [
+        name for line in lines if line.startswith("COPY ") and "--from" not in line for name in line.split()[1:-1]
+    ]
+    assert {"repr", "conf", "pyproject.toml"} <= set(copied)
+    assert {f"!{name}" for name in copied} <= set((ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines())
+    assert all((ROOT / name).exists() for name in copied)
+    if not (hadolint := Path(sys.executable).with_name("hadolint")).exists():
+        pytest.skip("hadolint is not there")
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.slow
 def test_the_wheel_works_in_an_environment_of_its_own(tmp_path: Path) -> None:
     """It borrows the dependencies by a path file; path files that lie there, such as the checkout's, have no effect."""
