@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 # A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
 PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-gpu test-oldest check docs clean
+.PHONY: demo test test-slow test-gpu test-oldest test-oldest-torch test-loggers check docs release-notes clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
@@ -19,10 +19,26 @@ test-slow: .venv/installed-dev  ## run the tests that take long
 test-gpu: .venv/installed-dev  ## run the tests that need a GPU; docs/gpu.md says how without a network
 	$(PYTEST) --numprocesses 4 -m gpu
 
-test-oldest: .venv/installed-dev  ## test the exports with the oldest open_clip and timm that pyproject.toml allows
+# The oldest versions that pyproject.toml allows of some packages, in a folder that comes before the installed ones.
+oldest = $$(grep -oE '"($(1))>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/')
+
+test-oldest: .venv/installed-dev  ## test runs and exports with the oldest Lightning, open_clip and timm
 	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \
-		$$(grep -oE '(open-clip-torch|timm)>=[0-9.]+' pyproject.toml | sed 's/>=/==/')
-	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export/test_round_trips.py
+		$(call oldest,lightning|open-clip-torch|timm)
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export/test_round_trips.py tests/training/test_checkpoint.py
+
+test-oldest-torch: .venv/installed-dev  ## by hand, 6 GB: losses, runs, stops and exports with the oldest PyTorch as well
+	$(RUN) pip install --quiet --disable-pip-version-check --upgrade --target .venv/oldest-torch \
+		$(call oldest,torch|torchvision|lightning|open-clip-torch|timm)
+	PYTHONPATH=$(CURDIR)/.venv/oldest-torch $(PYTEST) tests/losses tests/objectives/test_every_objective.py \
+		tests/test_fit.py tests/test_resume.py tests/export/test_round_trips.py
+
+test-loggers: .venv/installed-dev  ## by hand: the loggers of other libraries, in an environment of their own
+	$(RUN) venv .venv/loggers
+	.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+		$$(.venv/loggers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
+	.venv/loggers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[loggers]'
+	.venv/loggers/bin/python -m pytest tests/training/test_loggers.py
 
 check: .venv/installed-dev  ## ruff, mypy, import-linter
 	$(RUN) ruff check .
@@ -34,6 +50,9 @@ docs: .venv/installed-dev  ## write the site to docs/_build/html; a warning is a
 	$(RUN) sphinx --jobs 2 --fail-on-warning --keep-going --quiet --builder html \
 		--doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "written: docs/_build/html/index.html"
+
+release-notes:  ## print what CHANGELOG.md says of the newest version
+	@awk '/^## / { if (n++) exit } n' CHANGELOG.md
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,3 +1,3 @@
 """Pretrain image and image-text encoders with contrastive and hybrid objectives."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -435,6 +435,8 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
     except (ImportError, AttributeError, ValueError, HydraException) as error:
         yield f"{path}._target_: {name} does not import ({str(error).splitlines()[0]})"
         return
+    if path.startswith("logger.") and hasattr(target, "missing") and (fault := target.missing()):
+        yield f"{path}: {fault}"
     given = {str(key) for key in node if not str(key).startswith("_")}
     parameters = inspect.signature(target).parameters.values()
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from repr.cli import is_first, one_line_errors
 from repr.config import compose, show
 from repr.runs.claim import claimed
 from repr.runs.folder import (
+    ENCODER,
     REPORT,
     RESULTS,
     Results,
@@ -25,7 +27,7 @@ from repr.runs.folder import (
     stage_folders,
 )
 from repr.runs.inputs import check_inputs, data_module
-from repr.runs.trust import check_folders, check_trusted, resuming
+from repr.runs.trust import check_folders, check_trusted, is_trusted, resuming
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -62,7 +64,7 @@ def fit(cfg: DictConfig) -> Results:
 
 
 def single(cfg: DictConfig) -> None:
-    """The procedure of one ordinary run: train, and print the evaluation.
+    """The procedure of one ordinary run: train.
 
     Args:
         cfg: a config that was checked.
@@ -74,16 +76,33 @@ def single(cfg: DictConfig) -> None:
                 f"trainer.max_epochs= trains on, python -m repr.evaluate model={cfg.resume} evaluates it again"
             )
         return
-    results = train(cfg).results
-    if is_first():
-        from rich.console import Console
+    train(cfg)
 
-        from repr.evaluate.during_training import results_table
 
-        if results:
-            Console().print(results_table(results))
-        else:
-            print("nothing was evaluated: data.eval names no set")
+def tell_end(cfg: DictConfig, *, every_number: bool = False) -> None:
+    """Print the evaluation of a run that has ended, and the commands that come next.
+
+    Args:
+        cfg: of the run.
+        every_number: print all numbers, not about ten.
+    """
+    from rich.console import Console
+
+    from repr.evaluate.printed import all_lines, first_lines, of_run
+    from repr.export.options import fitting_target
+
+    folder, trust = shlex.quote(str(cfg.run_folder)), "" if is_trusted(cfg, ENCODER) else " trust=true"
+    entries, console = of_run(cfg.run_folder), Console(highlight=False)
+    if entries and every_number:
+        console.print(all_lines(entries))
+    elif entries:
+        console.print(first_lines(entries, OmegaConf.select(cfg, "callbacks.evaluation.headline") or ()))
+        console.print("--all and the report show every number", style="dim")
+    elif Path(cfg.run_folder, RESULTS).is_file():
+        print("nothing was evaluated: data.eval names no set")
+    print(f"look      {folder}/{REPORT}\nevaluate  python -m repr.evaluate model={folder}{trust}")
+    if to := fitting_target(cfg):
+        print(f"export    python -m repr.export run={folder} to={to} out={folder}/{to}{trust}")
 
 
 def _ended(cfg: DictConfig) -> int | None:
@@ -116,9 +135,9 @@ def train(cfg: DictConfig) -> Run:
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
     from repr.runs.initial_weights import load_weights
+    from repr.training.loggers import add_config
     from repr.training.memory import check_memory
     from repr.training.metrics_file import keep_rows
-    from repr.training.tensorboard import add_config
     from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
 
     folder = Path(cfg.run_folder)
@@ -173,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=demo, optim.lr=1e-3, ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
     parser.add_argument("--show", action="store_true", help="print the composed config and leave")
+    parser.add_argument("--all", action="store_true", help="print every number of the evaluation at the end, not ten")
     options = parser.parse_intermixed_args(arguments)
     with one_line_errors():
         cfg = _config(options.overrides, options.config_dir)
@@ -195,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"stopped; to go on: python -m repr.fit {resuming(cfg)}", file=sys.stderr)
             raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
-            print(f"run folder: {cfg.run_folder}")
+            tell_end(cfg, every_number=options.all)
 
 
 def _config(overrides: Sequence[str], config_dir: str | None) -> DictConfig:

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from repr.config import compose
 from repr.data.sources.emoji import Emoji
-from repr.fit import fit, main
+from repr.export.__main__ import parse
+from repr.export.options import fitting_target
+from repr.fit import fit, main, tell_end
 from repr.models.slicing import compiler_fault
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import load_run
@@ -159,6 +161,42 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(whole: tuple[Path, 
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
+def test_the_end_of_a_run_shows_what_comes_first_and_the_commands_that_come_next(
+    whole: tuple[Path, dict], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, results = whole
+    tell_end(load_run(folder))
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    shown = [line[0] for line in lines if "/" in line[0]]
+    assert shown[:3] == ["test_style/i2t_R@5", "val/i2t_R@5", "test_style/t2i_R@5"]  # the headline, and its metrics
+    assert len(shown) <= 10
+    value, chance = results["val/knn_category"]
+    assert ["val/knn_category", f"{value:.3f}", f"{chance:.4f}"] in lines
+    assert "Share of samples whose category frozen features tell; higher is better." in out
+    assert ["look", f"{folder}/report.html"] in lines
+    assert (folder / "report.html").is_file()
+    evaluate, export = (line[1:] for line in lines if line[0] in ("evaluate", "export"))
+    assert evaluate == ["python", "-m", "repr.evaluate", f"model={folder}"]
+    options = parse(export[3:])
+    assert export[:3] == ["python", "-m", "repr.export"]
+    assert (options["run"], options["to"], options["out"]) == (str(folder), "open_clip", f"{folder}/open_clip")
+    tell_end(load_run(folder), every_number=True)
+    out = capsys.readouterr().out
+    assert all(name.partition("/")[2] in out for name in results)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target"),
+    [
+        (["objective=clip", "text=hf", "tokenizer=hf"], "timm"), (["objective=simclr"], "timm"),
+        (["objective=siglip"], "open_clip"), (["experiment=m3col_tabular"], None),
+    ],
+)  # fmt: skip
+def test_the_export_that_is_named_fits_what_was_trained(overrides: list[str], target: str | None) -> None:
+    assert fitting_target(compose(overrides)) == target
+
+
 def test_a_finished_run_is_evaluated_again(whole: tuple[Path, dict], tmp_path: Path) -> None:
     folder, results = whole
     cfg = load_run(folder)
@@ -263,8 +301,8 @@ def test_a_run_over_damaged_shards_goes_on_and_tells_at_the_end(
     run = [*TINY, f"run_folder={tmp_path}/run", "data=shards", f"data.train.files={tmp_path}/train.tar", "eval=default"]
     run += [f"+data.eval.val={val}", "trainer.limit_train_batches=8", "trainer.limit_val_batches=1.0"]
     main([*run, "data.max_bad_fraction=0.05", "data.num_workers=2"])
-    lines = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
-    assert ["num_bad", "1", "1"] in lines
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line and "num_bad" in line[0]] == [["train/num_bad", "1"], ["val/num_bad", "1"]]
     told = [record.message for record in caplog.records if "sample" in record.message]
     assert sorted(line.partition(" (")[0] for line in told) == ["train: sample 5 replaced", "val: sample 6 left out"]
     assert f"{tmp_path}/train.tar: 5: not readable as an image (Pillow reads it as none of " in caplog.text

@@ -26,6 +26,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.table import Table
+
 from repr.cli import one_line_errors
 from repr.config import show as show_config
 from repr.evaluate.evaluation import config, evaluate
@@ -33,24 +35,42 @@ from repr.runs.folder import EVALUATION
 from repr.runs.inputs import check_inputs
 
 
-def show(evaluation: Mapping[str, Any]) -> None:
-    """Print the numbers beside chance and the hash of their protocol, and what was left out."""
-    from rich.console import Console
-    from rich.table import Table
+def show(evaluation: Mapping[str, Any], *, every_number: bool = False) -> None:
+    """Print the numbers beside chance, what was left out, and where all of it lies.
 
+    Args:
+        evaluation: from :func:`repr.evaluate.evaluation.evaluate`.
+        every_number: print all numbers with the hashes of their protocols, not about ten.
+    """
+    from rich.console import Console
+
+    from repr.evaluate.printed import Entry, first_lines
+
+    console, results = Console(highlight=False), evaluation["results"]
+    if every_number:
+        console.print(_table(evaluation))
+    elif results:
+        entries = {
+            name: Entry(one["value"], one["chance"], one["meaning"], one["protocol"].get("eval", ""))
+            for name, one in results.items()
+        }
+        console.print(first_lines(entries))
+        console.print(f"--all shows every number; {EVALUATION} has them, too", style="dim")
+    lines = [f"left out: {name}: {why}" for name, why in evaluation["left_out"].items()]
+    for line in lines + [f"note: {note}" for note in evaluation["notes"]]:
+        console.print(line, soft_wrap=True)
+    print(f"numbers   {evaluation['folder'] / EVALUATION} (protocol {evaluation['protocol_hash']})")
+
+
+def _table(evaluation: Mapping[str, Any]) -> Table:
     table = Table(title=f"Evaluation of {evaluation['model']['name']}", title_justify="left", header_style="bold")
-    table.add_column("number")
+    table.add_column("number", overflow="fold")
     for column in ("value", "chance", "protocol"):
-        table.add_column(column, justify="right", style="dim" if column != "value" else None)
+        table.add_column(column, justify="right", style="dim" if column != "value" else None, no_wrap=True)
     for name, entry in evaluation["results"].items():
         chance = "" if entry["chance"] is None else f"{entry['chance']:.4f}"
         table.add_row(name, f"{entry['value']:.4g}", chance, entry["protocol_hash"])
-    console = Console()
-    console.print(table)
-    lines = [f"left out: {name}: {why}" for name, why in evaluation["left_out"].items()]
-    for line in lines + [f"note: {note}" for note in evaluation["notes"]]:
-        console.print(line, highlight=False, soft_wrap=True)
-    print(f"protocol {evaluation['protocol_hash']}, written: {evaluation['folder'] / EVALUATION}")
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=MODEL, data=emoji, eval=[knn], ...")
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
     parser.add_argument("--show", action="store_true", help="print the composed config and leave")
+    parser.add_argument("--all", action="store_true", help="print every number, not ten")
     options = parser.parse_intermixed_args(arguments)
     with one_line_errors():
         cfg, data_name, class_files = config(options.overrides, options.config_dir)
@@ -68,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_inputs(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
         if evaluation:
-            show(evaluation)
+            show(evaluation, every_number=options.all)
 
 
 if __name__ == "__main__":

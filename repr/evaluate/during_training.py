@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from repr.batch import Batch
@@ -107,6 +106,7 @@ class Evaluation(pl.Callback):
     Attributes:
         results: name -> (value, level at chance or None) of the last evaluation.
         meanings: name -> what it means, of the last evaluation, on the first process.
+        protocol_of: name -> key of the protocol that has computed it, likewise.
         shown: set -> exhibits of the last evaluation, on the first process.
         step: the optimizer step of the last evaluation; -1 before the first.
 
@@ -121,6 +121,7 @@ class Evaluation(pl.Callback):
         self.shown: dict[str, Exhibits] = {}
         self.results: dict[str, tuple[float, float | None]] = {}
         self.meanings: dict[str, str] = {}
+        self.protocol_of: dict[str, str] = {}
         self.step = -1
         self._rows: dict[int, list[dict[str, Tensor]]] = {}
 
@@ -175,6 +176,7 @@ class Evaluation(pl.Callback):
                 add_histograms(trainer, name, {"image": of.image, "trunk": of.trunk, "text": of.text})
         tables.begin({})  # gives their memory back
         self.meanings = {name: number.meaning for name, number in numbers.items()}
+        self.protocol_of = {name: number.protocol.get("eval", "") for name, number in numbers.items()}
         values = {name: (number.value, number.chance) for name, number in numbers.items()}
         self.results = trainer.strategy.broadcast(values)
         self.step = trainer.global_step
@@ -190,25 +192,6 @@ def joined(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     first = index >= 0  # negative: could not be read
     first[1:] &= index[1:] != index[:-1]
     return {name: column[order[first]] for name, column in columns.items()}
-
-
-def results_table(results: Mapping[str, tuple[float, float | None]]) -> Table:
-    """Lay results out for the terminal: a row a metric, and of each set the value beside its level at chance."""
-    sets = list(dict.fromkeys(name.split("/", 1)[0] for name in results))
-    metrics = list(dict.fromkeys(name.split("/", 1)[1] for name in results))
-    table = Table(title="Evaluation", title_justify="left", header_style="bold")
-    table.add_column("metric")
-    for name in sets:
-        table.add_column(name, justify="right")
-        table.add_column("chance", justify="right", style="dim")
-    for metric in metrics:
-        cells = []
-        for name in sets:
-            value, chance = results.get(f"{name}/{metric}", (None, None))
-            shown = "" if value is None else f"{value:.0f}" if metric.startswith("num_") else f"{value:.3f}"
-            cells += [shown, "" if chance is None else f"{chance:.4f}"]
-        table.add_row(metric, *cells)
-    return table
 
 
 def _value(value: float, chance: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from hydra.utils import instantiate
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -54,7 +54,7 @@ class Classifier(pl.LightningModule):
         loss = F.cross_entropy(scores, label, ignore_index=-1, reduction="sum") / max(int((label >= 0).sum()), 1)
         return loss * share_of_step(self.trainer, batch_idx)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule, which goes on with each optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -25,7 +25,8 @@ class Probe(Protocol):
     meanings: ClassVar = {
         r".*linear_(.+)_C": r"Inverse penalty that the held-out part chose for \1; neither direction is better.",
         r".*linear_sgd_(.+)_rate": r"Learning rate that the held-out part chose for \1; neither direction is better.",
-        r".*(?:knn|ridge|linear_sgd|linear)_(.+)": r"Share of samples whose \1 frozen features tell; higher is better.",
+        r".*(?:knn|ridge|linear_sgd|linear)_(.+?)(?:_k\d+_t[\d.]+)?": r"Share of samples whose \1 frozen features "
+        "tell; higher is better.",
     }
     metric: ClassVar[Callable[..., Values]]  # (bank, query, attribute=..., **options) -> values
     seeded: ClassVar[bool] = False  # whether the metric takes the seed of the evaluation

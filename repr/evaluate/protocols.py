@@ -40,6 +40,8 @@ class Retrieval(Protocol):
         "chance": "a random order",
     }
     meanings: ClassVar = {
+        "i2t_R@1": "Share of pictures whose nearest caption is theirs; higher is better.",
+        "t2i_R@1": "Share of captions whose nearest picture is theirs; higher is better.",
         r"i2t_R@(\d+)": r"Share of pictures with a caption of theirs among their \1 nearest; higher is better.",
         r"t2i_R@(\d+)": r"Share of captions with a picture of theirs among their \1 nearest; higher is better.",
     }
@@ -126,7 +128,8 @@ class ZeroShot(Protocol):
         "chance": f"{MAJORITY}, of the k largest",
     }
     meanings: ClassVar = {
-        r".+_top(\d+)": r"Share of pictures whose class is among the \1 with the nearest sentences; higher is better."
+        r".+_top1": "Share of pictures whose class has the nearest sentences; higher is better.",
+        r".+_top(\d+)": r"Share of pictures whose class is among the \1 with the nearest sentences; higher is better.",
     }
     silent = ("classes",)
 

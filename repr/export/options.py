@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from repr.config import ConfigError
 
 HUB = "hf"  # open_clip where text was trained, otherwise timm, with a model card
@@ -32,3 +34,19 @@ def check_options(
         raise ConfigError([f"out={out} is not a folder; choose another"])
     if out.exists() and not force:
         raise ConfigError([f"out={out} exists; choose another, or set force=true to replace it"])
+
+
+def fitting_target(cfg: DictConfig) -> str | None:
+    """The target that fits what a config trains: both towers where open_clip has them, else the backbone, if any.
+
+    None: what was trained without pictures, or with another backbone than timm's, is not exported.
+    """
+
+    def target(part: str) -> str:
+        return str(OmegaConf.select(cfg, f"{part}._target_"))
+
+    if target("objective.backbone") != "repr.models.backbone.backbone":
+        return None
+    text, tokenizer = target("objective.text"), target("tokenizer")
+    is_open_clip = text.endswith(".TextTransformer") and tokenizer == "open_clip.SimpleTokenizer"
+    return "open_clip" if is_open_clip else "timm"

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.memory import recursive_detach
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
@@ -329,7 +329,7 @@ class Objective(pl.LightningModule):
         if self._is_sharded():  # DDP does it by itself
             share_statistics(self)
 
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer and its schedule, stepped once per optimizer step."""
         optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

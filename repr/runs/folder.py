@@ -21,6 +21,7 @@ CHECKPOINTS = "checkpoints"  # step=<n>.ckpt, see repr.runs.checkpoints
 METRICS = "metrics.csv"  # a row a logged step
 RESULTS = "results.json"  # name -> {"value", "chance"} of the last evaluation
 FACTS = "facts.json"  # where the run has run, how long, and what its numbers mean
+LOGGER_RUNS = "loggers.json"  # library -> the id of this run with its logger
 EXHIBITS = "exhibits"  # <set>.npz: what the page shows of the last evaluation
 PICTURES = "pictures"  # <name>.png: what the run was trained on
 REPORT = "report.html"
@@ -159,11 +160,23 @@ def load_facts(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder, FACTS)
     facts = _read_json(path, "move it away") if path.is_file() else {}
-    kinds: dict[str, Any] = {"seconds": (int, float), "versions": dict, "meanings": dict}
+    kinds: dict[str, Any] = {"seconds": (int, float), "versions": dict, "meanings": dict, "protocols": dict}
     wrong = [name for name, kind in kinds.items() if name in facts and not isinstance(facts[name], kind)]
     if wrong or not 0 <= facts.get("seconds", 0) < 1e12:
         raise ValueError(f"{path} is damaged ({', '.join(wrong) or 'seconds'} cannot be so); move it away")
     return facts
+
+
+def save_logger_run(library: str, run: str, folder: str | Path) -> None:
+    """Keep the id that a logger's library has given a run, or was told."""
+    with replacing(Path(folder, LOGGER_RUNS)) as file:
+        file.write(json.dumps(load_logger_runs(folder) | {library: run}).encode())
+
+
+def load_logger_runs(folder: str | Path) -> dict[str, Any]:
+    """Library -> the id of a run with it; empty where no such logger was used."""
+    path = Path(folder, LOGGER_RUNS)
+    return _read_json(path, "move it away, and loggers begin a new run") if path.is_file() else {}
 
 
 def load_evaluations(folder: str | Path) -> dict[Path, dict[str, Any]]:

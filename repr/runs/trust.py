@@ -94,13 +94,18 @@ def check_trusted(cfg: DictConfig, where: str, sections: Sequence[str] | None = 
         )
 
 
+def is_trusted(cfg: DictConfig, sections: Sequence[str] | None = None) -> bool:
+    """Whether a config passes :func:`check_trusted`; ``trust=true`` is needed where it does not."""
+    try:
+        check_trusted(cfg, "", sections)
+    except ConfigError:
+        return False
+    return True
+
+
 def resuming(cfg: DictConfig) -> str:
     """What resumes a run on the command line, with ``trust=true`` where it builds classes of one's own."""
-    try:
-        check_trusted(cfg, "")
-    except ConfigError:
-        return f"resume={cfg.run_folder} trust=true"
-    return f"resume={cfg.run_folder}"
+    return f"resume={cfg.run_folder}{'' if is_trusted(cfg) else ' trust=true'}"
 
 
 def _mappings(root: Any, where: str) -> Iterator[tuple[str, DictConfig]]:

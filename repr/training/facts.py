@@ -21,8 +21,9 @@ class Facts(pl.Callback):
     """Write ``<folder>/facts.json`` with each checkpoint, so that the time before a stop counts, and at the end.
 
     It holds ``seconds`` (spent in training and its evaluations, over all resumptions), ``device``, ``processes``,
-    ``precision``, ``versions`` (by package), and ``meanings``: a sentence for each number, from the ``meanings`` of
-    what names them: the objective, the data and the callbacks.
+    ``precision``, ``versions`` (by package), ``meanings``: a sentence for each number, from the ``meanings`` of
+    what names them (the objective, the data and the callbacks), and ``protocols``: the key of the protocol of each
+    number of the evaluation.
 
     Args:
         folder: of the run.
@@ -56,10 +57,12 @@ class Facts(pl.Callback):
             "processes": trainer.world_size,
             "precision": str(trainer.precision),
             "versions": {"python": platform.python_version()} | {name: version(of) for name, of in PACKAGES.items()},
-            "meanings": {
-                name: sentence
-                for part in (pl_module, trainer.datamodule, *trainer.callbacks)
-                for name, sentence in getattr(part, "meanings", {}).items()
-            },
+            "meanings": _told("meanings", pl_module, trainer.datamodule, *trainer.callbacks),
+            "protocols": _told("protocol_of", *trainer.callbacks),
         }
         save_facts(facts, self.folder)
+
+
+def _told(name: str, *parts: Any) -> dict[str, str]:
+    """What the parts that have such an attribute say, by number."""
+    return {number: told for part in parts for number, told in getattr(part, name, {}).items()}

@@ -17,11 +17,11 @@ from repr.batch import Batch
 from repr.drawing import Show, enlarge, grid, shown
 from repr.files import replacing
 from repr.runs.folder import PICTURES
-from repr.training.tensorboard import writers
+from repr.training.loggers import add_picture
 
 
 class Pictures(pl.Callback):
-    """Draw the same few training samples after each evaluation: ``<folder>/pictures/<name>.png``, and TensorBoard.
+    """Draw the same few training samples after each evaluation: ``<folder>/pictures/<name>.png``, and loggers.
 
     ``views`` has a column a sample and a row a view, and is drawn at the first step, too; the others are those of the
     flow's ``pictures``.
@@ -67,8 +67,7 @@ class Pictures(pl.Callback):
         for name, picture in pictures.items():
             with replacing(self.folder / PICTURES / f"{name}.png") as file:
                 file.write(bytes(encode_png(picture).tolist()))
-            for writer in writers(trainer):
-                writer.add_image(name, picture, trainer.global_step)
+            add_picture(trainer, name, picture)
 
 
 def _show(trainer: pl.Trainer) -> Show:

@@ -31,13 +31,18 @@ def add_config(trainer: pl.Trainer, cfg: DictConfig) -> None:
     """
     from torch.utils.tensorboard.summary import hparams
 
-    recipe = {str(key): value for key, value in OmegaConf.to_container(cfg).items() if key not in NOT_OF_A_RECIPE}  # type: ignore[union-attr]
     numbers: Sequence[str] = OmegaConf.select(cfg, "callbacks.evaluation.headline") or ()
-    experiment, start, _ = hparams(dict(_plain(recipe)), dict.fromkeys(("train/loss", *numbers), 0.0))
+    experiment, start, _ = hparams(plain_values(cfg), dict.fromkeys(("train/loss", *numbers), 0.0))
     for writer in writers(trainer):
         writer.add_text("config", indent(OmegaConf.to_yaml(cfg), "    "))  # Markdown's code
         for summary in (experiment, start):
             writer.file_writer.add_summary(summary)
+
+
+def plain_values(cfg: DictConfig) -> dict[str, bool | float | str]:
+    """The plain values of a recipe by their dotted names, as hyperparameters of a logger."""
+    recipe: Any = OmegaConf.to_container(cfg)
+    return dict(_plain({key: value for key, value in recipe.items() if key not in NOT_OF_A_RECIPE}))
 
 
 def _plain(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:

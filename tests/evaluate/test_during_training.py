@@ -1,15 +1,13 @@
 """From rows of batches to tables, from tables to numbers, and from results to what is printed."""
 
-import io
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
-from repr.evaluate.during_training import GatheredTables, joined, results_table
+from repr.evaluate.during_training import GatheredTables, joined
 from repr.evaluate.probes import Probe
 from repr.evaluate.protocol import Protocol, compute, plan, read_protocols
 from repr.metrics.features import Features
@@ -132,12 +130,3 @@ def test_probes_look_at_every_pooling_and_say_which() -> None:
 def test_what_is_no_protocol_is_refused(node: Any) -> None:
     with pytest.raises(ValueError, match=r"eval\.mine is no protocol .*set eval\.mine\._target_ to a subclass of repr"):
         read_protocols({"mine": node})
-
-
-def test_the_printed_table_has_each_number_beside_its_chance() -> None:
-    out = io.StringIO()
-    results = {"val/i2t_R@1": (0.25, 0.0034), "test/i2t_R@1": (0.5, 0.01), "val/uniformity": (-3.2, None)}
-    Console(file=out, width=100).print(results_table(results))
-    lines = [line.replace("│", " ").split() for line in out.getvalue().splitlines()]
-    assert ["i2t_R@1", "0.250", "0.0034", "0.500", "0.0100"] in lines
-    assert ["uniformity", "-3.200"] in lines
