@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from repr.cli import is_first, one_line_errors
+from repr.cli import command, is_first, one_line_errors
 from repr.config import compose, show
 from repr.runs.claim import claimed
 from repr.runs.folder import (
@@ -167,13 +167,16 @@ def train(cfg: DictConfig) -> Run:
     return Run(objective, datamodule, trainer, results)
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...")
+    result.add_argument("--show", action="store_true", help="print the composed config and leave")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m repr.fit", description="Pretrain an encoder.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=demo, optim.lr=1e-3, ...")
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
         cfg = _config(options.overrides, options.config_dir)
         if options.show:

@@ -10,10 +10,10 @@ import torch
 from benchmarks.plan import CASES, case, measured, predicted, steps
 from repr.config import ConfigError
 from repr.distributed import gather, world_size
+from repr.plan.__main__ import config, main, options_of
 from repr.training.forecast import BUCKETS, Planner
 from repr.training.memory_trace import processes
 from tools import scaling
-from tools.plan import config, main, options_of
 
 ROOT = Path(__file__).parents[1]
 TINY = [

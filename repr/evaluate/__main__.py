@@ -26,7 +26,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repr.cli import one_line_errors
+from repr.cli import command, one_line_errors
 from repr.config import show as show_config
 from repr.evaluate.evaluation import config, evaluate
 from repr.runs.folder import EVALUATION
@@ -53,13 +53,16 @@ def show(evaluation: Mapping[str, Any]) -> None:
     print(f"protocol {evaluation['protocol_hash']}, written: {evaluation['folder'] / EVALUATION}")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = command("evaluate", "Evaluate an encoder.", "model=MODEL, data=emoji, eval=[knn], ...")
+    result.add_argument("--show", action="store_true", help="print the composed config and leave")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m repr.evaluate", description="Evaluate an encoder.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=MODEL, data=emoji, eval=[knn], ...")
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
         cfg, data_name, class_files = config(options.overrides, options.config_dir)
         if options.show:
