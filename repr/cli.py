@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from repr.files import DISK_FULL
 
@@ -30,15 +31,16 @@ def program(verb: str) -> str:
     return f"python -m repr {verb}" if called.parts[-2:] == ("repr", "__main__.py") else f"python -m repr.{verb}"
 
 
-def command(verb: str, description: str, overrides: str) -> argparse.ArgumentParser:
+def command(verb: str, description: str, overrides: str, **options: Any) -> argparse.ArgumentParser:
     """The arguments that every program with a composed config has: overrides, and ``--config-dir``.
 
     Args:
         verb: of the program.
         description: one sentence.
         overrides: examples of them.
+        options: of the parser.
     """
-    parser = argparse.ArgumentParser(prog=program(verb), description=description)
+    parser = argparse.ArgumentParser(prog=program(verb), description=description, **options)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
     parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
     return parser

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from repr.cli import command, is_first, one_line_errors
 from repr.config import compose, show
+from repr.listing import Help
 from repr.runs.claim import claimed
 from repr.runs.folder import (
     REPORT,
@@ -169,7 +170,8 @@ def train(cfg: DictConfig) -> Run:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command line."""
-    result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...")
+    result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...", add_help=False)
+    result.add_argument("-h", "--help", action=Help)
     result.add_argument("--show", action="store_true", help="print the composed config and leave")
     return result
 

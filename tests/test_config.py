@@ -182,7 +182,7 @@ def test_a_folder_of_ones_own_comes_first(tmp_path: Path) -> None:
     assert (cfg.name, "cross_uniformity" in cfg.objective.weights) == ("mine", False)
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
         compose(["experiment=mien"], config_dir=tmp_path)
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         compose(config_dir=tmp_path / "nowhere")
 
 
