@@ -16,6 +16,7 @@ VERBS = {
     "report": ("repr.report.__main__", "make the page of one or more runs"),
     "check": ("repr.check.__main__", "look at a data set before training on it"),
     "plan": ("repr.plan.__main__", "predict memory and traffic of a step on any number of GPUs"),
+    "explain": ("repr.explain", "tell the value of an option, where it comes from and what it means"),
     "list": ("repr.listing", "what there is to choose: objectives, experiments, data, ..."),
 }
 

@@ -40,7 +40,7 @@ def groups(folders: Sequence[Path]) -> dict[str, dict[str, Path]]:
 
 def head(path: Path) -> str:
     """The first sentence of the comment that a config begins with; '' where it begins with none."""
-    words = []
+    words = list[str]()
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#") or (words and line == "#"):
             break

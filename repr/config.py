@@ -72,8 +72,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     folders = roots(config_dir)
     search = [f"hydra.searchpath=[file://{folder.resolve()}]" for folder in folders[1:]]
     known = groups(folders)
-    none = {f"{group}=null": f"{group}=none" for group in known}  # Hydra takes no null for a group
-    parsed = _parse([none.get(override, override) for override in overrides])
+    parsed = parse_overrides(overrides, known)
     values = [override for override in parsed if override.key_or_group not in known and _is_value(override)]
     try:
         if faults := [fault for override in parsed for fault in _group_faults(override, known)]:
@@ -151,37 +150,12 @@ def fill(cfg: DictConfig) -> None:
     protocol is known by the options that its files spell out.
     """
     with open_dict(cfg):
-        for path, node in list(_targets(cfg)):
+        for path, node in list(targets(cfg)):
             if path.split(".")[0] == "eval":
                 continue
             for name, default in (arguments(node["_target_"], by_keyword=bool(node.get("_partial_"))) or {}).items():
                 if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
                     node[name] = default
-
-
-def show(cfg: DictConfig) -> str:
-    """A composed config as YAML; a comment tells which values are defaults of a constructor."""
-    defaults = {f"{path}.{name}": node["_target_"] for path, node in _targets(cfg) for name in _at_default(node)}
-    lines, parents = [], list[tuple[int, str]]()
-    for line in OmegaConf.to_yaml(cfg).splitlines():
-        key = re.match(r"( *)([\w.@/-]+):", line)
-        if key is not None:
-            indent = len(key[1])
-            parents = [parent for parent in parents if parent[0] < indent]
-            parents.append((indent, key[2]))
-            if target := defaults.get(".".join(name for _, name in parents)):
-                line = f"{line}  # default of {target.rpartition('.')[2]}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _at_default(node: DictConfig) -> Iterator[str]:
-    """The arguments of a node that have their constructor's value."""
-    written: Any = OmegaConf.to_container(node)
-    for name, default in (arguments(node["_target_"]) or {}).items():
-        default = list(default) if isinstance(default, tuple) else default
-        if name in written and default is not NOT_LITERAL and written[name] == default:
-            yield name
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
@@ -209,7 +183,7 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     parsed = _parse([override for override in overrides if not override.startswith("trainer=")])
     faults = []
     for override in parsed:
-        if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):
+        if OmegaConf.is_dict(select(cfg, override.key_or_group)) or not _is_value(override):
             faults.append(f"{override.input_line}: a resumed run keeps its config; only single values can be changed")
         else:
             faults += _key_faults(override, cfg, {})
@@ -251,7 +225,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
         message = str(error).split("\n")[0]
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
         raise ConfigError(faults) from error
-    for path, node in _targets(cfg):
+    for path, node in targets(cfg):
         faults += _unknown(path, node, arguments(node["_target_"]))
     return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
 
@@ -263,7 +237,7 @@ def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
         cfg: a config whose values can be resolved.
         known: its other faults; where they concern the model, it is not made.
     """
-    faults = [fault for path, node in _targets(cfg) for fault in _target_faults(path, node)]
+    faults = [fault for path, node in targets(cfg) for fault in _target_faults(path, node)]
     sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
     read = ("objective", "backbone", "views", "procedure", *sizes)
     if "objective" in cfg and not any(fault.startswith(read) for fault in (*known, *faults)):
@@ -280,14 +254,14 @@ def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterat
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
     """Sections that are no such thing, as where a file was edited."""
-    views = _select(cfg, "views")
+    views = select(cfg, "views")
     parts = ["objective", "data", "trainer", "procedure"]
     parts += [f"views.{name}" for name in views] if OmegaConf.is_dict(views) else []
     for key in parts:
-        if key.partition(".")[0] in cfg and not _is_target(_select(cfg, key)):
+        if key.partition(".")[0] in cfg and not _is_target(select(cfg, key)):
             yield f"{key} has no _target_: choose {key.partition('.')[0]}=NAME"
     for key in ("callbacks", "eval", "freeze", "logger", "views"):
-        if not _is_mapping(value := _select(cfg, key)):
+        if not _is_mapping(value := select(cfg, key)):
             yield f"{key} maps names to values, and is {value}"
 
 
@@ -297,6 +271,16 @@ def _is_mapping(node: Any) -> bool:
 
 def _is_target(node: Any) -> bool:
     return OmegaConf.is_dict(node) and "_target_" in node
+
+
+def parse_overrides(overrides: Sequence[str], known: Iterable[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar; ``known`` are the groups, of which it takes no null.
+
+    Raises:
+        ConfigError: one is not in the grammar.
+    """
+    none = {f"{group}=null": f"{group}=none" for group in known}
+    return _parse([none.get(override, override) for override in overrides])
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -333,7 +317,7 @@ def _group_faults(override: Override, known: Mapping[str, Iterable[str]]) -> Ite
 def _key_faults(override: Override, cfg: DictConfig, named: Iterable[str]) -> Iterator[str]:
     key = override.key_or_group
     parent, _, leaf = key.rpartition(".")
-    node: Any = _select(cfg, parent) if parent else cfg
+    node: Any = select(cfg, parent) if parent else cfg
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     own = arguments(target) if target else None
     if override.is_add() and own is not None and leaf not in own:
@@ -345,7 +329,7 @@ def _key_faults(override: Override, cfg: DictConfig, named: Iterable[str]) -> It
         if not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
             yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
     elif leaf not in (own or ()):
-        hint = nearest(key, [*(path for path, _ in _walk(cfg) if path), *named])
+        hint = nearest(key, [*(path for path, _ in walk(cfg) if path), *named])
         plus = f" (a new argument is added with a plus, as in +{override.input_line})" if target else ""
         yield f"there is no option '{key}'; {hint}{plus}"
 
@@ -368,14 +352,15 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return values
 
 
-def _select(cfg: DictConfig, key: str) -> Any:
+def select(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted name; None where there is none, or where it cannot be resolved."""
     try:
         return OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
         return None
 
 
-def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of a node and all below it; interpolations lead to nodes that are visited by themselves."""
     yield path, node
     keys: Iterable[Any] = node if isinstance(node, DictConfig) else ()
@@ -383,12 +368,12 @@ def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         keys = range(len(node))
     for key in keys:
         has_value = not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key)
-        yield from _walk(node[key] if has_value else None, f"{path}.{key}".lstrip("."))
+        yield from walk(node[key] if has_value else None, f"{path}.{key}".lstrip("."))
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+def targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """Every node that is instantiated, by its dotted name."""
-    return ((path, node) for path, node in _walk(cfg) if isinstance(node, DictConfig) and "_target_" in node)
+    return ((path, node) for path, node in walk(cfg) if isinstance(node, DictConfig) and "_target_" in node)
 
 
 def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
@@ -538,7 +523,7 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
                     f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
                     "over processes: set trainer=ddp"
                 )
-    flows = [node for _, node in _targets(cfg.objective)]  # those that are parts of one too
+    flows = [node for _, node in targets(cfg.objective)]  # those that are parts of one too
     for key, usual, wanted in (
         ("exchange", "gather", "no loss whose rows can be passed on"),
         ("loss_precision", "float32", "no loss of pairs"),

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig
 
 from repr.cli import command, is_first, one_line_errors
-from repr.config import compose, show
+from repr.config import compose
+from repr.explain import add_show, show, shown_key
 from repr.listing import Help
 from repr.runs.claim import claimed
 from repr.runs.folder import (
@@ -172,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     """The arguments of the command line."""
     result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...", add_help=False)
     result.add_argument("-h", "--help", action=Help)
-    result.add_argument("--show", action="store_true", help="print the composed config and leave")
+    add_show(result)
     return result
 
 
@@ -180,9 +181,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
+        key = shown_key(options)
         cfg = _config(options.overrides, options.config_dir)
-        if options.show:
-            print(show(cfg))
+        if key is not None:
+            print(show(cfg, key))
             return
         check_inputs(cfg)
         from hydra.utils import instantiate

@@ -6,7 +6,6 @@ import argparse
 import shutil
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from repr.catalog import group_heads, groups, head, nearest, roots
@@ -18,9 +17,7 @@ FIRST = ("experiment", "objective", "data")  # of the groups: what most runs cho
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command line."""
     result = argparse.ArgumentParser(prog=program("list"), description="List what a group of the config has to choose.")
-    result.add_argument(
-        "group", nargs="?", metavar="GROUP", help="objective, experiment, data, ...; without: the groups"
-    )
+    result.add_argument("group", nargs="?", metavar="GROUP", help="objective, experiment, ...; without: the groups")
     result.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files are listed too")
     return result
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose, show
+from repr.config import CONF, ConfigError, check, compose
+from repr.explain import show
 from repr.runs.folder import load_run
 from repr.signatures import NOT_LITERAL, arguments
 

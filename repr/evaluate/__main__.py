@@ -27,8 +27,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from repr.cli import command, one_line_errors
-from repr.config import show as show_config
 from repr.evaluate.evaluation import config, evaluate
+from repr.explain import add_show, shown_key
+from repr.explain import show as show_config
 from repr.runs.folder import EVALUATION
 from repr.runs.inputs import check_inputs
 
@@ -56,7 +57,7 @@ def show(evaluation: Mapping[str, Any]) -> None:
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command line."""
     result = command("evaluate", "Evaluate an encoder.", "model=MODEL, data=emoji, eval=[knn], ...")
-    result.add_argument("--show", action="store_true", help="print the composed config and leave")
+    add_show(result)
     return result
 
 
@@ -64,9 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
+        key = shown_key(options)
         cfg, data_name, class_files = config(options.overrides, options.config_dir)
-        if options.show:
-            print(show_config(cfg))
+        if key is not None:
+            print(show_config(cfg, key))
             return
         check_inputs(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
