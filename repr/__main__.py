@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from repr.cli import COMMAND, one_line_errors
+from repr.completion import complete
 
 # Verb -> its module, which is imported when it is called, and what it does.
 VERBS = {
@@ -18,11 +20,14 @@ VERBS = {
     "plan": ("repr.plan.__main__", "predict memory and traffic of a step on any number of GPUs"),
     "explain": ("repr.explain", "tell the value of an option, where it comes from and what it means"),
     "list": ("repr.listing", "what there is to choose: objectives, experiments, data, ..."),
+    "completion": ("repr.completion", "print what makes a shell complete the command"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks
+        complete({verb: module for verb, (module, _) in VERBS.items()})
     verb, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if verb in ("-h", "--help"):
         print(usage())

@@ -41,9 +41,14 @@ def command(verb: str, description: str, overrides: str, **options: Any) -> argp
         options: of the parser.
     """
     parser = argparse.ArgumentParser(prog=program(verb), description=description, **options)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=overrides)
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
+    add_overrides(parser, overrides)
     return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, told: str) -> None:
+    """Give a program overrides, of which ``told`` has examples, and ``--config-dir``."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=told)
+    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
 
 
 @contextmanager

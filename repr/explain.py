@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from repr.catalog import groups, nearest, roots
-from repr.cli import command, one_line_errors
+from repr.cli import add_overrides, one_line_errors, program
 from repr.config import ConfigError, compose, select, targets, walk
 from repr.listing import listed, rows
 from repr.origins import Origin, origins
@@ -79,9 +79,10 @@ def shown_key(options: argparse.Namespace) -> str | None:
 
 def parser() -> argparse.ArgumentParser:
     """The arguments of the command line."""
-    result = command("explain", "Tell the value of an option, where it comes from and what it means.", "as for fit")
+    description = "Tell the value of an option, where it comes from and what it means."
+    result = argparse.ArgumentParser(prog=program("explain"), description=description)
     result.add_argument("key", metavar="KEY", help="an option or a group, such as optim.lr, data.train.root, objective")
-    result._actions.insert(1, result._actions.pop())  # before the overrides
+    add_overrides(result, "as for fit: what is told is of this config")
     return result
 
 
