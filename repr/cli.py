@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import gc
 import os
@@ -12,11 +13,42 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from repr.files import DISK_FULL
 
+COMMAND = "repr-pretrain"  # the console command, see pyproject.toml
 # What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
+
+
+def program(verb: str) -> str:
+    """How the user has called a program, for its usage: by the console command, ``python -m repr``, or its module."""
+    called = Path(sys.argv[0])
+    if called.name == COMMAND:
+        return f"{COMMAND} {verb}"
+    return f"python -m repr {verb}" if called.parts[-2:] == ("repr", "__main__.py") else f"python -m repr.{verb}"
+
+
+def command(verb: str, description: str, overrides: str, **options: Any) -> argparse.ArgumentParser:
+    """The arguments that every program with a composed config has: overrides, and ``--config-dir``.
+
+    Args:
+        verb: of the program.
+        description: one sentence.
+        overrides: examples of them.
+        options: of the parser.
+    """
+    parser = argparse.ArgumentParser(prog=program(verb), description=description, **options)
+    add_overrides(parser, overrides)
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, told: str) -> None:
+    """Give a program overrides, of which ``told`` has examples, and ``--config-dir``."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=told)
+    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import re
 import warnings
@@ -23,12 +22,9 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from repr.catalog import CONF, files, groups, nearest, roots
 from repr.files import yaml_text
 from repr.signatures import NOT_LITERAL, arguments
-
-_HERE = Path(__file__).resolve().parent
-# In a wheel conf/ lies inside the package, in a checkout beside it.
-CONF = _HERE / "conf" if (_HERE / "conf").is_dir() else _HERE.parent / "conf"
 
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
 _TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # groups that say what is trained
@@ -73,27 +69,22 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
     Raises:
         ConfigError: an override names an option or a value that does not exist; the nearest valid name is given.
     """
-    roots, search = [CONF], []
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError([f"--config-dir {config_dir} is not a folder"])
-        roots.append(Path(config_dir))
-        search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    groups = _groups(roots)
-    none = {f"{group}=null": f"{group}=none" for group in groups}  # Hydra takes no null for a group
-    parsed = _parse([none.get(override, override) for override in overrides])
-    values = [override for override in parsed if override.key_or_group not in groups and _is_value(override)]
+    folders = roots(config_dir)
+    search = [f"hydra.searchpath=[file://{folder.resolve()}]" for folder in folders[1:]]
+    known = groups(folders)
+    parsed = parse_overrides(overrides, known)
+    values = [override for override in parsed if override.key_or_group not in known and _is_value(override)]
     try:
-        if faults := [fault for override in parsed for fault in _group_faults(override, groups)]:
+        if faults := [fault for override in parsed for fault in _group_faults(override, known)]:
             raise ConfigError(faults)
-        of_groups = [str(override.input_line) for override in parsed if override.key_or_group in groups]
-        stamp = tuple((path, (stat := path.stat()).st_mtime_ns, stat.st_size) for path in _files(roots))
+        of_groups = [str(override.input_line) for override in parsed if override.key_or_group in known]
+        stamp = tuple((path, (stat := path.stat()).st_mtime_ns, stat.st_size) for path in files(folders))
         base, filled, choices = _composed(root, (*search, *of_groups), stamp)
-        if faults := [fault for override in parsed for fault in _key_faults(override, filled, groups)]:
+        if faults := [fault for override in parsed for fault in _key_faults(override, filled, known)]:
             raise ConfigError(faults)
         cfg = copy.deepcopy(base)
         # To Hydra an option that no file spells out is an addition (++).
-        others = [override for override in parsed if override.key_or_group not in groups]
+        others = [override for override in parsed if override.key_or_group not in known]
         lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in others]
         ConfigLoaderImpl._apply_overrides_to_config(_parse(lines), cfg)
     except (HydraException, OmegaConfBaseException) as error:
@@ -107,7 +98,7 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
             OmegaConf.update(cfg, override.key_or_group, override.value())
     for node in cfg.eval.values() if OmegaConf.is_dict(cfg.get("eval")) else ():
         if OmegaConf.is_dict(node) and node.get("classes"):
-            node.classes = _with_class_files(OmegaConf.to_container(node.classes), roots)
+            node.classes = _with_class_files(OmegaConf.to_container(node.classes), folders)
     given = {override.key_or_group for override in parsed}
     if root == "fit" and given & _TRAINED and not given & {"experiment", "name"}:  # it is not the default experiment
         cfg.name = "-".join(str(choices[group]).replace("/", "_") for group in ("objective", "data"))
@@ -129,17 +120,17 @@ def _composed(root: str, overrides: Sequence[str], stamp: Any) -> tuple[DictConf
     return base, filled, choices
 
 
-def _with_class_files(node: Any, roots: Sequence[Path]) -> Any:
+def _with_class_files(node: Any, folders: Sequence[Path]) -> Any:
     """A value of ``eval.<protocol>.classes`` with the content of the class files that it names, and their paths.
 
     A name is that of a file in ``eval/classes`` of a root. So a run has the classes that it began with, wherever it is
     read; what is not found or not fit stays as it is.
     """
     if isinstance(node, dict):
-        return {key: _with_class_files(value, roots) for key, value in node.items()}
+        return {key: _with_class_files(value, folders) for key, value in node.items()}
     if isinstance(node, list):
-        return [_with_class_files(value, roots) for value in node]
-    places = [Path(str(node)).expanduser(), *(root / "eval" / "classes" / f"{node}.yaml" for root in reversed(roots))]
+        return [_with_class_files(value, folders) for value in node]
+    places = [Path(str(node)).expanduser(), *(root / "eval" / "classes" / f"{node}.yaml" for root in reversed(folders))]
     path = next((place.resolve() for place in places if place.is_file()), None)
     if path is None:
         return node
@@ -159,37 +150,12 @@ def fill(cfg: DictConfig) -> None:
     protocol is known by the options that its files spell out.
     """
     with open_dict(cfg):
-        for path, node in list(_targets(cfg)):
+        for path, node in list(targets(cfg)):
             if path.split(".")[0] == "eval":
                 continue
             for name, default in (arguments(node["_target_"], by_keyword=bool(node.get("_partial_"))) or {}).items():
                 if default is not NOT_LITERAL and name not in node.keys():  # noqa: SIM118 - `in node` passes over ???
                     node[name] = default
-
-
-def show(cfg: DictConfig) -> str:
-    """A composed config as YAML; a comment tells which values are defaults of a constructor."""
-    defaults = {f"{path}.{name}": node["_target_"] for path, node in _targets(cfg) for name in _at_default(node)}
-    lines, parents = [], list[tuple[int, str]]()
-    for line in OmegaConf.to_yaml(cfg).splitlines():
-        key = re.match(r"( *)([\w.@/-]+):", line)
-        if key is not None:
-            indent = len(key[1])
-            parents = [parent for parent in parents if parent[0] < indent]
-            parents.append((indent, key[2]))
-            if target := defaults.get(".".join(name for _, name in parents)):
-                line = f"{line}  # default of {target.rpartition('.')[2]}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _at_default(node: DictConfig) -> Iterator[str]:
-    """The arguments of a node that have their constructor's value."""
-    written: Any = OmegaConf.to_container(node)
-    for name, default in (arguments(node["_target_"]) or {}).items():
-        default = list(default) if isinstance(default, tuple) else default
-        if name in written and default is not NOT_LITERAL and written[name] == default:
-            yield name
 
 
 def _smoke_values(cfg: DictConfig) -> DictConfig:
@@ -217,7 +183,7 @@ def change(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     parsed = _parse([override for override in overrides if not override.startswith("trainer=")])
     faults = []
     for override in parsed:
-        if OmegaConf.is_dict(_select(cfg, override.key_or_group)) or not _is_value(override):
+        if OmegaConf.is_dict(select(cfg, override.key_or_group)) or not _is_value(override):
             faults.append(f"{override.input_line}: a resumed run keeps its config; only single values can be changed")
         else:
             faults += _key_faults(override, cfg, {})
@@ -259,7 +225,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
         message = str(error).split("\n")[0]
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
         raise ConfigError(faults) from error
-    for path, node in _targets(cfg):
+    for path, node in targets(cfg):
         faults += _unknown(path, node, arguments(node["_target_"]))
     return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
 
@@ -271,7 +237,7 @@ def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
         cfg: a config whose values can be resolved.
         known: its other faults; where they concern the model, it is not made.
     """
-    faults = [fault for path, node in _targets(cfg) for fault in _target_faults(path, node)]
+    faults = [fault for path, node in targets(cfg) for fault in _target_faults(path, node)]
     sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
     read = ("objective", "backbone", "views", "procedure", *sizes)
     if "objective" in cfg and not any(fault.startswith(read) for fault in (*known, *faults)):
@@ -288,14 +254,14 @@ def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterat
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
     """Sections that are no such thing, as where a file was edited."""
-    views = _select(cfg, "views")
+    views = select(cfg, "views")
     parts = ["objective", "data", "trainer", "procedure"]
     parts += [f"views.{name}" for name in views] if OmegaConf.is_dict(views) else []
     for key in parts:
-        if key.partition(".")[0] in cfg and not _is_target(_select(cfg, key)):
+        if key.partition(".")[0] in cfg and not _is_target(select(cfg, key)):
             yield f"{key} has no _target_: choose {key.partition('.')[0]}=NAME"
     for key in ("callbacks", "eval", "freeze", "logger", "views"):
-        if not _is_mapping(value := _select(cfg, key)):
+        if not _is_mapping(value := select(cfg, key)):
             yield f"{key} maps names to values, and is {value}"
 
 
@@ -307,33 +273,14 @@ def _is_target(node: Any) -> bool:
     return OmegaConf.is_dict(node) and "_target_" in node
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the most similar of ``names``, or at all of them where none is similar."""
-    names = list(names)
-    tails = {full.rsplit(".", 1)[-1]: full for full in names}
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf in tails:  # the right name in the wrong place
-        near = [tails[leaf]]
-    else:
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        near = near or [tails[tail] for tail in difflib.get_close_matches(leaf, tails, n=1)]
-    if near:
-        return f"did you mean '{near[0]}'?"
-    return f"choose one of {', '.join(sorted(names))}" if len(names) <= 20 else "python -m repr.fit --show lists them"
+def parse_overrides(overrides: Sequence[str], known: Iterable[str]) -> list[Override]:
+    """Read overrides in Hydra's grammar; ``known`` are the groups, of which it takes no null.
 
-
-def _groups(roots: Sequence[Path]) -> dict[str, set[str]]:
-    """Config group -> names of its options."""
-    groups: dict[str, set[str]] = {}
-    for root in roots:
-        for path in _files([root]):
-            if path.parent != root:
-                groups.setdefault(path.parent.relative_to(root).as_posix(), set()).add(path.stem)
-    return groups
-
-
-def _files(roots: Sequence[Path]) -> list[Path]:
-    return [path for root in roots for path in root.rglob("*.yaml")]
+    Raises:
+        ConfigError: one is not in the grammar.
+    """
+    none = {f"{group}=null": f"{group}=none" for group in known}
+    return _parse([none.get(override, override) for override in overrides])
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -353,36 +300,36 @@ def _is_value(override: Override) -> bool:
     return not (override.is_add() or override.is_force_add() or override.is_delete() or override.is_sweep_override())
 
 
-def _group_faults(override: Override, groups: Mapping[str, set[str]]) -> Iterator[str]:
+def _group_faults(override: Override, known: Mapping[str, Iterable[str]]) -> Iterator[str]:
     if override.is_sweep_override():
         key, _, text = str(override.input_line).partition("=")
         yield (
-            f"{override.input_line}: one run takes one value; start a run for each. A text with commas needs "
+            f"{override.input_line}: one run takes one value; --sweep makes a run of each. A text with commas needs "
             f"quotes within quotes: '{key}=\"{text}\"'"
         )
         return
     group, value = override.key_or_group, override.value()
-    for option in (value if isinstance(value, list) else [value]) if group in groups else ():
-        if isinstance(option, str) and option not in groups[group]:
-            yield f"{group} has no option '{option}'; {nearest(option, groups[group])}"
+    for option in (value if isinstance(value, list) else [value]) if group in known else ():
+        if isinstance(option, str) and option not in known[group]:
+            yield f"{group} has no option '{option}'; {nearest(option, known[group])}"
 
 
-def _key_faults(override: Override, cfg: DictConfig, groups: Mapping[str, set[str]]) -> Iterator[str]:
+def _key_faults(override: Override, cfg: DictConfig, named: Iterable[str]) -> Iterator[str]:
     key = override.key_or_group
     parent, _, leaf = key.rpartition(".")
-    node: Any = _select(cfg, parent) if parent else cfg
+    node: Any = select(cfg, parent) if parent else cfg
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     own = arguments(target) if target else None
     if override.is_add() and own is not None and leaf not in own:
         yield f"{key}: {target} takes no such argument; {nearest(leaf, own)}"
-    if key in groups or not _is_value(override) or key.startswith("hydra."):
+    if key in named or not _is_value(override) or key.startswith("hydra."):
         return
     known = node.keys() if OmegaConf.is_dict(node) else ()  # `leaf in node` is false where ??? stands
     if leaf in known or (OmegaConf.is_list(node) and leaf.isdigit()):
         if not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
             yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
     elif leaf not in (own or ()):
-        hint = nearest(key, [*(path for path, _ in _walk(cfg) if path), *groups])
+        hint = nearest(key, [*(path for path, _ in walk(cfg) if path), *named])
         plus = f" (a new argument is added with a plus, as in +{override.input_line})" if target else ""
         yield f"there is no option '{key}'; {hint}{plus}"
 
@@ -405,14 +352,15 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return values
 
 
-def _select(cfg: DictConfig, key: str) -> Any:
+def select(cfg: DictConfig, key: str) -> Any:
+    """The value at a dotted name; None where there is none, or where it cannot be resolved."""
     try:
         return OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
         return None
 
 
-def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted name and value of a node and all below it; interpolations lead to nodes that are visited by themselves."""
     yield path, node
     keys: Iterable[Any] = node if isinstance(node, DictConfig) else ()
@@ -420,12 +368,12 @@ def _walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         keys = range(len(node))
     for key in keys:
         has_value = not OmegaConf.is_interpolation(node, key) and not OmegaConf.is_missing(node, key)
-        yield from _walk(node[key] if has_value else None, f"{path}.{key}".lstrip("."))
+        yield from walk(node[key] if has_value else None, f"{path}.{key}".lstrip("."))
 
 
-def _targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+def targets(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """Every node that is instantiated, by its dotted name."""
-    return ((path, node) for path, node in _walk(cfg) if isinstance(node, DictConfig) and "_target_" in node)
+    return ((path, node) for path, node in walk(cfg) if isinstance(node, DictConfig) and "_target_" in node)
 
 
 def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
@@ -577,7 +525,7 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
                     f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
                     "over processes: set trainer=ddp"
                 )
-    flows = [node for _, node in _targets(cfg.objective)]  # those that are parts of one too
+    flows = [node for _, node in targets(cfg.objective)]  # those that are parts of one too
     for key, usual, wanted in (
         ("exchange", "gather", "no loss whose rows can be passed on"),
         ("loss_precision", "float32", "no loss of pairs"),

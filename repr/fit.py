@@ -6,14 +6,17 @@ import argparse
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from repr.cli import is_first, one_line_errors
-from repr.config import compose, show
+from repr.cli import command, is_first, one_line_errors
+from repr.config import ConfigError, compose
+from repr.explain import add_show, show, shown_key
+from repr.listing import Help
 from repr.runs.claim import claimed
 from repr.runs.folder import (
     ENCODER,
@@ -123,9 +126,6 @@ def _ended(cfg: DictConfig) -> int | None:
 def train(cfg: DictConfig) -> Run:
     """As :func:`fit`, for a config that was checked and has a run folder; gives all that was built, too."""
     # Imported here, so that a mistyped option is refused before the seconds that these take.
-    import lightning.pytorch as pl
-    from hydra.utils import instantiate
-
     from repr.data.sources.remote import num_retries
     from repr.distributed import gather_objects
     from repr.evaluate.during_training import Evaluation
@@ -134,11 +134,9 @@ def train(cfg: DictConfig) -> Run:
     from repr.report.projector import add_projector
     from repr.runs.checkpoint_files import read_beside
     from repr.runs.checkpoints import checkpoint_path, last_checkpoint
-    from repr.runs.initial_weights import load_weights
     from repr.training.loggers import add_config
-    from repr.training.memory import check_memory
     from repr.training.metrics_file import keep_rows
-    from repr.training.trainer import make_trainer, prepare, telling_how_to_go_on
+    from repr.training.trainer import telling_how_to_go_on
 
     folder = Path(cfg.run_folder)
     checkpoint = last_checkpoint(folder) if cfg.resume else None
@@ -146,17 +144,9 @@ def train(cfg: DictConfig) -> Run:
         print(f"{folder} has saved nothing yet: the run starts from its beginning", flush=True)
     # No tensors here, only what stands beside them; Lightning reads the rest.
     saved = read_beside(checkpoint) if checkpoint else {}
-    pl.seed_everything(cfg.seed, verbose=False)
     retries_before = num_retries()
-    datamodule = data_module(cfg)
-    objective = instantiate(cfg.objective)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-    trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
-    if cfg.init_from and checkpoint is None:
-        trainer.print(load_weights(objective, cfg.init_from))
-    prepare(objective, cfg, trainer.world_size)
-    if is_first():
-        check_memory(cfg, objective, trainer)
+    objective, datamodule, trainer = _built(cfg, cfg.init_from if checkpoint is None else None)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if position := saved.get(type(datamodule).__qualname__):  # if it does not fit, the run's files stay untouched
         datamodule.trainer = trainer
         datamodule.load_state_dict(position)
@@ -186,18 +176,73 @@ def train(cfg: DictConfig) -> Run:
     return Run(objective, datamodule, trainer, results)
 
 
+def _built(cfg: DictConfig, init_from: str | None) -> tuple[pl.LightningModule, Any, pl.Trainer]:
+    """Objective, data module and Trainer of a config; what a step takes is compared with the memory that is free."""
+    import lightning.pytorch as pl
+    from hydra.utils import instantiate
+
+    from repr.runs.initial_weights import load_weights
+    from repr.training.memory import check_memory
+    from repr.training.trainer import make_trainer, prepare
+
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = data_module(cfg)
+    objective = instantiate(cfg.objective)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
+    trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
+    if init_from:
+        trainer.print(load_weights(objective, init_from))
+    prepare(objective, cfg, trainer.world_size)
+    if is_first():
+        check_memory(cfg, objective, trainer)
+    return objective, datamodule, trainer
+
+
+def dry_run(cfg: DictConfig) -> None:
+    """Print what a run would do, how much memory it takes, and after ten steps how long; nothing of it stays.
+
+    Args:
+        cfg: a config that was checked; of a procedure of several runs an ordinary run is tried.
+
+    Raises:
+        ConfigError: it says where to go on.
+    """
+    if cfg.resume:
+        raise ConfigError(["--dry-run tries a run from its beginning: leave resume= out, and give its options"])
+    from repr.training.memory import told_memory
+
+    with tempfile.TemporaryDirectory() as folder, open_dict(cfg):
+        cfg.run_folder, cfg.logger = folder, {}
+        cfg.trainer.update(limit_val_batches=0, min_epochs=None, min_steps=None)
+        cfg.callbacks.update(summary={"_target_": "repr.training.summary.DryRun"}, checkpoints=None)
+        objective, datamodule, trainer = _built(cfg, cfg.init_from)
+        if is_first():
+            is_single = cfg.procedure._target_ == "repr.fit.single"
+            of = "" if is_single else f", of one run as {cfg.procedure._target_} makes several"
+            print(f"dry run{of}: {told_memory(cfg, trainer)}", flush=True)
+        trainer.fit(objective, datamodule)
+    if is_first():
+        print("dry run: nothing was kept")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...", add_help=False)
+    result.add_argument("-h", "--help", action=Help)
+    add_show(result)
+    result.add_argument("--dry-run", action="store_true", help="train ten steps to say how long all take; keep nothing")
+    result.add_argument("--all", action="store_true", help="print every number of the evaluation at the end, not ten")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m repr.fit", description="Pretrain an encoder.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="experiment=demo, optim.lr=1e-3, ...")
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
-    parser.add_argument("--all", action="store_true", help="print every number of the evaluation at the end, not ten")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
+        key = shown_key(options)
         cfg = _config(options.overrides, options.config_dir)
-        if options.show:
-            print(show(cfg))
+        if key is not None:
+            print(show(cfg, key))
             return
         check_inputs(cfg)
         from hydra.utils import instantiate
@@ -206,6 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from repr.training.checkpoints import Stopped
 
         try:
+            if options.dry_run:
+                dry_run(cfg)
+                return
             with claimed(cfg):
                 procedure(cfg)
         except (KeyboardInterrupt, SystemExit) as stop:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose, show
+from repr.config import CONF, ConfigError, check, compose
+from repr.explain import show
 from repr.runs.folder import load_run
 from repr.signatures import NOT_LITERAL, arguments
 
@@ -182,7 +183,7 @@ def test_a_folder_of_ones_own_comes_first(tmp_path: Path) -> None:
     assert (cfg.name, "cross_uniformity" in cfg.objective.weights) == ("mine", False)
     with pytest.raises(ConfigError, match="did you mean 'mine'"):
         compose(["experiment=mien"], config_dir=tmp_path)
-    with pytest.raises(ConfigError, match="is not a folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         compose(config_dir=tmp_path / "nowhere")
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,21 @@ def test_a_finished_run_is_evaluated_again(whole: tuple[Path, dict], tmp_path: P
     assert {name: value for name, (value, _) in again.items()} == pytest.approx(
         {name: value for name, (value, _) in results.items()}, nan_ok=True
     )
+
+
+def test_a_dry_run_takes_ten_steps_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    record = ["+callbacks.record._target_=tests.signals.Record", f"+callbacks.record.file={tmp_path}/steps"]
+    main([*TINY, "trainer.limit_train_batches=30", "trainer.max_epochs=2", *record, "--dry-run"])
+    steps = [json.loads(line)[:2] for line in (tmp_path / "steps").read_text().splitlines()]
+    assert steps == [[step, 0] for step in range(1, 11)]  # and no evaluation
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"a step of this run takes about \d+\.\d GB on cpu, .*, and \d+\.\d GB are free", told)
+    assert "steps 60 in all, 30 an epoch, 2 epochs" in told
+    assert "of it left: 60 steps of" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["steps"]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import torch
 from benchmarks.plan import CASES, case, measured, predicted, steps
 from repr.config import ConfigError
 from repr.distributed import gather, world_size
+from repr.losses.exchange import GATHER
+from repr.plan.__main__ import config, main, options_of
 from repr.training.forecast import BUCKETS, Planner
 from repr.training.memory_trace import processes
 from tools import scaling
-from tools.plan import config, main, options_of
 
 ROOT = Path(__file__).parents[1]
 TINY = [
@@ -165,7 +166,11 @@ def test_own_options_are_told_from_the_config() -> None:
         options_of([])
 
 
-def test_a_group_that_counts_gives_torch_its_place_back() -> None:
+def test_a_group_that_counts_gives_torch_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GATHER, "_compared", False)
+    with processes(4) as group:
+        assert GATHER.spread(torch.ones(2, 3), None).shape == (4, 2, 3)
+    assert not GATHER._compared  # or the first of real processes would not compare with the others, which wait for it
     with processes(4) as group:
         assert world_size() == 4
         assert gather(torch.ones(2, 3)).shape == (8, 3)

@@ -16,8 +16,9 @@ from pathlib import Path
 
 from repr.cli import one_line_errors
 from repr.config import CONF, ConfigError, nearest
+from repr.plan.__main__ import TFLOPS, config
+from repr.plan.table import CHUNK_SIZE, GB, MICRO_BATCH
 from repr.training.forecast import Planner
-from tools.plan import CHUNK_SIZE, GB, MICRO_BATCH, TFLOPS, config
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 START, END = "<!-- from python -m tools.scaling -->", "<!-- to here -->"

@@ -31,7 +31,7 @@ MARK = 0.05
 def settings(options: Any) -> str:
     return (
         "Three steps of Lightning's on random data in bf16-mixed; `torch.cuda.max_memory_allocated` less what was "
-        "there before, against `repr.training.forecast`, which `python -m tools.plan` shows."
+        "there before, against `repr.training.forecast`, which `python -m repr.plan` shows."
     )
 
 

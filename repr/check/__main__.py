@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from repr.cli import one_line_errors
+from repr.cli import command, one_line_errors
 from repr.config import compose
 from repr.files import replacing
 from repr.runs.inputs import check_inputs, data_module
@@ -23,18 +23,22 @@ if TYPE_CHECKING:
 WIDTH = 100  # columns of the terminal at most
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line; leaves with 1 where training would stop because too many rows are bad."""
-    description = "Tell what is in a data set, and draw what the model will see."
-    parser = argparse.ArgumentParser(prog="python -m repr.check", description=description)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for repr.fit: data=folder, ...")
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument("--out", type=Path, default=Path("data-check"), help="folder of check.json, contact_sheet.png")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = command(
+        "check", "Tell what is in a data set, and draw what the model will see.", "as for fit: data=folder"
+    )
+    result.add_argument("--out", type=Path, default=Path("data-check"), help="folder of check.json, contact_sheet.png")
+    result.add_argument(
         "--rows", type=int, help="read at most so many rows of each set, evenly spread (all; of one in a store 1,000)"
     )
-    parser.add_argument("--font", help="a TrueType font for the captions on the contact sheet")
-    options = parser.parse_intermixed_args(arguments)
+    result.add_argument("--font", help="a TrueType font for the captions on the contact sheet")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line; leaves with 1 where training would stop because too many rows are bad."""
+    options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
         if options.rows is not None and options.rows < 1:
             raise ValueError(f"--rows {options.rows}; set it to 1 or more")

@@ -28,9 +28,10 @@ from typing import Any
 
 from rich.table import Table
 
-from repr.cli import one_line_errors
-from repr.config import show as show_config
+from repr.cli import command, one_line_errors
 from repr.evaluate.evaluation import config, evaluate
+from repr.explain import add_show, shown_key
+from repr.explain import show as show_config
 from repr.runs.folder import EVALUATION
 from repr.runs.inputs import check_inputs
 
@@ -73,18 +74,22 @@ def _table(evaluation: Mapping[str, Any]) -> Table:
     return table
 
 
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = command("evaluate", "Evaluate an encoder.", "model=MODEL, data=emoji, eval=[knn], ...")
+    add_show(result)
+    result.add_argument("--all", action="store_true", help="print every number, not ten")
+    return result
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m repr.evaluate", description="Evaluate an encoder.")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="model=MODEL, data=emoji, eval=[knn], ...")
-    parser.add_argument("--config-dir", help="a folder of your own, laid out like conf/, whose files come first")
-    parser.add_argument("--show", action="store_true", help="print the composed config and leave")
-    parser.add_argument("--all", action="store_true", help="print every number, not ten")
-    options = parser.parse_intermixed_args(arguments)
+    options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
+        key = shown_key(options)
         cfg, data_name, class_files = config(options.overrides, options.config_dir)
-        if options.show:
-            print(show_config(cfg))
+        if key is not None:
+            print(show_config(cfg, key))
             return
         check_inputs(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)

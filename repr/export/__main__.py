@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from repr.cli import one_line_errors
+from repr.cli import one_line_errors, program
 from repr.config import ConfigError, nearest
 from repr.export.options import check_options
 from repr.runs.folder import run_folder
@@ -17,10 +17,10 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m repr.export",
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command line."""
+    result = argparse.ArgumentParser(
+        prog=program("export"),
         description="Write a trained encoder for another library, checked by that library.",
         epilog="run=RUN: a run folder, or a checkpoint inside one. to=open_clip: both towers, or of an objective on "
         "images the image tower (with untrained_text=true a whole model); to=timm: the backbone; to=hf: one of the two "
@@ -29,8 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "Lightning's WeightAveraging is exported otherwise. out=DIR: a new folder; force=true replaces an export. "
         "trust=true: build whatever the config of the run names; else only what repr/runs/trust.py lists.",
     )
-    parser.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
-    words = parser.parse_args(arguments).options
+    result.add_argument("options", nargs="*", metavar="KEY=VALUE", help=", ".join(f"{key}=" for key in DEFAULTS))
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    words = parser().parse_args(arguments).options
     with one_line_errors():
         options = parse(words)
         run, trust = options.pop("run"), options.pop("trust")

@@ -37,12 +37,7 @@ class Objective(pl.LightningModule):
 
     A subclass names its ``TERMS``, builds its submodules in ``__init__`` and gives :meth:`step`; the rest
     has defaults. A flow that overrides a hook of Lightning calls the one of this class too. What a flow says of its
-    arguments comes on top of what stands here; where it takes them, ``dim`` and ``hidden_dim`` are the widths of what
-    its heads give and of their hidden layers, ``chunk_size`` is how many rows of its matrix of pairs exist at a time
-    (None: all), ``exchange`` how its losses reach the rows of other processes, ``gather`` or ``ring``,
-    ``loss_precision`` what their products of pairs are computed in on a GPU, ``float32``, ``tf32`` or ``bf16x3``, and
-    ``false_negatives`` whether the contrast leaves out pairs that have picture or caption in common, ``mask``, or
-    labels too, ``mask_labels``.
+    arguments comes on top of what stands here.
 
     A step that the guard skips is counted in ``step_number``, but it has no gradients, so nothing follows it. When a
     run starts or goes on, the number is Lightning's ``global_step``, which every checkpoint holds. A loop without
@@ -57,6 +52,15 @@ class Objective(pl.LightningModule):
         weights: weight of each loss term; a term of weight 0 is not computed. None: 1 for the first of ``TERMS``.
         optim: optimizer and schedule.
         options: of the subclass, as far as the names of its terms depend on them.
+
+    Args of the flows that take them:
+        dim: width of what the heads give.
+        hidden_dim: width of the hidden layers of the heads.
+        chunk_size: rows of the matrix of pairs of a loss that exist at a time; None: all.
+        exchange: how losses reach the rows of other processes, ``gather`` or ``ring``.
+        loss_precision: what products of pairs are computed in on a GPU, ``float32``, ``tf32`` or ``bf16x3``.
+        false_negatives: ``mask`` leaves pairs out of the contrast that have picture or caption in common,
+            ``mask_labels`` those with equal labels, too; ``keep`` none.
 
     Attributes:
         output: what the last step gave, detached; for callbacks.

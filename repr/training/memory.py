@@ -38,32 +38,51 @@ def check_memory(cfg: DictConfig, objective: pl.LightningModule, trainer: pl.Tra
     """
     device = trainer.strategy.root_device
     free = free_memory(device, root)
-    if free is None or not cfg.get("forecast", True) or str(cfg.trainer.precision) not in {**HALF, **WHOLE}:
+    if free is None or not cfg.get("forecast", True):
         return
-    rows, sharing = cfg.data.batch_size // trainer.world_size, trainer.num_devices if device.type == "cpu" else 1
+    rows, sharing = cfg.data.batch_size // trainer.world_size, _sharing(trainer)
     weights = 16 * sum(parameter.numel() for parameter in objective.parameters())  # with gradients, and Adam's moments
     pixels = 12 * rows * sum(size**2 for size in view_sizes(cfg))
     if sharing * (weights + _FOR_PICTURES * pixels + _FOR_PAIRS * rows * cfg.data.batch_size) < free:
         return
-    cfg = cfg.copy()
-    cfg.compile, cfg.scorer = False, None
-    try:
-        with torch.random.fork_rng(devices=[]):
-            forecasts = Planner(cfg, gpus=trainer.world_size, foreach=device.type != "cpu").at(rows)
-    except REFUSALS:  # a module of a user's own need not be traceable
+    forecast = _forecast(cfg, trainer)
+    if forecast is None or (needed := sharing * forecast.total) < (1 - _SURE) * free:
         return
-    is_sharded = getattr(trainer.strategy, "device_mesh", None) is not None or "FSDP" in type(trainer.strategy).__name__
-    forecast = forecasts["" if "" in forecasts else "fsdp2" if is_sharded else "ddp"]
-    needed = sharing * forecast.total
-    if needed < (1 - _SURE) * free:
-        return
-    message = (
-        f"a step of this run takes about {_gb(needed)} on {device.type}, {_largest(forecast, sharing)}, and "
-        f"{_gb(free)} are free: {_advice(cfg, trainer)}"
-    )
+    message = f"{told_memory(cfg, trainer, root)}: {_advice(cfg, trainer)}"
     if needed > (1 + _SURE) * free:
         raise ConfigError([f"{message}. forecast=false starts it all the same"])
     warnings.warn(f"{message}, if it is ended for it", stacklevel=2)
+
+
+def told_memory(cfg: DictConfig, trainer: pl.Trainer, root: str = "/") -> str:
+    """How much memory a step takes by the forecast, and how much is free, in words; arguments are as above."""
+    device, forecast = trainer.strategy.root_device, _forecast(cfg, trainer)
+    if forecast is None:
+        return "how much memory a step takes cannot be told: it cannot be traced without data"
+    sharing, free = _sharing(trainer), free_memory(device, root)
+    told = f"a step of this run takes about {_gb(sharing * forecast.total)} on {device.type}, "
+    return told + _largest(forecast, sharing) + ("" if free is None else f", and {_gb(free)} are free")
+
+
+def _forecast(cfg: DictConfig, trainer: pl.Trainer) -> Forecast | None:
+    """The forecast of a step with the strategy of a trainer; None where it cannot be traced."""
+    if str(cfg.trainer.precision) not in {**HALF, **WHOLE}:
+        return None
+    cfg, strategy = cfg.copy(), trainer.strategy
+    cfg.compile, cfg.scorer = False, None
+    try:
+        with torch.random.fork_rng(devices=[]):
+            planner = Planner(cfg, gpus=trainer.world_size, foreach=strategy.root_device.type != "cpu")
+            forecasts = planner.at(cfg.data.batch_size // trainer.world_size)
+    except REFUSALS:  # a module of a user's own need not be traceable
+        return None
+    is_sharded = getattr(strategy, "device_mesh", None) is not None or "FSDP" in type(strategy).__name__
+    return forecasts["" if "" in forecasts else "fsdp2" if is_sharded else "ddp"]
+
+
+def _sharing(trainer: pl.Trainer) -> int:
+    """How many processes share the memory that is looked at."""
+    return trainer.num_devices if trainer.strategy.root_device.type == "cpu" else 1
 
 
 def free_memory(device: torch.device, root: str = "/") -> float | None:

@@ -9,14 +9,14 @@ import lightning.pytorch as pl
 
 from repr.models.slicing import is_compiled
 
-_STEPS = 20  # after which the time is told
+_STEPS = 10  # after which the time is told
 _LONG = 3600  # seconds of a run for which compilation is suggested
 
 
 class Summary(pl.Callback):
-    """Print device, data, parameters, steps, batch, evaluation and folder of a run, and after twenty steps its time.
+    """Print device, data, parameters, steps, batch, evaluation and folder of a run, and after ten steps its time.
 
-    A run shorter than forty steps tells the time after half of them. One that takes long on a GPU is told to compile.
+    A run shorter than twenty steps tells the time after half of them. One that takes long on a GPU is told to compile.
     Only the first process prints.
 
     Args:
@@ -58,6 +58,16 @@ class Summary(pl.Callback):
             on_gpu = trainer.strategy.root_device.type == "cuda"
             if advice := compile_hint(seconds * (total - step), on_gpu, is_compiled(pl_module)):
                 trainer.print(advice)
+
+
+class DryRun(Summary):
+    """As :class:`Summary`, and end the training once the time is told."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        """Tell the time when enough steps are made, and let these be the last."""
+        super().on_train_batch_end(trainer, pl_module, *args)
+        if not self._told_at:
+            trainer.should_stop = True
 
 
 def facts(trainer: pl.Trainer, module: pl.LightningModule, folder: str | None) -> dict[str, str]:
