@@ -19,7 +19,7 @@ from docs.generate.text import DOCS, GENERATED, ROOT, WRITTEN, relinked, table, 
 # The command lines, in the order in which a run needs them; each is a module with a function `main`.
 PROGRAMS = {
     "python -m repr.check": "repr.check.__main__",
-    "python -m tools.plan": "tools.plan",
+    "python -m repr.plan": "repr.plan.__main__",
     "python -m repr.fit": "repr.fit",
     "python -m repr.evaluate": "repr.evaluate.__main__",
     "python -m repr.report": "repr.report.__main__",
