@@ -91,7 +91,7 @@ def test_slow_data_gives_one_hint_and_slow_steps_none(tmp_path: Path, capsys: py
     assert out.count("hint: ") == 1
     assert "waiting for data: raise data.num_workers from 0 towards" in out
     assert re.search(r"of the time spent waiting for data, \d+% of the card's peak$", out.splitlines()[-1])
-    slow_steps = run(tmp_path / "steps", picture=8, matrix=300)
+    slow_steps = run(tmp_path / "steps", picture=8, matrix=500)
     assert slow_steps.waited < slow_steps.busy / 2
     assert "hint: " not in capsys.readouterr().out
 
