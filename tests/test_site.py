@@ -79,14 +79,17 @@ def test_every_flow_is_of_a_family() -> None:
 
 
 def test_an_objective_names_its_losses_and_the_tests_that_hold_them() -> None:
-    flow = "repr.objectives.momentum.Momentum"
-    assert losses(flow, ["regression"], {}) == ["repr.losses.momentum.regression"]
+    flow, regression = "repr.objectives.momentum.Momentum", "repr.losses.momentum.regression"
+    assert losses(flow, ["regression"], {})[0] == {regression}
     sigmoid = "repr.losses.contrastive.sigmoid"
-    assert losses("repr.objectives.image_text.ImageText", ["contrast"], {"contrast": sigmoid}) == [sigmoid]
+    assert losses("repr.objectives.image_text.ImageText", ["contrast"], {"contrast": sigmoid})[0] == {sigmoid}
+    of_masked = losses("repr.objectives.masked_autoencoders.MaskedViews", ["reconstruction"], {})[0]
+    assert of_masked == {"repr.losses.reconstruction.masked_mse"}
+    assert "repr.losses.clustering.sinkhorn" in losses("repr.objectives.swav.SwAV", ["swapped_prediction"], {})[1]
     held = {(test.file, test.test): test for test in golden_tests()}
     byol = held["tests/losses/test_golden_teachers.py", "test_byol"]
     assert byol.golden == {"byol"}
-    assert "repr.losses.momentum.regression" in byol.uses
+    assert regression in byol.uses
     assert "repr.losses.momentum.key_contrast" not in byol.uses
 
 
