@@ -47,6 +47,13 @@ def test_every_objective_and_experiment_has_a_head() -> None:
     assert [fault for path in (*objective_files(), *experiment_files()) for fault in faults(path)] == []
 
 
+def test_what_pages_and_heads_name_exists() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *objective_files(), *experiment_files())]
+    named = {found for text in texts for found in re.findall(r"\b(experiment|objective)=([a-z]\w*)(?![\w/{])", text)}
+    own = {(kind, name) for kind in ("objective", "experiment") for name in ("mine", "ours")}
+    assert {(kind, name) for kind, name in named - own if not (CONF / kind / f"{name}.yaml").is_file()} == set()
+
+
 def test_a_head_is_read_and_its_faults_are_told(tmp_path: Path) -> None:
     of = head(CONF / "experiment" / "simclr_rn50.yaml")
     assert (of.text, of.sentence, of.papers) == ("SimCLR with a ResNet-50.", "SimCLR with a ResNet-50", ["2002.05709"])

@@ -70,11 +70,8 @@ def write_recipes() -> None:
     """Write the page of all experiments: those on data that come with the package, and those of the papers."""
     ours = [path for path in experiment_files() if "2 cores" in head(path).fields.get("hardware", "")]
     papers = [path for path in experiment_files() if path not in ours]
-    parts = [
-        "# Recipes\n",
-        "An experiment is a recipe written out in one file of `conf/experiment`. `smoke=true` shrinks",
-    ]
-    parts += ["any of them to two tiny steps, to see that all of it works.\n"]
+    parts = ["# Recipes\n", "An experiment is a recipe written out in one file of `conf/experiment`."]
+    parts += ["`smoke=true` shrinks any of them to two tiny steps, to see that all of it works.\n"]
     for title, paths in (("Minutes on two cores", ours), ("Those of the papers", papers)):
         parts += [f"## {title}\n", *(line for path in paths for line in _recipe(path, "###"))]
     write("recipes.md", *parts)
@@ -124,11 +121,12 @@ def _page(path: Path, objective: DictConfig) -> Iterator[str]:
 
 def _needs(objective: DictConfig, path: Path) -> str:
     """What the YAML tells of text, labels and backbone."""
-    text = path.read_text(encoding="utf-8")
-    needs = ["pictures and captions" if "text" in objective else "pictures alone"]
-    needs += ["labels"] if re.search(r"\blabels\b", head(path).text) or "m3col" in path.stem else []
-    if overrides(path).get("backbone", "").startswith("vit") or "a ViT" in text:
-        needs.append("a ViT")
+    learns_labels = family(objective._target_) == "Labels"
+    needs = ["pictures and captions" if "text" in objective else "pictures" if learns_labels else "pictures alone"]
+    needs += ["labels"] if learns_labels else []
+    needs += (
+        ["a ViT"] if overrides(path).get("backbone", "").startswith("vit") or "takes a ViT" in head(path).text else []
+    )
     return ", ".join(needs[:-1]) + " and " + needs[-1] if len(needs) > 1 else needs[0]
 
 
@@ -162,7 +160,7 @@ def _proofs(name: str, functions: set[str], flows: set[str]) -> Iterator[str]:
     of_losses = [test for test in golden_tests() if test.uses & functions]
     of_flows = [test for test in golden_tests() if test.uses & flows and test not in of_losses]
     if of_losses:
-        yield "These tests compare its losses with numbers of the authors' code, value and gradient:\n"
+        yield "These tests compare its losses with numbers of the authors' code:\n"
         yield _tests(of_losses)
     if of_flows:
         yield "These compare its flow, which other methods share:\n"
@@ -195,6 +193,7 @@ def _measured(name: str) -> Iterator[str]:
 
 def _method(name: str) -> str:
     """The name of a method as texts have it, or that of the objective."""
+    # CLIP stands in the names of many others.
     title = head(CONF / "objective" / f"{name}.yaml").text.partition(":")[0]
     return title if re.fullmatch(r"[A-Z][\w-]*( [A-Zv\d][\w]*)*", title) and title != "CLIP" else name
 
