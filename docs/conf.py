@@ -1,5 +1,6 @@
 """The site: ``make docs`` writes it to docs/_build/html; nothing of it is fetched from elsewhere."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -52,5 +53,6 @@ def _short_navigation(app, name, template, context, doctree):
 def setup(app):
     """Write the generated pages, and lead links of hand-written ones to them."""
     write_all()
+    gc.disable()  # it would look through all nodes of all pages again and again
     app.connect("source-read", _relinked)
     app.connect("html-page-context", _short_navigation, priority=400)  # before the theme's
