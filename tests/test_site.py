@@ -98,6 +98,8 @@ def test_an_objective_names_its_losses_and_the_tests_that_hold_them() -> None:
     assert byol.golden == {"byol"}
     assert regression in byol.uses
     assert "repr.losses.momentum.key_contrast" not in byol.uses
+    dino = held["tests/losses/test_golden_teachers.py", "test_dino"]  # of a function that is made of what the flow uses
+    assert {"repr.losses.distillation.centred", "repr.losses.clustering.swapped_prediction"} <= dino.uses
 
 
 def test_links_lead_to_the_page_of_a_file_and_comments_become_markdown() -> None:

@@ -58,6 +58,18 @@ def _is_term(dotted: str) -> bool | None:
     return None
 
 
+@cache
+def _calls(dotted: str) -> set[str]:
+    """What a function of repr.losses is made of."""
+    if not dotted.startswith("repr.losses.") or not _path(dotted).is_file():
+        return set()
+    tree, module = _parsed(_path(dotted)), dotted.rpartition(".")[0]
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    known = _imports(tree) | {name: f"{module}.{name}" for name in functions}
+    node = functions.get(dotted.rpartition(".")[2])
+    return _used(node, known) if node else set()
+
+
 def losses(flow: str, terms: Iterable[str], chosen: Mapping[str, str]) -> tuple[set[str], set[str]]:
     """The loss functions of a flow's terms, and what else its file takes from repr.losses on the way to them.
 
@@ -118,6 +130,7 @@ def _held(path: Path) -> Iterator[Held]:
                 for names in (direct, _reached(test, defined, fixtures=True))
             )
             uses |= {name for name in behind if name.rpartition(".")[2] in text}  # a fixture serves many tests
+            uses = uses.union(*map(_calls, uses))
             yield Held(path.relative_to(ROOT).as_posix(), test, frozenset(golden), frozenset(uses))
 
 
