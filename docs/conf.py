@@ -29,6 +29,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_use_rtype = False
 toc_object_entries_show_parents = "hide"
 
 html_math_renderer = "mathml"  # MathJax would come from a CDN

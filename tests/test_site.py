@@ -106,6 +106,8 @@ def test_links_lead_to_the_page_of_a_file_and_comments_become_markdown() -> None
     text = "[a](../benchmarks/results/mcl.md#x) [b](../conf/objective/clip.yaml) [c](../LICENSE) `[d](../LICENSE)`"
     pages = "[a](/generated/results/mcl.md#x) [b](/generated/objectives/clip.md) [c](../../LICENSE) `[d](../LICENSE)`"
     assert relinked(text, ROOT / "docs", ROOT / "docs" / "generated") == pages
+    recipe = relinked("[a](../conf/experiment/demo.yaml) [b](../conf/optim/sgd.yaml)", ROOT / "docs", ROOT / "docs")
+    assert recipe == "[a](/generated/recipes.md#demo) [b](/generated/options/optim.md)"
     told = marked("see docs/gpu.md (arXiv 2002.05709); views=none, --show and LAION/*.tar")
     link = "[arXiv 2002.05709](https://arxiv.org/abs/2002.05709)"
     assert told == rf"see [docs/gpu.md](/gpu.md) ({link}); `views=none`, `--show` and LAION/\*.tar"
