@@ -49,6 +49,7 @@ check: .venv/installed-dev  ## ruff, mypy, import-linter
 docs: .venv/installed-dev  ## write the site to docs/_build/html; a warning is an error
 	$(RUN) sphinx --jobs 2 --fail-on-warning --keep-going --quiet --builder html \
 		--doctree-dir docs/_build/doctrees docs docs/_build/html
+	@! grep --recursive --include='*.html' -E '<(script|link|img)[^>]*"https?:' docs/_build/html  # it works without a network
 	@echo "written: docs/_build/html/index.html"
 
 release-notes:  ## print what CHANGELOG.md says of the newest version

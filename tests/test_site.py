@@ -47,6 +47,13 @@ def test_every_objective_and_experiment_has_a_head() -> None:
     assert [fault for path in (*objective_files(), *experiment_files()) for fault in faults(path)] == []
 
 
+def test_what_pages_and_heads_name_exists() -> None:
+    texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *objective_files(), *experiment_files())]
+    named = {found for text in texts for found in re.findall(r"\b(experiment|objective)=([a-z]\w*)(?![\w/{])", text)}
+    own = {(kind, name) for kind in ("objective", "experiment") for name in ("mine", "ours")}
+    assert {(kind, name) for kind, name in named - own if not (CONF / kind / f"{name}.yaml").is_file()} == set()
+
+
 def test_a_head_is_read_and_its_faults_are_told(tmp_path: Path) -> None:
     of = head(CONF / "experiment" / "simclr_rn50.yaml")
     assert (of.text, of.sentence, of.papers) == ("SimCLR with a ResNet-50.", "SimCLR with a ResNet-50", ["2002.05709"])
@@ -79,21 +86,28 @@ def test_every_flow_is_of_a_family() -> None:
 
 
 def test_an_objective_names_its_losses_and_the_tests_that_hold_them() -> None:
-    flow = "repr.objectives.momentum.Momentum"
-    assert losses(flow, ["regression"], {}) == ["repr.losses.momentum.regression"]
+    flow, regression = "repr.objectives.momentum.Momentum", "repr.losses.momentum.regression"
+    assert losses(flow, ["regression"], {})[0] == {regression}
     sigmoid = "repr.losses.contrastive.sigmoid"
-    assert losses("repr.objectives.image_text.ImageText", ["contrast"], {"contrast": sigmoid}) == [sigmoid]
+    assert losses("repr.objectives.image_text.ImageText", ["contrast"], {"contrast": sigmoid})[0] == {sigmoid}
+    of_masked = losses("repr.objectives.masked_autoencoders.MaskedViews", ["reconstruction"], {})[0]
+    assert of_masked == {"repr.losses.reconstruction.masked_mse"}
+    assert "repr.losses.clustering.sinkhorn" in losses("repr.objectives.swav.SwAV", ["swapped_prediction"], {})[1]
     held = {(test.file, test.test): test for test in golden_tests()}
     byol = held["tests/losses/test_golden_teachers.py", "test_byol"]
     assert byol.golden == {"byol"}
-    assert "repr.losses.momentum.regression" in byol.uses
+    assert regression in byol.uses
     assert "repr.losses.momentum.key_contrast" not in byol.uses
+    dino = held["tests/losses/test_golden_teachers.py", "test_dino"]  # of a function that is made of what the flow uses
+    assert {"repr.losses.distillation.centred", "repr.losses.clustering.swapped_prediction"} <= dino.uses
 
 
 def test_links_lead_to_the_page_of_a_file_and_comments_become_markdown() -> None:
     text = "[a](../benchmarks/results/mcl.md#x) [b](../conf/objective/clip.yaml) [c](../LICENSE) `[d](../LICENSE)`"
     pages = "[a](/generated/results/mcl.md#x) [b](/generated/objectives/clip.md) [c](../../LICENSE) `[d](../LICENSE)`"
     assert relinked(text, ROOT / "docs", ROOT / "docs" / "generated") == pages
+    recipe = relinked("[a](../conf/experiment/demo.yaml) [b](../conf/optim/sgd.yaml)", ROOT / "docs", ROOT / "docs")
+    assert recipe == "[a](/generated/recipes.md#demo) [b](/generated/options/optim.md)"
     told = marked("see docs/gpu.md (arXiv 2002.05709); views=none, --show and LAION/*.tar")
     link = "[arXiv 2002.05709](https://arxiv.org/abs/2002.05709)"
     assert told == rf"see [docs/gpu.md](/gpu.md) ({link}); `views=none`, `--show` and LAION/\*.tar"

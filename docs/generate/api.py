@@ -26,7 +26,10 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
         "Protocols, and encoders of others.",
         ("protocol", "protocols", "probes", "evaluation", "during_training", "foreign", "finetune"),
     ),
-    "runs": ("Run folders, and the encoders that they hold.", ("folder", "trained", "joined", "weight_files")),
+    "runs": (
+        "Run folders, and the encoders that they hold.",
+        ("folder", "trained", "joined", "initial_weights", "weight_files"),
+    ),
     "export": ("Encoders in the format of other libraries.", ("target", "folders", "openclip", "timm_trunk")),
     "training": ("Callbacks of a run.", ("checkpoints", "guard", "throughput", "collapse", "pictures", "sharding")),
     "config": ("Configs: composing, changing, checking.", ()),
@@ -42,7 +45,7 @@ def write_api() -> None:
             _module(f"repr.{package}")
             continue
         files = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.stem.startswith("_")}
-        names = [name for name in chosen or files if name in files]
+        names = chosen or files
         cells = ([f"[{name}](repr.{package}.{name}.md)", _sentence(files[name])] for name in names)
         pages = [f"{name} <repr.{package}.{name}>" for name in names]
         write(

@@ -70,11 +70,8 @@ def write_recipes() -> None:
     """Write the page of all experiments: those on data that come with the package, and those of the papers."""
     ours = [path for path in experiment_files() if "2 cores" in head(path).fields.get("hardware", "")]
     papers = [path for path in experiment_files() if path not in ours]
-    parts = [
-        "# Recipes\n",
-        "An experiment is a recipe written out in one file of `conf/experiment`. `smoke=true` shrinks",
-    ]
-    parts += ["any of them to two tiny steps, to see that all of it works.\n"]
+    parts = ["# Recipes\n", "An experiment is a recipe written out in one file of `conf/experiment`."]
+    parts += ["`smoke=true` shrinks any of them to two tiny steps, to see that all of it works.\n"]
     for title, paths in (("Minutes on two cores", ours), ("Those of the papers", papers)):
         parts += [f"## {title}\n", *(line for path in paths for line in _recipe(path, "###"))]
     write("recipes.md", *parts)
@@ -109,13 +106,13 @@ def _page(path: Path, objective: DictConfig) -> Iterator[str]:
     weights = [(term, f"{weight:g}") for term, weight in _leaves(objective.get("weights") or {})]
     if weights:
         yield table(["term", "weight"], ([f"`{term}`", weight] for term, weight in weights), "lr")
-    functions = sorted({function for node in flows.values() for function in _losses(node)})
-    if functions:
-        docs = ((function, inspect.getdoc(get_object(function)) or "") for function in functions)
-        yield "".join(f"- {{py:func}}`{f}`: {from_rst(doc.partition(chr(10))[0])}\n" for f, doc in docs)
+    told = [_losses(part, node, objective) for part, node in flows.items()]
+    functions, steps = (set().union(*(of[index] for of in told)) for index in (0, 1))
+    docs = ((function, inspect.getdoc(get_object(function)) or "") for function in sorted(functions))
+    yield "".join(f"- {{py:func}}`{name}`: {from_rst(doc.partition(chr(10))[0])}\n" for name, doc in docs)
     yield "## Options\n"
     yield options(rows(objective, "objective", path))
-    yield from _proofs(name, functions, {node._target_ for node in flows.values()})
+    yield from _proofs(name, functions | steps, {node._target_ for node in flows.values()})
     yield f"## The file\n\n```yaml\n{path.read_text(encoding='utf-8').strip()}\n```\n"
     if recipes := [p for p in experiment_files() if overrides(p).get("objective") == name]:
         yield "## Recipes\n"
@@ -124,11 +121,12 @@ def _page(path: Path, objective: DictConfig) -> Iterator[str]:
 
 def _needs(objective: DictConfig, path: Path) -> str:
     """What the YAML tells of text, labels and backbone."""
-    text = path.read_text(encoding="utf-8")
-    needs = ["pictures and captions" if "text" in objective else "pictures alone"]
-    needs += ["labels"] if re.search(r"\blabels\b", head(path).text) or "m3col" in path.stem else []
-    if overrides(path).get("backbone", "").startswith("vit") or "a ViT" in text:
-        needs.append("a ViT")
+    learns_labels = family(objective._target_) == "Labels"
+    needs = ["pictures and captions" if "text" in objective else "pictures" if learns_labels else "pictures alone"]
+    needs += ["labels"] if learns_labels else []
+    needs += (
+        ["a ViT"] if overrides(path).get("backbone", "").startswith("vit") or "takes a ViT" in head(path).text else []
+    )
     return ", ".join(needs[:-1]) + " and " + needs[-1] if len(needs) > 1 else needs[0]
 
 
@@ -138,11 +136,15 @@ def _flows(objective: DictConfig) -> dict[str, DictConfig]:
     return {"": objective} | {str(name): part for name, part in parts.items()}
 
 
-def _losses(node: DictConfig) -> list[str]:
+def _losses(part: str, node: DictConfig, objective: DictConfig) -> tuple[set[str], set[str]]:
+    """As :func:`losses`, of a flow, or of a part of a hybrid, whose weights are the hybrid's."""
+    if "parts" in node:
+        return set(), set()
     chosen = {str(term): loss._target_ for term, loss in (node.get("losses") or {}).items()}
-    weights = node.get("weights") or dict.fromkeys(get_object(node._target_).TERMS, 1.0)
-    terms = [str(term) for term, weight in weights.items() if weight]
-    return losses(node._target_, terms, chosen) if node.get("parts") is None else []
+    told = objective.get("weights") or {}
+    weights = (told.get(part) if part else told) or node.get("weights")
+    weights = weights or dict.fromkeys(get_object(node._target_).TERMS, 1.0)
+    return losses(node._target_, [str(term) for term, weight in weights.items() if weight], chosen)
 
 
 def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -153,12 +155,12 @@ def _leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield f"{prefix}{key}", value
 
 
-def _proofs(name: str, functions: list[str], flows: set[str]) -> Iterator[str]:
+def _proofs(name: str, functions: set[str], flows: set[str]) -> Iterator[str]:
     yield "## What holds it\n"
-    of_losses = [test for test in golden_tests() if test.uses & set(functions)]
+    of_losses = [test for test in golden_tests() if test.uses & functions]
     of_flows = [test for test in golden_tests() if test.uses & flows and test not in of_losses]
     if of_losses:
-        yield "These tests compare its losses with numbers of the authors' code, value and gradient:\n"
+        yield "These tests compare its losses with numbers of the authors' code:\n"
         yield _tests(of_losses)
     if of_flows:
         yield "These compare its flow, which other methods share:\n"
@@ -191,6 +193,7 @@ def _measured(name: str) -> Iterator[str]:
 
 def _method(name: str) -> str:
     """The name of a method as texts have it, or that of the objective."""
+    # CLIP stands in the names of many others.
     title = head(CONF / "objective" / f"{name}.yaml").text.partition(":")[0]
     return title if re.fullmatch(r"[A-Z][\w-]*( [A-Zv\d][\w]*)*", title) and title != "CLIP" else name
 

@@ -16,7 +16,7 @@ from docs.generate.objectives import CLAIMS, RESULTS, experiment_files, objectiv
 from docs.generate.options import write_options
 from docs.generate.text import DOCS, GENERATED, ROOT, WRITTEN, relinked, table, toctree, write
 
-# The command lines, in the order in which a run needs them; each is a module with a function `main`.
+# The command lines in the order in which a run needs them, and the module of each, which has a function `main`.
 PROGRAMS = {
     "python -m repr.check": "repr.check.__main__",
     "python -m repr.plan": "repr.plan.__main__",

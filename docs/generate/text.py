@@ -23,23 +23,33 @@ LINK = re.compile(r"(?<=\]\()(?!\w+:|#|/)([^)#\s]*)(#[^)\s]*)?(?=\))")  # the ta
 CODE = re.compile(r"^(```|~~~).*?^\1|(`+)(?!`).*?(?<!`)\2(?!`)", re.MULTILINE | re.DOTALL)
 
 
+SHOWN = {  # what is shown elsewhere than a file of its folder
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "generated/contributing.md",
+    "CHANGELOG.md": "generated/changelog.md",
+    "benchmarks/results": "generated/results/index.md",
+    "conf": "generated/options/index.md",
+    "conf/experiment": "generated/recipes.md",
+    "conf/objective": "generated/objectives/index.md",
+    "docs/notebooks": "in_a_notebook.md",
+}
+WRITTEN = set[Path]()  # pages of this build
+
+
 def page_of(path: Path) -> str | None:
     """The page that shows a file of the repository, from the site's root; None where there is none."""
-    name = path.relative_to(ROOT).as_posix()
-    named = {"README.md": "index.md", "CONTRIBUTING.md": "generated/contributing.md"}
-    named |= {"CHANGELOG.md": "generated/changelog.md", "benchmarks/results": "generated/results/index.md"}
-    named |= {"docs/notebooks": "notebooks/index.md", "conf/experiment": "generated/recipes.md"}
-    if name in named:
-        return named[name]
-    folder, stem = path.parent.relative_to(ROOT).as_posix(), path.stem
+    if not path.is_relative_to(ROOT):
+        return None
+    name, folder = path.relative_to(ROOT).as_posix(), path.relative_to(ROOT).parent.as_posix()
+    if name in SHOWN:
+        return SHOWN[name]
     if path.suffix in (".md", ".ipynb") and folder.startswith("docs"):
         return path.relative_to(DOCS).as_posix()
     if folder == "benchmarks/results":
         return f"generated/results/{path.name}"
-    if path.suffix == ".yaml" and folder == "conf/objective":
-        return f"generated/objectives/{stem}.md"
     if path.suffix == ".yaml" and folder.startswith("conf/") and folder.count("/") == 1:
-        return f"generated/options/{folder[5:]}.md"
+        pages = {"conf/objective": f"objectives/{path.stem}.md", "conf/experiment": f"recipes.md#{path.stem}"}
+        return f"generated/{pages.get(folder, f'options/{folder[5:]}.md')}"
     return None
 
 
@@ -99,10 +109,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], align: str | Non
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines) + "\n"
 
 
-def toctree(pages: Iterable[str], caption: str | None = None, *, hidden: bool = True) -> str:
+def toctree(pages: Iterable[str], caption: str | None = None) -> str:
     """A list of pages for the sidebar."""
-    options = [f":caption: {caption}"] * bool(caption) + [":hidden:"] * hidden + [":maxdepth: 1"]
-    return "\n".join(["```{toctree}", *options, "", *pages, "```", ""])
+    told = [f":caption: {caption}"] if caption else []
+    return "\n".join(["```{toctree}", *told, ":hidden:", "", *pages, "```", ""])
 
 
 def write(page: str, *parts: str) -> None:
@@ -112,6 +122,3 @@ def write(page: str, *parts: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     WRITTEN.add(path)
-
-
-WRITTEN = set[Path]()
