@@ -15,7 +15,7 @@ from repr.fit import main
 from repr.runs.folder import load_results, load_run
 from repr.sweep.running import run_process, sweep
 from repr.sweep.trials import check_all, load_sweep, parse, save_sweep
-from tests.test_fit import LONGER, TINY
+from tests.test_fit import TINY
 
 
 def test_values_are_those_of_hydra_and_every_combination_is_a_run() -> None:
@@ -85,47 +85,46 @@ def test_a_signal_reaches_the_run_once(number: int, tmp_path: Path) -> None:
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 
 
-def wait_for(path: Path, words: str) -> None:
-    """Until a program has printed something."""
+def wait_for(path: Path, words: str, after: str = "") -> None:
+    """Until a program has printed something, after something else."""
     deadline = time.monotonic() + 240
-    while words not in path.read_text():
+    while words not in path.read_text().partition(after or "\n")[2]:
         assert time.monotonic() < deadline, path.read_text()
         time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_a_sweep_outlives_a_killed_run_and_goes_on_after_a_stop(tmp_path: Path) -> None:
+def test_a_sweep_outlives_a_killed_run_and_goes_on_after_a_stop(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first run is killed after a checkpoint, the second one stopped with the sweep; then both are resumed."""
+    monkeypatch.setenv("COLUMNS", "120")
     log, folder = tmp_path / "log", tmp_path / "sweep"
-    tell = ["+callbacks.tell._target_=tests.signals.Tell"]
-    words = [*TINY, *LONGER, *tell, "seed=0,1", "trainer.check_val_every_n_epoch=1", f"run_folder={folder}"]
-    command = [sys.executable, "-m", "repr.fit", "--sweep"]
-    with log.open("wb") as file, subprocess.Popen([*command, *words], stdout=file, stderr=file) as process:
+    words = [*TINY, "trainer.max_epochs=2", "trainer.limit_train_batches=4", "seed=0,1", f"run_folder={folder}"]
+    words += ["+callbacks.tell._target_=tests.signals.Tell", "eval=images"]
+    command = [sys.executable, "-m", "repr.fit", "--sweep", *words]
+    with log.open("wb") as file, subprocess.Popen(command, stdout=file, stderr=file) as process:
         wait_for(log, "at step 6")
         holder = (folder / "seed=0" / ".lock").read_text().split()[1]
         os.kill(int(holder), signal.SIGKILL)
         wait_for(log, "run 2 of 2: seed=1")
-        while "at step 2" not in log.read_text().partition("run 2 of 2")[2]:
-            time.sleep(0.05)
+        wait_for(log, "at step 2", after="run 2 of 2")
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert f"to go on: python -m repr.fit --sweep resume={folder}" in log.read_text()
     assert [load_results(folder / f"seed={seed}") for seed in (0, 1)] == [{}, {}]
-    done = subprocess.run(
-        [*command, f"resume={folder}", "trust=true"], check=False, capture_output=True, text=True,
-        env={**os.environ, "COLUMNS": "120"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "at step 4" in done.stdout.partition("run 2 of 2")[0]
-    assert "at step 3" not in done.stdout.partition("run 2 of 2")[0]  # it goes on after its first epoch
-    shown = done.stdout.partition("Sweep; * is the best")[2]
+    again = [f"resume={folder}", "trust=true"]
+    assert sweep(again, None) == 0
+    first, _, rest = capfd.readouterr().out.partition("run 2 of 2")
+    assert "at step 4" in first
+    assert "at step 3" not in first  # it goes on after its first epoch
+    shown = rest.partition("Sweep; * is the best")[2]
     for seed in (0, 1):
         assert load_run(folder / f"seed={seed}", trust=True).seed == seed
-        assert f"{load_results(folder / f'seed={seed}')['test_style/i2t_R@5']['value']:.3f}" in shown
+        assert f"{load_results(folder / f'seed={seed}')['val/knn_category']['value']:.3f}" in shown
     assert "* " in shown
     assert (folder / "report.html").is_file()
-    again = subprocess.run(
-        [*command, f"resume={folder}", "trust=true"], check=True, capture_output=True, text=True
-    ).stdout
-    assert again.count(", which has ended") == 2
-    assert "at step" not in again
+    assert sweep(again, None) == 0
+    told = capfd.readouterr().out
+    assert told.count(", which has ended") == 2
+    assert "at step" not in told
