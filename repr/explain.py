@@ -126,9 +126,8 @@ def _argument(cfg: DictConfig, key: str) -> Argument | None:
     node = select(cfg, parent) if parent else cfg
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     known = described(target).get(leaf) if target else None
-    if known is None and (parent + "." + leaf).lstrip(".") in dict(walk(cfg)):
-        return Argument(NOT_LITERAL, "", RESERVED.get(leaf, ""))
-    return known
+    names = node.keys() if OmegaConf.is_dict(node) else map(str, range(len(node))) if OmegaConf.is_list(node) else ()
+    return known or (Argument(NOT_LITERAL, "", RESERVED.get(leaf, "")) if leaf in names else None)
 
 
 def option(cfg: DictConfig, key: str, given: Sequence[Origin]) -> Iterator[str]:

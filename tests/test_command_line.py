@@ -27,7 +27,7 @@ def test_the_page_has_a_command_of_each_verb() -> None:
 
 @pytest.mark.parametrize("words", TOLD, ids=" ".join)
 def test_what_only_prints_runs_as_it_stands(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="^0?$") if "--help" in words else nullcontext():
+    with pytest.raises(SystemExit, match=r"^0?$") if "--help" in words else nullcontext():
         main(words)
     told = capsys.readouterr().out
     assert len(told) > 50
