@@ -73,7 +73,9 @@ def test_explain_knows_every_option_of_the_default_config() -> None:
     for key in keys:
         lines = "\n".join(option(cfg, key, given)).splitlines()
         assert lines[0].startswith(f"{key} = "), key
-        assert any(re.match("  from    (conf/|the )", line) for line in lines), key
+        assert any(
+            re.match(r"  from    (conf/\w+|the default of (repr|lightning)\.|the experiment)", x) for x in lines
+        ), key
         assert max(map(len, lines[1:])) <= 80, key
         meant += any(re.match("  (means|there|builds) ", line) for line in lines)
     assert meant > 0.8 * len(keys)

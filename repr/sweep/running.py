@@ -132,4 +132,4 @@ def _conclude(folder: Path, runs: Mapping[str, Path]) -> None:
     if ended:
         write_report([*ended.values()], folder / REPORT)
         Console().print(table(dict(zip(ended, read_runs([*ended.values()]), strict=True))))
-        print(f"report of {len(ended)} runs: {folder / REPORT}")
+        print(f"report: {folder / REPORT}")

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from repr.report.run import Run
 from repr.report.tables import duration, headline
 
 
+MAX_NUMBERS = 4  # that fit beside each other
+
+
 def table(runs: Mapping[str, Run]) -> Table:
     """A row a run with its headline, the best of each number marked."""
-    names = headline([*runs.values()])
-    result = Table(title="Sweep; * is the best", title_justify="left", header_style="bold")
+    names = headline([*runs.values()])[:MAX_NUMBERS]
+    result = Table(title="Sweep; * is the best", title_justify="left", header_style="bold", box=box.SIMPLE)
     result.add_column("run", overflow="fold")
     for name in (*names, "time"):
-        result.add_column(name.replace("/", "\n"), justify="right", overflow="fold")
+        result.add_column(name.replace("/", "/\n").replace("_", "_\n"), justify="right", overflow="fold")
     best = {name: _best(name, runs) for name in names}
     for label, run in runs.items():
         cells = [_cell(run.results.get(name), best[name]) for name in names]

@@ -68,7 +68,7 @@ def parse(words: Sequence[str], config_dir: str | None) -> Sweep:
             raise ConfigError([f"{override.input_line}: give the values, as in seed=0,1,2 or seed=range(0,3)"])
     if not swept:
         raise ConfigError(["--sweep: no option has several values; give one some, as in seed=0,1,2"])
-    return Sweep(fixed, swept, config_dir)
+    return Sweep(fixed, swept, config_dir and str(Path(config_dir).resolve()))
 
 
 def check_all(plan: Sweep, stored: Path | None) -> DictConfig:
