@@ -11,7 +11,6 @@ from rich.table import Table
 from repr.report.run import Run
 from repr.report.tables import duration, headline
 
-
 MAX_NUMBERS = 4  # that fit beside each other
 
 
