@@ -126,9 +126,8 @@ def _argument(cfg: DictConfig, key: str) -> Argument | None:
     node = select(cfg, parent) if parent else cfg
     target = node.get("_target_") if OmegaConf.is_dict(node) else None
     known = described(target).get(leaf) if target else None
-    if known is None and (parent + "." + leaf).lstrip(".") in dict(walk(cfg)):
-        return Argument(NOT_LITERAL, "", RESERVED.get(leaf, ""))
-    return known
+    names = node.keys() if OmegaConf.is_dict(node) else map(str, range(len(node))) if OmegaConf.is_list(node) else ()
+    return known or (Argument(NOT_LITERAL, "", RESERVED.get(leaf, "")) if leaf in names else None)
 
 
 def option(cfg: DictConfig, key: str, given: Sequence[Origin]) -> Iterator[str]:
@@ -144,11 +143,9 @@ def option(cfg: DictConfig, key: str, given: Sequence[Origin]) -> Iterator[str]:
     shown, leads_to = _shown(cfg, key, argument)
     yield f"{key} = {shown}"
     comments = [(origin, comment) for origin in reversed(given) if (comment := origin.comment(key)) is not None]
-    parent = select(cfg, key.rpartition(".")[0]) or cfg
-    target = parent.get("_target_") if OmegaConf.is_dict(parent) else None
     if key == "name" and comments and not comments[0][0].label.startswith("the command"):
         comments[0] = (Origin("the experiment, or else objective and data", ""), "")
-    labels = [origin.label for origin, _ in reversed(comments)] or [f"the default of {target}"]
+    labels = [origin.label for origin, _ in reversed(comments)] or [f"the default of {_built(cfg, key)}"]
     facts = [("from", ", then ".join(labels) if OmegaConf.is_dict(value) and not leads_to else labels[-1])]
     facts += [("type", argument.kind)]
     facts += [("choose", choices) for choices in (_choices(argument.kind, value),) if choices]
@@ -161,6 +158,14 @@ def option(cfg: DictConfig, key: str, given: Sequence[Origin]) -> Iterator[str]:
     if OmegaConf.is_dict(value) and not leads_to:
         names = [str(name) for name in value if not str(name).startswith("_")]
         yield from rows({name: _brief(cfg, f"{key}.{name}", given) for name in names}, wrap=False)
+
+
+def _built(cfg: DictConfig, key: str) -> str:
+    """The class or function that an option is an argument of, or a part of one."""
+    while key := key.rpartition(".")[0]:
+        if OmegaConf.is_dict(node := select(cfg, key)) and "_target_" in node:
+            return str(node["_target_"])
+    return "the config"
 
 
 def _said(key: str, given: Sequence[Origin]) -> str:

@@ -31,6 +31,7 @@ from repr.runs.folder import (
 )
 from repr.runs.inputs import check_inputs, data_module
 from repr.runs.trust import check_folders, check_trusted, is_trusted, resuming
+from repr.sweep.running import sweep
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -230,6 +231,7 @@ def parser() -> argparse.ArgumentParser:
     result = command("fit", "Pretrain an encoder.", "experiment=demo, optim.lr=1e-3, ...", add_help=False)
     result.add_argument("-h", "--help", action=Help)
     add_show(result)
+    result.add_argument("--sweep", action="store_true", help="a run of each value, as in seed=0,1,2 optim.lr=1e-3,3e-3")
     result.add_argument("--dry-run", action="store_true", help="train ten steps to say how long all take; keep nothing")
     result.add_argument("--all", action="store_true", help="print every number of the evaluation at the end, not ten")
     return result
@@ -240,6 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
         key = shown_key(options)
+        if options.sweep:
+            if options.dry_run or key is not None:
+                raise ConfigError(["--sweep trains: leave --dry-run and --show out"])
+            sys.exit(sweep(options.overrides, options.config_dir))
         cfg = _config(options.overrides, options.config_dir)
         if key is not None:
             print(show(cfg, key))

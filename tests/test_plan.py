@@ -126,7 +126,7 @@ def test_table_of_the_command_line(capsys: pytest.CaptureFixture[str], monkeypat
 
 @pytest.mark.slow
 def test_command_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
-    (command,) = re.findall(r"^python -m tools\.plan (.*)$", (ROOT / "docs" / "scaling.md").read_text(), re.MULTILINE)
+    (command,) = re.findall(r"^python -m repr\.plan (.*)$", (ROOT / "docs" / "scaling.md").read_text(), re.MULTILINE)
     main(shlex.split(command))
     assert "largest batch" in capsys.readouterr().out
 

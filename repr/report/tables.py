@@ -77,17 +77,22 @@ def _class_name(run: Run, node: str) -> str | None:
     return target and target.rpartition(".")[2]
 
 
-def tiles(runs: Sequence[Run]) -> Iterator[str]:
-    """The headline of the evaluation, large; where there is none, the first numbers that have a level at chance."""
-    headline = [name for run in runs for name in run.option("callbacks.evaluation.headline") or ()]
-    names = [name for name in headline if any(name in run.results for run in runs)]
+def headline(runs: Sequence[Run]) -> list[str]:
+    """The numbers that come first: the headline of the evaluation, or else the first that have a level at chance."""
+    chosen = [name for run in runs for name in run.option("callbacks.evaluation.headline") or ()]
+    names = [name for name in chosen if any(name in run.results for run in runs)]
     if not names:
         results = [item for run in runs for item in run.results.items()]
         names = [name for name, result in results if result["chance"] is not None and not name.startswith("bank/")]
-    if not names:
+    return list(dict.fromkeys(names))[:NUM_TILES]
+
+
+def tiles(runs: Sequence[Run]) -> Iterator[str]:
+    """The headline of the evaluation, large."""
+    if not (names := headline(runs)):
         return
     yield '<div class="tiles">'
-    for name in list(dict.fromkeys(names))[:NUM_TILES]:
+    for name in names:
         yield f'<div class="card"><h3>{html.escape(name)}</h3>'
         entries = _entries(name, runs)
         for run, entry in entries.items():

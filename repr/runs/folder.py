@@ -33,6 +33,7 @@ STAGE, CLUSTERS = "stage.json", "clusters.npz"  # of a finished stage, stage-<n>
 STAGES = "stages.csv"  # the results of all stages side by side
 NEIGHBOURS = "neighbours.npz"  # of each row of the training set, where procedure=neighbours has found them
 LOCK = ".lock"  # held by the process that trains
+SWEEP = "sweep.json"  # of a folder that holds run folders: what is swept
 EXPORT = "export"  # all stages, for another library
 
 ENCODER = ("objective", "data", "tokenizer")  # sections of the config that are built of a trained encoder
