@@ -29,6 +29,7 @@ autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
+napoleon_custom_sections = [("Args of the flows that take them", "params_style")]
 napoleon_use_rtype = False
 toc_object_entries_show_parents = "hide"
 

@@ -84,8 +84,8 @@ def _shown(path: Path) -> str:
 
 
 def write_programs() -> None:
-    """Write the page of the command lines, as ``--help`` prints them."""
-    parts = ["# Command line\n"]
+    """Write the page of what ``--help`` prints of each program."""
+    parts = ["# Help of each program\n"]
     os.environ["COLUMNS"] = "100"  # what argparse writes is as wide
     for command, module in PROGRAMS.items():
         out = io.StringIO()
