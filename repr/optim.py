@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import timm.optim
 import torch
+from omegaconf import OmegaConf
 from timm.models import group_parameters
 from timm.optim.lars import Lars
 from torch import nn
@@ -141,9 +142,13 @@ class Optim:
         return warmup, cooldown
 
     def _make(self, groups: list[dict[str, Any]]) -> Optimizer:
+        # Plain values: some optimizers keep them in their state, and a checkpoint is read back as plain data.
+        options: Any = self.options
+        if OmegaConf.is_config(options):
+            options = OmegaConf.to_container(options, resolve=True)
         if self.name.lower() == LARS_L2:
-            return LarsL2(groups, lr=self.lr, **self.options)
-        return timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **self.options)
+            return LarsL2(groups, lr=self.lr, **options)
+        return timm.optim.create_optimizer_v2(groups, opt=self.name, lr=self.lr, **options)
 
     def _try(self) -> None:
         """Make two steps with a matrix, a vector and a convolution's weight, so that what fails does so at once."""

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -226,6 +227,12 @@ def test_what_a_module_lists_is_not_decayed() -> None:
         decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
         assert decay[id(model.backbone.pos_embed)] == decay[id(model.backbone.cls_token)] == 0
         assert decay[id(model.backbone.patch_embed.proj.weight)] == 0.3
+
+
+def test_options_of_a_config_are_plain_values_in_the_state() -> None:
+    optim = Optim(name="adan", options=OmegaConf.create({"betas": [0.98, 0.92, 0.99]}))
+    (group,) = optim.build(nn.Linear(2, 2, bias=False), 1)[0].param_groups
+    assert type(group["betas"]) in (list, tuple)
 
 
 @pytest.mark.parametrize(
