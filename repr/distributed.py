@@ -45,6 +45,26 @@ def _by_rank(parts: Sequence[Tensor]) -> list[Tensor]:
     return [*parts[start:], *parts[:start]]
 
 
+def _reduce_scatter(out: Tensor, parts: Sequence[Tensor], group: Any = None) -> Callable[[], Any]:
+    """Begin to sum what all ranks of a group have for each, ``parts`` by rank, into the ``out`` of each.
+
+    gloo has it since torch 2.8; before, every rank gets all sums, which is what gloo does inside.
+
+    Returns:
+        What waits until ``out`` has its sum.
+    """
+    if torch.__version__ >= (2, 8) or dist.get_backend(group) != "gloo":
+        return dist.reduce_scatter(out, list(parts), group=group, async_op=True).wait
+    sums = torch.stack(list(parts))
+    work = dist.all_reduce(sums, group=group, async_op=True)
+
+    def wait() -> None:
+        work.wait()
+        out.copy_(sums[dist.get_rank(group)])
+
+    return wait
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, own_first: bool) -> Tensor:
@@ -58,7 +78,7 @@ class _Gather(torch.autograd.Function):
         # The sum over ranks is W times the true gradient; the mean that DDP and FSDP2 take afterwards makes it exact.
         parts = list(grads[0].contiguous().unflatten(0, (world_size(), -1)))
         out = torch.empty_like(parts[0])
-        dist.reduce_scatter(out, _by_rank(parts) if ctx.own_first else parts)
+        _reduce_scatter(out, _by_rank(parts) if ctx.own_first else parts)()
         return out, None
 
 
@@ -89,10 +109,10 @@ def add_up_at_home(out: Tensor, parts: Tensor) -> Callable[[], Any]:
     Returns:
         What waits until ``out`` has the sum.
     """
-    work = dist.reduce_scatter(out, _by_rank(list(parts)), async_op=True)
+    added = _reduce_scatter(out, _by_rank(list(parts)))
 
     def wait(sent: Tensor = parts) -> None:  # which it keeps until then
-        work.wait()
+        added()
 
     return wait
 
@@ -187,7 +207,7 @@ def add_up_near(parts: Tensor) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     out = torch.empty_like(parts[0])
-    dist.reduce_scatter(out, list(parts), group=_near(dist.group.WORLD, len(parts)))
+    _reduce_scatter(out, list(parts), _near(dist.group.WORLD, len(parts)))()
     return out
 
 

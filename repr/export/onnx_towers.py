@@ -25,7 +25,9 @@ MAX_BYTES = 1_900_000_000  # of weights within the file, which protobuf limits t
 def missing() -> str | None:
     """What must be installed, or None."""
     lacking = [name for name in PACKAGES if find_spec(name) is None]
-    return f"to=onnx needs {', '.join(lacking)}: pip install 'repr-pretrain[onnx]'" if lacking else None
+    if lacking:
+        return f"to=onnx needs {', '.join(lacking)}: pip install 'repr-pretrain[onnx]'"
+    return None if torch.__version__ >= (2, 10) else f"to=onnx needs torch 2.10 or newer; this is {torch.__version__}"
 
 
 def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:

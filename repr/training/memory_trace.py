@@ -242,7 +242,11 @@ class CountingGroup:
         self.passed += sum(x.numel() * x.element_size() for op, x in ops if op == "sent")
         return []
 
-    def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], async_op: bool = False) -> Done:
+    def get_backend(self, group: Any = None) -> str:
+        """That of GPUs."""
+        return "nccl"
+
+    def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], group: Any = None, async_op: bool = False) -> Done:
         """Count what is summed up, which NCCL puts together in a tensor of its own."""
         out.new_empty(len(parts), *out.shape)
         self.scattered += len(parts) * out.numel() * out.element_size()
