@@ -53,7 +53,7 @@ def _reduce_scatter(out: Tensor, parts: Sequence[Tensor], group: Any = None) -> 
     Returns:
         What waits until ``out`` has its sum.
     """
-    if torch.__version__ >= (2, 8) or dist.get_backend(group) != "gloo":
+    if torch.__version__ >= "2.8" or dist.get_backend(group) != "gloo":
         return dist.reduce_scatter(out, list(parts), group=group, async_op=True).wait
     sums = torch.stack(list(parts))
     work = dist.all_reduce(sums, group=group, async_op=True)

@@ -27,7 +27,7 @@ def missing() -> str | None:
     lacking = [name for name in PACKAGES if find_spec(name) is None]
     if lacking:
         return f"to=onnx needs {', '.join(lacking)}: pip install 'repr-pretrain[onnx]'"
-    return None if torch.__version__ >= (2, 10) else f"to=onnx needs torch 2.10 or newer; this is {torch.__version__}"
+    return None if torch.__version__ >= "2.10" else f"to=onnx needs torch 2.10 or newer; this is {torch.__version__}"
 
 
 def write(trained: Trained, folder: Path, samples: Samples) -> tuple[dict[str, Any], Answers]:
