@@ -144,6 +144,7 @@ M3COL = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_run_switches_from_mixed_to_plain_contrast_where_it_would_have(run: Run, tmp_path: Path) -> None:
     folders = tmp_path / "whole", tmp_path / "killed"
     kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]

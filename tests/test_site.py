@@ -50,7 +50,7 @@ def test_every_objective_and_experiment_has_a_head() -> None:
 def test_what_pages_and_heads_name_exists() -> None:
     texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *objective_files(), *experiment_files())]
     named = {found for text in texts for found in re.findall(r"\b(experiment|objective)=([a-z]\w*)(?![\w/{])", text)}
-    own = {(kind, name) for kind in ("objective", "experiment") for name in ("mine", "ours")}
+    own = {(kind, name) for kind in ("objective", "experiment") for name in ("mine", "ours", "drawings")}
     assert {(kind, name) for kind, name in named - own if not (CONF / kind / f"{name}.yaml").is_file()} == set()
 
 

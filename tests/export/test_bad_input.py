@@ -175,6 +175,7 @@ class Eigenvalues(ImageText):
         return torch.linalg.eigvals(super().encode_image(images)[:, None] * torch.eye(16)).real
 
 
+@pytest.mark.slow
 def test_a_tower_that_onnx_cannot_express(tmp_path: Path) -> None:
     model = trained("clip", "objective._target_=tests.export.test_bad_input.Eigenvalues")
     with pytest.raises(ConfigError, match="torch cannot write the image tower of clip with test_resnet as ONNX: "):
