@@ -141,6 +141,17 @@ def test_every_command_of_the_guide_runs(
             main(words[3:])
 
 
+def test_the_options_of_other_pages_exist() -> None:
+    """Their commands want GPUs, several machines or data of one's own."""
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {*GUIDE}
+    lines = [command.partition(" # ")[0] for page in sorted(pages) for command in commands(page)]
+    told = [shlex.split(line.partition("-m repr.fit ")[2]) for line in lines if "-m repr.fit " in line]
+    assert len(told) > 8
+    for words in told:
+        if not any(word.startswith("resume=") for word in words):
+            compose(words)
+
+
 def test_experiments_of_the_guide_exist() -> None:
     of_conf = (command for command in told("python -m ") if "--config-dir" not in command)
     named = [re.findall(r"experiment=(\w+)", command) for command in of_conf]
