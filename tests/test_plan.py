@@ -33,11 +33,9 @@ TINY = [
             for name, rows, precision in (
                 ("clip, ViT, in slices and chunks", 48, "32-true"),
                 ("clip, ViT, in slices and chunks", 48, "bf16-mixed"),
-                ("clip, ViT", 64, "32-true"),
                 ("swav, ResNet, multi-crop", 64, "32-true"),
                 ("pixpro, ResNet", 64, "32-true"),
                 ("pixpro, ResNet", 64, "bf16-mixed"),
-                ("mae, ViT", 64, "32-true"),
                 ("mae_clip, ViT", 64, "32-true"),
                 ("mae_clip, ViT", 64, "bf16-mixed"),
                 ("vicreg, ViT", 64, "32-true"),

@@ -233,16 +233,15 @@ def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> 
 def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> None:
     """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU."""
     exports = Exports(tmp_path, samples)
-    for name in ("clip", "simclr"):
-        for backbone in BACKBONES:
-            exports.add(f"{name}-{backbone}", trained(name, backbone=backbone), "onnx")
-    for name in ("mae_clip", "cmae", "siglip"):
+    for backbone in BACKBONES:
+        exports.add(f"clip-{backbone}", trained("clip", backbone=backbone), "onnx")
+    for name in ("simclr", "mae_clip", "cmae"):
         exports.add(name, trained(name, backbone="test_vit"), "onnx")
     exports.add("quick", trained("clip", *VIT, *VITS["quick"]), "onnx")
     exports.add("average", trained("simclr", *VIT, *VITS["average"], "+backbone.dynamic_img_size=true"), "onnx")
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
-    assert exports.files("simclr-test_vit") == {"image.onnx", "settings.json", "load.py"}
+    assert exports.files("simclr") == {"image.onnx", "settings.json", "load.py"}
 
 
 def test_a_teacher_is_exported_where_it_is_asked_for(loaded: Exports) -> None:
