@@ -132,6 +132,7 @@ def _quiet() -> None:
     for message in (
         ".*exists and is not empty.*",  # the run folder is ours
         ".*does not have many workers.*",
+        "This DataLoader will create .* worker processes",  # a run tells by itself what it waits for
         ".*It is recommended to use `self.log.*sync_dist=True.*",  # evaluation results are broadcast already
         ".*LeafSpec.*",  # Lightning's use of torch
         ".*no `val_dataloader`.*",
