@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ from repr.runs.folder import load_logger_runs, save_logger_run
 from repr.training import tensorboard
 
 
-class _Elsewhere:
+class _Elsewhere(ABC):
     """What the loggers below have in common.
 
     Attributes:
@@ -40,9 +41,9 @@ class _Elsewhere:
             return None
         return f"{cls.library} is not installed: pip install 'repr-pretrain[{cls.library}]', or set another logger="
 
+    @abstractmethod
     def log_picture(self, name: str, picture: Tensor, step: int) -> None:
         """Show a picture, (3, H, W) uint8, under a name."""
-        raise NotImplementedError
 
 
 class Wandb(_Elsewhere, WandbLogger):

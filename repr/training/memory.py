@@ -48,18 +48,21 @@ def check_memory(cfg: DictConfig, objective: pl.LightningModule, trainer: pl.Tra
     forecast = _forecast(cfg, trainer)
     if forecast is None or (needed := sharing * forecast.total) < (1 - _SURE) * free:
         return
-    message = f"{told_memory(cfg, trainer, root)}: {_advice(cfg, trainer)}"
+    message = f"{_told(forecast, trainer, free)}: {_advice(cfg, trainer)}"
     if needed > (1 + _SURE) * free:
         raise ConfigError([f"{message}. forecast=false starts it all the same"])
     warnings.warn(f"{message}, if it is ended for it", stacklevel=2)
 
 
-def told_memory(cfg: DictConfig, trainer: pl.Trainer, root: str = "/") -> str:
+def told_memory(cfg: DictConfig, trainer: pl.Trainer) -> str:
     """How much memory a step takes by the forecast, and how much is free, in words; arguments are as above."""
-    device, forecast = trainer.strategy.root_device, _forecast(cfg, trainer)
-    if forecast is None:
+    if (forecast := _forecast(cfg, trainer)) is None:
         return "how much memory a step takes cannot be told: it cannot be traced without data"
-    sharing, free = _sharing(trainer), free_memory(device, root)
+    return _told(forecast, trainer, free_memory(trainer.strategy.root_device))
+
+
+def _told(forecast: Forecast, trainer: pl.Trainer, free: float | None) -> str:
+    device, sharing = trainer.strategy.root_device, _sharing(trainer)
     told = f"a step of this run takes about {_gb(sharing * forecast.total)} on {device.type}, "
     return told + _largest(forecast, sharing) + ("" if free is None else f", and {_gb(free)} are free")
 
