@@ -1,5 +1,6 @@
 """Runs that are killed again and again, at any moment: the weights and the rows are those of an uninterrupted run."""
 
+import math
 import os
 import random
 import signal
@@ -17,7 +18,8 @@ from repr.runs.folder import can_resume
 from repr.training.throughput import Throughput
 from tests.test_fit import TINY, rows
 
-KILLS = int(os.environ.get("KILLS", "4"))  # of each flow; 30 take half an hour on two cores, and more on two processes
+KILLS = int(os.environ.get("KILLS", "3"))  # of each flow; 30 take half an hour on two cores, and more on two processes
+NUM_STEPS = 15
 RunGroup = Callable[..., list[tuple[int, str]]]
 # Three steps an epoch, the last one of one batch; a checkpoint at every second step and at the end of each epoch;
 # evaluations in the middle of epochs and at their ends.
@@ -48,10 +50,10 @@ FLOWS = {
         "experiment=byol_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
         "objective.queue_length=32", "+objective.weights.contrast=1",
     ],
-    "dino": [
-        "experiment=dino_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
-        "objective.num_prototypes=10", "objective.freeze_steps=2", "objective.temperature_steps=6",
-        "objective.teacher_temperature=0.07", "optim.final_weight_decay=0.2",
+    "ibot": [
+        "experiment=ibot_emoji", "smoke=true", "backbone.depth=1", *SMALL_VIT, "objective.hidden_dim=16",
+        "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=2", "objective.temperature_steps=6",
+        "objective.teacher_temperature=0.07", "+optim.final_weight_decay=0.2",
     ],
     "pixpro": [
         "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
@@ -69,6 +71,11 @@ FLOWS = {
         "procedure.clustering.n_clusters=3", "data.num_workers=1", "eval.zero_shot=null", "eval.headline=[]",
     ],
 }  # fmt: skip
+SCHEDULES = {  # a logged value at each share of the run
+    "pixpro": ("train/momentum", lambda share: 1 - 0.01 * (math.cos(math.pi * share) + 1) / 2),
+    "ibot": ("train/teacher_temperature", lambda share: 0.04 + 0.03 * min(share * NUM_STEPS / 6, 1)),
+    "m3col": ("train/mixed", lambda share: float(share < 0.6)),
+}
 
 ON_TWO = [("ddp", "hybrid"), ("fsdp", "pixpro")]  # with more kills every flow under both
 if KILLS > 10:
@@ -198,6 +205,10 @@ def test_every_flow_is_killed_again_and_again(
     # CLIP comes three times.
     num_kills = KILLS // 2 if flow in ("mcl", "clip, steps", "clip, average") else KILLS
     kill_again_and_again(num_kills, flow, tmp_path, run_group, whole)
+    if flow in SCHEDULES:  # what all of them have logged is right, too
+        name, value = SCHEDULES[flow]
+        logged = [float(row[name]) for row in rows(whole(flow)) if row.get(name)]
+        assert logged == pytest.approx([value(step / NUM_STEPS) for step in range(NUM_STEPS)], abs=1e-6)
 
 
 @pytest.mark.slow
@@ -206,4 +217,4 @@ def test_two_processes_are_killed_again_and_again(
     trainer: str, flow: str, run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2")
-    kill_again_and_again(KILLS if KILLS > 10 else 3, flow, tmp_path, run_group, whole, 2, options)
+    kill_again_and_again(KILLS, flow, tmp_path, run_group, whole, 2, options)

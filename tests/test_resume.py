@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import random
 import shutil
 import signal
@@ -88,75 +87,6 @@ def test_a_killed_run_goes_on_where_it_was(
     status, out = run(f"resume={folder}", "trust=true", "callbacks.kill.step=-1", f"data.num_workers={resumed_workers}")
     assert status == 0, out
     assert_as_whole(folder, whole, killed_after, saved)
-
-
-PIXPRO = [
-    "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8", "optim.lr=1e-3",
-    "objective.weights.instance=1", *(option for option in SETUP if option not in TINY and "drop_path" not in option),
-]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_its_teacher_and_the_schedule_of_its_momentum(run: Run, tmp_path: Path) -> None:
-    """The authors' code starts the schedule anew. A step has two micro-batches, and one update of the teacher."""
-    folders = tmp_path / "whole", tmp_path / "killed"
-    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
-    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
-    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
-        ended, out = run(f"run_folder={folder}", *PIXPRO, f"+callbacks.record.file={folder}.jsonl", *extra)
-        assert ended == status, out
-    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
-    assert ended == 0, out
-    assert_as_whole(folders[1], folders[0], 5, 4)
-    assert any(name.startswith("teacher.instance_projector") for name in weights(folders[1]))
-    momenta = [float(row["train/momentum"]) for row in rows(folders[1]) if "train/momentum" in row]
-    expected = [1 - 0.01 * (math.cos(math.pi * step / STEPS) + 1) / 2 for step in range(STEPS)]
-    assert momenta == pytest.approx(expected, abs=1e-6)
-
-
-IBOT = [
-    "experiment=ibot_emoji", "smoke=true", "backbone.depth=1", "objective.hidden_dim=16", "objective.num_prototypes=12",
-    "objective.freeze_steps=4", "objective.teacher_temperature=0.07", "objective.temperature_steps=7",
-    "+optim.final_weight_decay=0.4",
-    *(option for option in SETUP if option not in TINY),  # with drop path, of the student alone
-]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_its_centers_and_schedules(run: Run, tmp_path: Path) -> None:
-    folders = tmp_path / "whole", tmp_path / "killed"
-    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
-    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
-    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
-        ended, out = run(f"run_folder={folder}", *IBOT, f"+callbacks.record.file={folder}.jsonl", *extra)
-        assert ended == status, out
-    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
-    assert ended == 0, out
-    assert_as_whole(folders[1], folders[0], 5, 4)
-    assert {"center", "patch_center", "mask_token", "teacher.head.prototypes.weight"} <= weights(folders[1]).keys()
-    told = [float(row["train/teacher_temperature"]) for row in rows(folders[1]) if "train/teacher_temperature" in row]
-    assert told == pytest.approx([0.04 + 0.03 * min(step, 7) / 7 for step in range(STEPS)], abs=1e-6)
-
-
-M3COL = [
-    "experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.67",  # of three epochs
-    *(option for option in SETUP if option not in TINY),
-]  # fmt: skip
-
-
-@pytest.mark.slow
-def test_a_killed_run_switches_from_mixed_to_plain_contrast_where_it_would_have(run: Run, tmp_path: Path) -> None:
-    folders = tmp_path / "whole", tmp_path / "killed"
-    kill = ["+callbacks.kill._target_=tests.signals.SignalAt", "+callbacks.kill.step=5"]
-    kill += [f"+callbacks.kill.number={int(signal.SIGKILL)}"]
-    for folder, status, extra in ((folders[0], 0, []), (folders[1], -signal.SIGKILL, kill)):
-        ended, out = run(f"run_folder={folder}", *M3COL, f"+callbacks.record.file={folder}.jsonl", *extra)
-        assert ended == status, out
-    ended, out = run(f"resume={folders[1]}", "trust=true", "callbacks.kill.step=-1")
-    assert ended == 0, out
-    assert_as_whole(folders[1], folders[0], 5, 4)
-    mixed = [float(row["train/mixed"]) for row in rows(folders[1]) if "train/mixed" in row]
-    assert mixed == [1.0] * 6 + [0.0] * 3
 
 
 def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whole: Path, tmp_path: Path) -> None:

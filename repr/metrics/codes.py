@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import v_measure_score
 from torch import Tensor
 
 from repr.batch import NO_CLASS
@@ -46,6 +45,8 @@ def code_statistics(codes: Tensor, *, num_codes: int, masks: Mapping[str, Tensor
 
     Source: the numbers of Chan et al., 2024, arXiv 2411.05001, by their usual definitions; no code of theirs is known.
     """
+    from sklearn.metrics import v_measure_score  # half a second that the first step need not wait for
+
     if not codes.numel() or int(codes.amin()) < 0 or int(codes.amax()) >= num_codes:
         raise ValueError(f"codes are (N, H, W) from 0 to num_codes - 1 = {num_codes - 1}; got {tuple(codes.shape)}")
     read = codes.cpu().numpy()
