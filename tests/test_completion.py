@@ -29,7 +29,7 @@ def test_groups_choices_and_keys_are_offered(tmp_path: Path) -> None:
     assert {"experiment=", "data=", "seed="} <= offered("") < {word for word in offered("") if "." not in word} | {""}
     assert offered("optim.lr") == {"optim.lr="}
     assert offered("objective.hidden", "objective=simclr") == {"objective.hidden_dim="}
-    assert offered("objective.hidden", "objective=clip", "objctive=x") == set()
+    assert offered("objective.queue", "objective=clip", "objctive=x") == set()
     assert offered("smoke=") == {"smoke=true", "smoke=false"}
     assert offered("+trainer.benchm") == {"+trainer.benchmark="}
     assert "+evaluate=linear" in offered("+evaluate=lin")

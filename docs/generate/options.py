@@ -22,6 +22,7 @@ GROUPS = {
     "views": "How pictures are distorted for training; every entry is a view, `count` of them.",
     "objective": "What is trained. [Objectives](/generated/objectives/index.md) has a page for each.",
     "hard_captions": "Captions that are wrong for a picture, for an objective that learns from them.",
+    "distorted_captions": "Captions with words left out or exchanged, for an objective that reads several of a sample.",
     "backbone": "The image encoder: any of timm's, by its name.",
     "text": "The text encoder.",
     "tokenizer": "What makes token ids of captions.",

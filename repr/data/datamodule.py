@@ -19,6 +19,7 @@ from repr.data.cluster_order import ClusterOrder
 from repr.data.clusters import Clusters
 from repr.data.colour import colour_views, normalise
 from repr.data.datasets import Tokenizer, TrainDataset, class_ids, rows_further_on, vocabulary
+from repr.data.distorted_captions import DistortedCaptions
 from repr.data.epoch_order import EpochOrder, Order
 from repr.data.eval_datasets import EvalDataset
 from repr.data.hard_captions import HardCaptions
@@ -69,6 +70,8 @@ class DataModule(LightningDataModule):
         neighbours: ``items``, or a file of :func:`repr.data.neighbours.save_neighbours`: each row of the training set
             stands beside a neighbour of its own, another row of its item or one of those in the file.
         hard_captions: where wrong captions of the training samples come from; None: they get none.
+        distorted_captions: how further captions of the training samples are made, for ``batch["texts"]``; None: they
+            get none.
         max_bad_fraction: the run ends once a larger share of a set cannot be read. Until then another row stands in for
             a bad one in training, and evaluation leaves it out.
         decode: ``scaled`` decodes a JPEG for training at the smallest of its own scales (1/2, 1/4, 1/8) at which no
@@ -111,6 +114,7 @@ class DataModule(LightningDataModule):
         window: int = 8,
         neighbours: str | None = None,
         hard_captions: HardCaptions | None = None,
+        distorted_captions: DistortedCaptions | None = None,
         max_bad_fraction: float = 0.01,
         min_max: bool = False,
         decode: str = "scaled",
@@ -125,7 +129,7 @@ class DataModule(LightningDataModule):
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction, self.decode, self.num_texts = max_bad_fraction, decode, num_texts
         self.bad = BadRows({name: len(source) for name, source in self.sources.items()}, max_bad_fraction)
-        self.hard_captions = hard_captions
+        self.hard_captions, self.distorted_captions = hard_captions, distorted_captions
         self.neighbours = None if neighbours is None else Neighbours.of(neighbours, train)
         self.order = self._make_order(clusters, lanes, window)
         self._position = {"epoch": 0, "batch": 0}
@@ -201,6 +205,12 @@ class DataModule(LightningDataModule):
             if self.tokenizer is None:
                 raise ValueError("hard_captions is set, and no captions are read: set a tokenizer, or it to none")
             self.hard_captions.check(self.train)
+        if self.distorted_captions is not None:
+            if self.tokenizer is None:
+                raise ValueError("distorted_captions is set, and no captions are read: set a tokenizer, or it to none")
+            if self.num_texts or self.hard_captions is not None:
+                other = "data.num_texts=0" if self.num_texts else "hard_captions=none"
+                raise ValueError(f"distorted_captions excludes what is set besides: set it to none, or {other}")
 
     def train_dataloader(self) -> DataLoader:
         """Training batches of this rank; starts where a loaded state says.
@@ -217,6 +227,7 @@ class DataModule(LightningDataModule):
         dataset = TrainDataset(
             self.train, self.views, labels, self.tokenizer, self.seed, replacement, max_bad, tables,
             scaled=self.decode == "scaled", coming=coming, num_texts=self.num_texts, hard_captions=self.hard_captions,
+            distorted_captions=self.distorted_captions,
             mated=None if self.neighbours is None else self.neighbours.mated,
         )  # fmt: skip
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from random import Random
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset
 
 from repr.batch import Batch
 from repr.data.bad_rows import read_each, too_many_bad
+from repr.data.distorted_captions import DistortedCaptions
 from repr.data.epoch_order import Order, Place
 from repr.data.hard_captions import HardCaptions
 from repr.data.sources.columns import Labels
@@ -50,6 +52,7 @@ class TrainDataset(Dataset[Batch]):
     coming: Callable[[Sequence[Place]], list[int]] | None = None  # places -> rows of the worker's next batch
     num_texts: int = 0  # C of `texts`
     hard_captions: HardCaptions | None = None
+    distorted_captions: DistortedCaptions | None = None  # makes `texts`
     mated: Callable[[Tensor], Tensor] | None = None  # (B,) rows -> (B,) bool, where they stand beside a neighbour
 
     def __len__(self) -> int:
@@ -90,6 +93,8 @@ class TrainDataset(Dataset[Batch]):
         if self.tokenizer is not None:
             draws = uniform(stream(seed, Purpose.CAPTION), 1)[:, 0].tolist()
             captions = list(read_each(partial(draw_caption, self.source), "", faults, rows, draws))
+            if self.distorted_captions is not None:
+                captions, batch["texts"] = self._distorted(self.distorted_captions, captions, rows, seed, faults)
             if self.hard_captions is None:
                 batch["text"] = self.tokenizer(captions)
             else:
@@ -113,6 +118,21 @@ class TrainDataset(Dataset[Batch]):
         if self.labels.shape[1]:
             batch["label"] = self.labels[index]
         return batch, faults
+
+    def _distorted(
+        self, how: DistortedCaptions, captions: list[str], rows: list[int], seed: Tensor, faults: dict[int, str]
+    ) -> tuple[list[str], Tensor]:
+        """The captions, some without stop words, and the tokens (B, C, L) of distorted ones."""
+        assert self.tokenizer is not None
+
+        def several(row: int, random: Random) -> list[str]:
+            drawn = (draw_caption(self.source, row, random.random()) for _ in range(how.count))
+            return [how.distorted(caption, random) for caption in drawn]
+
+        draws = [Random(number) for number in stream(seed, Purpose.DISTORTION).tolist()]
+        captions = [how.shortened(caption, random) for caption, random in zip(captions, draws, strict=True)]
+        texts = list(read_each(several, [""] * how.count, faults, rows, draws))
+        return captions, self.tokenizer([text for own in texts for text in own]).unflatten(0, (len(rows), how.count))
 
     def _with_hard(
         self, hard: HardCaptions, captions: list[str], rows: list[int], seed: Tensor, faults: dict[int, str]

@@ -48,6 +48,7 @@ class Purpose(IntEnum):
     COLOUR = 2
     HARD_CAPTION = 3
     NEIGHBOUR = 4
+    DISTORTION = 5
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,8 @@ def config(overrides: Sequence[str], config_dir: str | None = None) -> tuple[Dic
     if of_run:
         run = load_run(run_folder(model, "model"), of_data, trust=cfg.trust, built=ENCODER)
         own: Any = OmegaConf.to_container(run.data, resolve=False)
-        cfg.data = own | dict.fromkeys(("clusters", "lanes", "neighbours", "hard_captions")) | {"batch_size": 1}
+        of_training = ("clusters", "lanes", "neighbours", "hard_captions", "distorted_captions")
+        cfg.data = own | dict.fromkeys(of_training) | {"batch_size": 1}
         if (cfg.get("eval") or {}).get("zero_shot"):  # what is given here comes first
             cfg.eval.zero_shot.classes = {**class_files_of(run), **(cfg.eval.zero_shot.classes or {})}
     roots = [CONF, *([Path(config_dir)] if config_dir else [])]

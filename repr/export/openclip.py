@@ -120,6 +120,8 @@ def _candidates(trained: Trained, dim: int) -> Iterator[Tower]:
         config["init_logit_bias"] = float(objective.logit_bias)
     name, options = timm_call(trained)
     projection = getattr(objective, "image_projection", None)
+    if not isinstance(projection, torch.nn.Linear | None):
+        raise ConfigError(["open_clip has no model with an MLP on its towers (hidden_dim): export it with to=timm"])
     by_name = {
         "timm_model_name": name,
         "timm_pool": pooling(objective.backbone) if projection is None else options.get("global_pool", ""),

@@ -80,6 +80,7 @@ class Objective(pl.LightningModule):
     ENCODERS: tuple[str, ...] = ("backbone",)
     EMBEDDINGS: tuple[str, ...] = ("image", "trunk")  # what predict_step gives
     takes_hard_captions = False  # whether wrong captions of its samples are negatives, too
+    takes_texts = False  # whether it reads further captions of its samples
     # What it logs: name -> a sentence that says what it is and which direction is better.
     MEANINGS: ClassVar[dict[str, str]] = {
         "loss": "Sum of the terms by their weights; lower is better, within one recipe.",
@@ -131,6 +132,8 @@ class Objective(pl.LightningModule):
             yield fault
         if cfg.data.get("hard_captions") and not self.takes_hard_captions:
             yield f"{type(self).__name__} as it is here learns nothing from wrong captions: set hard_captions=none"
+        if cfg.data.get("distorted_captions") and not self.takes_texts:
+            yield f"{type(self).__name__} as it is here reads one caption of a sample: set distorted_captions=none"
         if isinstance(self.backbone, nn.Module) and cfg.get("views"):
             yield from backbone_faults(self.backbone, cfg)
             yield from precision_faults(self.backbone, cfg)

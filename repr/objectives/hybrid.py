@@ -104,6 +104,7 @@ class Hybrid(Objective):
         own = (f"parts.{name}{of}.{x}" for name in made for x in made[name].ENCODERS for of in ("", ".teacher"))
         self.ENCODERS = (*shared, *(path for path in own if path in modules))
         self.takes_hard_captions = any(part.takes_hard_captions for part in made.values())
+        self.takes_texts = bool(texts) or any(part.takes_texts for part in made.values())
         self.EMBEDDINGS = made[self.main_name].EMBEDDINGS
         self.views = {name: tuple(which) for name, which in (views or {}).items()}
         self.texts, self.stages = dict(texts or {}), {name: tuple(s) for name, s in (stages or {}).items()}
@@ -163,6 +164,8 @@ class Hybrid(Objective):
                 own.objective.backbone = cfg.objective.backbone
                 if not part.takes_hard_captions:  # another part does
                     own.data.hard_captions = None
+                if not part.takes_texts:
+                    own.data.distorted_captions = None
             with warnings.catch_warnings():
                 if name != self.main_name:
                     warnings.filterwarnings("ignore", ".*which is what is evaluated")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from repr.losses import contrastive, hypersphere
 from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
+from repr.models.backbone import width_of
+from repr.models.heads import mlp
 from repr.objectives.base import Losses, chosen
 from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, takes_extra, text_faults
@@ -32,11 +35,14 @@ class ImageText(TwoTowers):
 
     Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
     CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone; NegCLIP
-    (Yuksekgonul et al., 2023, arXiv 2210.01936), whose batches have wrong captions besides.
+    (Yuksekgonul et al., 2023, arXiv 2210.01936), whose batches have wrong captions besides. With ``every_pair`` it is
+    the contrast of distorted views and texts of Fini et al. (2023, arXiv 2305.08675), there beside that of plain ones.
 
     Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; then the terms of the global batch in
     float32, for which the losses exchange rows. One view, so BatchNorm sees one batch of it. ``hard_text``, where a
-    batch has it, passes the text tower with ``text``, and the contrast compares every image with it, too.
+    batch has it, passes the text tower with ``text``, and the contrast compares every image with it, too. With
+    ``every_pair`` each of the views and each of ``texts`` takes the place of the view and of ``text``, by itself; a
+    term is the mean over all pairs of a view and a text.
 
     Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``, ``pairs``
     (which text is whose within rows 2k and 2k + 1 of a process, where the batch says that they are ``mated``).
@@ -53,6 +59,12 @@ class ImageText(TwoTowers):
         logit_bias: initial bias of the logits (SigLIP); None: none.
         image_token: the token before the patches that is projected, such as 1, a register behind the class token; None:
             what the backbone pools. It needs a timm ViT.
+        every_pair: whether every view is compared with every further caption, ``texts``, of which
+            ``distorted_captions=shuffled`` makes some; else the first view with ``text``.
+        hidden_dim: width of the hidden layers of MLPs with BatchNorm on both towers' features, in place of the linear
+            projection; None: that. open_clip knows none of them.
+        num_layers: linear layers of such an MLP.
+        dim: width of its output.
     """
 
     TERMS = tuple(LOSSES)
@@ -71,6 +83,10 @@ class ImageText(TwoTowers):
         temperature_range: tuple[float, float] = (0.01, 1.0),
         logit_bias: float | None = None,
         image_token: int | None = None,
+        every_pair: bool = False,
+        hidden_dim: int | None = None,
+        num_layers: int = 3,
+        dim: int = 256,
         chunk_size: int | None = None,
         exchange: str = "gather",
         loss_precision: str = "float32",
@@ -88,9 +104,17 @@ class ImageText(TwoTowers):
             precision=precision_of(loss_precision),
         )
         self.compared = compared_keys(false_negatives, self.losses, self.weights)
-        self.takes_hard_captions = "contrast" in self.weights and takes_extra(self.losses["contrast"])
+        self.every_pair = self.takes_texts = every_pair
+        extra = "contrast" in self.weights and takes_extra(self.losses["contrast"])
+        self.takes_hard_captions = extra and not every_pair
         learned = bool(self.weights.keys() & {"contrast", "pairs"})
         self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
+        self.text_head: nn.Module = nn.Identity()
+        self.dim = width_of(text, "output_dim")
+        if hidden_dim is not None:
+            hidden = [hidden_dim] * (num_layers - 1)
+            self.image_projection = mlp([width_of(backbone), *hidden, dim])
+            self.text_head, self.dim = mlp([self.dim, *hidden, dim]), dim
         prefix = getattr(backbone, "num_prefix_tokens", 0)
         if image_token is not None and not 0 <= image_token < prefix:
             raise ValueError(
@@ -103,6 +127,8 @@ class ImageText(TwoTowers):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and a tower that does not read what the tokenizer gives."""
         yield from text_faults(type(self).__name__, self.text, cfg)
+        if self.every_pair and not (cfg.data.get("distorted_captions") or cfg.data.get("num_texts")):
+            yield "every_pair compares views with further captions: set distorted_captions=shuffled, or data.num_texts"
         yield from super().config_faults(cfg)
 
     def setup(self, stage: str) -> None:
@@ -128,6 +154,10 @@ class ImageText(TwoTowers):
         """(B, 3, H, W) -> (B, D), not normalised."""
         return self._encode(images)[1]
 
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(B, L) -> (B, D), not normalised."""
+        return self.text_head(super().encode_text(tokens))
+
     def _encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """What the backbone pools of pictures (B, T), and their embeddings (B, D)."""
         vit: Any = self.backbone
@@ -141,12 +171,25 @@ class ImageText(TwoTowers):
         """Terms of the global batch."""
         scale = self.logit_scale.exp()
         logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()}
-        image = self.encode_image(batch["views"][0]).float()  # (B, D)
-        text, hard = self.encode_captions(batch, logs)  # (B, D)
+        views = batch["views"] if self.every_pair else batch["views"][:1]
+        images = [self.encode_image(view).float() for view in views]  # (B, D) each
+        texts, hard = self._captions(batch, logs)  # (B, D) each
         keys = told_keys(batch, self.compared, logs, hard_captions=bool(hard))
         options = {"contrast": hard | keys, "pairs": {"mated": batch.get("mated")}}
-        terms = {name: self._term(name, image, text, scale, options.get(name, {})) for name in self.weights}
-        return StepOutput(terms, {"image": image, "text": text}, logs=logs)
+        terms = {}
+        for name in self.weights:
+            pairs = [self._term(name, *pair, scale, options.get(name, {})) for pair in product(images, texts)]
+            terms[name] = torch.stack(pairs).mean()
+        return StepOutput(terms, {"image": images[0], "text": texts[0]}, logs=logs)
+
+    def _captions(self, batch: Batch, logs: dict[str, Tensor | float]) -> tuple[list[Tensor], dict[str, Any]]:
+        """Of all captions that are compared (B, D), and the arguments of the contrast that are wrong ones."""
+        if not self.every_pair:
+            text, hard = self.encode_captions(batch, logs)
+            return [text], hard
+        if "texts" not in batch:
+            raise ValueError("every_pair: the batch has no further captions; set distorted_captions=shuffled")
+        return [self.encode_text(tokens).float() for tokens in batch["texts"].unbind(1)], {}
 
     def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor, options: dict[str, Any]) -> Tensor:
         loss = self.losses[name]
@@ -159,7 +202,7 @@ class ImageText(TwoTowers):
 
     def chance(self, num_rows: int) -> dict[str, float | Tensor | None]:
         """Of every loss that :mod:`repr.losses` knows a level of; that of SigLIP moves with the learned bias."""
-        options: Any = {"dim": self.image_projection.out_features, "num_extra": self.num_extra(num_rows)}
+        options: Any = {"dim": self.dim, "num_extra": self.num_extra(num_rows)}
         if self.logit_bias is not None:
             options["logit_bias"] = self.logit_bias
         return {name: at_chance(loss, num_rows=num_rows, **options) for name, loss in self.losses.items()}

@@ -70,7 +70,7 @@ class TwoTowers(Objective):
         "hard_captions": "Wrong captions of a sample, on average; less than were asked for where none could be made.",
     }
     text: Any
-    image_projection: nn.Linear
+    image_projection: nn.Module
     logit_scale: nn.Parameter
     temperature_range: tuple[float, float]
 

@@ -151,6 +151,8 @@ def _of_run(folder: str) -> Towers:
     model: Any = instantiate(cfg.objective)
     load_weights(model, folder)
     project = model.image_projection
+    if not isinstance(project, torch.nn.Linear):
+        raise ValueError(f"scorer={folder} has an MLP on its towers (hidden_dim), and cells need a linear projection")
     return model, lambda images: project_map(project, feature_map(model.backbone, images)), model.text.context_length
 
 

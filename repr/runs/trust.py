@@ -28,6 +28,7 @@ _CLASSES = (
     "repr.data.views",
     "repr.data.datamodule",
     "repr.data.hard_captions",
+    "repr.data.distorted_captions",
     "repr.evaluate.protocols",
     "repr.evaluate.probes",
     "repr.evaluate.reranking",

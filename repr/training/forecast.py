@@ -286,6 +286,8 @@ def fake_batch(cfg: DictConfig, rows: int) -> Batch:
             if hard := cfg.data.get("hard_captions"):
                 shape = rows, hard.get("count", 1), cfg.text.context_length
                 batch["hard_text"] = torch.empty(shape, dtype=torch.int64)
+            if num := (cfg.data.get("distorted_captions") or {}).get("count") or cfg.data.get("num_texts"):
+                batch["texts"] = torch.empty(rows, num, cfg.text.context_length, dtype=torch.int64)
         if tables := cfg.objective.get("tables"):
             batch["tables"] = [torch.empty(rows, table.widths[0], dtype=dtype) for table in tables.values()]
     return batch

@@ -17,7 +17,7 @@ def config(root, tmp_path):
     def make(data, views, *overrides):
         (tmp_path / "run.yaml").write_text(
             f"defaults: [{{data: {data}}}, {{views: {views}}}, _self_]\n"
-            "seed: 7\nimage_size: 48\ntokenizer: null\nhard_captions: null\n"
+            "seed: 7\nimage_size: 48\ntokenizer: null\nhard_captions: null\ndistorted_captions: null\n"
             f"hydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
         )
         with initialize_config_dir(str(tmp_path), version_base=None):

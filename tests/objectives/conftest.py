@@ -7,7 +7,7 @@ import open_clip
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from repr.batch import Batch
 from repr.config import CONF, check, compose
@@ -60,10 +60,13 @@ def config(name: str, *overrides: str, backbone: Sequence[str] = VIT) -> DictCon
 
 @cache
 def options(name: str) -> dict[str, frozenset[str]]:
-    """The options of an objective, those it has from another one too, and of its parts, by where they stand."""
+    """The options of an objective that have a value, and of its parts, by where they stand."""
     node = compose([f"objective={name}"]).objective
     places = {"objective": node, **{f"objective.parts.{part}": own for part, own in node.get("parts", {}).items()}}
-    return {place: frozenset(map(str, own)) for place, own in places.items()}
+    return {
+        place: frozenset(key for key in own if not OmegaConf.is_missing(own, key) and own[key] is not None)
+        for place, own in places.items()
+    }
 
 
 @cache

@@ -207,3 +207,26 @@ def test_captions_are_needed(batch: Batch) -> None:
     del batch["text"]
     with pytest.raises(ValueError, match="set a tokenizer"):
         build("clip").step(batch)
+
+
+def test_every_view_is_compared_with_every_further_caption(batch: Batch) -> None:
+    """The mean over pairs; the losses themselves are the authors' in tests/losses/test_golden_rocket.py."""
+    part = build("clip_rocket").parts["local"]
+    batch["views"] = batch["views"][:3]
+    found = part.step(batch).terms["contrast"]
+    images = [part.encode_image(view) for view in batch["views"]]
+    texts = [part.encode_text(tokens) for tokens in batch["texts"].unbind(1)]
+    options = {"logit_scale": part.logit_scale.exp(), "label_smoothing": 0.1}
+    pairs = [contrastive.clip(image, text, **options) for image in images for text in texts]
+    assert len(pairs) == 6
+    torch.testing.assert_close(found, torch.stack(pairs).mean())
+    del batch["texts"]
+    with pytest.raises(ValueError, match="set distorted_captions=shuffled"):
+        part.step(batch)
+
+
+def test_further_captions_are_asked_for_where_they_are_read_and_refused_where_not() -> None:
+    with pytest.raises(ConfigError, match="set distorted_captions=shuffled"):
+        check(compose(["objective=clip_rocket", "distorted_captions=none"]))
+    with pytest.raises(ConfigError, match="reads one caption of a sample: set distorted_captions=none"):
+        check(compose(["objective=clip", "distorted_captions=shuffled"]))
