@@ -1,6 +1,6 @@
 """kNN beside lightly's and the matrix product alone, and the linear sweep beside scikit-learn's.
 
-python -m benchmarks.evaluation [--quick] [--out benchmarks/results/evaluation.md]
+python -m benchmarks.evaluation [--quick] [--write]
 
 Needs `pip install -e '.[bench]'`. Features are drawn: a point for each class on the sphere, with noise. Everything is
 timed in one process, the contestants by turns, a part of the queries each; memory in processes of their own.
@@ -25,6 +25,8 @@ from repr.metrics.features import Features
 from repr.metrics.knn import knn_sweep, sizes
 from repr.metrics.linear import logistic, split
 
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results/evaluation.md"
 K, TEMPERATURE = 200, 0.1  # lightly's own
 PEER_CHUNK = 256  # queries that lightly's function gets at a time; its one-hot labels take 200 MB then
 BUDGETS = (0.1, 0.25, 1.0)  # gigabytes
@@ -178,14 +180,14 @@ def linear(num: int, width: int, num_classes: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a small size, to see that it works")
-    parser.add_argument("--out", type=Path, help="also write the tables here")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--peak", nargs=3, metavar=("MEMORY", "BANK", "WIDTH"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
         peak(float(options.peak[0]), int(options.peak[1]), int(options.peak[2]))
         return
     num, queries, width = (20_000, 4_000, 768) if options.quick else (100_000, 100_000, 768)
-    command = "python -m benchmarks.evaluation" + (" --quick" if options.quick else "")
+    command = " ".join(["python -m benchmarks.evaluation", *sys.argv[1:]])
     lines = [
         "# Evaluation: kNN and the linear probe",
         "",
@@ -195,7 +197,7 @@ def main() -> None:
     lines += knn(num, queries, width, 1000)
     lines += memory(num, width)
     lines += linear(*((2_000, 512, 20) if options.quick else (10_000, 768, 50)))
-    publish(lines, options.out)
+    publish(lines, RESULTS if options.write else None)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 
+from benchmarks.summary import summary
 from docs.generate.api import write_api
 from docs.generate.heads import head
 from docs.generate.objectives import CLAIMS, RESULTS, experiment_files, objective_files, write_objectives, write_recipes
 from docs.generate.options import write_options
-from docs.generate.text import DOCS, GENERATED, ROOT, WRITTEN, relinked, table, toctree, write
+from docs.generate.text import DOCS, GENERATED, ROOT, WRITTEN, page_of, relinked, table, toctree, write
 
 # The command lines in the order in which a run needs them, and the module of each, which has a function `main`.
 PROGRAMS = {
@@ -25,6 +26,12 @@ PROGRAMS = {
     "python -m repr.report": "repr.report.__main__",
     "python -m repr.export": "repr.export.__main__",
 }
+# What stands above the summary of results.
+GLANCE = (
+    "Ours beside the best peer of the same run; below 1 is less time or memory than theirs. What is worse stands here "
+    "like the rest; its page tells why, where that is known. `python -m benchmarks` measures all of it anew, "
+    "`python -m benchmarks NAME` one page."
+)
 
 
 def write_all() -> None:
@@ -53,7 +60,11 @@ def write_results() -> None:
     for path in RESULTS:
         copy(path, f"results/{path.name}")
     parts = ["# Results\n", "What was measured, with the command that measured it and the hardware.\n"]
-    parts += [table(["page", "command"], ([f"[{_title(path)}]({path.name})", _command(path)] for path in RESULTS))]
+    parts += ["## At a glance\n", f"{GLANCE}\n", *summary(lambda path: f"/{page_of(path)}")]
+    parts += [
+        "## Pages\n",
+        table(["page", "command"], ([f"[{_title(path)}]({path.name})", _command(path)] for path in RESULTS)),
+    ]
     parts += ["## Claims of papers\n", "Each compares methods under the same steps, data and seeds, with controls.\n"]
     cells = (
         [f"`{path.stem}`", _question(path), _shown(path)] for path in sorted(CLAIMS) if _question(path).endswith("?")

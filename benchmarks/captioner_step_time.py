@@ -2,9 +2,9 @@
 
 Run from the root of the repository, on an otherwise idle machine::
 
-    python -m benchmarks.captioner            # some ten minutes on two cores
-    python -m benchmarks.captioner --quick    # two minutes
-    python -m benchmarks.captioner --write    # also writes benchmarks/results/captioner.md
+    python -m benchmarks.captioner_step_time            # some ten minutes on two cores
+    python -m benchmarks.captioner_step_time --quick    # two minutes
+    python -m benchmarks.captioner_step_time --write    # also writes benchmarks/results/captioner_step_time.md
 
 A step is forward, loss, backward of a batch that is ready, float32, measured as in :mod:`benchmarks.step_time`. Both
 have the same towers: a ViT of six blocks 384 wide, on 96 pixels with patches of 16, one pooler of 256 queries, and four
@@ -39,7 +39,7 @@ from repr.losses.captioning import caption
 from repr.models.backbone import backbone
 from repr.objectives.captioner import Captioner
 
-RESULTS = ROOT / "benchmarks/results/captioner.md"
+RESULTS = ROOT / "benchmarks/results/captioner_step_time.md"
 WORDS, LENGTH, WIDTH, HEADS, LAYERS, QUERIES = 49_408, 76, 384, 6, 4, 256
 SIZE, PATCH, BLOCKS, BATCH = 96, 16, 6, 32
 TEXT: dict[str, Any] = {"context_length": LENGTH, "width": WIDTH, "heads": HEADS, "layers": LAYERS}
@@ -104,7 +104,7 @@ def memory(form: str, num: int) -> dict[str, float]:
 def memory_table(num: int) -> list[str]:
     lines = ["", "| caption loss | captions | MiB over the inputs | s |", "|---|---:|---:|---:|"]
     for form, some in (("ours", num), ("open_clip", PART)):
-        command = [sys.executable, "-m", "benchmarks.captioner", "--child", form, str(some)]
+        command = [sys.executable, "-m", "benchmarks.captioner_step_time", "--child", form, str(some)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         found = json.loads(done.stdout.splitlines()[-1])
         lines.append(f"| {form} | {some} | {found['peak']:.0f} | {found['seconds']:.1f} |")

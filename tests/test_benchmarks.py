@@ -1,0 +1,51 @@
+"""The results at a glance, and the command that measures them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.summary import RESULTS, SECTIONS, summary, tables
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_tables_are_read_with_the_line_above_and_the_first_of_two_equal_titles() -> None:
+    one, other = tables("a\n\n| x | n | n |\n|---|---:|---:|\n| y | 1 | 2 |\n\n| z |\n|---|\n")
+    assert one == ("a", [{"x": "y", "n": "1"}])
+    assert other == ("a", [])
+
+
+def test_the_summary_tells_what_the_pages_tell() -> None:
+    lines = summary(lambda path: path.name)
+    for pages in SECTIONS.values():
+        for name in pages:
+            path = (RESULTS / f"{name}.md").resolve()
+            rows = [line for line in lines if line.endswith(f"({path.name}) |")]
+            assert rows, name
+            text = path.read_text(encoding="utf-8").replace(",", "")
+            for row in rows:
+                number = row.split(" | ")[1].split()[0].removesuffix("/s").replace(",", "")
+                assert number in text or name == "plan", row
+    assert any("iBOT" in line and "| 1.0" in line for line in lines)  # what is worse is told, too
+
+
+def test_a_name_that_there_is_not_is_one_error() -> None:
+    done = run("step_tme")
+    assert done.returncode == 2
+    assert "there is no step_tme; there are captioner_step_time, clustering" in done.stderr
+
+
+@pytest.mark.slow
+def test_chosen_scripts_run_and_are_summed_up() -> None:
+    done = run("epoch_order", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "| a million |" in done.stdout
+    assert "### A step" in done.stdout
+    assert "epoch_order: done in" in done.stderr
