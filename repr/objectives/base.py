@@ -224,17 +224,29 @@ class Objective(pl.LightningModule):
         return self.weights
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Sum the terms of :meth:`step`, and log ``train/loss``, the terms with their chance, and other scalars."""
+        """Sum the terms of :meth:`step`, and log ``train/loss``, the terms with their chance, and other scalars.
+
+        Other than the loss they are logged in the steps that loggers write, and in the last one.
+        """
         output = self.step(batch)
         loss = self.total(output.terms)
         self.output = recursive_detach(output)
         self.log("train/loss", loss, prog_bar=True)
+        if self._is_written():
+            self._log_step(batch, output)
+        return loss * share_of_step(self.trainer, batch_idx)
+
+    def _is_written(self) -> bool:
+        """Whether loggers write this step; what is logged in another one costs time and is never read."""
+        every, step = getattr(self.trainer, "log_every_n_steps", 1), self.global_step + 1
+        return bool(every and step % every == 0) or step == self.total_steps
+
+    def _log_step(self, batch: Batch, output: StepOutput) -> None:
         rate = max(group["lr"] for group in self.trainer.optimizers[0].param_groups)
         logs = {**output.terms, **self._chance(num_rows(batch) * world_size()), **output.logs, "lr": rate}
         if self.teacher is not None:
             logs["momentum"] = self.teacher.momentum_at(self.step_number, self.total_steps)
         self.log_dict({f"train/{name}": value for name, value in logs.items()})
-        return loss * share_of_step(self.trainer, batch_idx)
 
     def _chance(self, num_rows: int) -> dict[str, float | Tensor]:
         """The levels that there are, and that of the sum if each weighted term has one."""
