@@ -181,6 +181,11 @@ def summary(link: Callable[[Path], str]) -> list[str]:
             path = (RESULTS / f"{name}.md").resolve()
             where = f"[{path.stem}]({link(path)})"
             found = read(tables(path.read_text(encoding="utf-8")))
-            lines += [f"| {line.what} | {line.ours} | {line.peer} | {line.ratio} | {where} |" for line in found]
+            lines += [f"| {' | '.join(_unbroken(cell) for cell in line)} | {where} |" for line in found]
         lines.append("")
     return lines
+
+
+def _unbroken(cell: str) -> str:
+    """A number and its unit stay in one line."""
+    return re.sub(r"(?<=\d) (?=(ms|s|MiB|%)\b)", "\N{NO-BREAK SPACE}", cell)

@@ -390,3 +390,12 @@ def total_norm(tensors: Iterable[Tensor]) -> Tensor:
         return norm
     norm_of_sharded = nn.utils.get_total_norm(sharded)
     return (all_reduce(norm_of_sharded.square()) + norm.to(norm_of_sharded.device).square()).sqrt()
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """L2 norms of P tensors, of sharded ones those of the whole: (P,), by one exchange; every rank must call it."""
+    found = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
+    if not (sharded := [place for place, tensor in enumerate(tensors) if isinstance(tensor, DTensor)]):
+        return found
+    found[sharded] = all_reduce(found[sharded].square()).sqrt()
+    return found

@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from repr.distributed import local, total_norm, uncalled_parameters
+from repr.distributed import local, norms, uncalled_parameters
 
 Schedule = Literal["cosine", "constant"]
 LARS_L2 = "lars_l2"
@@ -247,10 +247,9 @@ def fuse(optimizer: Optimizer) -> None:
 
 def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
     """Scale the gradient of each parameter by itself to a norm of at most ``limit``; every rank must call it."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            norm = total_norm([parameter.grad])
-            local(parameter.grad).mul_((limit / (norm + 1e-6)).clamp(max=1.0))
+    if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
+        scales = (limit / (norms(gradients) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], list(scales.unbind()))
 
 
 class _WithDecay(LambdaLR):

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from repr.distributed import layers, local, shard, shard_like, total_norm, whole
 from repr.objectives.base import Objective
-from repr.optim import Optim
+from repr.optim import Optim, clip_each
 from repr.runs.checkpoint_files import CHECKSUMS, METADATA, REST, read_beside, read_checkpoint, write_shards
 from repr.runs.checkpoints import damage, last_checkpoint
 from repr.runs.initial_weights import load_weights
@@ -127,6 +127,24 @@ def test_gradients_are_clipped_as_torch_clips_them(algorithm: str, mesh: DeviceM
             clip(objective.parameters(), 1e-3)
         gradients.append([None if p.grad is None else whole(p.grad) for p in objective.parameters()])
     for ours, theirs in zip(gradients[2], gradients[1], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@in_group
+def test_each_gradient_is_clipped_by_the_norm_of_the_whole(mesh: DeviceMesh) -> None:
+    gradients = []
+    for sharded in (False, True):
+        objective = build("clip")
+        if sharded:
+            shard(objective, mesh)
+        objective.total(objective.step(make_batch(4)).terms).backward()
+        before = [whole(p.grad).clone() for p in objective.parameters() if p.grad is not None]
+        clip_each(objective.parameters(), 1e-2)
+        gradients.append([whole(p.grad) for p in objective.parameters() if p.grad is not None])
+        for gradient, clipped in zip(before, gradients[-1], strict=True):
+            expected = gradient * min(1.0, 1e-2 / (gradient.norm().item() + 1e-6))
+            torch.testing.assert_close(clipped, expected)
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs)
 
 
