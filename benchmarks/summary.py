@@ -188,4 +188,4 @@ def summary(link: Callable[[Path], str]) -> list[str]:
 
 def _unbroken(cell: str) -> str:
     """A number and its unit stay in one line."""
-    return re.sub(r"(?<=\d) (?=(ms|s|MiB|%)\b)", "\N{NO-BREAK SPACE}", cell)
+    return re.sub(r"(?<=\d) (?=(?:ms|s|MiB)\b|%)", "\N{NO-BREAK SPACE}", cell)
