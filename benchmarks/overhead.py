@@ -19,10 +19,12 @@ A library that is not installed is left out.
 from __future__ import annotations
 
 import argparse
+import io
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -86,7 +88,7 @@ class BareLoop(pl.Callback):
 
 def compared(overrides: list[str], seconds: float) -> tuple[list[float], list[float]]:
     """Seconds of each step, of our Trainer and of a bare loop, by turns."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # what the run prints
         quiet = ["callbacks.evaluation=null", "data.num_workers=0"]
         cfg = compose([*overrides, f"run_folder={folder}/run", "trainer.accelerator=cpu", *quiet])
         cfg.data.eval = {}
@@ -119,7 +121,7 @@ class FirstStep(pl.Callback):
         print("first step", time.time(), flush=True)
 """
 OURS = ["-m", "repr.fit", "experiment=simclr_emoji", "trainer.max_epochs=-1", "trainer.max_steps=1",
-        "trainer.accelerator=cpu", "+callbacks.first._target_=benchmarks.overhead.FirstStep",
+        "trainer.accelerator=cpu", "optim.warmup_steps=0", "+callbacks.first._target_=benchmarks.overhead.FirstStep",
         "callbacks.evaluation=null"]  # fmt: skip
 BARE = "import time, torch, lightning.pytorch; print('first step', time.time())"
 LIGHTLY = (

@@ -68,6 +68,18 @@ def steps(page: Sequence[Table]) -> Iterator[Line]:
         yield Line(case, f"{ours['ms']} ms", f"{peer['library']}, {peer['ms']} ms", peer["ours / it"])
 
 
+def overheads(page: Sequence[Table]) -> Iterator[Line]:
+    """What the Trainer adds to a step of a bare loop, and the start."""
+    for table in with_columns(page, "case", "our Trainer", "a bare loop"):
+        for row in table.rows:
+            ratio = float(row["our Trainer"]) / float(row["a bare loop"])
+            what = f"Trainer, {row['case']}"
+            yield Line(what, f"{row['our Trainer']} ms", f"bare loop of ours, {row['a bare loop']} ms", f"{ratio:.2f}")
+    for table in with_columns(page, "seconds", "ours / it"):
+        own, peer, *_ = table.rows
+        yield Line("start to first step", f"{own['seconds']} s", f"{peer['']}, {peer['seconds']} s", peer["ours / it"])
+
+
 def losses(page: Sequence[Table]) -> Iterator[Line]:
     """Time and memory of a loss in chunks, for the largest batch that its peer could take."""
     for table in with_columns(page, "loss", "N", "implementation", "peak MiB"):
@@ -151,7 +163,7 @@ def forecasts(page: Sequence[Table]) -> Iterator[Line]:
 
 
 SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
-    "A step": {"step_time": steps, "teacher_step_time": steps, "captioner_step_time": steps},
+    "A step": {"step_time": steps, "teacher_step_time": steps, "captioner_step_time": steps, "overhead": overheads},
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),

@@ -1,8 +1,9 @@
 """Does a loss of images beside CLIP's help on the embedded emoji, and more than the seconds that it takes?
 
-SLIP adds SimCLR to CLIP; the other rows add another loss in its place. The same backbone, text tower, optimizer and
-number of steps. Controls: CLIP for about as many seconds, and CLIP on a distorted view (the pictures of SLIP, without
-its loss).
+SLIP adds SimCLR to CLIP; the other rows add another loss in its place, the last one a contrast of distorted views with
+distorted captions (Fini et al., 2023, arXiv 2305.08675, who find that it gives most of what such losses do). The same
+backbone, text tower, optimizer and number of steps. Controls: CLIP for about as many seconds, and CLIP on a distorted
+view (the pictures of SLIP, without its loss).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ METHODS = {
     "+ SimSiam": ["experiment=clip_simsiam_emoji"],
     "+ Barlow Twins": ["experiment=clip_barlow_twins_emoji"],
     "+ SwAV": ["experiment=clip_swav_emoji"],
+    "+ distorted views and captions": ["experiment=clip_rocket_emoji"],
 }
 LONGER = 2.5  # what a step with three views costs, in steps with one
 COLUMNS = {
