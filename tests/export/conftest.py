@@ -30,7 +30,7 @@ def trained(objective_name: str, *overrides: str, backbone: str = "test_resnet")
     small = [*SMALL, f"embed_dim={width}", "backbone=resnet", f"backbone.name={backbone}"]
     cfg = compose([f"objective={objective_name}", *small, *overrides])
     for key, value in SMALL_HEAD.items():
-        if key in cfg.objective:
+        if cfg.objective.get(key) is not None:
             cfg.objective[key] = value
     torch.manual_seed(0)
     objective = instantiate(cfg.objective)

@@ -123,6 +123,7 @@ def test_a_tower_that_the_library_does_not_give_is_not_kept(tmp_path: Path) -> N
     ("options", "message"),
     [
         (("+backbone.act_layer=silu",), "makes timm's test_resnet by name alone, here with act_layer=silu"),
+        (("objective.hidden_dim=8",), "no model with an MLP on its towers (hidden_dim)"),
         (("backbone.name=test_vit2",), "test_vit2 is built for 160 x 160 pixels"),
         (("+text.use_pad_mask=true",), "cannot express text.use_pad_mask=True"),
         (("+text.act_layer={_target_: hydra.utils.get_class, path: torch.nn.ReLU}",), "cannot express text.act_layer="),
