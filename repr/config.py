@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -46,7 +47,14 @@ def positions(*names: str, _root_: DictConfig) -> ListConfig:
     return OmegaConf.create([place for wanted in names for place, name in enumerate(order) if name == wanted])
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 OmegaConf.register_new_resolver("view", positions, replace=True)
+# ${workers:8} are eight processes that load data, or as many as there are cores; no batch depends on it.
+OmegaConf.register_new_resolver("workers", lambda most: min(int(most), num_cores()), replace=True)
 
 
 class ConfigError(ValueError):

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose
+from repr.config import CONF, ConfigError, check, compose, num_cores
 from repr.explain import show
 from repr.runs.folder import load_run
 from repr.signatures import NOT_LITERAL, arguments
@@ -339,3 +339,11 @@ def test_a_backbone_wider_than_it_says_checks() -> None:
 def test_values_of_another_kind_are_refused(overrides: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         check(compose([*overrides, "run_folder=x"]))
+
+
+def test_no_more_processes_load_data_than_there_are_cores() -> None:
+    workers = OmegaConf.create({"few": "${workers:1}", "many": "${workers:10000}"})
+    assert workers.few == 1
+    assert workers.many == num_cores()
+    cfg = compose(["objective=simclr", "data=folder", "data.train.root=IMAGES", "data.train.captions=false"])
+    assert cfg.data.num_workers == min(8, num_cores())

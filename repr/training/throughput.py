@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import ExitStack
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from repr.batch import num_rows
+from repr.config import num_cores
 from repr.distributed import world_size
 
 # Operations a second in bfloat16, dense, as the makers tell them; the first name inside that of the card counts.
@@ -271,11 +271,11 @@ class Throughput(pl.Callback):
 def hint(share: float, trainer: Any) -> str:
     """What to set, given the share of time that goes to waiting for data."""
     num_workers = getattr(trainer.datamodule, "num_workers", 0)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     smaller = "store smaller pictures (tools/make_shards.py)"
-    if num_workers * trainer.num_devices < num_cores:
-        most = num_cores // trainer.num_devices
-        advice = f"raise data.num_workers from {num_workers} towards {most} ({num_cores} cores), or {smaller}"
+    if num_workers * trainer.num_devices < cores:
+        most = cores // trainer.num_devices
+        advice = f"raise data.num_workers from {num_workers} towards {most} ({cores} cores), or {smaller}"
     else:
-        advice = f"{smaller}; data.num_workers={num_workers} already takes the {num_cores} cores"
+        advice = f"{smaller}; data.num_workers={num_workers} already takes the {cores} cores"
     return f"hint: {share:.0%} of the time goes to waiting for data: {advice}"
