@@ -345,5 +345,5 @@ def test_no_more_processes_load_data_than_there_are_cores() -> None:
     workers = OmegaConf.create({"few": "${workers:1}", "many": "${workers:10000}"})
     assert workers.few == 1
     assert workers.many == num_cores()
-    cfg = compose(["objective=simclr", "data=folder", "data.train.root=IMAGES", "data.train.captions=false"])
+    cfg = compose(["experiment=simclr_rn50", "data=folder", "data.train.root=IMAGES"])
     assert cfg.data.num_workers == min(8, num_cores())
