@@ -117,8 +117,8 @@ class Optim:
                 f"{total_steps} steps of this run: lower them, or raise trainer.max_epochs or trainer.max_steps"
             )
         optimizer = self._make(self.param_groups(module, total_steps))
-        if all(param.device.type == "cuda" for group in optimizer.param_groups for param in group["params"]):
-            fuse(optimizer)
+        _fuse(optimizer)
+        optimizer.register_load_state_dict_post_hook(_lay_out)
         if any(isinstance(parameter, DTensor) for parameter in module.parameters()):
             if optimizer.defaults.get("max_grad_norm") is not None:  # over sharded and whole gradients together
                 raise ValueError(
@@ -234,15 +234,30 @@ class Optim:
         return {f"backbone.{name}": self.layer_decay ** (top - layer) for name, layer in layers.items()}
 
 
-def fuse(optimizer: Optimizer) -> None:
+def _fuse(optimizer: Optimizer) -> None:
     """Let Adam and AdamW update all parameters of a group by one kernel, unless ``options`` say otherwise.
 
-    It is what they do on a GPU. An optimizer that is made with ``fused=True`` would take the scale of 16-mixed from the
-    gradients by itself, after they were clipped and looked at; one whose groups are changed does not.
+    An optimizer that is made with ``fused=True`` would take the scale of 16-mixed from the gradients by itself, after
+    they were clipped and looked at; one whose groups are changed does not. SGD is left as it is: its kernel fails where
+    some parameters of a group get their first gradient later than others.
     """
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) else ():
-        if group["fused"] is None and group["foreach"] is None and not group["differentiable"]:
+        has_kernel = all(parameter.device.type in ("cpu", "cuda") for parameter in group["params"])
+        if has_kernel and group["fused"] is None and group["foreach"] is None and not group["differentiable"]:
             group["fused"] = True
+
+
+@torch.no_grad()
+def _lay_out(optimizer: Optimizer) -> None:
+    """Give a state that was loaded the memory layout of its parameters: kernels pair numbers by their place in memory.
+
+    A checkpoint of sharded parameters is contiguous, the weights of a convolution need not be.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
+                state[name] = value if local(value).stride() == local(like).stride() else like.copy_(value)
 
 
 def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:

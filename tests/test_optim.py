@@ -1,5 +1,6 @@
 """Schedules against the authors' numbers; parameter groups."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -288,16 +289,43 @@ def test_layer_decay_needs_layers() -> None:
         Optim(layer_decay=0.5).build(model, 5)
 
 
-def test_adam_is_fused_where_all_lies_on_a_gpu_and_nothing_else_was_asked_for() -> None:
+def test_adam_is_fused_where_nothing_else_was_asked_for() -> None:
     with FakeTensorMode():
         modules = {device: nn.Linear(2, 2, device=device) for device in ("cpu", "cuda")}
+    modules["meta"] = nn.Linear(2, 2, device="meta")
     for device, name, options, expected in (
         ("cuda", "adamw", {}, True),
         ("cuda", "adam", {}, True),
         ("cuda", "adamw", {"foreach": True}, None),
         ("cuda", "adamw", {"fused": False}, False),
-        ("cpu", "adamw", {}, None),
+        ("cpu", "adamw", {}, True),
+        ("cpu", "adamw", {"foreach": False}, None),
+        ("meta", "adamw", {}, None),
     ):
         optimizer, _ = Optim(name=name, options=options).build(modules[device], 3)
         assert {group["fused"] for group in optimizer.param_groups} == {expected}
         assert not getattr(optimizer, "_step_supports_amp_scaling", False)  # it would unscale after clipping
+
+
+@pytest.mark.parametrize("name", ["adamw", "lars", "momentum"])
+def test_a_state_that_is_laid_out_otherwise_goes_on_alike(name: str) -> None:
+    def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, numbers: range) -> torch.Tensor:
+        for number in numbers:
+            drawn = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
+            weight.grad = torch.empty_like(weight).copy_(drawn)  # laid out as autograd does
+            optimizer.step()
+        return weight.detach()
+
+    def convolution(memory_format: torch.memory_format) -> tuple[torch.optim.Optimizer, nn.Parameter]:
+        torch.manual_seed(0)
+        module = nn.Conv2d(3, 4, 3, bias=False).to(memory_format=memory_format)
+        return Optim(name=name).build(module, 9)[0], module.weight
+
+    whole = steps(*convolution(torch.channels_last), range(6))
+    first, weight = convolution(torch.contiguous_format)  # as FSDP2 has it
+    steps(first, weight, range(3))
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        optimizer, other = convolution(memory_format)
+        optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
+        other.data.copy_(weight.detach())
+        torch.testing.assert_close(steps(optimizer, other, range(3, 6)), whole)

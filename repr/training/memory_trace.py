@@ -34,7 +34,6 @@ from torch.utils._pytree import tree_leaves
 from repr.batch import Batch
 from repr.losses.exchange import GATHER, RING
 from repr.objectives.base import Objective
-from repr.optim import fuse
 
 # A number that is read from a tensor (a count of steps, how full a queue is) is high, as in the middle of a run; a
 # flag, which asks whether something is wrong, is not set.
@@ -298,7 +297,7 @@ def trace_optimizer(
     Args:
         objective: on the meta device; it is of no use afterwards.
         shares: see :class:`Memory`.
-        foreach: optimizers treat all parameters at once, as on a GPU, where torch has that choice; Adam by one kernel.
+        foreach: optimizers treat all parameters at once, as on a GPU, where torch has that choice.
 
     Returns:
         Strategy -> the fullest moment; and under ``"state"`` what is alive afterwards.
@@ -306,8 +305,6 @@ def trace_optimizer(
     with traced(objective, shares, 1) as (memory, _):
         memory.phase = memory.kind = "optimizer"
         optimizer, _ = objective.optim.build(objective, LATE)
-        if foreach:
-            fuse(optimizer)
         for options in optimizer.param_groups:
             if options.get("foreach", True) is None and not options.get("fused"):
                 options["foreach"] = foreach
