@@ -19,7 +19,7 @@ from repr.config import CONF
 
 # The families, by the modules of the flows in repr/objectives.
 FAMILIES = {
-    "Image and text": ("image_text", "captioner", "fusion"),
+    "Image and text": ("image_text", "cross_modal", "captioner", "fusion"),
     "Two or more views": ("joint_embedding", "swav"),
     "A teacher": ("momentum", "self_distillation", "bow"),
     "Masked pictures": ("jepa", "masked_autoencoders", "conditioned_masking"),

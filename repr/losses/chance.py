@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.losses.blockwise import Scalar
 from repr.losses.captioning import caption
-from repr.losses.clustering import swapped_prediction
+from repr.losses.clustering import swapped_pairs, swapped_prediction
 from repr.losses.contrastive import clip, cross_nt_xent, nt_xent, pairs, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
@@ -53,6 +53,7 @@ LEVELS: Mapping[Callable, Callable[..., Scalar]] = {
         dim + off_diagonal_weight * dim * (dim - 1) / num_rows
     ),
     swapped_prediction: lambda dim, **_: math.log(dim),
+    swapped_pairs: lambda num_rows, **_: math.log(num_rows),
     pixel_consistency: lambda **_: 0.0,
     masked_mse: lambda dim, **_: 1 - 1 / dim,
     caption: lambda dim, **_: math.log(dim),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from repr.losses.blockwise import Scalar, unit
+from repr.losses.exchange import ALONE, Exchange
 from repr.losses.precision import full_precision
 
 # (values of this rank, reduction) -> values of all ranks
@@ -63,7 +65,7 @@ def sinkhorn(scores: Tensor, *, epsilon: float, num_iters: int, all_reduce: Redu
 
 
 def swapped_prediction(
-    scores: Sequence[Tensor], assignments: Sequence[Tensor], *, assign_views: Sequence[int], temperature: float
+    scores: Sequence[Tensor], assignments: Sequence[Tensor], *, assign_views: Sequence[int], temperature: Scalar
 ) -> Tensor:
     """Cross-entropy of predicting the assignments of some views from the scores of all other views.
 
@@ -99,6 +101,48 @@ def swapped_prediction(
                 target = torch.stack(targets).sum(0) if len(targets) > 1 else targets[0]
                 loss = loss + F.cross_entropy(logits, target.detach().to(loss.dtype))
         return loss / (len(assign_views) * (len(scores) - 1))
+
+
+def swapped_pairs(
+    images: Sequence[Tensor],
+    texts: Sequence[Tensor],
+    *,
+    logit_scale: Scalar,
+    epsilon: float = 0.05,
+    num_iters: int = 3,
+    exchange: Exchange = ALONE,
+) -> Tensor:
+    """Cross-entropy of predicting, of a view and a caption, how the other view of each sample goes with other captions.
+
+    With ``S_ab`` the cosines of all images in view a with all texts in form b, which stand for prototypes, and
+    ``Q_ab = sinkhorn(S_ab)``::
+
+        loss = -1/4 sum_a sum_b 1/N sum_i sum_j Q_ab,ij log softmax_j(logit_scale S_a'b',i)
+
+    where a' and b' are the other view and form; and the same with the roles of images and texts exchanged, half each.
+
+    Shapes: ``images`` and ``texts`` two tensors (n, D) each, of this process.
+
+    Range: [0, ln N + 2 logit_scale], in nats. At chance (equal cosines): ln N.
+
+    Source: Fini et al., 2023, arXiv:2305.08675 (SwALIP), as in the authors' code.
+
+    Raises:
+        ValueError: there are not two views of images and two of texts, or their shapes differ.
+    """
+    if len(images) != 2 or len(texts) != 2:
+        raise ValueError(f"swapped_pairs takes two views and two texts of a sample; got {len(images)} and {len(texts)}")
+    terms = []
+    with full_precision(images[0]):
+        *images, first, second = unit(*images, *texts, exchange=exchange)
+        for queries, keys in ((images, [first, second]), ([first, second], images)):
+            every = torch.arange(exchange.size * len(keys[0]), device=keys[0].device)
+            prototypes = [exchange.take(key, every) for key in keys]  # (N, D)
+            scores = [[query @ prototype.T for prototype in prototypes] for query in queries]  # (n, N)
+            for pair in ((scores[0][0], scores[1][1]), (scores[0][1], scores[1][0])):
+                found = [sinkhorn(s, epsilon=epsilon, num_iters=num_iters, all_reduce=exchange.all_reduce) for s in pair]
+                terms.append(swapped_prediction(pair, found, assign_views=(0, 1), temperature=1 / logit_scale))
+        return exchange.mean(torch.stack(terms).mean())
 
 
 def check_views(num_views: int, assign_views: Sequence[int]) -> None:

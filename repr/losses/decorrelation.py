@@ -1,6 +1,6 @@
 """Losses that keep the features of views equal and their dimensions apart: VICReg, Barlow Twins, LeJEPA's one half.
 
-Features are taken as they are, N at least 2; only the cross-correlation standardises them.
+Features are taken as they are, N at least 2; only the cross-correlation standardises them, unless it is told not to.
 """
 
 from __future__ import annotations
@@ -90,7 +90,13 @@ def covariance(x: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
 
 
 def cross_correlation(
-    a: Tensor, b: Tensor, *, off_diagonal_weight: float = 0.0051, eps: float = 1e-5, exchange: Exchange = ALONE
+    a: Tensor,
+    b: Tensor,
+    *,
+    off_diagonal_weight: float = 0.0051,
+    eps: float = 1e-5,
+    standardise: bool = True,
+    exchange: Exchange = ALONE,
 ) -> Tensor:
     """Squared distance of the correlations between the features of two views from the identity matrix.
 
@@ -98,6 +104,9 @@ def cross_correlation(
     added to the variance)::
 
         loss = sum_d (1 - C_dd)^2 + off_diagonal_weight sum_{d != e} C_de^2
+
+    Without ``standardise`` C is the mean of products as they are, for features that BatchNorm made last (BarLIP: Fini et
+    al., 2023, arXiv:2305.08675).
 
     Range: [0, inf), without unit. At collapse (all rows equal, C = 0): D. At chance (independent features):
     D + off_diagonal_weight D (D - 1) / N, about.
@@ -109,8 +118,9 @@ def cross_correlation(
     """
     a, b = paired(a, b, num_min=2, exchange=exchange)
     with full_precision(a):
-        moments = [_moments(x, 0, exchange) for x in (a, b)]
-        a, b = ((x - mean) / (square + eps).sqrt() for x, (mean, square) in zip((a, b), moments, strict=True))
+        if standardise:
+            moments = [_moments(x, 0, exchange) for x in (a, b)]
+            a, b = ((x - mean) / (square + eps).sqrt() for x, (mean, square) in zip((a, b), moments, strict=True))
         matrix = exchange.mean(a.T @ b / len(a))  # (D, D)
         diagonal = matrix.diagonal()
         off_diagonal = matrix.square().sum() - diagonal.square().sum()

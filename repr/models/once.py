@@ -23,7 +23,7 @@ def encoded_once(encoder: nn.Module, rows: Sequence[Tensor]) -> Iterator[None]:
 
     Args:
         encoder: any module.
-        rows: the tensors (B, ...) that are recognised, as objects.
+        rows: the tensors (B, ...) that are recognised, by where they lie in memory.
     """
     memory = _Memory(encoder, rows)
     before = {name: vars(encoder)[name] for name in METHODS if name in vars(encoder)}
@@ -47,7 +47,7 @@ class _Memory:
     """What an encoder has made of known rows, and methods for it that look there first."""
 
     def __init__(self, encoder: Any, rows: Sequence[Tensor]) -> None:
-        self.encoder, self.known = encoder, {id(x): x for x in rows}
+        self.encoder, self.known = encoder, {_place(x): x for x in rows}
         self.kept: dict[Any, Any] = {}
         # Of a batch with other rows BatchNorm makes something else.
         self.apart = not any(isinstance(part, _BatchNorm) and part.training for part in encoder.modules())
@@ -75,7 +75,7 @@ class _Memory:
 
     def _knows(self, x: Any) -> bool:
         """Whether these are whole rows; a hook on a child makes something else of them, as where patches are hidden."""
-        return id(x) in self.known and not any(child._forward_hooks for child in self.encoder.children())
+        return isinstance(x, Tensor) and _place(x) in self.known and not any(child._forward_hooks for child in self.encoder.children())
 
     def _pooled(self, whole: Tensor) -> Tensor:
         return self.encoder.forward_head(whole) if self.pools else whole
@@ -84,7 +84,7 @@ class _Memory:
         """Tokens or map of several views, the rows of the first one first; those that are kept are not made again."""
         encode = self.originals["forward_features" if self.pools else "forward"]
         groups = [[x] for x in run] if self.apart else [list(run)]
-        keys = [(torch.is_grad_enabled(), *map(id, group)) for group in groups]
+        keys = [(torch.is_grad_enabled(), *map(_place, group)) for group in groups]
         missing = [i for i, key in enumerate(keys) if key not in self.kept]
         if missing:
             rows = [x for i in missing for x in groups[i]]
@@ -94,3 +94,8 @@ class _Memory:
                 self.kept[keys[i]] = part
         parts = [self.kept[key] for key in keys]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _place(x: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies, which is known of fake ones, too; two views of the same rows have one place."""
+    return x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride()

@@ -343,6 +343,7 @@ class Hybrid(Objective):
                 stack.enter_context(encoded_once(self.backbone, views))
                 if hasattr(self, "text"):
                     texts = [share["text"] for share in shares if "text" in share]
+                    texts += [tokens for share in shares if "texts" in share for tokens in share["texts"].unbind(1)]
                     stack.enter_context(encoded_once(self.text, texts))
             yield
 

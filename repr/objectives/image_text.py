@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch, Embeddings, StepOutput
-from repr.losses import contrastive, hypersphere
+from repr.losses import clustering, contrastive, decorrelation, hypersphere
 from repr.losses.chance import at_chance
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.models.backbone import width_of
-from repr.models.heads import mlp
+from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, chosen
 from repr.objectives.negatives import compared_keys, told_keys
-from repr.objectives.towers import TwoTowers, takes_extra, text_faults
+from repr.objectives.towers import TwoTowers, further_captions, further_fault, takes_extra, text_faults
+from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
 LOSSES: Losses = {
@@ -27,6 +28,8 @@ LOSSES: Losses = {
     "uniformity": hypersphere.uniformity,
     "cross_uniformity": hypersphere.cross_uniformity,
     "pairs": contrastive.pairs,
+    "correlation": decorrelation.cross_correlation,
+    "swapped_pairs": clustering.swapped_pairs,
 }
 
 
@@ -36,7 +39,8 @@ class ImageText(TwoTowers):
     Methods: CLIP (Radford et al., 2021, arXiv 2103.00020), SigLIP (Zhai et al., 2023, arXiv 2303.15343), CUA and
     CUAXU (Fahim et al., 2024, arXiv 2405.18570), which differ in ``losses`` and ``weights`` alone; NegCLIP
     (Yuksekgonul et al., 2023, arXiv 2210.01936), whose batches have wrong captions besides. With ``every_pair`` it is
-    the contrast of distorted views and texts of Fini et al. (2023, arXiv 2305.08675), there beside that of plain ones.
+    the contrast of distorted views and texts of Fini et al. (2023, arXiv 2305.08675), there beside that of plain ones;
+    ``correlation`` and ``swapped_pairs`` are what they call BarLIP and SwALIP.
 
     Flow: ``views[0] -> backbone -> image_projection``; ``text -> text tower``; then the terms of the global batch in
     float32, for which the losses exchange rows. One view, so BatchNorm sees one batch of it. ``hard_text``, where a
@@ -45,14 +49,15 @@ class ImageText(TwoTowers):
     term is the mean over all pairs of a view and a text.
 
     Terms: ``contrast``, ``alignment``, ``uniformity`` (mean of the two modalities), ``cross_uniformity``, ``pairs``
-    (which text is whose within rows 2k and 2k + 1 of a process, where the batch says that they are ``mated``).
+    (which text is whose within rows 2k and 2k + 1 of a process, where the batch says that they are ``mated``),
+    ``correlation`` of the features of both, ``swapped_pairs`` (of two views and two ``texts``, with ``every_pair``).
 
     Args:
         text: text encoder with ``output_dim``, (B, L) -> (B, output_dim), such as
             ``open_clip.transformer.TextTransformer``.
         losses: function of each term where it is not the default. ``contrast`` is called with ``logit_scale`` (and
-            ``logit_bias`` if there is one), ``pairs`` with ``logit_scale`` and ``mated``, the others with features
-            alone.
+            ``logit_bias`` if there is one), ``pairs`` with ``logit_scale`` and ``mated``, ``swapped_pairs`` with lists
+            of features and ``logit_scale``, the others with features alone.
         temperature: initial temperature; the logits are cosines divided by it.
         learn_temperature: whether it is a parameter.
         temperature_range: bounds to which it is clamped after every step.
@@ -64,11 +69,13 @@ class ImageText(TwoTowers):
         hidden_dim: width of the hidden layers of MLPs with BatchNorm on both towers' features, in place of the linear
             projection; None: that. open_clip knows none of them.
         num_layers: linear layers of such an MLP.
+        last_norm: BatchNorm at its end: ``affine``, ``plain`` or None.
         dim: width of its output.
     """
 
     TERMS = tuple(LOSSES)
     PAIRWISE = ("contrast", "uniformity", "cross_uniformity")
+    STATISTICS = ("correlation",)
     EMBEDDINGS = ("image", "trunk", "text")
 
     def __init__(
@@ -86,6 +93,7 @@ class ImageText(TwoTowers):
         every_pair: bool = False,
         hidden_dim: int | None = None,
         num_layers: int = 3,
+        last_norm: Norm | None = None,
         dim: int = 256,
         chunk_size: int | None = None,
         exchange: str = "gather",
@@ -107,14 +115,14 @@ class ImageText(TwoTowers):
         self.every_pair = self.takes_texts = every_pair
         extra = "contrast" in self.weights and takes_extra(self.losses["contrast"])
         self.takes_hard_captions = extra and not every_pair
-        learned = bool(self.weights.keys() & {"contrast", "pairs"})
-        self.add_text_tower(text, temperature, temperature_range, learned=learned and learn_temperature)
+        self.scaled = bool(self.weights.keys() & {"contrast", "pairs", "swapped_pairs"})  # has a temperature
+        self.add_text_tower(text, temperature, temperature_range, learned=self.scaled and learn_temperature)
         self.text_head: nn.Module = nn.Identity()
         self.dim = width_of(text, "output_dim")
         if hidden_dim is not None:
             hidden = [hidden_dim] * (num_layers - 1)
-            self.image_projection = mlp([width_of(backbone), *hidden, dim])
-            self.text_head, self.dim = mlp([self.dim, *hidden, dim]), dim
+            self.image_projection = mlp([width_of(backbone), *hidden, dim], last_norm=last_norm)
+            self.text_head, self.dim = mlp([self.dim, *hidden, dim], last_norm=last_norm), dim
         prefix = getattr(backbone, "num_prefix_tokens", 0)
         if image_token is not None and not 0 <= image_token < prefix:
             raise ValueError(
@@ -122,13 +130,15 @@ class ImageText(TwoTowers):
                 "that, or +backbone.reg_tokens=1 of a timm ViT"
             )
         self.image_token = image_token
-        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), learned)
+        self.logit_bias = None if logit_bias is None else nn.Parameter(torch.tensor(float(logit_bias)), self.scaled)
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and a tower that does not read what the tokenizer gives."""
         yield from text_faults(type(self).__name__, self.text, cfg)
-        if self.every_pair and not (cfg.data.get("distorted_captions") or cfg.data.get("num_texts")):
-            yield "every_pair compares views with further captions: set distorted_captions=shuffled, or data.num_texts"
+        if self.every_pair and (fault := further_fault(cfg)):
+            yield fault
+        if "swapped_pairs" in self.weights and not (self.every_pair and len(view_sizes(cfg)) == 2):
+            yield "weights.swapped_pairs takes two views and two further captions: set every_pair=true and two views"
         yield from super().config_faults(cfg)
 
     def setup(self, stage: str) -> None:
@@ -170,7 +180,7 @@ class ImageText(TwoTowers):
     def step(self, batch: Batch) -> StepOutput:
         """Terms of the global batch."""
         scale = self.logit_scale.exp()
-        logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()}
+        logs: dict[str, Tensor | float] = {"temperature": 1 / scale.detach()} if self.scaled else {}
         views = batch["views"] if self.every_pair else batch["views"][:1]
         images = [self.encode_image(view).float() for view in views]  # (B, D) each
         texts, hard = self._captions(batch, logs)  # (B, D) each
@@ -178,6 +188,9 @@ class ImageText(TwoTowers):
         options = {"contrast": hard | keys, "pairs": {"mated": batch.get("mated")}}
         terms = {}
         for name in self.weights:
+            if name == "swapped_pairs":
+                terms[name] = self.losses[name](images, texts, logit_scale=scale)
+                continue
             pairs = [self._term(name, *pair, scale, options.get(name, {})) for pair in product(images, texts)]
             terms[name] = torch.stack(pairs).mean()
         return StepOutput(terms, {"image": images[0], "text": texts[0]}, logs=logs)
@@ -187,9 +200,7 @@ class ImageText(TwoTowers):
         if not self.every_pair:
             text, hard = self.encode_captions(batch, logs)
             return [text], hard
-        if "texts" not in batch:
-            raise ValueError("every_pair: the batch has no further captions; set distorted_captions=shuffled")
-        return [self.encode_text(tokens).float() for tokens in batch["texts"].unbind(1)], {}
+        return [self.encode_text(tokens).float() for tokens in further_captions(batch)], {}
 
     def _term(self, name: str, image: Tensor, text: Tensor, scale: Tensor, options: dict[str, Any]) -> Tensor:
         loss = self.losses[name]

@@ -27,6 +27,26 @@ def captions(batch: Batch) -> Tensor:
     return batch["text"]
 
 
+def further_captions(batch: Batch) -> list[Tensor]:
+    """The further captions of a batch, (B, L) token ids each; where it has none, a ValueError says what to set."""
+    if "texts" not in batch:
+        raise ValueError("every_pair: the batch has no further captions; set distorted_captions=shuffled")
+    return list(batch["texts"].unbind(1))
+
+
+def further_fault(cfg: Any) -> str | None:
+    """What to set where a config gives no further captions."""
+    if cfg.data.get("distorted_captions") or cfg.data.get("num_texts"):
+        return None
+    return "every_pair compares views with further captions: set distorted_captions=shuffled, or data.num_texts"
+
+
+def pooled_text(text: nn.Module, tokens: Tensor) -> Tensor:
+    """(B, L) -> (B, D), of a tower that may give its words besides."""
+    output = text(tokens)
+    return output[0] if isinstance(output, tuple) else output
+
+
 def text_faults(flow: str, text: nn.Module, cfg: Any, *, num_more: int = 0) -> Iterator[str]:
     """Missing captions, and a text tower that does not read what the tokenizer of a config gives.
 
@@ -109,8 +129,7 @@ class TwoTowers(Objective):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """(B, L) -> (B, D), not normalised."""
-        output = self.text(tokens)
-        return output[0] if isinstance(output, tuple) else output  # of a tower that gives words besides
+        return pooled_text(self.text, tokens)
 
     def encode_captions(self, batch: Batch, logs: dict[str, Tensor | float]) -> tuple[Tensor, dict[str, Any]]:
         """The captions of a batch, (B, D) in float32, and the arguments of the contrast that are its wrong captions.

@@ -37,6 +37,9 @@ CASES = {
         ([EQUAL, EQUAL], [X.softmax(1)]),
         {},
     ),
+    clustering.swapped_pairs: (
+        partial(clustering.swapped_pairs, logit_scale=20.0), ([EQUAL, EQUAL], [EQUAL, EQUAL]), {},
+    ),
     pixel.pixel_consistency: (
         pixel.pixel_consistency, (X.T[None], Y.T[None], torch.ones(1, N, N, dtype=torch.bool)), {},
     ),

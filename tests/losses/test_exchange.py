@@ -77,6 +77,7 @@ SUMS: dict[str, Loss] = {
     "variance": lambda x, y, s, b, **o: variance(x / 10, **o),
     "covariance": lambda x, y, s, b, **o: covariance(x, **o),
     "cross_correlation": lambda x, y, s, b, **o: cross_correlation(x, y, off_diagonal_weight=0.3, **o),
+    "cross_correlation, as it is": lambda x, y, s, b, **o: cross_correlation(x, y, standardise=False, **o),
 }
 CASES = [(name, kind, chunk) for name in PAIRWISE for kind in EXCHANGES for chunk in CHUNKS]
 CASES += [(name, "gather", None) for name in SUMS]
