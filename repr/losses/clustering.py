@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -133,6 +134,7 @@ def swapped_pairs(
     if len(images) != 2 or len(texts) != 2:
         raise ValueError(f"swapped_pairs takes two views and two texts of a sample; got {len(images)} and {len(texts)}")
     terms = []
+    assign = partial(sinkhorn, epsilon=epsilon, num_iters=num_iters, all_reduce=exchange.all_reduce)
     with full_precision(images[0]):
         *images, first, second = unit(*images, *texts, exchange=exchange)
         for queries, keys in ((images, [first, second]), ([first, second], images)):
@@ -140,7 +142,7 @@ def swapped_pairs(
             prototypes = [exchange.take(key, every) for key in keys]  # (N, D)
             scores = [[query @ prototype.T for prototype in prototypes] for query in queries]  # (n, N)
             for pair in ((scores[0][0], scores[1][1]), (scores[0][1], scores[1][0])):
-                found = [sinkhorn(s, epsilon=epsilon, num_iters=num_iters, all_reduce=exchange.all_reduce) for s in pair]
+                found = [assign(s) for s in pair]
                 terms.append(swapped_prediction(pair, found, assign_views=(0, 1), temperature=1 / logit_scale))
         return exchange.mean(torch.stack(terms).mean())
 

@@ -105,8 +105,8 @@ def cross_correlation(
 
         loss = sum_d (1 - C_dd)^2 + off_diagonal_weight sum_{d != e} C_de^2
 
-    Without ``standardise`` C is the mean of products as they are, for features that BatchNorm made last (BarLIP: Fini et
-    al., 2023, arXiv:2305.08675).
+    Without ``standardise`` C is the mean of products as they are, for features that BatchNorm made last (BarLIP: Fini
+    et al., 2023, arXiv:2305.08675).
 
     Range: [0, inf), without unit. At collapse (all rows equal, C = 0): D. At chance (independent features):
     D + off_diagonal_weight D (D - 1) / N, about.

@@ -75,7 +75,8 @@ class _Memory:
 
     def _knows(self, x: Any) -> bool:
         """Whether these are whole rows; a hook on a child makes something else of them, as where patches are hidden."""
-        return isinstance(x, Tensor) and _place(x) in self.known and not any(child._forward_hooks for child in self.encoder.children())
+        is_known = isinstance(x, Tensor) and _place(x) in self.known
+        return is_known and not any(child._forward_hooks for child in self.encoder.children())
 
     def _pooled(self, whole: Tensor) -> Tensor:
         return self.encoder.forward_head(whole) if self.pools else whole

@@ -17,7 +17,7 @@ from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.models.teacher import Teacher
 from repr.objectives.base import Losses, Objective, chosen
-from repr.objectives.towers import captions, further_captions, further_fault, pooled_text, text_faults
+from repr.objectives.towers import captions, further_captions, further_faults, pooled_text, text_faults
 from repr.optim import Optim
 
 
@@ -27,10 +27,10 @@ class CrossModal(Objective):
     Methods: SiamLIP and BYOLIP (Fini et al., 2023, arXiv 2305.08675), beside a contrast as a part of a hybrid; nothing
     here keeps pictures apart from each other but predictor and teacher.
 
-    Flow: ``views[0] -> backbone``, ``text -> text tower``; each -> projector -> predictor of its modality: queries; each
-    -> towers and projectors of the teacher: keys. With ``every_pair`` each of the views and each of ``texts`` takes the
-    place of the view and of ``text``, by itself. BatchNorm sees one view at a time, of all ranks; the teacher has
-    statistics of its own.
+    Flow: ``views[0] -> backbone`` and ``text -> text tower``, each -> projector -> predictor of its modality: queries;
+    the same towers and projectors of the teacher: keys. With ``every_pair`` each of the views and each of ``texts``
+    takes the place of the view and of ``text``, by itself. BatchNorm sees one view at a time, of all ranks; the teacher
+    has statistics of its own.
 
     Terms: ``regression``, the squared distance of directions of a query and the key of the other modality, a mean over
     pairs and both ways.
@@ -76,15 +76,19 @@ class CrossModal(Objective):
         self.text_projector = mlp([width_of(text, "output_dim"), *hidden, dim], last_norm=last_norm)
         self.image_predictor, self.text_predictor = mlp([dim, hidden_dim, dim]), mlp([dim, hidden_dim, dim])
         if momentum is not None:
-            followed: dict[str, nn.Module] = {"backbone": self.backbone, "text": text}
-            followed |= {"image_projector": self.image_projector, "text_projector": self.text_projector}
-            self.teacher = Teacher(momentum=momentum, **followed)
+            self.teacher = Teacher(
+                momentum=momentum,
+                backbone=self.backbone,
+                text=text,
+                image_projector=self.image_projector,
+                text_projector=self.text_projector,
+            )
 
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and a tower that does not read what the tokenizer gives."""
         yield from text_faults(type(self).__name__, self.text, cfg)
-        if self.every_pair and (fault := further_fault(cfg)):
-            yield fault
+        if self.every_pair:
+            yield from further_faults(cfg)
         yield from super().config_faults(cfg)
 
     def step(self, batch: Batch) -> StepOutput:

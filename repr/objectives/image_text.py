@@ -18,7 +18,7 @@ from repr.models.backbone import width_of
 from repr.models.heads import Norm, mlp
 from repr.objectives.base import Losses, chosen
 from repr.objectives.negatives import compared_keys, told_keys
-from repr.objectives.towers import TwoTowers, further_captions, further_fault, takes_extra, text_faults
+from repr.objectives.towers import TwoTowers, further_captions, further_faults, takes_extra, text_faults
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 
@@ -135,8 +135,8 @@ class ImageText(TwoTowers):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Missing captions, and a tower that does not read what the tokenizer gives."""
         yield from text_faults(type(self).__name__, self.text, cfg)
-        if self.every_pair and (fault := further_fault(cfg)):
-            yield fault
+        if self.every_pair:
+            yield from further_faults(cfg)
         if "swapped_pairs" in self.weights and not (self.every_pair and len(view_sizes(cfg)) == 2):
             yield "weights.swapped_pairs takes two views and two further captions: set every_pair=true and two views"
         yield from super().config_faults(cfg)

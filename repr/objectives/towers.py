@@ -34,11 +34,10 @@ def further_captions(batch: Batch) -> list[Tensor]:
     return list(batch["texts"].unbind(1))
 
 
-def further_fault(cfg: Any) -> str | None:
-    """What to set where a config gives no further captions."""
-    if cfg.data.get("distorted_captions") or cfg.data.get("num_texts"):
-        return None
-    return "every_pair compares views with further captions: set distorted_captions=shuffled, or data.num_texts"
+def further_faults(cfg: Any) -> Iterator[str]:
+    """Missing further captions."""
+    if not (cfg.data.get("distorted_captions") or cfg.data.get("num_texts")):
+        yield "every_pair compares views with further captions: set distorted_captions=shuffled, or data.num_texts"
 
 
 def pooled_text(text: nn.Module, tokens: Tensor) -> Tensor:

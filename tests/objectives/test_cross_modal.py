@@ -1,6 +1,6 @@
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from repr.batch import Batch
 from repr.config import ConfigError, check, compose
