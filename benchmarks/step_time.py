@@ -69,17 +69,21 @@ def trunk(name: str, size: int) -> nn.Module:
 # SimCLR and SwAV in each library -------------------------------------------------------------------------------------
 
 
-def ours(method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]) -> tuple[nn.Module, Step]:
+def ours(
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], num_prototypes: int = PROTOTYPES
+) -> tuple[nn.Module, Step]:
     if method == "SimCLR":
         flow: Any = JointEmbedding(model, hidden_dim=HIDDEN, dim=DIM, last_norm="affine")
         batch = Batch(views=large)
     else:
-        flow = SwAV(model, hidden_dim=HIDDEN, dim=DIM, num_prototypes=PROTOTYPES)
+        flow = SwAV(model, hidden_dim=HIDDEN, dim=DIM, num_prototypes=num_prototypes)
         batch = Batch(views=[*large, *small])
     return flow, lambda: flow.total(flow.step(batch).terms)
 
 
-def lightly(method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]) -> tuple[nn.Module, Step]:
+def lightly(
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], num_prototypes: int = PROTOTYPES
+) -> tuple[nn.Module, Step]:
     from lightly.loss import NTXentLoss, SwaVLoss
     from lightly.models.modules import SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
 
@@ -88,7 +92,7 @@ def lightly(method: str, model: nn.Module, large: list[Tensor], small: list[Tens
         head, criterion = SimCLRProjectionHead(width, HIDDEN, DIM), NTXentLoss(temperature=0.1)
         parts = nn.ModuleList([model, head])
         return parts, lambda: criterion(*(head(model(view)) for view in large))
-    head, prototypes, loss = SwaVProjectionHead(width, HIDDEN, DIM), SwaVPrototypes(DIM, PROTOTYPES), SwaVLoss()
+    head, prototypes, loss = SwaVProjectionHead(width, HIDDEN, DIM), SwaVPrototypes(DIM, num_prototypes), SwaVLoss()
 
     def step() -> Tensor:
         prototypes.normalize()

@@ -57,8 +57,8 @@ def our_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
     return our(Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights={"contrast": 1}, **heads), large)
 
 
-def our_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
-    return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=PROTOTYPES), [*large, *small])
+def our_dino(model: nn.Module, large: Views, small: Views, num_prototypes: int = PROTOTYPES) -> Candidate:
+    return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=num_prototypes), [*large, *small])
 
 
 def our_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
@@ -104,13 +104,13 @@ def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
     return nn.ModuleList([model, projector, predictor]), step, follow
 
 
-def lightly_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
+def lightly_dino(model: nn.Module, large: Views, small: Views, num_prototypes: int = PROTOTYPES) -> Candidate:
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
 
     width = int(model.num_features)  # type: ignore[arg-type]
-    head, slow_head = (DINOProjectionHead(width, HIDDEN, DIM, PROTOTYPES) for _ in range(2))
-    criterion = DINOLoss(output_dim=PROTOTYPES, teacher_temp=0.04)
+    head, slow_head = (DINOProjectionHead(width, HIDDEN, DIM, num_prototypes) for _ in range(2))
+    criterion = DINOLoss(output_dim=num_prototypes, teacher_temp=0.04)
     slow_model = copy.deepcopy(model)
     follow = following((model, slow_model), (head, slow_head))
 

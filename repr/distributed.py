@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -91,6 +91,55 @@ def gather(x: Tensor, *, own_first: bool = False) -> Tensor:
     same global batch.
     """
     return _Gather.apply(x, own_first) if world_size() > 1 else x
+
+
+class Routes(NamedTuple):
+    """Which rows go where when each rank asks for some of the rows that all have together."""
+
+    order: Tensor  # (m,) places of what this rank asks for, by the rank that has it
+    asked: list[int]  # of how many rows, of each rank
+    sent: Tensor  # (s,) which of this rank's rows go out, by the rank that asks
+    sent_to: list[int]  # how many rows, to each rank
+
+
+def routes(index: Tensor, num: int) -> Routes:
+    """Routes of the rows with the numbers ``index`` (m,), of ``num`` on each rank; m is the same on all ranks."""
+    world = world_size()
+    wanted = gather(index).unflatten(0, (world, -1))  # (W, m)
+    homes = wanted // num
+    asked = [int((homes[rank()] == other).sum()) for other in range(world)]
+    mine = homes == rank()
+    sent = [wanted[other][mine[other]] - rank() * num for other in range(world)]
+    order = homes[rank()].argsort(stable=True)
+    return Routes(order, asked, torch.cat(sent), [len(rows) for rows in sent])
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.num, ctx.routes = len(x), routes(index, len(x))
+        order, asked, sent, sent_to = ctx.routes
+        came = x.new_empty(len(index), *x.shape[1:])
+        dist.all_to_all_single(came, x[sent], asked, sent_to)
+        out = torch.empty_like(came)
+        out[order] = came
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        order, asked, sent, sent_to = ctx.routes
+        came = grads[0].new_empty(len(sent), *grads[0].shape[1:])
+        dist.all_to_all_single(came, grads[0][order], sent_to, asked)
+        out = came.new_zeros(ctx.num, *came.shape[1:])
+        return out.index_put_((sent,), came, accumulate=True), None  # in one order always, unlike index_add_ on a GPU
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of what all ranks have together, (B, ...) each, by their numbers (m,), as many on each rank: (m, ...).
+
+    Only these rows travel. The gradient has the convention of :func:`gather`.
+    """
+    return _Take.apply(x, index) if world_size() > 1 else x[index]
 
 
 def spread(x: Tensor, chunk_size: int | None) -> Tensor:

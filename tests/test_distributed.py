@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from repr.batch import Batch, Embeddings
-from repr.distributed import all_reduce, gather, on_first, rank, world_size
+from repr.distributed import all_reduce, gather, on_first, rank, take, world_size
 from repr.evaluate.stored_features import TableWriter
 from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
@@ -43,7 +43,21 @@ def worker() -> dict[str, Any]:
         "norm": normalised(index),
         "uneven": uneven(index),
         "foreign": foreign(index),
+        "take": taken(index),
     }
+
+
+def taken(index: int) -> list[list[Tensor]]:
+    """Rows of both, some of them several times and some by none, and their gradients: sent alone, and of all."""
+    found = []
+    for wanted in ([[3, 3, 0], [1, 3, 2]], [[0, 1, 0], [0, 1, 1]], [[2, 3, 3], [3, 2, 3]]):
+        mine = torch.tensor(wanted[index])
+        for way in (take, lambda x, rows: gather(x)[rows]):
+            x = torch.arange(8.0, dtype=torch.float64).reshape(2, 2, 2) + 10 * index
+            out = way(x.requires_grad_(), mine)
+            (out * torch.arange(1.0, 4)[:, None, None] * (index + 1)).sum().backward()
+            found.append([out.detach(), x.grad])
+    return found
 
 
 def foreign(index: int) -> float:
@@ -123,6 +137,13 @@ def test_features_of_all_ranks_go_to_their_rows(two: list[dict]) -> None:
     expected = torch.tensor([[1.0, 1], [2, 1], [3, 1], [0, 0], [5, 1]])
     torch.testing.assert_close(table["image"], torch.nn.functional.normalize(expected, dim=1))
     assert two[1]["features"] == {}
+
+
+def test_rows_that_are_asked_for_travel_alone_and_their_gradients_come_home(two: list[dict]) -> None:
+    for record in two:
+        for alone, of_all in zip(record["take"][::2], record["take"][1::2], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(alone, of_all, strict=True))
+    assert any(not record["take"][2][1].any() for record in two)  # nobody asked for what it has
 
 
 def test_processes_with_unequal_rows_are_told_so(two: list[dict]) -> None:

@@ -138,8 +138,7 @@ def swapped_pairs(
     with full_precision(images[0]):
         *images, first, second = unit(*images, *texts, exchange=exchange)
         for queries, keys in ((images, [first, second]), ([first, second], images)):
-            every = torch.arange(exchange.size * len(keys[0]), device=keys[0].device)
-            prototypes = [exchange.take(key, every) for key in keys]  # (N, D)
+            prototypes = [exchange.rows(key, own_first=False) for key in keys]  # (N, D)
             scores = [[query @ prototype.T for prototype in prototypes] for query in queries]  # (n, N)
             for pair in ((scores[0][0], scores[1][1]), (scores[0][1], scores[1][0])):
                 found = [assign(s) for s in pair]

@@ -26,6 +26,7 @@ from repr.distributed import (
     pass_on,
     rank,
     spread,
+    take,
     world_size,
 )
 
@@ -54,12 +55,15 @@ class Exchange:
         """This process's rows (n, ...) of what all know of the global batch, (N, ...)."""
         return x
 
-    def rows(self, x: Tensor) -> Tensor:
-        """The rows (n, ...) of all processes from this one on, with gradient: (N, ...)."""
+    def rows(self, x: Tensor, *, own_first: bool = True) -> Tensor:
+        """The rows (n, ...) of all processes, from this one on or from the first one, with gradient: (N, ...)."""
         return x
 
     def take(self, x: Tensor, index: Tensor) -> Tensor:
-        """Rows of the global batch, of which this process has ``x`` (n, ...), by their numbers, with gradient."""
+        """Rows of the global batch, of which this process has ``x`` (n, ...), by their numbers, with gradient.
+
+        Every process asks for as many.
+        """
         return x[index]
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:
@@ -114,11 +118,11 @@ class Gather(Exchange):
     def own(self, x: Tensor) -> Tensor:  # noqa: D102
         return x.chunk(self.size)[rank()]
 
-    def rows(self, x: Tensor) -> Tensor:  # noqa: D102
-        return gather(x, own_first=True)
+    def rows(self, x: Tensor, *, own_first: bool = True) -> Tensor:  # noqa: D102
+        return gather(x, own_first=own_first)
 
     def take(self, x: Tensor, index: Tensor) -> Tensor:  # noqa: D102
-        return gather(x)[index]
+        return take(x, index)
 
     def all_reduce(self, x: Tensor, op: Literal["sum", "max"] = "sum") -> Tensor:  # noqa: D102
         return all_reduce(x, op)

@@ -16,7 +16,7 @@ import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType
@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from repr.batch import Batch
+from repr.distributed import Routes
 from repr.losses.exchange import GATHER, RING
 from repr.objectives.base import Objective
 
@@ -245,6 +246,10 @@ class CountingGroup:
         """That of GPUs."""
         return "nccl"
 
+    def all_to_all_single(self, out: Tensor, x: Tensor, taken: Sequence[int], sent: Sequence[int]) -> None:
+        """Count what comes."""
+        self.passed += out.numel() * out.element_size()
+
     def reduce_scatter(self, out: Tensor, parts: Sequence[Tensor], group: Any = None, async_op: bool = False) -> Done:
         """Count what is summed up, which NCCL puts together in a tensor of its own."""
         out.new_empty(len(parts), *out.shape)
@@ -263,9 +268,20 @@ def processes(num: int) -> Iterator[CountingGroup]:
     if num == 1:
         yield group
         return
-    told = [patch.object(exchange, "_compared", True) for exchange in (GATHER, RING)]  # real processes compare later
-    with patch("repr.distributed.dist", group), patch("repr.models.batchnorm.world_size", lambda: 1), told[0], told[1]:
+    with ExitStack() as stack:
+        stack.enter_context(patch("repr.distributed.dist", group))
+        stack.enter_context(patch("repr.distributed.routes", partial(_even_routes, num)))
+        stack.enter_context(patch("repr.models.batchnorm.world_size", lambda: 1))
+        for exchange in (GATHER, RING):  # real processes compare later
+            stack.enter_context(patch.object(exchange, "_compared", True))
         yield group
+
+
+def _even_routes(num_processes: int, index: Tensor, num: int) -> Routes:
+    """Routes of rows that are spread evenly: which ones they are is not known of fake tensors."""
+    some, rest = divmod(len(index), num_processes)
+    counts = [some + (process < rest) for process in range(num_processes)]
+    return Routes(index, counts, index % num, counts)
 
 
 @contextmanager
