@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from repr.config import CONF
 from repr.data.drawn.trifeature import ATTRIBUTES
 from repr.data.sources.emoji import Emoji
 from repr.data.views import View
@@ -13,12 +14,12 @@ from repr.metrics.classes import Classes
 
 
 @pytest.fixture
-def config(root, tmp_path):
+def config(tmp_path):
     def make(data, views, *overrides):
         (tmp_path / "run.yaml").write_text(
             f"defaults: [{{data: {data}}}, {{views: {views}}}, _self_]\n"
             "seed: 7\nimage_size: 48\ntokenizer: null\nhard_captions: null\ndistorted_captions: null\n"
-            f"hydra: {{searchpath: ['file://{root / 'conf'}']}}\n"
+            f"hydra: {{searchpath: ['file://{CONF}']}}\n"
         )
         with initialize_config_dir(str(tmp_path), version_base=None):
             return compose("run", list(overrides))
