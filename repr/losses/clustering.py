@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import Scalar, unit
-from repr.losses.exchange import ALONE, Exchange
+from repr.losses.blockwise import Scalar, unit, widened
+from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.precision import full_precision
 
 # (values of this rank, reduction) -> values of all ranks
@@ -98,10 +98,51 @@ def swapped_prediction(
         for view, score in enumerate(scores):
             targets = [q for q, a in zip(assignments, assign_views, strict=True) if a != view]
             if targets:
-                logits = score.to(loss.dtype) / temperature
                 target = torch.stack(targets).sum(0) if len(targets) > 1 else targets[0]
-                loss = loss + F.cross_entropy(logits, target.detach().to(loss.dtype))
+                loss = loss + soft_cross_entropy(score, target, temperature=temperature).mean()
         return loss / (len(assign_views) * (len(scores) - 1))
+
+
+def soft_cross_entropy(scores: Tensor, targets: Tensor, *, temperature: Scalar) -> Tensor:
+    """Cross-entropies ``-sum_k P_mk log softmax(scores_m / temperature)_k`` of rows, in float32 or float64.
+
+    Beside the scores and their gradient no matrix of their size is made, where torch's own function makes five; with K
+    in the ten thousands these are most of the work beside the products.
+
+    Shapes: ``scores`` and ``targets`` (M, K), the latter not negative and without gradient; the result is (M,).
+    """
+    with full_precision(scores):
+        scores, targets = widened(scores, targets.detach())
+        if isinstance(temperature, Tensor):
+            scores, temperature = scores / temperature, 1.0
+        return _SoftCrossEntropy.apply(scores, targets, temperature)
+
+
+class _SoftCrossEntropy(Function):
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(scores, targets)
+        ctx.temperature = temperature
+        out = scores.new_empty(len(scores))
+        for rows in near_rows(scores):
+            out[rows] = (targets[rows] * (scores[rows] / temperature).log_softmax(1)).sum(1).neg_()
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        scores, targets = ctx.saved_tensors
+        out, share = torch.empty_like(scores), (grads[0] / ctx.temperature)[:, None]
+        for rows in near_rows(scores):
+            softmax = torch.softmax(scores[rows] / ctx.temperature, 1, out=out[rows])
+            mass = targets[rows].sum(1, keepdim=True)
+            softmax.mul_(share[rows] * mass).addcmul_(targets[rows], -share[rows])
+        return out, None, None
+
+
+def near_rows(x: Tensor) -> list[slice]:
+    """Slices of the rows of (M, K), of as many as stay in the cache of a CPU."""
+    return row_blocks(len(x), max(1, (2**24 if x.is_cuda else 2**19) // max(1, x.shape[1])))
 
 
 def swapped_pairs(

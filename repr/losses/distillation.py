@@ -7,11 +7,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
 from repr.losses.blockwise import Scalar, normalise, unit, widened
-from repr.losses.clustering import swapped_prediction
+from repr.losses.clustering import near_rows, soft_cross_entropy, swapped_prediction
 from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.precision import Precision, full_precision
 
@@ -96,12 +95,10 @@ def masked_prediction(scores: Tensor, targets: Tensor, mask: Tensor, *, temperat
 
     Departures: the paper sums over cells, the authors' code and this function take their mean.
     """
-    with full_precision(scores):
-        scores, targets = widened(scores, targets.detach())
-        losses = F.cross_entropy(scores / temperature, targets, reduction="none")  # (M,)
-        picture = mask.nonzero()[:, 0]
-        share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
-        return (losses * share[picture]).sum() / len(mask)
+    losses = soft_cross_entropy(scores, targets, temperature=temperature)  # (M,)
+    picture = mask.nonzero()[:, 0]
+    share = 1 / mask.sum(1).clamp(min=1).to(losses.dtype)
+    return (losses * share[picture]).sum() / len(mask)
 
 
 def soft_contrast(
@@ -167,8 +164,11 @@ def centred(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
     Several processes: the center, K numbers of any shape, is to be that of all.
     """
     with full_precision(scores):
-        scores, center = widened(scores, center)
-        return ((scores - center.flatten()) / temperature).softmax(-1)
+        scores, center = widened(scores, center.flatten())
+        flat, out = scores.flatten(0, -2), torch.empty_like(scores, memory_format=torch.contiguous_format)
+        for rows in near_rows(flat):
+            torch.softmax((flat[rows] - center).div_(temperature), 1, out=out.flatten(0, -2)[rows])
+        return out
 
 
 @torch.no_grad()

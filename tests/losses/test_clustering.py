@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repr.losses.clustering import sinkhorn, swapped_prediction
+from repr.losses.clustering import sinkhorn, soft_cross_entropy, swapped_prediction
 from tests.golden import golden
 
 SINKHORN, LOSS = golden("swav_sinkhorn"), golden("swav_loss")
@@ -152,3 +152,28 @@ def test_bad_options_of_sinkhorn() -> None:
             sinkhorn(torch.zeros(3, 2), **options)
     with pytest.raises(ValueError, match=r"\(N, K\)"):
         sinkhorn(torch.zeros(3), epsilon=0.05, num_iters=3)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 2**18), (1, 2**19 + 1), (0, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_soft_cross_entropy_is_torchs(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    targets = 3 * torch.rand(shape, generator=generator, dtype=torch.float64)  # rows need not sum to 1
+    scores = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    other = scores.detach().double().requires_grad_()
+    weight = torch.rand(shape[0], generator=generator, dtype=torch.float64)
+    found = soft_cross_entropy(scores, targets.to(torch.promote_types(dtype, torch.float32)), temperature=0.1)
+    expected = F.cross_entropy(other / 0.1, targets, reduction="none")
+    precise = dict.fromkeys(("rtol", "atol"), {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}[dtype])
+    torch.testing.assert_close(found.double(), expected, **precise)
+    (found * weight.to(found.dtype)).sum().backward()
+    (expected * weight).sum().backward()
+    assert scores.grad.dtype == dtype
+    torch.testing.assert_close(scores.grad.double(), other.grad, **precise)
+
+
+def test_a_learned_temperature_gets_its_gradient() -> None:
+    scores, targets = torch.randn(3, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
+    temperature = torch.tensor(0.3, dtype=torch.float64)
+    leaves = scores.requires_grad_(), temperature.requires_grad_()
+    assert torch.autograd.gradcheck(lambda s, t: soft_cross_entropy(s, targets, temperature=t), leaves)
