@@ -2,7 +2,7 @@
 
 Run from the root of the repository, on an otherwise idle machine::
 
-    python -m benchmarks.growth            # some 20 minutes on two cores
+    python -m benchmarks.growth            # some 15 minutes on two cores
     python -m benchmarks.growth --quick    # two sizes of batch and prototypes, at most three minutes
     python -m benchmarks.growth --write    # also writes benchmarks/results/growth.md
 
@@ -11,8 +11,8 @@ adds is seen; a teacher's update is a part of it. CLIP is ours with ``micro_batc
 open_clip's loss on the same towers, on several processes with ``local_loss`` and ``gather_with_grad``; SwAV, MAE and
 DINO are lightly's. Each size of each is measured in processes of its own. Seconds are the least of several steps by the
 clock; on several processes, which share the cores, those of CPU of the process with the most. Memory is the peak of
-what a process has resident, above what it held when the batch was ready, malloc giving back what is freed. A process
-gets 3 GiB for it, less with ``--gigabytes``; one that needs more fails, which is told.
+what a process has resident in a further step, above what it held before it, when malloc gives back what is freed (which
+costs time). A process gets 2 GiB for it, or ``--gigabytes``; one that needs more fails, which is told.
 
 An exponent is the slope of a line through the logarithms: 1 is in proportion, 2 is as the square.
 """
@@ -20,6 +20,7 @@ An exponent is the slope of a line through the logarithms: 1 is in proportion, 2
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -32,13 +33,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.large_batch import GIVES_BACK
 from benchmarks.loss_memory import resident
 from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/growth.md"
-OURS, GIGABYTES = "ours", 3.0
+OURS, GIGABYTES = "ours", 2.0
+MAP_FROM, GIVES_BACK = -3, 65536  # glibc's M_MMAP_THRESHOLD, and bytes from which on a block is given back
 
 
 class Growth(NamedTuple):
@@ -52,9 +53,9 @@ class Growth(NamedTuple):
 
 
 GROWTHS = [
-    Growth("CLIP", "open_clip", "batch", [1024, 2048, 4096, 8192], {"size": 32}),
-    Growth("CLIP", "open_clip", "size", [32, 64, 128, 256], {"batch": 64}),
-    Growth("CLIP", "open_clip", "processes", [1, 2, 4, 8], {"batch": 4096, "size": 32}),
+    Growth("CLIP", "open_clip", "batch", [512, 1024, 2048, 4096], {"size": 32}),
+    Growth("CLIP", "open_clip", "size", [32, 64, 128, 256], {"batch": 16}),
+    Growth("CLIP", "open_clip", "processes", [1, 2, 4, 8], {"batch": 2048, "size": 32}),
     Growth("SwAV", "lightly", "batch", [16, 32, 64, 128], {"views": 6, "size": 64, "prototypes": 3000}),
     Growth("SwAV", "lightly", "views", [2, 4, 8, 16], {"batch": 16, "size": 64, "prototypes": 3000}),
     Growth("SwAV", "lightly", "prototypes", [3000, 12000, 48000, 192000], {"batch": 64, "views": 2, "size": 64}),
@@ -145,37 +146,41 @@ def point(options: dict[str, Any]) -> dict[str, float]:
     data = resident("VmData") * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (int(data + options["gigabytes"] * 2**30), resource.RLIM_INFINITY))
     whole()  # code is loaded and threads are started before anything is measured
-    module.zero_grad()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    start, times = resident("VmRSS"), [whole()]
-    peak, end = resident("VmHWM") - start, time.monotonic() + options["seconds"]
-    while len(times) < 3 or (time.monotonic() < end and "processes" not in sizes):  # processes make as many steps
+    times, end = [whole(), whole()], time.monotonic() + options["seconds"]
+    while time.monotonic() < end and "processes" not in sizes:  # processes make as many steps
         times.append(whole())
+    module.zero_grad()
+    malloc = ctypes.CDLL(None)
+    malloc.mallopt(MAP_FROM, GIVES_BACK)
+    malloc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    start = resident("VmRSS")
+    whole()
     clock, cpu = (min(column) for column in zip(*times, strict=True))
-    return {"seconds": cpu if "processes" in sizes else clock, "MiB": peak}
+    return {"seconds": cpu if "processes" in sizes else clock, "MiB": resident("VmHWM") - start}
 
 
 def measured(growth: Growth, library: str, value: int, args: argparse.Namespace) -> dict[str, float] | str:
-    """The numbers of a size, of the process with the most; or why there are none."""
+    """Seconds and MiB of a size, of the process with the most; or why there are none."""
     sizes = growth.others | {growth.option: value}
     options = {"method": growth.method, "library": library, "sizes": sizes}
-    options |= {"seconds": 1 if args.quick else 4, "gigabytes": args.gigabytes}
+    options |= {"seconds": 1 if args.quick else 2, "gigabytes": args.gigabytes}
     command = [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(options)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **GIVES_BACK}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     runs = [
         subprocess.Popen(command, env=os.environ | place | {"RANK": str(number)}, **pipes)
         for number in range(sizes.get("processes", 1))
     ]
-    told = [run.communicate() for run in runs]
-    for run, (_, error) in zip(runs, told, strict=True):
+    outputs = [run.communicate() for run in runs]
+    for run, (_, error) in zip(runs, outputs, strict=True):
         if run.returncode:
             memory = any(word in error for word in ("not enough memory", "MemoryError", "can't allocate", "bad_alloc"))
             return f"more than {args.gigabytes:g} GiB" if memory else error.strip().splitlines()[-1]
-    found = [json.loads(out.splitlines()[-1]) for out, _ in told]
+    found = [json.loads(out.splitlines()[-1]) for out, _ in outputs]
     return {key: max(one[key] for one in found) for key in found[0]}
 
 
