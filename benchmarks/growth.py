@@ -11,8 +11,8 @@ adds is seen; a teacher's update is a part of it. CLIP is ours with ``micro_batc
 open_clip's loss on the same towers, on several processes with ``local_loss`` and ``gather_with_grad``; SwAV, MAE and
 DINO are lightly's. Each size of each is measured in processes of its own. Seconds are the least of several steps by the
 clock; on several processes, which share the cores, those of CPU of the process with the most. Memory is the peak of
-what a process has resident in a further step, above what it held before it, when malloc gives back what is freed (which
-costs time). A process gets 2 GiB for it, or ``--gigabytes``; one that needs more fails, which is told.
+what a process has resident in a step before, above what it held before it, malloc giving back what is freed, which
+costs time and is set back then. A process gets 2 GiB for it, or ``--gigabytes``; one that needs more fails, which is told.
 
 An exponent is the slope of a line through the logarithms: 1 is in proportion, 2 is as the square.
 """
@@ -33,13 +33,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.large_batch import GIVES_BACK
 from benchmarks.loss_memory import resident
 from benchmarks.report import hardware, publish
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/growth.md"
 OURS, GIGABYTES = "ours", 2.0
-MAP_FROM, GIVES_BACK = -3, 65536  # glibc's M_MMAP_THRESHOLD, and bytes from which on a block is given back
+KEEPS = {-3: 2**25, -1: 2**26}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, to which glibc raises them by itself
 
 
 class Growth(NamedTuple):
@@ -146,30 +147,31 @@ def point(options: dict[str, Any]) -> dict[str, float]:
     data = resident("VmData") * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (int(data + options["gigabytes"] * 2**30), resource.RLIM_INFINITY))
     whole()  # code is loaded and threads are started before anything is measured
-    times, end = [whole(), whole()], time.monotonic() + options["seconds"]
-    while time.monotonic() < end and "processes" not in sizes:  # processes make as many steps
-        times.append(whole())
     module.zero_grad()
-    malloc = ctypes.CDLL(None)
-    malloc.mallopt(MAP_FROM, GIVES_BACK)
-    malloc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     start = resident("VmRSS")
     whole()
+    peak, malloc = resident("VmHWM") - start, ctypes.CDLL(None)
+    for option, size in KEEPS.items():
+        malloc.mallopt(option, size)
+    whole()
+    times, end = [whole(), whole()], time.monotonic() + options["seconds"]
+    while time.monotonic() < end and "processes" not in sizes:  # processes make as many steps
+        times.append(whole())
     clock, cpu = (min(column) for column in zip(*times, strict=True))
-    return {"seconds": cpu if "processes" in sizes else clock, "MiB": resident("VmHWM") - start}
+    return {"seconds": cpu if "processes" in sizes else clock, "MiB": peak}
 
 
 def measured(growth: Growth, library: str, value: int, args: argparse.Namespace) -> dict[str, float] | str:
     """Seconds and MiB of a size, of the process with the most; or why there are none."""
     sizes = growth.others | {growth.option: value}
     options = {"method": growth.method, "library": library, "sizes": sizes}
-    options |= {"seconds": 1 if args.quick else 2, "gigabytes": args.gigabytes}
+    options |= {"seconds": 1, "gigabytes": args.gigabytes}
     command = [sys.executable, "-m", "benchmarks.growth", "--point", json.dumps(options)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **GIVES_BACK}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     runs = [
         subprocess.Popen(command, env=os.environ | place | {"RANK": str(number)}, **pipes)
