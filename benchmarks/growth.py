@@ -12,7 +12,8 @@ open_clip's loss on the same towers, on several processes with ``local_loss`` an
 DINO are lightly's. Each size of each is measured in processes of its own. Seconds are the least of several steps by the
 clock; on several processes, which share the cores, those of CPU of the process with the most. Memory is the peak of
 what a process has resident in a step before, above what it held before it, malloc giving back what is freed, which
-costs time and is set back then. A process gets 2 GiB for it, or ``--gigabytes``; one that needs more fails, which is told.
+costs time and is set back then. A process gets 2 GiB for it, or ``--gigabytes``; one that needs more fails, which is
+told.
 
 An exponent is the slope of a line through the logarithms: 1 is in proportion, 2 is as the square.
 """
