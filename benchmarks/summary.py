@@ -143,6 +143,18 @@ def pipelines(what: str, ours: str) -> Callable[[Sequence[Table]], Iterator[Line
     return lines
 
 
+def growths(page: Sequence[Table]) -> Iterator[Line]:
+    """Exponents of time and memory as one number grows, and where one fails."""
+    for table in with_columns(page, "grows", "library", "of time", "of memory", "fails at"):
+        for own, peer in zip(table.rows[::2], table.rows[1::2], strict=True):
+            told = []
+            for row in (own, peer):
+                ends = f", fails at {row['fails at']}" if row["fails at"] else ""
+                told.append(f"{row['of time'] or '?'}, {row['of memory'] or '?'}{ends}")
+            what = f"{own['method']}, exponents of time and memory by {own['grows']}"
+            yield Line(what, told[0], f"{peer['library']}, {told[1]}", "")
+
+
 def parity(page: Sequence[Table]) -> Iterator[Line]:
     """Lengths of the gradient on two processes over that on one."""
     for table in with_columns(page, "loss", "of", "flags", "ratio, 2", "cosine, 2"):
@@ -175,6 +187,7 @@ SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
         ),
         "clustering": pairs("k-means of 1,000,000 x 512", "of the authors'"),
     },
+    "Growth": {"growth": growths},
     "Several processes": {"../../docs/parity": parity},
     "Memory": {"plan": forecasts},
 }
