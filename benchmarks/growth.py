@@ -2,7 +2,7 @@
 
 Run from the root of the repository, on an otherwise idle machine::
 
-    python -m benchmarks.growth            # some ten minutes on two cores
+    python -m benchmarks.growth            # some twenty minutes on two cores
     python -m benchmarks.growth --quick    # two sizes of batch and prototypes, at most three minutes
     python -m benchmarks.growth --write    # also writes benchmarks/results/growth.md
 
