@@ -32,6 +32,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import linear_regression
 from typing import Any, NamedTuple
 
 from benchmarks.large_batch import GIVES_BACK
@@ -193,11 +194,7 @@ def measured(growth: Growth, library: str, value: int, args: argparse.Namespace)
 def exponent(values: Sequence[int], numbers: Sequence[float]) -> str:
     """The slope of a line through the logarithms, of two points or more."""
     points = [(math.log(v), math.log(n)) for v, n in zip(values, numbers, strict=True) if n > 0]
-    if len(points) < 2:
-        return ""
-    x, y = ([sum(column) / len(points)] * len(points) for column in zip(*points, strict=True))
-    above = sum((a - m) * (b - n) for (a, b), m, n in zip(points, x, y, strict=True))
-    return f"{above / sum((a - m) ** 2 for (a, _), m in zip(points, x, strict=True)):.2f}"
+    return f"{linear_regression(*zip(*points, strict=True)).slope:.2f}" if len(points) > 1 else ""
 
 
 def lines_of(growth: Growth, args: argparse.Namespace) -> tuple[list[str], list[str]]:

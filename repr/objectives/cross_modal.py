@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch, StepOutput
-from repr.losses.exchange import exchange_of
+from repr.losses.exchange import GATHER
 from repr.losses.momentum import regression
 from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
@@ -68,7 +68,7 @@ class CrossModal(Objective):
     ) -> None:
         width = width_of(backbone)
         super().__init__(synchronise(backbone), weights=weights, optim=optim)
-        self.losses = chosen({"regression": regression}, losses, exchange=exchange_of("gather", ()))
+        self.losses = chosen({"regression": regression}, losses, exchange=GATHER)
         self.every_pair = self.takes_texts = every_pair
         self.text = text
         hidden = [hidden_dim] * (num_layers - 1)

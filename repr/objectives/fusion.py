@@ -50,8 +50,8 @@ class Fusion(TwoTowers):
     own picture, the fusion encoder, and the hidden words are named by the vectors of the vocabulary.
 
     The wrong pictures and captions are drawn from the global batch, as often as the contrast takes them for right ones,
-    by ``seed``; where two samples have picture or caption in common, neither is the other's. Gathered: embeddings
-    and keys. Of the tokens those that were drawn travel, and their gradients. The losses are those of the global batch.
+    by ``seed``; where two samples have picture or caption in common, neither is the other's. Gathered: embeddings and
+    keys. Of the tokens those that were drawn travel, and their gradients. The losses are those of the global batch.
 
     Terms: ``contrast``; ``matching``; ``masked_language``. Logs: ``temperature``; ``alpha``; ``match_accuracy``.
 
