@@ -204,14 +204,14 @@ def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float, device
     return times
 
 
-def head(title: str, module: str) -> list[str]:
+def head(title: str, module: str, *libraries: str) -> list[str]:
     """How a page of step times begins, up to the head of its table; the load is that of now."""
     return [
         f"# {title}",
         "",
         f"`{' '.join([f'python -m benchmarks.{module}', *sys.argv[1:]])}`; the load is that before.",
         "",
-        hardware("torch", "timm", "lightly", "stable-pretraining"),
+        hardware(*(libraries or ("torch", "timm", "lightly", "stable-pretraining"))),
         "",
         "| method | views | backbone | library | ms | ours / it | CPU ms | ours / it | steps |",
         "|---|---|---|---|---:|---:|---:|---:|---:|",

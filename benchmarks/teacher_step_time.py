@@ -7,8 +7,9 @@ Run from the root of the repository, on an otherwise idle machine::
     python -m benchmarks.teacher_step_time --write    # also writes benchmarks/results/teacher_step_time.md
 
 As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. DINO alone takes the small views. lightly
-has no MoCo v3. iBOT, on a ViT, hides 30 % of the patches of all pictures; I-JEPA predicts four blocks. Each library
-draws masks in its own way, and stable-pretraining predicts all blocks in one pass, the paper and the others one by one.
+has no MoCo v3. iBOT and DINOv2, on a ViT, hide 30 % of the patches of all pictures; I-JEPA predicts four blocks. Each
+library draws masks in its own way, and stable-pretraining predicts all blocks in one pass, the paper and the others one
+by one; its DINOv2 is without KoLeo.
 """
 
 from __future__ import annotations
@@ -65,6 +66,13 @@ def our_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
     hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
     heads: Any = {"hidden_dim": HIDDEN, "num_prototypes": PROTOTYPES, "share_head": False}
     return our(SelfDistillation(model, masking=hidden, weights={"views": 1, "patches": 1}, **heads), large)
+
+
+def our_dinov2(model: nn.Module, large: Views, small: Views) -> Candidate:
+    hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
+    heads: Any = {"hidden_dim": HIDDEN, "num_prototypes": PROTOTYPES, "share_head": False, "learn_length": True}
+    weights = {"views": 1, "patches": 1, "koleo": 0.1}
+    return our(SelfDistillation(model, masking=hidden, centering="sinkhorn", weights=weights, **heads), large)
 
 
 def our_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
@@ -224,6 +232,15 @@ def stable_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
     return stable(module, lambda: module(global_views=large).loss)
 
 
+def stable_dinov2(model: nn.Module, large: Views, small: Views) -> Candidate:
+    from stable_pretraining.methods.dinov2 import DINOv2
+
+    num: Any = {"n_cls_prototypes": PROTOTYPES, "n_patch_prototypes": PROTOTYPES, "image_size": large[0].shape[-1]}
+    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
+    module = DINOv2(model, mask_ratio=HIDDEN_SHARE, **widths, **num)
+    return stable(module, lambda: module(global_views=large).loss)
+
+
 def stable_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
     from stable_pretraining.methods.ijepa import IJEPA
 
@@ -236,13 +253,14 @@ METHODS: dict[str, dict[str, Make]] = {
     "MoCo v3": {"ours": our_mocov3, "stable-pretraining": stable_mocov3},
     "DINO": {"ours": our_dino, "lightly": lightly_dino, "stable-pretraining": stable_dino},
     "iBOT": {"ours": our_ibot, "lightly": lightly_ibot, "stable-pretraining": stable_ibot},
+    "DINOv2": {"ours": our_dinov2, "stable-pretraining": stable_dinov2},
     "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa, "stable-pretraining": stable_ijepa},
 }
-ALL_VIEWS, OF_PATCHES = ("DINO",), ("iBOT", "I-JEPA")
+ALL_VIEWS, OF_PATCHES = ("DINO",), ("iBOT", "DINOv2", "I-JEPA")
 
 
-def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
-    """A method by every library that has it, ours twice."""
+def step_times(libraries: dict[str, Make], recipe: str, encoder: Callable[[int], nn.Module], seconds: float) -> Times:
+    """A method by every library that has it, ours twice; the encoder is one for views of a size."""
     size, large_sizes, small_sizes = RECIPES[recipe]
     generator = torch.Generator().manual_seed(0)
     large, small = (
@@ -250,8 +268,7 @@ def step_times(method: str, recipe: str, name: str, seconds: float) -> Times:
         for sides in (large_sizes, small_sizes)
     )
     makes = {
-        library: partial(make, encoder(method, name, large_sizes[0]), large, small)
-        for library, make in twice(METHODS[method]).items()
+        library: partial(make, encoder(large_sizes[0]), large, small) for library, make in twice(libraries).items()
     }
     return measure(makes, seconds)
 
@@ -281,7 +298,7 @@ def main() -> None:
                 if args.only in (None, method) and (shown.startswith("ViT") or method not in OF_PATCHES):
                     views = recipe if method in ALL_VIEWS else recipe.split(" + ")[0]
                     first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
-                    lines += rows(first, step_times(method, recipe, name, seconds))
+                    lines += rows(first, step_times(METHODS[method], recipe, partial(encoder, method, name), seconds))
     publish(lines, RESULTS if args.write else None)
 
 

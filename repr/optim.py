@@ -20,7 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from repr.distributed import local, norms, uncalled_parameters
+from repr.shard import local, norms, uncalled_parameters
 
 Schedule = Literal["cosine", "constant"]
 LARS_L2 = "lars_l2"

@@ -22,12 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from repr.batch import Batch
 from repr.data.samplers import EvalBatchSampler
-from repr.distributed import rank, shard, whole, world_size
+from repr.distributed import rank, world_size
 from repr.evaluate.stored_features import READ, TableWriter
 from repr.models.batchnorm import synchronise
 from repr.models.slicing import slice_encoders
 from repr.objectives.base import Objective
 from repr.optim import Optim
+from repr.shard import shard, whole
 from tests.objectives.conftest import OBJECTIVES, VIT, build, make_batch
 
 NUM_ROWS, NUM_STEPS = 12, 2  # rows of the global batch; optimizer steps

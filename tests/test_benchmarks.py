@@ -39,7 +39,7 @@ def test_the_summary_tells_what_the_pages_tell() -> None:
 def test_a_name_that_there_is_not_is_one_error() -> None:
     done = run("step_tme")
     assert done.returncode == 2
-    assert "there is no step_tme; there are captioner_step_time, clustering" in done.stderr
+    assert "there is no step_tme; there are clustering, data" in done.stderr
 
 
 @pytest.mark.slow

@@ -20,12 +20,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from repr.distributed import layers, local, shard, shard_like, total_norm, whole
 from repr.objectives.base import Objective
 from repr.optim import Optim, clip_each
 from repr.runs.checkpoint_files import CHECKSUMS, METADATA, REST, read_beside, read_checkpoint, write_shards
 from repr.runs.checkpoints import damage, last_checkpoint
 from repr.runs.initial_weights import load_weights
+from repr.shard import layers, local, shard, shard_like, total_norm, whole
 from tests.objectives.conftest import build, make_batch
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from repr.distributed import layers
+from repr.shard import layers
 
 # By which flows call a tower.
 METHODS = ("forward", "forward_features", "forward_from", "forward_intermediates", "forward_views")

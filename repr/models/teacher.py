@@ -11,7 +11,7 @@ from timm.layers import DropPath
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from repr.distributed import local
+from repr.shard import local
 
 
 class Teacher(nn.Module):

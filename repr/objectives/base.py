@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 
 from repr.batch import Batch, Embeddings, StepOutput, num_rows
-from repr.distributed import all_reduce, gather, local, shard, total_norm, world_size
+from repr.distributed import all_reduce, gather, world_size
 from repr.drawing import Show
 from repr.losses.exchange import RING, Exchange
 from repr.losses.precision import Precision
@@ -27,6 +27,7 @@ from repr.models.teacher import Teacher
 from repr.objectives.negatives import FALSE_NEGATIVES
 from repr.objectives.views import backbone_faults, precision_faults, weights_fault
 from repr.optim import Optim, clip_each
+from repr.shard import local, shard, total_norm
 
 Loss = Callable[..., Tensor]
 Losses = Mapping[str, Loss]

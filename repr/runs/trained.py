@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from repr.cli import user_message
 from repr.config import ConfigError, untrained
-from repr.distributed import whole
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoints, damage, last_checkpoint
 from repr.runs.folder import ENCODER, load_run, run_folder
+from repr.shard import whole
 
 _TRAINED = "current_model_state"  # where Lightning's WeightAveraging puts the weights that are trained
 

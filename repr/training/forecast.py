@@ -301,7 +301,7 @@ def _parts(objective: Objective, *, half: bool) -> Iterator[Part]:
     """What FSDP2 gathers at once: of every module that the flow calls each layer, and the rest."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from repr.distributed import called, layers
+    from repr.shard import called, layers
 
     for _, child in called(objective):
         rest = set(child.parameters())

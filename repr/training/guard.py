@@ -17,9 +17,10 @@ from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves
 
 from repr.batch import Batch
-from repr.distributed import gather, gather_objects, local, rank, whole
+from repr.distributed import gather, gather_objects, rank
 from repr.files import replacing
 from repr.runs.folder import NON_FINITE
+from repr.shard import local, whole
 
 
 class NonFiniteError(ValueError):

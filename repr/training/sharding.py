@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from repr.distributed import shard_like, whole
 from repr.runs.checkpoint_files import read_checkpoint, write_shards
+from repr.shard import shard_like, whole
 
 
 class FSDP2(ModelParallelStrategy):
