@@ -67,7 +67,8 @@ release-notes:  ## print what CHANGELOG.md says of the newest version
 
 .venv/installed-dev: pyproject.toml | .venv/bin/python
 	@echo "installing repr, PyTorch and the test tools into .venv (a few GB, one to three minutes) ..."
-	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@# s3fs comes first, or pip from 25 on tries all releases of what it and moto want of boto3, and does not end.
+	@$(RUN) pip install --quiet --disable-pip-version-check s3fs --editable '.[dev]'
 	@# Only its metrics are used, as a peer; what it depends on (Java programs, transformers) they do not need.
 	@$(RUN) pip install --quiet --disable-pip-version-check --no-deps clip-benchmark
 	@touch $@ .venv/installed

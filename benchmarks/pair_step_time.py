@@ -92,7 +92,7 @@ def lightly_barlow_twins(model: nn.Module, large: Views, small: Views) -> Candid
 
 def lightly_vicreg(model: nn.Module, large: Views, small: Views) -> Candidate:
     from lightly.loss import VICRegLoss
-    from lightly.models.modules import VICRegProjectionHead
+    from lightly.models.modules.heads import VICRegProjectionHead
 
     return lightly_joint(model, VICRegProjectionHead(width_of(model), WIDE, WIDE), VICRegLoss(), large)
 

@@ -59,6 +59,13 @@ FLOWS = {
         "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
         "objective.weights.instance=1", "trainer.val_check_interval=2",
     ],
+    "albef": [
+        "experiment=albef_emoji", "smoke=true", "backbone.depth=1", *SMALL_VIT, "objective.queue_length=32",
+        "objective.num_layers=1", "objective.alpha_steps=6", "eval.rerank=null",
+    ],
+    "negclip, neighbours": [
+        "experiment=negclip_composition", "smoke=true", "data.num_workers=1",
+    ],
     "m3col": ["experiment=m3col_emoji", "smoke=true", "backbone.depth=1", "objective.mixing.switch=0.6"],
     "mae": ["experiment=mae_emoji", "smoke=true", "backbone.depth=1", "objective.decoder.depth=1"],
     "hybrid": [  # from the eighth of fifteen steps on

@@ -1,12 +1,26 @@
 """What holds for every file of conf/objective."""
 
+import copy
 import math
 
 import pytest
 import torch
+from torch import Tensor
+from torch.optim import Optimizer
 
 from repr.batch import Batch
+from repr.objectives.base import Objective
 from tests.objectives.conftest import OBJECTIVES, build
+
+
+def train(objective: Objective, optimizer: Optimizer, batch: Batch) -> dict[str, Tensor]:
+    """A step of training by hand; gives the terms."""
+    terms = objective.step(batch).terms
+    optimizer.zero_grad()
+    objective.total(terms).backward()
+    optimizer.step()
+    objective.finish_step()
+    return {name: term.detach() for name, term in terms.items()}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -32,16 +46,8 @@ def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
     objective = build(name, "optim.lr=1e-3", "optim.schedule=constant")
-    optimizer, schedule = objective.optim.build(objective, 30)
-    losses = []
-    for _ in range(30):
-        loss = objective.total(objective.step(batch).terms)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        objective.finish_step()
-        losses.append(loss.item())
+    optimizer, _ = objective.optim.build(objective, 30)
+    losses = [objective.total(train(objective, optimizer, batch)).item() for _ in range(30)]
     # At the first step the center of DINO and iBOT is empty; as long as MoCo's queue fills, its task becomes harder.
     centred, fills = name in ("dino", "ibot"), name in ("mocov2", "densecl")
     first = losses[1] if centred else objective.chance(8)["contrast"] if fills else losses[0]
@@ -50,11 +56,23 @@ def test_thirty_steps_lower_the_loss(name: str, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_state_dict_restores_the_objective(name: str, batch: Batch) -> None:
-    first, second = build(name, seed=0), build(name, seed=1)
-    second.load_state_dict(first.state_dict())
-    a, b = first.step(batch), second.step(batch)
-    assert all(torch.equal(a.terms[k], b.terms[k]) for k in a.terms)
+def test_what_a_checkpoint_holds_is_all_that_training_goes_on_from(name: str, batch: Batch) -> None:
+    """Teachers, queues, centers, words and schedules included; tests/test_kills.py kills runs."""
+    options = ("optim.lr=1e-3", "optim.schedule=constant")
+    objective = build(name, *options)
+    optimizer, _ = objective.optim.build(objective, 30)
+    for _ in range(2):
+        train(objective, optimizer, batch)
+    other = build(name, *options, seed=1)
+    other.load_state_dict(objective.state_dict())
+    other.step_number = objective.step_number  # as at the start of training, from the Trainer's count
+    others, _ = other.optim.build(other, 30)
+    others.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for _ in range(2):
+        terms = [train(objective, optimizer, batch), train(other, others, batch)]
+        assert all(torch.equal(terms[0][term], terms[1][term]) for term in terms[0])
+    state = other.state_dict()
+    assert [key for key, value in objective.state_dict().items() if not torch.equal(value, state[key])] == []
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
