@@ -1,9 +1,10 @@
 """Measure what the pages of results tell, all of it or some: ``python -m benchmarks [NAME ...] [--quick] [--write]``.
 
 A NAME is a script of this folder or a claim. They run one after the other, each in a process of its own, best on an
-otherwise idle machine; without names all do, which takes hours, with ``--quick`` some minutes each. One that fails does
-not stop the others. With ``--write`` each writes its page in ``benchmarks/results``. Then all pages of results, also
-those that were written before, are summed up: ours beside the best peer of the same run. ``--summary`` does that alone.
+otherwise idle machine; without names all do, which takes hours, with ``--quick`` some minutes each. The peers come by
+``pip install -e '.[bench]'``; one that is not there is left out. A script that fails does not stop the others. With
+``--write`` each writes its page in ``benchmarks/results``. Then all pages of results, also those that were written
+before, are summed up: ours beside the best peer of the same run. ``--summary`` does that alone.
 """
 
 from __future__ import annotations
