@@ -175,7 +175,13 @@ def forecasts(page: Sequence[Table]) -> Iterator[Line]:
 
 
 SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
-    "A step": {"step_time": steps, "teacher_step_time": steps, "image_text_step_time": steps, "overhead": overheads},
+    "A step": {
+        "step_time": steps,
+        "pair_step_time": steps,
+        "teacher_step_time": steps,
+        "image_text_step_time": steps,
+        "overhead": overheads,
+    },
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),

@@ -85,8 +85,8 @@ def covariance(x: Tensor, *, exchange: Exchange = ALONE) -> Tensor:
     (x,) = paired(x, num_min=2, exchange=exchange)
     with full_precision(x):
         x = x - _mean(x, exchange)
-        matrix = exchange.mean(x.T @ x / (len(x) - 1 / exchange.size))  # (D, D)
-        return (matrix.square().sum() - matrix.diagonal().square().sum()) / x.shape[1]
+        diagonal, squares = _products(x, x, 1, exchange)
+        return (squares - diagonal.square().sum()) / x.shape[1]
 
 
 def cross_correlation(
@@ -121,10 +121,25 @@ def cross_correlation(
         if standardise:
             moments = [_moments(x, 0, exchange) for x in (a, b)]
             a, b = ((x - mean) / (square + eps).sqrt() for x, (mean, square) in zip((a, b), moments, strict=True))
-        matrix = exchange.mean(a.T @ b / len(a))  # (D, D)
-        diagonal = matrix.diagonal()
-        off_diagonal = matrix.square().sum() - diagonal.square().sum()
+        diagonal, squares = _products(a, b, 0, exchange)
+        off_diagonal = squares - diagonal.square().sum()
         return (1 - diagonal).square().sum() + off_diagonal_weight * off_diagonal
+
+
+def _products(a: Tensor, b: Tensor, correction: int, exchange: Exchange) -> tuple[Tensor, Tensor]:
+    """Diagonal (D,) of the mean over rows of the products of features, a^T b, and the sum of its D x D squares.
+
+    The squares of a^T b add up to the products of a a^T and b b^T, entry by entry, which are N x N: they are taken
+    where the global batch has fewer rows than there are features. The divisor is N - correction.
+    """
+    num = len(a) * exchange.size - correction
+    if len(a) * exchange.size >= a.shape[1]:
+        matrix = exchange.mean(a.T @ b * (exchange.size / num))  # (D, D)
+        return matrix.diagonal(), matrix.square().sum()
+    of_a = a @ exchange.rows(a).T  # (n, N)
+    of_b = of_a if b is a else b @ exchange.rows(b).T
+    share = exchange.size / num
+    return exchange.mean((a * b).sum(0) * share), exchange.mean((of_a * of_b).sum() * (share / num))
 
 
 def _mean(x: Tensor, exchange: Exchange) -> Tensor:

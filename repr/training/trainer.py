@@ -74,7 +74,13 @@ def _meet_on_loopback() -> TCPStore:
         if interface in ("lo", "lo0"):
             os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     return TCPStore(
-        LOOPBACK, port, is_master=True, wait_for_workers=False, multi_tenant=True, master_listen_fd=descriptor
+        LOOPBACK,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=descriptor,
+        use_libuv=False,  # which takes no open socket in torch 2.6
     )
 
 

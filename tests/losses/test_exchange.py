@@ -77,6 +77,10 @@ SUMS: dict[str, Loss] = {
     "variance": lambda x, y, s, b, **o: variance(x / 10, **o),
     "covariance": lambda x, y, s, b, **o: covariance(x, **o),
     "cross_correlation": lambda x, y, s, b, **o: cross_correlation(x, y, off_diagonal_weight=0.3, **o),
+    "covariance of more features than rows": lambda x, y, s, b, **o: covariance(torch.cat([x, y], 1), **o),
+    "cross_correlation of more features than rows": lambda x, y, s, b, **o: cross_correlation(
+        torch.cat([x, y], 1), torch.cat([y, x.sin()], 1), off_diagonal_weight=0.3, **o
+    ),
     "cross_correlation, as it is": lambda x, y, s, b, **o: cross_correlation(x, y, standardise=False, **o),
 }
 CASES = [(name, kind, chunk) for name in PAIRWISE for kind in EXCHANGES for chunk in CHUNKS]
