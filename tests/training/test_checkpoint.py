@@ -25,7 +25,7 @@ def test_a_save_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) ->
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "step=1.ckpt"
     io.save_checkpoint({"x": 1}, path)
-    with pytest.raises(Exception, match="pickle|local object"):  # the second as from Python 3.13 on
+    with pytest.raises(Exception, match=r"pickle|local object"):  # the second as from Python 3.13 on
         io.save_checkpoint({"x": torch.zeros(10), "bad": lambda: None}, path)
     assert io.load_checkpoint(path) == {"x": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["step=1.ckpt"]
