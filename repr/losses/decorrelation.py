@@ -129,11 +129,12 @@ def cross_correlation(
 def _products(a: Tensor, b: Tensor, correction: int, exchange: Exchange) -> tuple[Tensor, Tensor]:
     """Diagonal (D,) of the mean over rows of the products of features, a^T b, and the sum of its D x D squares.
 
-    The squares of a^T b add up to the products of a a^T and b b^T, entry by entry, which are N x N: they are taken
-    where the global batch has fewer rows than there are features. The divisor is N - correction.
+    The squares of a^T b add up to the products of a a^T and b b^T, entry by entry, which are N x N, two matrices of
+    two views: they are taken where they are less work than the one of features. The divisor is N - correction.
     """
-    num = len(a) * exchange.size - correction
-    if len(a) * exchange.size >= a.shape[1]:
+    num_rows = len(a) * exchange.size
+    num = num_rows - correction
+    if num_rows * (1 if a is b else 2) >= a.shape[1]:
         matrix = exchange.mean(a.T @ b * (exchange.size / num))  # (D, D)
         return matrix.diagonal(), matrix.square().sum()
     of_a = a @ exchange.rows(a).T  # (n, N)

@@ -51,9 +51,9 @@ class JointEmbedding(Objective):
     widths alone.
 
     Flow: views -> backbone, one pass for each resolution -> head, all views together -> terms of the global batch in
-    float32; those of pairs exchange rows, the others sums over the batch. BatchNorm of the backbone sees the views of
-    one resolution together, that of the head all views, both over all ranks. (The authors of VICReg and Barlow Twins
-    pass one view after the other.)
+    float32; those of pairs exchange rows, the others sums over the batch, and ``covariance`` and ``correlation`` of few
+    rows with many features rows, too. BatchNorm of the backbone sees the views of one resolution together, that of the
+    head all views, both over all ranks. (The authors of VICReg and Barlow Twins pass one view after the other.)
 
     Terms: of two views, averaged over all pairs of views: ``contrast``, ``alignment``, ``invariance``,
     ``correlation``; of one view, averaged over the views: ``uniformity``, ``variance``, ``covariance``, ``sigreg``; of

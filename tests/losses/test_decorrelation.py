@@ -42,7 +42,7 @@ LOSSES = {
 }
 
 
-DIMS = (4, 9)  # fewer than the seven rows, and more
+DIMS = (4, 16)  # fewer than the seven rows, and more than twice as many
 
 
 def pairs(num: int = 7, dim: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ SUMS: dict[str, Loss] = {
     "cross_correlation": lambda x, y, s, b, **o: cross_correlation(x, y, off_diagonal_weight=0.3, **o),
     "covariance of more features than rows": lambda x, y, s, b, **o: covariance(torch.cat([x, y], 1), **o),
     "cross_correlation of more features than rows": lambda x, y, s, b, **o: cross_correlation(
-        torch.cat([x, y], 1), torch.cat([y, x.sin()], 1), off_diagonal_weight=0.3, **o
+        torch.cat([x, y, x.sin(), y.sin()], 1), torch.cat([y, x, y.cos(), x.cos()], 1), off_diagonal_weight=0.3, **o
     ),
     "cross_correlation, as it is": lambda x, y, s, b, **o: cross_correlation(x, y, standardise=False, **o),
 }
