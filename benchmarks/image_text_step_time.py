@@ -89,7 +89,8 @@ def our_coca(images: Tensor, tokens: Tensor) -> Candidate:
 
 def open_clip_pairs(images: Tensor, tokens: Tensor, bias: float | None = None) -> Candidate:
     """Its CLIP with the loss of CLIP, or with a bias that of SigLIP."""
-    from open_clip import CLIP, ClipLoss, SigLipLoss
+    from open_clip import CLIP, ClipLoss
+    from open_clip.loss import SigLipLoss
 
     model: Any = CLIP(WIDTH, vision_cfg=THEIR_VIT, text_cfg=TEXT, init_logit_bias=bias)  # type: ignore[arg-type]
     loss: Any = ClipLoss() if bias is None else SigLipLoss()
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer steps and captions")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
     parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 15")
+    parser.add_argument("--only", choices=METHODS, help="one method, and nothing of memory")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -162,14 +164,17 @@ def main() -> None:
         "CLIP, SigLIP, CoCa by ours and by open_clip", "image_text_step_time", "torch", "timm", "open-clip-torch"
     )
     images = torch.randn(BATCH, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    for method, (mine, theirs) in METHODS.items():
+    for method in [args.only] if args.only else METHODS:
+        mine, theirs = METHODS[method]
         for told, *some in CAPTIONS if method == "CoCa" else CAPTIONS[:1]:
             inputs = images, texts(BATCH, *some)
             makes = {"ours": partial(mine, *inputs), "ours again": partial(mine, *inputs)}
             makes["open_clip"] = partial(theirs, *inputs)
             first = f"{method}, {told} | 1 x {SIZE}, batch {BATCH} | ViT, {BLOCKS} blocks"
             lines += rows(first, measure(makes, args.seconds or (15 if args.quick else 120)))
-    publish([*lines, *memory_table(PART if args.quick else NUM)], RESULTS if args.write else None)
+    if not args.only:
+        lines += memory_table(PART if args.quick else NUM)
+    publish(lines, RESULTS if args.write else None)
 
 
 if __name__ == "__main__":
