@@ -21,7 +21,7 @@ from benchmarks.summary import ROOT, summary
 SCRIPTS = sorted(
     path.stem
     for path in Path(__file__).parent.glob("*.py")
-    if '"--write"' in path.read_text() and path != Path(__file__)
+    if "def main()" in path.read_text() and path != Path(__file__)
 )
 WITH_DATA = {"decoding"}  # wants data of one's own
 

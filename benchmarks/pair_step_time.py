@@ -14,31 +14,25 @@ stable-pretraining's MoCo v2 embeds the first view by the teacher besides.
 
 from __future__ import annotations
 
-import argparse
 import copy
-from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from benchmarks.report import publish
-from benchmarks.step_time import BACKBONES, RECIPES, ROOT, Candidate, head, rows, trunk
-from benchmarks.teacher_step_time import MOMENTUM, Make, Views, following, our, stable, step_times
+from benchmarks.step_time import ROOT, Candidate
+from benchmarks.teacher_step_time import MOMENTUM, Make, Views, following, our, page, stable
+from repr.models.backbone import width_of
 from repr.objectives.joint_embedding import JointEmbedding
 from repr.objectives.momentum import Momentum
 
 RESULTS = ROOT / "benchmarks/results/pair_step_time.md"
 WIDE, HIDDEN, DIM, QUEUE = 8192, 2048, 128, 65536  # WIDE: of the heads of Barlow Twins and VICReg
+OUR_WIDE: Any = {"hidden_dim": WIDE, "dim": WIDE, "last_bias": False}
 PREDICTOR, SIMSIAM = 512, 2048  # hidden layer of SimSiam's predictor; width that it predicts
 LEJEPA_DIM, LEJEPA_WEIGHT = 64, 0.05  # lightly's
 DENSE = 0.5  # share of the loss of cells
-
-
-def width_of(model: nn.Module) -> int:
-    return int(model.num_features)  # type: ignore[arg-type]
 
 
 def our_joint(model: nn.Module, views: Views, **options: Any) -> Candidate:
@@ -46,13 +40,11 @@ def our_joint(model: nn.Module, views: Views, **options: Any) -> Candidate:
 
 
 def our_barlow_twins(model: nn.Module, large: Views, small: Views) -> Candidate:
-    wide: Any = {"hidden_dim": WIDE, "dim": WIDE, "last_bias": False}
-    return our_joint(model, large, weights={"correlation": 1}, **wide)
+    return our_joint(model, large, weights={"correlation": 1}, **OUR_WIDE)
 
 
 def our_vicreg(model: nn.Module, large: Views, small: Views) -> Candidate:
-    wide: Any = {"hidden_dim": WIDE, "dim": WIDE, "last_bias": False}
-    return our_joint(model, large, weights={"invariance": 25, "variance": 25, "covariance": 2}, **wide)
+    return our_joint(model, large, weights={"invariance": 25, "variance": 25, "covariance": 2}, **OUR_WIDE)
 
 
 def our_lejepa(model: nn.Module, large: Views, small: Views) -> Candidate:
@@ -225,26 +217,18 @@ METHODS: dict[str, dict[str, Make]] = {
     "MoCo v2": {"ours": our_mocov2, "lightly": lightly_mocov2, "stable-pretraining": stable_mocov2},
     "DenseCL": {"ours": our_densecl, "lightly": lightly_densecl},
 }
-ALL_VIEWS, OF_MAPS = ("LeJEPA",), ("DenseCL",)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="ResNet-18, few steps")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
-    parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 20")
-    parser.add_argument("--only", choices=METHODS, help="one method")
-    args = parser.parse_args()
-    seconds = args.seconds or (20 if args.quick else 120)
-    lines = head("Step time of further methods of views", "pair_step_time")
-    recipe = next(iter(RECIPES))
-    for shown, name in islice(BACKBONES.items(), 1 if args.quick else None):
-        for method, libraries in METHODS.items():
-            if args.only in (None, method) and not (shown.startswith("ViT") and method in OF_MAPS):
-                views = recipe if method in ALL_VIEWS else recipe.split(" + ")[0]
-                first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
-                lines += rows(first, step_times(libraries, recipe, partial(trunk, name), seconds))
-    publish(lines, RESULTS if args.write else None)
+    page(
+        __doc__ or "",
+        "Step time of further methods of views",
+        RESULTS,
+        METHODS,
+        all_views=("LeJEPA",),
+        fits=lambda method, backbone: method != "DenseCL" or not backbone.startswith("ViT"),  # which has no map
+        num_recipes=1,
+    )
 
 
 if __name__ == "__main__":

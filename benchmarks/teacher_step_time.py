@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,7 +257,7 @@ METHODS: dict[str, dict[str, Make]] = {
     "DINOv2": {"ours": our_dinov2, "stable-pretraining": stable_dinov2},
     "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa, "stable-pretraining": stable_ijepa},
 }
-ALL_VIEWS, OF_PATCHES = ("DINO",), ("iBOT", "DINOv2", "I-JEPA")
+OF_PATCHES = ("iBOT", "DINOv2", "I-JEPA")
 
 
 def step_times(libraries: dict[str, Make], recipe: str, encoder: Callable[[int], nn.Module], seconds: float) -> Times:
@@ -283,23 +284,54 @@ def twice(libraries: dict[str, Make]) -> dict[str, Make]:
     return {"ours": libraries["ours"], "ours again": libraries["ours"]} | libraries
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def page(
+    doc: str,
+    title: str,
+    results: Path,
+    methods: dict[str, dict[str, Make]],
+    *,
+    all_views: Collection[str],
+    fits: Callable[[str, str], bool],
+    num_recipes: int | None = None,
+) -> None:
+    """The command line of a page of step times.
+
+    Args:
+        doc: what it does.
+        title: of the page.
+        results: where the page is written; its name is the script's.
+        methods: name -> library -> what makes its step.
+        all_views: methods that take the small views, too.
+        fits: whether a method takes a backbone, by both names.
+        num_recipes: so many of the recipes are measured; None: all.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ResNet-18 at the smaller recipe, few steps")
-    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.relative_to(ROOT)}")
-    parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 30")
-    parser.add_argument("--only", choices=METHODS, help="one method")
+    parser.add_argument("--write", action="store_true", help=f"write {results.relative_to(ROOT)}")
+    parser.add_argument("--seconds", type=float, help="of measuring a case; default 120, quick 20")
+    parser.add_argument("--only", choices=methods, help="one method")
     args = parser.parse_args()
-    seconds, few = args.seconds or (30 if args.quick else 120), 1 if args.quick else None
-    lines = head("Step time of methods with a teacher", "teacher_step_time")
-    for recipe in islice(RECIPES, few):
+    seconds, few = args.seconds or (20 if args.quick else 120), 1 if args.quick else None
+    lines = head(title, results.stem)
+    for recipe in islice(RECIPES, few or num_recipes):
         for shown, name in islice(BACKBONES.items(), few):
-            for method in METHODS:
-                if args.only in (None, method) and (shown.startswith("ViT") or method not in OF_PATCHES):
-                    views = recipe if method in ALL_VIEWS else recipe.split(" + ")[0]
+            for method, libraries in methods.items():
+                if args.only in (None, method) and fits(method, shown):
+                    views = recipe if method in all_views else recipe.split(" + ")[0]
                     first = f"{method} | {views}, batch {RECIPES[recipe][0]} | {shown}"
-                    lines += rows(first, step_times(METHODS[method], recipe, partial(encoder, method, name), seconds))
-    publish(lines, RESULTS if args.write else None)
+                    lines += rows(first, step_times(libraries, recipe, partial(encoder, method, name), seconds))
+    publish(lines, results if args.write else None)
+
+
+def main() -> None:
+    page(
+        __doc__ or "",
+        "Step time of methods with a teacher",
+        RESULTS,
+        METHODS,
+        all_views=("DINO",),
+        fits=lambda method, backbone: backbone.startswith("ViT") or method not in OF_PATCHES,
+    )
 
 
 if __name__ == "__main__":
