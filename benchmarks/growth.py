@@ -77,7 +77,8 @@ def candidate(method: str, library: str, sizes: dict[str, int]) -> Any:
     """A module, its step, and what comes after backward."""
     import torch
 
-    from benchmarks.step_time import lightly, lightly_mae, our_mae, ours
+    from benchmarks.step_time import HEADS, lightly, lightly_mae, our_mae, ours
+    from benchmarks.teacher_step_time import HEADS as TEACHER_HEADS
     from benchmarks.teacher_step_time import lightly_dino, our_dino
     from repr.models.backbone import backbone
 
@@ -91,8 +92,10 @@ def candidate(method: str, library: str, sizes: dict[str, int]) -> Any:
         return (our_mae if library == OURS else lightly_mae)(model, views[0], 0.75)
     model, large, small = backbone("test_resnet"), views[:2], views[2:]
     if method == "DINO":
-        return (our_dino if library == OURS else lightly_dino)(model, large, small, sizes["prototypes"])
-    return (ours if library == OURS else lightly)("SwAV", model, large, small, sizes["prototypes"])
+        heads = TEACHER_HEADS._replace(prototypes=sizes["prototypes"])
+        return (our_dino if library == OURS else lightly_dino)(model, large, small, heads)
+    heads = HEADS._replace(prototypes=sizes["prototypes"])
+    return (ours if library == OURS else lightly)("SwAV", model, large, small, heads)
 
 
 def clip(library: str, *, batch: int, size: int, processes: int = 1) -> Any:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.step_time import ROOT, Candidate
-from benchmarks.teacher_step_time import MOMENTUM, Make, Views, following, our, page, stable
+from benchmarks.teacher_step_time import HEADS, Make, Views, following, our, page, stable
 from repr.models.backbone import width_of
 from repr.objectives.joint_embedding import JointEmbedding
 from repr.objectives.momentum import Momentum
@@ -60,7 +60,11 @@ def our_simsiam(model: nn.Module, large: Views, small: Views) -> Candidate:
 
 def our_mocov2(model: nn.Module, large: Views, small: Views, **weights: float) -> Candidate:
     heads: Any = {"head_norm": False, "last_bias": True, "predictor_layers": 0, "before_step": True}
-    queue: Any = {"queue_length": QUEUE, "one_way": True, "momentum": MOMENTUM, "final_momentum": MOMENTUM}
+    queue: Any = {
+        "queue_length": QUEUE,
+        "one_way": True,
+        **dict.fromkeys(("momentum", "final_momentum"), HEADS.momentum()),
+    }
     flow = Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights=weights or {"contrast": 1}, **heads, **queue)
     return our(flow, large)
 
@@ -124,7 +128,7 @@ def lightly_mocov2(model: nn.Module, large: Views, small: Views) -> Candidate:
 
     projector, criterion = MoCoProjectionHead(width_of(model), HIDDEN, DIM), queue_loss(NTXentLoss)
     slow_model, slow_projector = copy.deepcopy(model), copy.deepcopy(projector)
-    follow = following((model, slow_model), (projector, slow_projector))
+    follow = following(HEADS, (model, slow_model), (projector, slow_projector))
 
     def step() -> Tensor:
         follow()
@@ -148,7 +152,7 @@ def lightly_densecl(model: nn.Module, large: Views, small: Views) -> Candidate:
     heads = nn.ModuleList(DenseCLProjectionHead(width_of(model), HIDDEN, DIM) for _ in range(2))
     losses = nn.ModuleList(queue_loss(NTXentLoss) for _ in range(2))
     slow_model, slow_heads = copy.deepcopy(model), copy.deepcopy(heads)
-    follow = following((model, slow_model), (heads, slow_heads))
+    follow = following(HEADS, (model, slow_model), (heads, slow_heads))
 
     def encode(encoder: Any, projectors: Any, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = encoder.forward_features(view)

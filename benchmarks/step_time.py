@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,6 @@ from repr.objectives.swav import SwAV
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results/step_time.md"
-HIDDEN, DIM, PROTOTYPES = 2048, 128, 3000
 FAILURES = (ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError, LookupError)
 # name -> batch size, sizes of the large views, sizes of the small ones
 RECIPES = {"2 x 96 + 4 x 48": (32, [96] * 2, [48] * 4), "2 x 224 + 6 x 96": (8, [224] * 2, [96] * 6)}
@@ -57,6 +56,29 @@ BACKBONES = {"ResNet-18": "resnet18", "ViT-S": "vit_small_patch16_224"}
 Step = Callable[[], Tensor]  # forward and loss
 Candidate = tuple[Any, ...]  # a module, its step, and what comes after backward, such as the update of a teacher
 CPU = torch.device("cpu")
+
+
+class Heads(NamedTuple):
+    """What is built on a backbone; the widths are those of the papers.
+
+    Attributes:
+        hidden: width of the hidden layers.
+        dim: width of the embeddings.
+        prototypes: their number.
+        temperature: of a contrast.
+        decoder: width and layers of what predicts patches.
+        momentum: of a teacher, asked for at each step.
+    """
+
+    hidden: int = 2048
+    dim: int = 128
+    prototypes: int = 3000
+    temperature: float = 0.1
+    decoder: tuple[int, int] = (512, 8)
+    momentum: Callable[[], float] = lambda: 0.99
+
+
+HEADS = Heads()
 Times = dict[str, list[tuple[float, float]]]  # library -> seconds by the clock and of CPU of each step
 
 
@@ -70,29 +92,29 @@ def trunk(name: str, size: int) -> nn.Module:
 
 
 def ours(
-    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], num_prototypes: int = PROTOTYPES
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], heads: Heads = HEADS
 ) -> tuple[nn.Module, Step]:
     if method == "SimCLR":
-        flow: Any = JointEmbedding(model, hidden_dim=HIDDEN, dim=DIM, last_norm="affine")
+        flow: Any = JointEmbedding(model, hidden_dim=heads.hidden, dim=heads.dim, last_norm="affine")
         batch = Batch(views=large)
     else:
-        flow = SwAV(model, hidden_dim=HIDDEN, dim=DIM, num_prototypes=num_prototypes)
+        flow = SwAV(model, hidden_dim=heads.hidden, dim=heads.dim, num_prototypes=heads.prototypes)
         batch = Batch(views=[*large, *small])
     return flow, lambda: flow.total(flow.step(batch).terms)
 
 
 def lightly(
-    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], num_prototypes: int = PROTOTYPES
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], heads: Heads = HEADS
 ) -> tuple[nn.Module, Step]:
     from lightly.loss import NTXentLoss, SwaVLoss
     from lightly.models.modules import SimCLRProjectionHead, SwaVProjectionHead, SwaVPrototypes
 
-    width = int(model.num_features)
+    widths = int(model.num_features), heads.hidden, heads.dim
     if method == "SimCLR":
-        head, criterion = SimCLRProjectionHead(width, HIDDEN, DIM), NTXentLoss(temperature=0.1)
+        head, criterion = SimCLRProjectionHead(*widths), NTXentLoss(temperature=heads.temperature)
         parts = nn.ModuleList([model, head])
         return parts, lambda: criterion(*(head(model(view)) for view in large))
-    head, prototypes, loss = SwaVProjectionHead(width, HIDDEN, DIM), SwaVPrototypes(DIM, num_prototypes), SwaVLoss()
+    head, prototypes, loss = SwaVProjectionHead(*widths), SwaVPrototypes(heads.dim, heads.prototypes), SwaVLoss()
 
     def step() -> Tensor:
         prototypes.normalize()
@@ -103,15 +125,16 @@ def lightly(
 
 
 def stable_pretraining(
-    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor]
+    method: str, model: nn.Module, large: list[Tensor], small: list[Tensor], heads: Heads = HEADS
 ) -> tuple[nn.Module, Step]:
     from stable_pretraining.methods.simclr import SimCLR
     from stable_pretraining.methods.swav import SwAV as StableSwAV
 
+    widths = heads.hidden, heads.dim
     if method == "SimCLR":
-        module = SimCLR(model, projector_dims=(HIDDEN, DIM), temperature=0.1)
+        module = SimCLR(model, projector_dims=widths, temperature=heads.temperature)
         return module, lambda: module(*large).loss
-    module = StableSwAV(model, projector_dims=(HIDDEN, DIM), n_prototypes=PROTOTYPES)
+    module = StableSwAV(model, projector_dims=widths, n_prototypes=heads.prototypes)
     return module, lambda: module(global_views=large, local_views=small).loss
 
 
@@ -121,13 +144,17 @@ def our_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, 
     return flow, lambda: flow.total(flow.step(batch).terms)
 
 
-def lightly_mae(model: nn.Module, images: Tensor, ratio: float) -> tuple[nn.Module, Step]:
+def lightly_mae(model: nn.Module, images: Tensor, ratio: float, heads: Heads = HEADS) -> tuple[nn.Module, Step]:
     from lightly.models import utils
     from lightly.models.modules import MAEDecoderTIMM, MaskedVisionTransformerTIMM
 
     vit: Any = model.to(memory_format=torch.contiguous_format)  # its initialisation needs that
     encoder, size = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.patch_size[0]
-    decoder: Any = MAEDecoderTIMM(vit.patch_embed.num_patches, size, embed_dim=vit.embed_dim)  # of our widths
+    width, depth = heads.decoder
+    decoder: Any = MAEDecoderTIMM(
+        vit.patch_embed.num_patches, size, embed_dim=vit.embed_dim, decoder_embed_dim=width, decoder_depth=depth,
+        decoder_num_heads=width // 32,
+    )  # fmt: skip
 
     def step() -> Tensor:
         shape = len(images), encoder.sequence_length

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks import step_time
 from benchmarks.report import publish
-from benchmarks.step_time import BACKBONES, RECIPES, ROOT, Candidate, Times, head, measure, rows, trunk
+from benchmarks.step_time import BACKBONES, RECIPES, ROOT, Candidate, Heads, Times, head, measure, rows, trunk
 from repr.batch import Batch
-from repr.models.backbone import backbone
+from repr.models.backbone import backbone, width_of
 from repr.models.decoder import Decoder
 from repr.models.masking import TokenMasking
 from repr.models.target_blocks import TargetBlocks
@@ -38,10 +39,10 @@ from repr.objectives.momentum import Momentum
 from repr.objectives.self_distillation import SelfDistillation
 
 RESULTS = ROOT / "benchmarks/results/teacher_step_time.md"
-HIDDEN, DIM, PROTOTYPES, MOMENTUM = 2048, 256, 8192, 0.99
-HIDDEN_SHARE, PREDICTOR, DEPTH = 0.3, 384, 6  # of iBOT's patches; width and layers of I-JEPA's predictor
+HEADS = step_time.HEADS._replace(dim=256, prototypes=8192, temperature=0.2, decoder=(384, 6))
+HIDDEN_SHARE = 0.3  # of iBOT's patches
 Views = Sequence[Tensor]
-Make = Callable[[nn.Module, Views, Views], Candidate]
+Make = Callable[..., Candidate]  # of a backbone, large views, small ones and, in this file, heads
 
 
 def our(flow: Any, views: Views) -> Candidate:
@@ -50,38 +51,39 @@ def our(flow: Any, views: Views) -> Candidate:
     return flow, lambda: flow.total(flow.step(batch).terms), flow.finish_step
 
 
-def our_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
-    return our(Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights={"regression": 1}), large)
+def our_byol(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+    return our(Momentum(model, hidden_dim=heads.hidden, dim=heads.dim, weights={"regression": 1}), large)
 
 
-def our_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
-    heads: Any = {"num_layers": 3, "last_norm": "plain", "before_step": True}
-    return our(Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights={"contrast": 1}, **heads), large)
+def our_mocov3(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+    options: Any = {"num_layers": 3, "last_norm": "plain", "before_step": True}
+    return our(Momentum(model, hidden_dim=heads.hidden, dim=heads.dim, weights={"contrast": 1}, **options), large)
 
 
-def our_dino(model: nn.Module, large: Views, small: Views, num_prototypes: int = PROTOTYPES) -> Candidate:
-    return our(SelfDistillation(model, hidden_dim=HIDDEN, num_prototypes=num_prototypes), [*large, *small])
+def our_dino(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+    return our(SelfDistillation(model, hidden_dim=heads.hidden, num_prototypes=heads.prototypes), [*large, *small])
 
 
-def our_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+def our_ibot(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
-    heads: Any = {"hidden_dim": HIDDEN, "num_prototypes": PROTOTYPES, "share_head": False}
-    return our(SelfDistillation(model, masking=hidden, weights={"views": 1, "patches": 1}, **heads), large)
+    options: Any = {"hidden_dim": heads.hidden, "num_prototypes": heads.prototypes, "share_head": False}
+    return our(SelfDistillation(model, masking=hidden, weights={"views": 1, "patches": 1}, **options), large)
 
 
-def our_dinov2(model: nn.Module, large: Views, small: Views) -> Candidate:
+def our_dinov2(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
-    heads: Any = {"hidden_dim": HIDDEN, "num_prototypes": PROTOTYPES, "share_head": False, "learn_length": True}
-    weights = {"views": 1, "patches": 1, "koleo": 0.1}
-    return our(SelfDistillation(model, masking=hidden, centering="sinkhorn", weights=weights, **heads), large)
+    options: Any = {"hidden_dim": heads.hidden, "num_prototypes": heads.prototypes}
+    options |= {"share_head": False, "learn_length": True, "weights": {"views": 1, "patches": 1, "koleo": 0.1}}
+    return our(SelfDistillation(model, masking=hidden, centering="sinkhorn", **options), large)
 
 
-def our_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
-    decoder = partial(Decoder, dim=PREDICTOR, depth=DEPTH, num_heads=PREDICTOR // 64)
+def our_ijepa(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+    width, depth = heads.decoder
+    decoder = partial(Decoder, dim=width, depth=depth, num_heads=width // 64)
     return our(JEPA(model, decoder=decoder), large[:1])
 
 
-def following(*pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
+def following(heads: Heads, *pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
     """What lets teachers follow their students by lightly, of pairs of student and teacher."""
     from lightly.models.utils import deactivate_requires_grad, update_momentum
 
@@ -90,19 +92,20 @@ def following(*pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
 
     def follow() -> None:
         for student, teacher in pairs:
-            update_momentum(student, teacher, MOMENTUM)
+            update_momentum(student, teacher, heads.momentum())
 
     return follow
 
 
-def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
+def lightly_byol(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from lightly.loss import NegativeCosineSimilarity
     from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 
-    projector = BYOLProjectionHead(int(model.num_features), HIDDEN, DIM)  # type: ignore[arg-type]
-    predictor, criterion = BYOLPredictionHead(DIM, HIDDEN, DIM), NegativeCosineSimilarity()
+    projector = BYOLProjectionHead(width_of(model), heads.hidden, heads.dim)
+    predictor = BYOLPredictionHead(heads.dim, heads.hidden, heads.dim)
+    criterion = NegativeCosineSimilarity()
     slow_model, slow_projector = copy.deepcopy(model), copy.deepcopy(projector)
-    follow = following((model, slow_model), (projector, slow_projector))
+    follow = following(heads, (model, slow_model), (projector, slow_projector))
 
     def step() -> Tensor:
         queries = [predictor(projector(model(view).flatten(start_dim=1))) for view in large]
@@ -113,15 +116,15 @@ def lightly_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
     return nn.ModuleList([model, projector, predictor]), step, follow
 
 
-def lightly_dino(model: nn.Module, large: Views, small: Views, num_prototypes: int = PROTOTYPES) -> Candidate:
+def lightly_dino(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
 
-    width = int(model.num_features)  # type: ignore[arg-type]
-    head, slow_head = (DINOProjectionHead(width, HIDDEN, DIM, num_prototypes) for _ in range(2))
-    criterion = DINOLoss(output_dim=num_prototypes, teacher_temp=0.04)
+    width, widths = width_of(model), (heads.hidden, heads.dim, heads.prototypes)
+    head, slow_head = (DINOProjectionHead(width, *widths, freeze_last_layer=1) for _ in range(2))
+    criterion = DINOLoss(output_dim=heads.prototypes, teacher_temp=0.04)
     slow_model = copy.deepcopy(model)
-    follow = following((model, slow_model), (head, slow_head))
+    follow = following(heads, (model, slow_model), (head, slow_head))
 
     def step() -> Tensor:
         with torch.no_grad():
@@ -132,21 +135,23 @@ def lightly_dino(model: nn.Module, large: Views, small: Views, num_prototypes: i
     return nn.ModuleList([model, head]), step, follow
 
 
-def lightly_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+def lightly_ibot(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from lightly.loss import DINOLoss, IBOTPatchLoss
     from lightly.models.modules import DINOProjectionHead, MaskedVisionTransformerTIMM
 
     vit: Any = model.to(memory_format=torch.contiguous_format)  # its initialisation needs that
     student, width, (rows, columns) = MaskedVisionTransformerTIMM(vit=vit), vit.embed_dim, vit.patch_embed.grid_size
+    widths = width, heads.hidden, heads.dim, heads.prototypes
     head, cell_head, slow_head, slow_cell_head = (
-        DINOProjectionHead(width, HIDDEN, DIM, PROTOTYPES, norm_last_layer=True) for _ in range(4)
+        DINOProjectionHead(*widths, freeze_last_layer=1, norm_last_layer=True) for _ in range(4)
     )
     teacher = copy.deepcopy(student)
-    follow = following((student, teacher), (head, slow_head), (cell_head, slow_cell_head))
-    criterion, cell_criterion = DINOLoss(PROTOTYPES, teacher_temp=0.04), IBOTPatchLoss(PROTOTYPES, teacher_temp=0.04)
-    images, num = torch.cat(list(large)), rows * columns
+    follow = following(heads, (student, teacher), (head, slow_head), (cell_head, slow_cell_head))
+    criterion, cell_criterion = (kind(heads.prototypes, teacher_temp=0.04) for kind in (DINOLoss, IBOTPatchLoss))
+    num = rows * columns
 
     def step() -> Tensor:
+        images = torch.cat(list(large))
         order = torch.rand(len(images), num, device=images.device).argsort(1)
         mask = torch.zeros(len(images), 1 + num, dtype=torch.bool, device=images.device)
         mask.scatter_(1, 1 + order[:, : round(HIDDEN_SHARE * num)], True)
@@ -162,91 +167,96 @@ def lightly_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
     return nn.ModuleList([student, teacher, head, cell_head, slow_head, slow_cell_head]), step, follow
 
 
-def lightly_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
+def lightly_ijepa(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from lightly.models import utils
     from lightly.models.modules import MaskedVisionTransformerTIMM
     from lightly.models.modules.ijepa_timm import IJEPAPredictorTIMM
 
     vit: Any = model.to(memory_format=torch.contiguous_format)
     student, grid, images = MaskedVisionTransformerTIMM(vit=vit), vit.patch_embed.grid_size, large[0]
-    teacher = copy.deepcopy(student)
+    teacher, (width, depth) = copy.deepcopy(student), heads.decoder
     predictor = IJEPAPredictorTIMM(
-        num_patches=vit.patch_embed.num_patches, depth=DEPTH, mlp_dim=vit.embed_dim, predictor_embed_dim=PREDICTOR,
-        num_heads=PREDICTOR // 64,
+        num_patches=vit.patch_embed.num_patches, depth=depth, mlp_dim=vit.embed_dim, predictor_embed_dim=width,
+        num_heads=width // 64,
     )  # fmt: skip
-    follow, blocks = following((student, teacher)), TargetBlocks()
+    follow, blocks, first = following(heads, (student, teacher)), TargetBlocks(), vit.num_prefix_tokens
     seed, steps = torch.arange(len(images), device=images.device), count()
 
     def step() -> Tensor:
         context, targets = blocks.draw(seed, grid, step=next(steps))  # as ours are
         masks = list(targets.unbind(1))
         with torch.no_grad():
-            whole = teacher.encode(images)[:, 1:]
+            whole = teacher.encode(images)[:, first:]
             whole = F.layer_norm(whole, whole.shape[-1:])
             target = torch.cat([utils.get_at_index(whole, mask) for mask in masks])
-        tokens = student.encode(images, idx_keep=F.pad(context + 1, (1, 0)))[:, 1:]
+        tokens = student.encode(images, idx_keep=F.pad(context + first, (first, 0)))[:, first:]
         return F.smooth_l1_loss(predictor(tokens, context, masks), target)
 
     return nn.ModuleList([student, teacher, predictor]), step, follow
 
 
-def stable(module: Any, step: Callable[[], Tensor]) -> Candidate:
+def stable(module: Any, step: Callable[[], Tensor], heads: Heads = HEADS) -> Candidate:
     """A module of stable-pretraining, whose wrappers move their teachers."""
     wrappers = [part for part in module.modules() if hasattr(part, "update_teacher")]
 
     def follow() -> None:
         for wrapper in wrappers:
+            wrapper.ema_coefficient.fill_(heads.momentum())
             wrapper.update_teacher()
 
     return module.train(), step, follow
 
 
-def stable_byol(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_byol(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.byol import BYOL
 
-    widths: Any = {"projector_dims": (HIDDEN, DIM), "predictor_dims": (HIDDEN, DIM)}
-    module = BYOL(model, **widths)
-    return stable(module, lambda: module(*large).loss)
+    widths = heads.hidden, heads.dim
+    module = BYOL(model, projector_dims=widths, predictor_dims=widths)
+    return stable(module, lambda: module(*large).loss, heads)
 
 
-def stable_mocov3(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_mocov3(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.mocov3 import MoCov3
 
-    module = MoCov3(model, projector_dims=(HIDDEN, HIDDEN, DIM), predictor_hidden_dim=HIDDEN)
-    return stable(module, lambda: module(*large).loss)
+    widths = heads.hidden, heads.hidden, heads.dim
+    module = MoCov3(model, projector_dims=widths, predictor_hidden_dim=heads.hidden, temperature=heads.temperature)
+    return stable(module, lambda: module(*large).loss, heads)
 
 
-def stable_dino(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_dino(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.dino import DINO
 
-    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
-    module = DINO(model, n_prototypes=PROTOTYPES, **widths)
-    return stable(module, lambda: module(global_views=large, local_views=small).loss)
+    widths: Any = {"projector_hidden_dim": heads.hidden, "projector_bottleneck_dim": heads.dim}
+    module = DINO(model, n_prototypes=heads.prototypes, **widths)
+    return stable(module, lambda: module(global_views=large, local_views=small).loss, heads)
 
 
-def stable_ibot(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_heads(heads: Heads) -> dict[str, Any]:
+    """Of iBOT and DINOv2."""
+    num = dict.fromkeys(("n_cls_prototypes", "n_patch_prototypes"), heads.prototypes)
+    return num | {"projector_hidden_dim": heads.hidden, "projector_bottleneck_dim": heads.dim}
+
+
+def stable_ibot(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.ibot import iBOT
 
-    num: Any = {"n_cls_prototypes": PROTOTYPES, "n_patch_prototypes": PROTOTYPES, "image_size": large[0].shape[-1]}
-    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
-    module = iBOT(model, mask_ratio=HIDDEN_SHARE, **widths, **num)
-    return stable(module, lambda: module(global_views=large).loss)
+    module = iBOT(model, mask_ratio=HIDDEN_SHARE, image_size=large[0].shape[-1], **stable_heads(heads))
+    return stable(module, lambda: module(global_views=large).loss, heads)
 
 
-def stable_dinov2(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_dinov2(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.dinov2 import DINOv2
 
-    num: Any = {"n_cls_prototypes": PROTOTYPES, "n_patch_prototypes": PROTOTYPES, "image_size": large[0].shape[-1]}
-    widths: Any = {"projector_hidden_dim": HIDDEN, "projector_bottleneck_dim": DIM}
-    module = DINOv2(model, mask_ratio=HIDDEN_SHARE, **widths, **num)
-    return stable(module, lambda: module(global_views=large).loss)
+    module = DINOv2(model, mask_ratio=HIDDEN_SHARE, image_size=large[0].shape[-1], **stable_heads(heads))
+    return stable(module, lambda: module(global_views=large).loss, heads)
 
 
-def stable_ijepa(model: nn.Module, large: Views, small: Views) -> Candidate:
+def stable_ijepa(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
     from stable_pretraining.methods.ijepa import IJEPA
 
-    module = IJEPA(model, predictor_embed_dim=PREDICTOR, predictor_depth=DEPTH)
-    return stable(module, lambda: module(large[0]).loss)
+    width, depth = heads.decoder
+    module = IJEPA(model, predictor_embed_dim=width, predictor_depth=depth)
+    return stable(module, lambda: module(large[0]).loss, heads)
 
 
 METHODS: dict[str, dict[str, Make]] = {

@@ -18,7 +18,7 @@ SLICED = [variant for variant in VARIANTS if can_be_sliced(variant)]
 WHOLE = [variant for variant in VARIANTS if not can_be_sliced(variant)]
 GROUPS = {
     (ONE, False): [*VARIANTS],  # what the others are compared with
-    (ONE, True): SLICED,
+    (ONE, True): [variant for variant in SLICED if variant not in OBJECTIVES],
     ("3 DDP", False): [*VARIANTS],
     ("2 FSDP2", True): [variant for variant in SLICED if variant in OBJECTIVES],
     ("2 FSDP2", False): WHOLE,

@@ -87,9 +87,14 @@ def normalise(x: Tensor) -> Tensor:
 
     A vector shorter than 1e-12 has no direction: it becomes zero, and so does its gradient.
     """
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     # A product needs half the memory of a quotient in backward, which would be the peak of the whole loss.
-    return x * norm.masked_fill(norm < 1e-12, math.inf).reciprocal()
+    return x * inverse_length(x).unsqueeze(1)
+
+
+def inverse_length(x: Tensor) -> Tensor:
+    """One over the lengths of the vectors along the second dimension of (N, D, ...); 0 for one without direction."""
+    norm = torch.linalg.vector_norm(x, dim=1)
+    return norm.masked_fill(norm < 1e-12, math.inf).reciprocal()
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import Scalar, normalise, unit, widened
+from repr.losses.blockwise import Scalar, inverse_length, normalise, unit, widened, with_gradient
 from repr.losses.contrastive import cross_nt_xent
 from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.hypersphere import alignment
@@ -69,21 +68,41 @@ def key_contrast(
         return cross_nt_xent(query, keys.detach(), temperature=temperature, **options)
     with full_precision(query, precision):
         q, k = unit(query, keys.detach(), exchange=exchange)
-        (rest,) = unit(queue.detach())
-        return exchange.mean(_beside_queue(q, k, rest.to(q.dtype), 1 / temperature, chunk_size).mean())
+        return exchange.mean(_beside_queue(q, k, queue.detach().to(q.dtype), 1 / temperature, chunk_size))
 
 
 def _beside_queue(q: Tensor, k: Tensor, queue: Tensor, scale: Scalar, chunk_size: int | None) -> Tensor:
-    """Cross-entropies (n,) of finding each query's key beside all of the queue."""
+    """Mean cross-entropy of finding each query's key beside all of the queue, whose rows count by their directions.
 
-    def some(q: Tensor, k: Tensor, queue: Tensor) -> Tensor:
-        true = scale * (q * k).sum(1, keepdim=True)
-        return torch.cat([torch.zeros_like(true), scale * q @ queue.T - true], 1).logsumexp(1)
-
-    if chunk_size is None:
-        return some(q, k, queue)
+    The gradient is computed at once: then the queue is not kept for backward, before which it may get new rows.
+    """
+    inputs = [q, scale] if isinstance(scale, Tensor) else [q]
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     blocks = row_blocks(len(q), chunk_size)
-    return torch.cat([checkpoint(some, q[rows], k[rows], queue, use_reentrant=False) for rows in blocks])
+    with torch.no_grad():
+        inverse = inverse_length(queue)
+        parts = [_share_of_queue(q[rows], k[rows], queue, inverse, scale, learns=learns) for rows in blocks]
+        value = torch.cat([each for each, _ in parts]).mean()
+        if not learns:
+            return value
+        slopes = torch.cat([slope for _, slope in parts]).div_(len(q))  # of the value, by scale * q
+        grads = [scale * slopes, (q * slopes).sum()][: len(inputs)]
+    return with_gradient(value, inputs, grads)
+
+
+def _share_of_queue(
+    q: Tensor, k: Tensor, queue: Tensor, inverse: Tensor, scale: Scalar, *, learns: bool
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropies (n,) and, if anything learns, their slopes (n, D) by ``scale * q``."""
+    true, logits = scale * (q * k).sum(1), (scale * q) @ queue.T
+    top = torch.maximum(logits.mul_(inverse).amax(1), true)
+    weights, own = logits.sub_(top.unsqueeze(1)).exp_(), (true - top).exp_()
+    total = weights.sum(1).add_(own)
+    entropy = (top - true).add_(total.log())
+    if not learns:
+        return entropy, q
+    drawn = (weights.mul_(inverse) @ queue).div_(total.unsqueeze(1))
+    return entropy, drawn.addcmul_((own / total - 1).unsqueeze(1), k)
 
 
 def dense_keys(query_map: Tensor, key_map: Tensor, keys: Tensor) -> Tensor:

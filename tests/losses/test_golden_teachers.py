@@ -307,14 +307,22 @@ def test_koleo() -> None:
 
 def test_a_queue_stands_beside_the_own_key_alone():
     q, k, queue = (torch.randn(num, 8, dtype=torch.float64, requires_grad=True) for num in (6, 6, 10))
+    queue.data[3] = 0  # a place that nothing has filled
+    temperature = torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     unit = [torch.nn.functional.normalize(x, dim=1) for x in (q, k, queue)]
-    logits = torch.cat([(unit[0] * unit[1]).sum(1, keepdim=True), unit[0] @ unit[2].T], 1) / 0.2
+    logits = torch.cat([(unit[0] * unit[1]).sum(1, keepdim=True), unit[0] @ unit[2].T], 1) / temperature
     expected = torch.nn.functional.cross_entropy(logits, torch.zeros(6, dtype=torch.long))
-    (grad,) = torch.autograd.grad(expected, q)
+    grads = torch.autograd.grad(expected, [q, temperature])
     for chunk in (None, 4):
-        value = key_contrast(q, k, temperature=0.2, queue=queue, chunk_size=chunk)
+        rows = queue.detach().clone()
+        value = key_contrast(q, k, temperature=temperature, queue=rows, chunk_size=chunk)
+        rows.copy_(rows.roll(1, 0))  # the next batch comes before backward
         torch.testing.assert_close(value, expected)
-        torch.testing.assert_close(torch.autograd.grad(value, q)[0], grad)
+        torch.testing.assert_close(torch.autograd.grad(2 * value, [q, temperature]), tuple(2 * grad for grad in grads))
+        number = key_contrast(q, k, temperature=0.2, queue=queue, chunk_size=chunk)
+        torch.testing.assert_close(torch.autograd.grad(number, q)[0], grads[0])
+        with torch.no_grad():
+            torch.testing.assert_close(key_contrast(q, k, temperature=0.2, queue=queue, chunk_size=chunk), expected)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Modules and losses of other libraries as objectives, so that all but these is ours: views, optimizer, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks import teacher_step_time
+from benchmarks.step_time import HEADS, Candidate, lightly, lightly_mae, stable_pretraining
+from benchmarks.teacher_step_time import METHODS
+from repr.batch import Batch, StepOutput
+from repr.objectives.base import Objective
+
+Make = Callable[..., Candidate]
+MASKED = 0.75  # share of the patches that MAE removes
+MAKES: dict[tuple[str, str], Make] = {
+    ("lightly", "SimCLR"): partial(lightly, "SimCLR"),
+    ("lightly", "SwAV"): partial(lightly, "SwAV"),
+    ("stable-pretraining", "SimCLR"): partial(stable_pretraining, "SimCLR"),
+    ("stable-pretraining", "SwAV"): partial(stable_pretraining, "SwAV"),
+    ("lightly", "MAE"): lambda model, large, small, heads: lightly_mae(model, large[0], MASKED, heads),
+}
+MAKES |= {
+    (library, method): make
+    for method, libraries in METHODS.items()
+    for library, make in libraries.items()
+    if library != "ours"
+}
+
+
+class Peer(Objective):
+    """A method as another library has it.
+
+    A teacher's momentum rises to 1 by a cosine, as ours does, and the last layer of a head rests for the first epoch
+    where the library has that.
+
+    Args:
+        backbone: image encoder.
+        library: ``lightly`` or ``stable-pretraining``.
+        method: as a page of step times calls it.
+        heads: fields of :class:`benchmarks.step_time.Heads` other than that page's; ``momentum`` is the first one.
+        views: number and pixels of the large views, and of the small ones.
+        batch_size: pictures of a step.
+        base: options of every flow.
+    """
+
+    TERMS = ("peer",)
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        library: str,
+        method: str,
+        heads: Mapping[str, Any],
+        views: tuple[tuple[int, int], tuple[int, int]],
+        batch_size: int,
+        **base: Any,
+    ) -> None:
+        super().__init__(backbone, **base)
+        self.make = MAKES[library, method]
+        self.start = heads.get("momentum", 0.996)
+        default = teacher_step_time.HEADS if method in METHODS else HEADS
+        self.heads = default._replace(**{**heads, "momentum": self.momentum})
+        self.shapes = [(count, batch_size, 3, size, size) for count, size in views]
+        self.peer: nn.Module | None = None
+
+    def momentum(self) -> float:
+        """Of the teacher, at this step."""
+        share = self.step_number / (self.total_steps or 1)
+        return 1 - (1 - self.start) * (1 + math.cos(math.pi * share)) / 2
+
+    def configure_model(self) -> None:
+        """Build the library's modules; not earlier, since some of them need numbers, which the check has none of."""
+        if self.peer is None:
+            self.large, self.small = ([*torch.zeros(shape)] for shape in self.shapes)
+            self.peer, self.run, *self.after = self.make(self.backbone, self.large, self.small, self.heads)
+            self.peer.train()
+
+    def step(self, batch: Batch) -> StepOutput:
+        """The library's loss of the views, which its modules find where they were when they were built."""
+        for place, view in zip([*self.large, *self.small], batch["views"], strict=True):
+            place.copy_(view)
+        return StepOutput({"peer": self.run().squeeze()})
+
+    def on_after_backward(self) -> None:
+        """Let the last layers rest."""
+        for module in self.modules():
+            if hasattr(module, "cancel_last_layer_gradients"):
+                module.cancel_last_layer_gradients(self.current_epoch)
+
+    def update_targets(self) -> None:
+        """Let the teachers follow."""
+        for work in self.after:
+            work()

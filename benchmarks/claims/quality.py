@@ -1,0 +1,111 @@
+"""Do our methods learn what other libraries' do in as many steps, and in how many seconds?
+
+The same backbone, pictures, views, optimizer and number of steps, in the same Trainer with the same evaluation; only
+heads, loss and teacher are those of lightly or stable-pretraining, put together as in their documentation and as wide
+as ours. Neither library's own pictures, loops and schedules are compared. lightly has no MoCo v3.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, open_dict
+
+from benchmarks.claims.peers import MAKES
+from benchmarks.claims.runs import Values, against, composed, table, trained
+from benchmarks.claims.swav import CHANCE, METRICS, SETS
+from repr.fit import fit
+
+TITLE = "Methods beside those of other libraries, on the embedded emoji"
+LIBRARIES = ("torch", "timm", "lightly", "stable-pretraining")
+SEEDS, LENGTH = (3, 1), (10, 1)
+RANDOM = ["optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"]
+RECIPES = {
+    "random ResNet": ["experiment=simclr_emoji", *RANDOM],
+    "random ViT": ["experiment=mae_emoji", *RANDOM],
+    "SimCLR": ["experiment=simclr_emoji"],
+    "SwAV": ["experiment=swav_emoji", "objective.queue_length=0"],
+    "BYOL": ["experiment=byol_emoji"],
+    "MoCo v3": ["experiment=mocov3_emoji"],
+    "DINO": ["experiment=dino_emoji"],
+    "iBOT": ["experiment=ibot_emoji", "backbone.dynamic_img_size=false"],  # with which stable-pretraining's fails
+    "MAE": ["experiment=mae_emoji"],
+    "I-JEPA": ["experiment=ijepa_emoji"],
+}
+OURS = "ours"
+METHODS = [
+    f"{method} | {library}"
+    for method in RECIPES
+    for library in (OURS, "lightly", "stable-pretraining")
+    if library == OURS or (library, method) in MAKES
+]
+SECONDS = "CPU s"
+
+
+def train(method: str, seed: int, epochs: int) -> Values:
+    """One run; the metrics of its evaluation, and what it took."""
+    name, library = method.split(" | ")
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed(RECIPES[name], seed, epochs, folder)
+        if library != OURS:
+            with open_dict(cfg):
+                cfg.objective = peer(cfg, name, library)
+        results = fit(cfg)
+    values = {f"{data}/{name}": results[f"{data}/{METRICS[name]}"][0] for data, names in SETS.items() for name in names}
+    return values | {SECONDS: time.process_time() - start}
+
+
+def peer(cfg: DictConfig, method: str, library: str) -> dict[str, object]:
+    """The objective of another library, with the widths of ours."""
+    options, views = cfg.objective, list(cfg.views.values())
+    contrast = (options.get("losses") or {}).get("contrast", {})
+    heads = {
+        "hidden": options.get("hidden_dim"),
+        "dim": options.get("dim"),
+        "prototypes": options.get("num_prototypes"),
+        "momentum": options.get("momentum"),
+        "temperature": options.get("temperature", contrast.get("temperature")),
+        "decoder": [options.decoder.dim, options.decoder.depth] if "decoder" in options else None,
+    }
+    counts = [
+        [sum(view.get("count", 1) for view in views if (view.size == cfg.image_size) is large), size]
+        for large, size in ((True, cfg.image_size), (False, cfg.get("small_size", 0)))
+    ]
+    return {
+        "_target_": "benchmarks.claims.peers.Peer",
+        "backbone": "${backbone}",
+        "optim": "${optim}",
+        "library": library,
+        "method": method,
+        "heads": {name: value for name, value in heads.items() if value is not None},
+        "views": counts,
+        "batch_size": "${data.batch_size}",
+    }
+
+
+def settings(options: Namespace) -> str:
+    return (
+        f"Mean and deviation over {options.seeds} seed(s), {options.length} epoch(s) of 87 steps with 64 pictures of "
+        "32 pixels, AdamW, `conf/experiment/*_emoji.yaml`; timm's `test_resnet`, for iBOT, MAE and I-JEPA a ViT of 4 "
+        "blocks and width 128. kNN and ridge probe on the trunk. `test_style`: concepts of the training set, drawn by "
+        "a vendor never trained on; `val`: concepts never trained on. Seconds of one core are of the whole run, with "
+        "data and evaluation, which are ours in every row, and with another run beside it."
+    )
+
+
+def report(options: Namespace) -> Iterator[list[str]]:
+    runs = trained(METHODS, options)
+    names = [name for name in runs[METHODS[0]][0] if name != SECONDS]
+    chance = {name: CHANCE[f"{name.split('/')[0]}/{name.split()[-1]}"] for name in names}
+    yield table(runs, [*names, SECONDS], corner="method | library", chance=chance)
+    kinds = {kind: [name for name in names if f"/{kind}" in name] for kind in ("kNN", "probe")}
+    lines = []
+    for method in RECIPES:
+        others = [name for name in METHODS if name.startswith(f"{method} | ") and not name.endswith(OURS)]
+        if others:
+            lines += against(runs, [f"{method} | {OURS}"], others, kinds)
+    yield [line.replace(" | ", ", ") for line in lines]
