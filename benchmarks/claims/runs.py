@@ -36,8 +36,8 @@ def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:
 
 
 def composed(overrides: Sequence[str], seed: int, epochs: int, folder: str) -> DictConfig:
-    """The config of a run in a folder, with one evaluation at the end."""
-    small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"]
+    """The config of a run in a folder, with one evaluation at the end; as long as it says where ``epochs`` is 0."""
+    small = [f"trainer.max_epochs={epochs}", f"trainer.check_val_every_n_epoch={epochs}"] if epochs else []
     quiet = ["+trainer.enable_progress_bar=false", "callbacks.progress=null", "callbacks.pictures=null"]
     quiet += ["logger.tensorboard=null", f"trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}"]
     return compose([*overrides, f"seed={seed}", f"run_folder={folder}", *small, *quiet])
