@@ -53,12 +53,14 @@ def test_every_experiment_runs_in_smoke_size_and_begins_as_it_did(
         small += ["objective.num_words=256", "optim.lr=1e-4"]  # a step of its own rate is far
     if experiment.startswith("mcl"):
         small.append("procedure.num_stages=2")
+    else:
+        small.append("callbacks.checkpoints=null")  # of all experiments together they take gigabytes
     if experiment == "mcl_clip_vit_b16_openai":
         small.append("procedure.export=null")  # as of mcl_vit_b
     main([f"experiment={experiment}", f"run_folder={tmp_path}", *small])
     assert "Evaluation" in capsys.readouterr().out
     values, path = curves(tmp_path), CURVES / f"{experiment}.json"
-    shutil.rmtree(tmp_path)  # gigabytes of checkpoints, which pytest would keep
+    shutil.rmtree(tmp_path)  # which pytest would keep
     if request.config.getoption("--renew"):
         lines = (f" {json.dumps(name)}: {json.dumps(values[name])}" for name in sorted(values))
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
