@@ -80,6 +80,19 @@ def overheads(page: Sequence[Table]) -> Iterator[Line]:
         yield Line("start to first step", f"{own['seconds']} s", f"{peer['']}, {peer['seconds']} s", peer["ours / it"])
 
 
+def qualities(page: Sequence[Table]) -> Iterator[Line]:
+    """The mean of kNN and probe of a method, by ours and by the best peer."""
+    for table in with_columns(page, "method", "library", "mean"):
+        methods: dict[str, list[tuple[str, str]]] = {}  # library and mean, ours first
+        for row in table.rows:
+            methods.setdefault(row["method"], []).append((row["library"], row["mean"].partition(" ")[0]))
+        for method, [(_, ours), *others] in methods.items():
+            if others:
+                peer, theirs = max(others, key=lambda other: float(other[1]))
+                told = f"{float(ours) - float(theirs):+.3f}"
+                yield Line(f"{method}: mean of kNN and probe", ours, f"{peer}, {theirs}", told)
+
+
 def losses(page: Sequence[Table]) -> Iterator[Line]:
     """Time and memory of a loss in chunks, for the largest batch that its peer could take."""
     for table in with_columns(page, "loss", "N", "implementation", "peak MiB"):
@@ -182,6 +195,7 @@ SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
         "image_text_step_time": steps,
         "overhead": overheads,
     },
+    "Quality after as many steps (more is better, and the last column is a difference)": {"quality": qualities},
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),

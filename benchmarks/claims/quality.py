@@ -7,6 +7,7 @@ as ours. Neither library's own pictures, loops and schedules are compared. light
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from argparse import Namespace
@@ -42,7 +43,7 @@ METHODS = [
     for library in (OURS, "lightly", "stable-pretraining")
     if library == OURS or (library, method) in MAKES
 ]
-SECONDS = "CPU s"
+MEAN, SECONDS = "mean", "CPU s"
 
 
 def train(method: str, seed: int, epochs: int) -> Values:
@@ -100,8 +101,12 @@ def settings(options: Namespace) -> str:
 def report(options: Namespace) -> Iterator[list[str]]:
     runs = trained(METHODS, options)
     names = [name for name in runs[METHODS[0]][0] if name != SECONDS]
+    runs = {
+        method: [values | {MEAN: statistics.mean(values[name] for name in names)} for values in over_seeds]
+        for method, over_seeds in runs.items()
+    }
     chance = {name: CHANCE[f"{name.split('/')[0]}/{name.split()[-1]}"] for name in names}
-    yield table(runs, [*names, SECONDS], corner="method | library", chance=chance)
+    yield table(runs, [*names, MEAN, SECONDS], corner="method | library", chance=chance)
     kinds = {kind: [name for name in names if f"/{kind}" in name] for kind in ("kNN", "probe")}
     lines = []
     for method in RECIPES:

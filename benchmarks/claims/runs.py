@@ -125,7 +125,7 @@ def table(
         lines.append(f"| {name} | {' | '.join(_cell(over_seeds) for over_seeds in numbers)} |")
     if chance is not None:
         cells = [f"{chance[column]:.3f}" if column in chance else "" for column in titles]
-        lines.append(f"| chance | {' | '.join(cells)} |")
+        lines.append(f"| chance {'| ' * corner.count('|')}| {' | '.join(cells)} |")
     return lines
 
 

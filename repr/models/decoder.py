@@ -49,6 +49,14 @@ def fix_positions(vit: Any) -> None:
     vit.pos_embed.requires_grad_(False)
 
 
+class _Block(Block):
+    """timm's, which may give the tokens from the ``first`` on alone: the MLP, most of the work, skips the others."""
+
+    def forward(self, x: Tensor, first: int = 0) -> Tensor:  # type: ignore[override]
+        x = (x + self.drop_path1(self.ls1(self.attn(self.norm1(x)))))[:, first:]
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
 class Decoder(nn.Module):
     """Blanks for the removed patches, positions, transformer blocks, pixels (He et al., 2021, arXiv 2111.06377).
 
@@ -96,7 +104,7 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         positions = sincos_positions(dim, grid, num_prefix_tokens=num_prefix_tokens).float()
         self.register_buffer("positions", positions, persistent=False)  # a function of the widths
-        layers = (Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=_NORM) for _ in range(depth))
+        layers = (_Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=_NORM) for _ in range(depth))
         self.blocks = nn.Sequential(*layers)
         self.norm = _NORM(dim)
         self.predict = nn.Linear(dim, patch_dim)
@@ -143,7 +151,10 @@ class Decoder(nn.Module):
         positions = self.positions[self.num_prefix_tokens :]
         blanks = self.mask_token + positions[ids_predict]
         x = torch.cat([self.embed(tokens) + positions[ids_keep], blanks], dim=1)
-        return self.predict(self.norm(self.blocks(x))[:, ids_keep.shape[1] :])
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x)
+        return self.predict(self.norm(last(x, first=ids_keep.shape[1])))
 
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder is to predict for patches (B, R, patch_dim), of the same shape."""
