@@ -132,8 +132,10 @@ def table(
 def _cell(over_seeds: Sequence[float]) -> str:
     if not over_seeds:
         return ""
-    spread = f" ± {statistics.stdev(over_seeds):.3f}" if len(over_seeds) > 1 else ""
-    return f"{statistics.mean(over_seeds):.3f}{spread}"
+    mean = statistics.mean(over_seeds)
+    digits = 3 if abs(mean) < 10 else 0
+    spread = f" ± {statistics.stdev(over_seeds):.{digits}f}" if len(over_seeds) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
 
 
 class Compared(NamedTuple):
