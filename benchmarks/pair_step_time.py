@@ -60,11 +60,8 @@ def our_simsiam(model: nn.Module, large: Views, small: Views) -> Candidate:
 
 def our_mocov2(model: nn.Module, large: Views, small: Views, **weights: float) -> Candidate:
     heads: Any = {"head_norm": False, "last_bias": True, "predictor_layers": 0, "before_step": True}
-    queue: Any = {
-        "queue_length": QUEUE,
-        "one_way": True,
-        **dict.fromkeys(("momentum", "final_momentum"), HEADS.momentum()),
-    }
+    momentum = HEADS.momentum()
+    queue: Any = {"queue_length": QUEUE, "one_way": True, "momentum": momentum, "final_momentum": momentum}
     flow = Momentum(model, hidden_dim=HIDDEN, dim=DIM, weights=weights or {"contrast": 1}, **heads, **queue)
     return our(flow, large)
 

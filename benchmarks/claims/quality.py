@@ -2,7 +2,7 @@
 
 The same backbone, pictures, views, optimizer and number of steps, in the same Trainer with the same evaluation; only
 heads, loss and teacher are those of lightly or stable-pretraining, put together as in their documentation and as wide
-as ours. Neither library's own pictures, loops and schedules are compared. lightly has no MoCo v3.
+as ours. The libraries' own views, loops and schedules are not compared. lightly has no MoCo v3.
 """
 
 from __future__ import annotations
