@@ -195,6 +195,26 @@ def test_a_queue_keeps_keys_of_earlier_batches() -> None:
     assert torch.equal(objective.queue.rows[0, 8:], kept)  # evaluation changes nothing
 
 
+def own_contrast(query: Tensor, keys: Tensor, *, temperature: float, queue: Tensor) -> Tensor:
+    """A loss of one's own, whose graph keeps the queue until backward."""
+    q, k = (nn.functional.normalize(rows, dim=1) for rows in (query, keys))
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.T], 1) / temperature
+    return nn.functional.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long))
+
+
+def test_a_loss_of_ones_own_may_keep_the_queue() -> None:
+    heads = {"hidden_dim": 8, "dim": 4, "predictor_layers": 0, "queue_length": 16, "one_way": True}
+    gradients = []
+    for losses in (None, {"contrast": own_contrast}):
+        torch.manual_seed(0)
+        objective = Momentum(Tiny(6), weights={"contrast": 1}, losses=losses, **heads)
+        for seed in range(3):  # the queue moves on between a step and its backward
+            objective.zero_grad()
+            objective.total(objective.step(make_batch(8, seed=seed)).terms).backward()
+        gradients.append([parameter.grad for parameter in objective.parameters() if parameter.grad is not None])
+    torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize("name", ["byol", "mocov2", "mocov3"])
 def test_the_teacher_gets_no_gradient_and_all_else_does(name: str) -> None:
     objective = build(name, "data.batch_size=8", *(["objective.queue_length=16"] if name == "mocov2" else []))
