@@ -28,9 +28,9 @@ PROGRAMS = {
 }
 # What stands above the summary of results.
 GLANCE = (
-    "Ours beside the best peer of the same run; below 1 is less time or memory than theirs. What is worse stands here "
-    "like the rest; its page tells why, where that is known. `python -m benchmarks` measures all of it anew, "
-    "`python -m benchmarks NAME` one page."
+    "Ours beside the best peer of the same run; below 1 is less time or memory than theirs, and of quality, which is "
+    "accuracy, a difference above 0 is better. What is worse stands here like the rest; its page tells why, where that "
+    "is known. `python -m benchmarks` measures all of it anew, `python -m benchmarks NAME` one page."
 )
 
 
