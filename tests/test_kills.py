@@ -224,5 +224,4 @@ def test_two_processes_are_killed_again_and_again(
     trainer: str, flow: str, run_group: RunGroup, whole: Callable[..., Path], tmp_path: Path
 ) -> None:
     options = (f"trainer={trainer}", "trainer.accelerator=cpu", "trainer.devices=2")
-    num_kills = max(2, KILLS // 2)  # two processes take twice as long
-    kill_again_and_again(num_kills, flow, tmp_path, run_group, whole, 2, options)
+    kill_again_and_again(KILLS, flow, tmp_path, run_group, whole, 2, options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +13,7 @@ from benchmarks import teacher_step_time
 from benchmarks.step_time import HEADS, Candidate, lightly, lightly_mae, stable_pretraining
 from benchmarks.teacher_step_time import METHODS
 from repr.batch import Batch, StepOutput
+from repr.models.teacher import Teacher
 from repr.objectives.base import Objective
 
 Make = Callable[..., Candidate]
@@ -64,7 +64,7 @@ class Peer(Objective):
     ) -> None:
         super().__init__(backbone, **base)
         self.make = MAKES[library, method]
-        self.start = heads.get("momentum", 0.996)
+        self.schedule = Teacher(momentum=heads.get("momentum", 0.996), final_momentum=1)  # of no modules
         default = teacher_step_time.HEADS if method in METHODS else HEADS
         self.heads = default._replace(**{**heads, "momentum": self.momentum})
         self.shapes = [(count, batch_size, 3, size, size) for count, size in views]
@@ -72,8 +72,7 @@ class Peer(Objective):
 
     def momentum(self) -> float:
         """Of the teacher, at this step."""
-        share = self.step_number / (self.total_steps or 1)
-        return 1 - (1 - self.start) * (1 + math.cos(math.pi * share)) / 2
+        return self.schedule.momentum_at(self.step_number, self.total_steps)
 
     def configure_model(self) -> None:
         """Build the library's modules; not earlier, since some of them need numbers, which the check has none of."""

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from benchmarks.claims.peers import MAKES
 from benchmarks.claims.runs import Values, against, composed, table, trained
-from benchmarks.claims.swav import CHANCE, METRICS, SETS
+from benchmarks.claims.swav import CHANCE, numbers
 from repr.fit import fit
 
 TITLE = "Methods beside those of other libraries, on the embedded emoji"
@@ -56,8 +56,7 @@ def train(method: str, seed: int, epochs: int) -> Values:
             with open_dict(cfg):
                 cfg.objective = peer(cfg, name, library)
         results = fit(cfg)
-    values = {f"{data}/{name}": results[f"{data}/{METRICS[name]}"][0] for data, names in SETS.items() for name in names}
-    return values | {SECONDS: time.process_time() - start}
+    return numbers(results) | {SECONDS: time.process_time() - start}
 
 
 def peer(cfg: DictConfig, method: str, library: str) -> dict[str, object]:

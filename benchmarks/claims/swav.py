@@ -17,6 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from benchmarks.claims.runs import Values, compared, evaluated, table, trained
 from repr.batch import Batch, StepOutput
 from repr.objectives.base import Objective
+from repr.runs.folder import Results
 
 TITLE = "SimCLR and SwAV on the embedded emoji"
 LIBRARIES = ("torch", "timm", "lightly")
@@ -85,7 +86,11 @@ class LightlySwaV(Objective):
 
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the metrics of its evaluation."""
-    results = evaluated(METHODS[method], seed, epochs)
+    return numbers(evaluated(METHODS[method], seed, epochs))
+
+
+def numbers(results: Results) -> Values:
+    """Results of kNN and probes on each set, by the titles of the columns."""
     return {f"{data}/{name}": results[f"{data}/{METRICS[name]}"][0] for data, names in SETS.items() for name in names}
 
 

@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from benchmarks.claims.runs import Values, compared, evaluated, table, trained
-from benchmarks.claims.swav import CHANCE, METRICS, SETS
+from benchmarks.claims.swav import CHANCE, numbers
 
 TITLE = "Teachers, and LeJEPA, on the embedded emoji"
 LIBRARIES = ("torch", "timm")
@@ -48,8 +48,7 @@ def train(method: str, seed: int, epochs: int) -> Values:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         results = evaluated([*METHODS[method], *LOOKS], seed, epochs)
-    values = {f"{data}/{name}": results[f"{data}/{METRICS[name]}"][0] for data, names in SETS.items() for name in names}
-    return values | {WARNED: float(any("looks like collapse" in str(warning.message) for warning in told))}
+    return numbers(results) | {WARNED: float(any("looks like collapse" in str(warning.message) for warning in told))}
 
 
 def settings(options: Namespace) -> str:

@@ -115,7 +115,7 @@ class Momentum(Objective):
         how: dict[str, Any] = {"chunk_size": chunk_size, "exchange": passing, "precision": precision_of(loss_precision)}
         defaults: Losses = {"regression": regression, "contrast": key_contrast, "dense": key_contrast}
         self.losses = chosen(defaults, losses, pairwise=self.PAIRWISE, **how)
-        self.given = frozenset(losses or ())
+        self.own_losses = frozenset(losses or ())
         if freeze_patches:
             if not hasattr(backbone, "patch_embed"):
                 raise ValueError(
@@ -231,7 +231,7 @@ class Momentum(Objective):
         if name == "regression":
             return torch.stack([loss(query, key) for query, key in pairs]).sum()
         rows = None if queue is None else queue.rows[0]
-        if rows is not None and name in self.given:  # which may keep it until backward; `push` overwrites it before
+        if rows is not None and name in self.own_losses:  # which may keep it until backward, after `push`
             rows = rows.clone()
         value = torch.stack([loss(q, k, temperature=self.temperature, queue=rows) for q, k in pairs]).sum()
         return value * self._factor
