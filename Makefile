@@ -5,7 +5,7 @@ RUN := .venv/bin/python -m
 # A process of tests takes one core; each begins with half of the files, so what the tests of a file start is mostly shared.
 PYTEST := $(RUN) pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-slow test-gpu test-oldest test-oldest-torch test-loggers check docs release-notes clean
+.PHONY: demo test test-slow test-gpu test-oldest test-loggers check docs release-notes clean
 
 demo: .venv/installed  ## train the default experiment on the embedded pictures
 	$(RUN) repr.fit
@@ -22,16 +22,11 @@ test-gpu: .venv/installed-dev  ## run the tests that need a GPU; docs/gpu.md say
 # The oldest versions that pyproject.toml allows of some packages, in a folder that comes before the installed ones.
 oldest = $$(grep -oE '"($(1))>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/')
 
-test-oldest: .venv/installed-dev  ## test runs and exports with the oldest Lightning, open_clip and timm
-	$(RUN) pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/oldest \
-		$(call oldest,lightning|open-clip-torch|timm)
-	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/export/test_round_trips.py tests/training/test_checkpoint.py
-
-test-oldest-torch: .venv/installed-dev  ## by hand, 6 GB: losses, objectives, runs and stops with the oldest PyTorch as well
-	$(RUN) pip install --quiet --disable-pip-version-check --upgrade --target .venv/oldest-torch \
+test-oldest: .venv/installed-dev  ## test objectives, runs and exports with the oldest PyTorch, Lightning, open_clip and timm
+	$(RUN) pip install --quiet --disable-pip-version-check --upgrade --target .venv/oldest \
 		$(call oldest,torch|torchvision|lightning|open-clip-torch|timm)
-	PYTHONPATH=$(CURDIR)/.venv/oldest-torch $(PYTEST) tests/losses tests/objectives/test_every_objective.py \
-		tests/test_fit.py tests/test_resume.py tests/test_optim.py
+	PYTHONPATH=$(CURDIR)/.venv/oldest $(RUN) pytest tests/losses/test_exchange.py tests/objectives/test_every_objective.py \
+		tests/test_optim.py tests/test_fit.py tests/training/test_checkpoint.py tests/export/test_round_trips.py
 
 test-loggers: .venv/installed-dev  ## by hand: the loggers of other libraries, in an environment of their own
 	$(RUN) venv .venv/loggers

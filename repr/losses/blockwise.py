@@ -19,7 +19,7 @@ A loss is a pure function of tensors to a scalar. Unless its docstring says othe
   whose features must be finite all the same. Beside them ``keys`` is (n + m, K), with those of the further texts last.
 * A loss gives the numbers of its paper and of the authors' code, but for what stands under "Departures".
 
-The pairwise losses need two reductions of the logits ``scale * x @ y.T``: the log-sum-exp along rows
+The pairwise losses need two reductions of the logits ``scale * cos(x_i, y_j)``: the log-sum-exp along rows
 and columns (CLIP, NT-Xent and, as the squared distance of unit vectors is ``2 - 2 cos``, uniformity),
 and the sum of softplus (the sigmoid loss). Both work in the same way:
 
@@ -27,7 +27,9 @@ and the sum of softplus (the sigmoid loss). Both work in the same way:
 * forward visits ``chunk_size`` rows of the logits at a time, of W processes so many of each, and keeps the reduced
   numbers only; those of rows are then joined over processes, maxima first, N numbers each;
 * backward computes each block again, turns it into d(loss) / d(logits) by means of these numbers, and
-  adds the block's part to the gradients; that of rows goes home to their process while the next block is computed.
+  adds the block's part to the gradients; that of rows goes home to their process while the next block is computed;
+* lengths are factors of rows and of columns, and gradients are turned in place from those of directions to those of
+  features, so that no normalised copy of the features is held.
 
 Memory is O(N * chunk_size), beside the N x D rows that are gathered unless they go round a ring. The gradient is exact,
 and the price is four products of N x N x D where three are needed at least. ``chunk_size=None``, the plain form, is one
@@ -100,7 +102,7 @@ def inverse_length(x: Tensor) -> Tensor:
 @torch.no_grad()
 def true_logits(x: Tensor, y: Tensor, scale: Scalar) -> Tensor:
     """Logits (N,) of the true pairs, without gradient: as a shift they keep the digits of small losses."""
-    return (scale * (x * y).sum(1)).to(x.dtype)
+    return (scale * (x * y).sum(1) * inverse_length(x) * inverse_length(y)).to(x.dtype)
 
 
 def with_gradient(value: Tensor, inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> Tensor:
@@ -141,8 +143,10 @@ class Block(NamedTuple):
 class Matrix(NamedTuple):
     """The logits of the rows of all processes with this process's columns, a block at a time."""
 
-    rows: Tensor  # what the exchange has spread
-    y: Tensor  # (n + m, D), m of them without a row of their own
+    rows: Tensor  # what the exchange has spread, of any length
+    row_inverse: Tensor  # (W, n), one over the lengths of the rows of all processes
+    y: Tensor  # (n + m, D), of any length, m of them without a row of their own
+    inverse: Tensor  # (n + m,), one over theirs
     scale: Tensor
     pairs: Pairs
     chunk_size: int | None
@@ -151,13 +155,21 @@ class Matrix(NamedTuple):
     keys: Tensor | None  # (W, n + m, K), of the columns of all processes
     valid: Tensor | None  # (m,) bool, which of the last columns take part
 
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, scale: Tensor, options: Sequence[Any]) -> Matrix:
+        """That of features (n, D) and (n + m, D), which are sent round; ``options`` are the fields behind the scale."""
+        _, chunk_size, exchange, *_ = options
+        rows = exchange.spread(x, chunk_size)
+        row_inverse = exchange.rows(inverse_length(x)).unflatten(0, (-1, len(x)))
+        return cls(rows, row_inverse, y, inverse_length(y), scale, *options)
+
     def visit(
         self,
         work: Callable[[Block, Tensor, Any], None],
         home: Tensor | None = None,
         kept: Sequence[Tensor] = (),
     ) -> None:
-        """Show ``work`` each block, its rows, and where their gradients go; ``kept`` may have the logits.
+        """Show ``work`` each block, its rows' directions, and where their gradients go; ``kept`` may have the logits.
 
         See :meth:`repr.losses.exchange.Exchange.visit`.
         """
@@ -165,7 +177,8 @@ class Matrix(NamedTuple):
 
         def show(part: slice, rows: slice, x: Tensor, out: Tensor | None) -> None:
             columns = slice(rows.start if self._is_edge(part) else 0, len(self.y))
-            logits = next(ready) if kept else self._logits(part, rows, x, self.y[columns])
+            x = x * self.row_inverse[part, rows].reshape(-1, 1)
+            logits = next(ready) if kept else self._logits(part, rows, x, columns)
             work(Block(part, rows, columns, logits), x, out)
 
         self.exchange.visit(self.rows, self._parts(), self.chunk_size, show, home)
@@ -175,16 +188,29 @@ class Matrix(NamedTuple):
         grad_x, grad_y = self.y.new_empty(self.rows.shape[1:]), torch.zeros_like(self.y)
 
         def work(block: Block, x: Tensor, out: Tensor) -> None:
-            weight = weigh(block)
+            weight = weigh(block).mul_(self.inverse[block.columns])
             product(weight, self.y[block.columns], self.precision, out)
             add_product(grad_y[block.columns], weight.T, x, self.precision)
 
         with full_precision(self.y, self.precision):  # backward may be called under autocast
             self.visit(work, grad_x, kept)
-        # The sum of weight times cosine, without the matrix.
-        parts = row_blocks(len(grad_x), self.chunk_size)
-        grad_scale = torch.stack([(grad_x[part] * self.rows[0, part]).sum() for part in parts]).sum()
-        return grad_x.mul_(self.scale), grad_y.mul_(self.scale), grad_scale
+        inverse = self.row_inverse[0]
+        grad_scale = self._turn(grad_x, self.rows[0], inverse, self.scale * inverse).sum()  # weight times cosine
+        self._turn(grad_y, self.y, self.inverse, self.scale.expand_as(self.inverse))
+        return grad_x, grad_y, grad_scale
+
+    def _turn(self, grad: Tensor, x: Tensor, inverse: Tensor, factor: Tensor) -> Tensor:
+        """Make the gradient of directions one of the features ``x``, in place: across them, times ``factor``.
+
+        Returns:
+            what it was along the directions, (N,).
+        """
+        along = x.new_empty(len(x))
+        for part in row_blocks(len(x), self.chunk_size and self.chunk_size * self.exchange.size):
+            direction = x[part] * inverse[part].unsqueeze(1)
+            along[part] = (grad[part] * direction).sum(1)
+            grad[part].addcmul_(direction, along[part].unsqueeze(1), value=-1).mul_(factor[part].unsqueeze(1))
+        return along
 
     def _is_edge(self, part: slice) -> bool:
         """Whether a triangle of the logits takes part."""
@@ -203,12 +229,13 @@ class Matrix(NamedTuple):
         parts = [*(slice(edge, edge + 1) for edge in edges), slice(1, (size + 1) // 2)]
         return [part for part in parts if part.start < part.stop]
 
-    def _logits(self, part: slice, rows: slice, x: Tensor, y: Tensor) -> Tensor:
-        logits, num = product(self.scale * x, y.T, self.precision), rows.stop - rows.start
+    def _logits(self, part: slice, rows: slice, x: Tensor, columns: slice) -> Tensor:
+        logits = product(self.scale * x, self.y[columns].T, self.precision).mul_(self.inverse[columns])
+        num = rows.stop - rows.start
         if self.keys is not None:
-            self._leave_out(logits, part, rows, self.keys[0, len(self.y) - len(y) :])
+            self._leave_out(logits, part, rows, self.keys[0, columns])
         if self.valid is not None:
-            logits[:, len(y) - len(self.valid) :].masked_fill_(~self.valid, NEVER)
+            logits[:, logits.shape[1] - len(self.valid) :].masked_fill_(~self.valid, NEVER)
         if self.pairs == "unequal" and part.start == 0:
             logits[:num].diagonal(rows.start).fill_(NEVER)
         elif self._is_edge(part):
@@ -241,9 +268,9 @@ def logsumexp(
     keys: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-sum-exp of ``scale * <x_i, y_j> - shift`` over every row i and every column j, and the diagonal: (n,) each.
+    """Log-sum-exp of ``scale * cos(x_i, y_j) - shift`` over every row i and every column j, and the diagonal.
 
-    All are this process's; the sums are over the N rows and columns of all.
+    Each is (n,), of this process; the sums are over the N rows and columns of all.
 
     Args:
         x: (n, D).
@@ -273,7 +300,7 @@ class _LogSumExp(Function):
         ctx: Any, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor, *options: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         _, chunk_size, exchange, *_ = ctx.options = options
-        spread = exchange.spread(x, chunk_size)
+        matrix = Matrix.of(x, y, scale, options)
         shifts = exchange.rows(shift).unflatten(0, (-1, len(x)))  # (W, n)
         here = x.new_full(shifts.shape, NEVER)  # of all rows, over this process's columns
         column, diagonal = x.new_full((len(x),), NEVER), x.new_empty(len(x))
@@ -289,10 +316,9 @@ class _LogSumExp(Function):
             if chunk_size is None:
                 kept.append(logits)
 
-        matrix = Matrix(spread, y, scale, *options)
         matrix.visit(reduce)
         row = exchange.logsumexp(here)
-        ctx.save_for_backward(*matrix[:3], shift, column, (here - row).exp_(), *kept)
+        ctx.save_for_backward(*matrix[:5], shift, column, (here - row).exp_(), *kept)
         ctx.set_materialize_grads(False)  # what a loss does not use costs no exponentials
         return row[0].clone(), column, diagonal
 
@@ -301,8 +327,9 @@ class _LogSumExp(Function):
     def backward(
         ctx: Any, grad_row: Tensor | None, grad_column: Tensor | None, grad_diagonal: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        rows, y, scale, shift, column, share, *kept = ctx.saved_tensors
-        matrix = Matrix(rows, y, scale, *ctx.options)
+        *features, shift, column, share = ctx.saved_tensors[:8]
+        kept = ctx.saved_tensors[8:]
+        matrix = Matrix(*features, *ctx.options)
         grad_row = torch.zeros_like(column) if grad_row is None else grad_row.contiguous()
         grad_rows = share * matrix.exchange.rows(grad_row).view_as(share)
 
@@ -339,7 +366,7 @@ def softplus_sum(
     keys: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Sum of softplus over the logits ``scale * x @ y.T + bias``, those of the diagonal with their sign changed.
+    """Sum of softplus over the logits ``scale * cos(x_i, y_j) + bias``, those of the diagonal with their sign changed.
 
     The rows are those of all processes, the columns those of this one, further ones as for :func:`logsumexp`.
     """
@@ -350,7 +377,7 @@ def softplus_sum(
 class _SoftplusSum(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, scale: Tensor, bias: Tensor, *options: Any) -> Tensor:
-        _, chunk_size, exchange, *_ = ctx.options = options
+        _, chunk_size, *_ = ctx.options = options
         total, kept = torch.zeros_like(bias), []
 
         def add(block: Block, *_: Any) -> None:
@@ -359,15 +386,15 @@ class _SoftplusSum(Function):
             if chunk_size is None:
                 kept.append(block.logits)
 
-        matrix = Matrix(exchange.spread(x, chunk_size), y, scale, *options)
+        matrix = Matrix.of(x, y, scale, options)
         matrix.visit(add)
-        ctx.save_for_backward(*matrix[:3], bias, *kept)
+        ctx.save_for_backward(*matrix[:5], bias, *kept)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, y, scale, bias, *kept = ctx.saved_tensors
+        features, bias, kept = ctx.saved_tensors[:5], ctx.saved_tensors[5], ctx.saved_tensors[6:]
         grad_bias = torch.zeros_like(bias)
 
         def weigh(block: Block) -> Tensor:
@@ -377,7 +404,7 @@ class _SoftplusSum(Function):
             grad_bias.add_(weight.sum())
             return weight
 
-        grads = Matrix(rows, y, scale, *ctx.options).gradients(weigh, kept)
+        grads = Matrix(*features, *ctx.options).gradients(weigh, kept)
         return *grads, grad_bias, *[None] * len(ctx.options)
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, logsumexp, normalise, softplus_sum, true_logits, unit
+from repr.losses.blockwise import Scalar, logsumexp, normalise, paired, softplus_sum, true_logits, unit
 from repr.losses.exchange import ALONE, Exchange
 from repr.losses.precision import Precision, full_precision
 
@@ -48,7 +48,7 @@ def clip(
     Departures: on several processes NegCLIP's code takes wrong captions of the first for the captions of the others.
     """
     with full_precision(image, precision):
-        x, y = unit(image, text)
+        x, y = paired(image, text)
         shift = true_logits(x, y, logit_scale)
         rows, columns, positives = logsumexp(
             x,
@@ -69,13 +69,14 @@ def clip(
                 f"label_smoothing={label_smoothing}; set a number from 0 to 1, without extra_text and keys "
                 "(hard_captions=none, false_negatives=keep)"
             )
+        x, y = normalise(x), normalise(y)
         centres = exchange.all_reduce(torch.stack([x.mean(0), y.mean(0)])) / exchange.size
         spread = exchange.mean((x * y).sum(1).mean()) - centres.prod(0).sum()
         return loss + label_smoothing * logit_scale * spread
 
 
 def _with_further(text: Tensor, extra: Tensor | None, valid: Tensor | None, keys: Tensor | None) -> Tensor:
-    """The normalised texts (n, D), and behind them the further ones: (n + m, D).
+    """The texts (n, D), and behind them the further ones: (n + m, D).
 
     Raises:
         ValueError: the shapes do not fit.
@@ -87,7 +88,7 @@ def _with_further(text: Tensor, extra: Tensor | None, valid: Tensor | None, keys
         raise ValueError(f"extra_text is (M, {text.shape[1]}), extra_valid (M,); got {tuple(extra.shape)} and {told}")
     if keys is not None and len(keys) != len(text) + len(extra):
         raise ValueError(f"keys has {len(keys)} rows for {len(text)} texts and {len(extra)} of extra_text")
-    return torch.cat([text, normalise(extra.to(text.dtype))]) if len(extra) else text
+    return torch.cat([text, extra.to(text.dtype)]) if len(extra) else text
 
 
 def sigmoid(
@@ -123,7 +124,7 @@ def sigmoid(
     there and in open_clip, which passes texts from process to process instead of gathering them.
     """
     with full_precision(image, precision):
-        x, y = unit(image, text)
+        x, y = paired(image, text)
         total = softplus_sum(
             x,
             _with_further(y, extra_text, extra_valid, keys),
@@ -196,7 +197,7 @@ def cross_nt_xent(
     Source: van den Oord et al., 2018 (InfoNCE), arXiv:1807.03748, equation 4.
     """
     with full_precision(anchors, precision):
-        x, y = unit(anchors, candidates, exchange=exchange)
+        x, y = paired(anchors, candidates)
         scale = 1 / temperature
         shift = true_logits(y, x, scale)
         # Candidates are the rows that travel, and each process compares those of all with its own anchors.
@@ -230,7 +231,7 @@ def nt_xent(
     Departures: the view itself is left out exactly, where known code subtracts 1e9 from its logit.
     """
     with full_precision(a, precision):
-        x, y = unit(a, b)
+        x, y = paired(a, b)
         scale = 1 / temperature
         shift = true_logits(x, y, scale)
         sums = partial(

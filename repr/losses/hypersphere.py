@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Pairs, logsumexp, unit
+from repr.losses.blockwise import Pairs, logsumexp, paired, unit
 from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.precision import Precision, full_precision, product
 
@@ -58,7 +58,7 @@ def uniformity(
     differentiate where samples coincide.
     """
     with full_precision(x, precision):
-        (x,) = unit(x, num_min=2, exchange=exchange)
+        (x,) = paired(x, num_min=2, exchange=exchange)
         num = len(x) * exchange.size
         return _potential(x, x, t, "upper", chunk_size, exchange, precision) - math.log(num * (num - 1) / 2)
 
@@ -85,7 +85,7 @@ def cross_uniformity(
     Departures: a log-sum-exp as in :func:`uniformity`.
     """
     with full_precision(x, precision):
-        x, y = unit(x, y, num_min=2, exchange=exchange)
+        x, y = paired(x, y, num_min=2, exchange=exchange)
         num = len(x) * exchange.size
         return _potential(x, y, t, "unequal", chunk_size, exchange, precision) - math.log(num * (num - 1))
 
@@ -131,7 +131,7 @@ def _nearest(x: Tensor, rows: Tensor, chunk_size: int | None, precision: Precisi
 def _potential(
     x: Tensor, y: Tensor, t: float, pairs: Pairs, chunk_size: int | None, exchange: Exchange, precision: Precision
 ) -> Tensor:
-    """Logarithm of the sum over pairs of all processes of ``exp(-t ||x_i - y_j||^2)``, for vectors of length 1."""
+    """Logarithm of the sum over pairs of all processes of ``exp(-t ||x_i - y_j||^2)``, of directions."""
     shift = x.new_full((len(x),), 2 * t)  # -t ||x - y||^2 = 2t <x, y> - 2t
     rows, _, _ = logsumexp(
         x, y, 2 * t, shift, pairs=pairs, chunk_size=chunk_size, exchange=exchange, precision=precision

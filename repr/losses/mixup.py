@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, logsumexp, true_logits, unit, with_gradient
+from repr.losses.blockwise import Scalar, logsumexp, normalise, paired, true_logits, unit, with_gradient
 from repr.losses.exchange import ALONE, Exchange, row_blocks
 from repr.losses.precision import Precision, full_precision
 from repr.seeds import uniform
@@ -99,7 +99,7 @@ def mixed_contrast(
     ``overwrite`` does so too, to reproduce its numbers.
     """
     with full_precision(mixed, precision):
-        x, y = unit(mixed, other)
+        x, y = paired(mixed, other)
         scale, lam = 1 / temperature, lam.to(x.dtype)
         itself = perm == torch.arange(len(perm), device=perm.device)
         own = lam.masked_fill(itself, 0.0) if overwrite else lam
@@ -108,7 +108,7 @@ def mixed_contrast(
         rows, columns, positives = logsumexp(
             x, y, scale, shift, chunk_size=chunk_size, exchange=exchange, precision=precision
         )
-        partner = scale * (x * exchange.take(y, partners)).sum(1)
+        partner = scale * (normalise(x) * exchange.take(normalise(y), partners)).sum(1)
         loss = (own * (rows - positives) + rest * (rows - (partner - shift))).mean()
         if bidirectional:
             of_partner = exchange.take(columns, partners) - (partner - exchange.take(shift, partners))

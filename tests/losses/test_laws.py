@@ -174,6 +174,18 @@ def test_chunks_bound_the_memory(name):
     assert chunked.numel <= num * max(dim, chunk)
 
 
+@pytest.mark.parametrize("name", ["clip", "sigmoid", "nt_xent", "uniformity", "cross_uniformity"])
+def test_chunks_keep_no_copy_of_the_features(name):
+    num, dim = 64, 32
+    leaves, kept = [*pairs(num, dim), scale()], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        OURS[name](*leaves, 4)
+    theirs = {x.untyped_storage().data_ptr() for x in leaves}
+    copies = [x.shape for x in kept if x.numel() >= num * dim and x.untyped_storage().data_ptr() not in theirs]
+    assert len(kept) > len(leaves)
+    assert not copies
+
+
 @each_loss
 @each_form
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
