@@ -192,6 +192,8 @@ def test_the_end_of_a_run_shows_what_comes_first_and_the_commands_that_come_next
     [
         (["objective=clip", "text=hf", "tokenizer=hf"], "timm"), (["objective=simclr"], "timm"),
         (["objective=siglip"], "open_clip"), (["experiment=m3col_tabular"], None),
+        (["objective=clip", "+objective.hidden_dim=64"], "timm"), (["experiment=coca_vit_b32"], "open_clip"),
+        (["objective=coca", "backbone.name=resnet18"], "timm"),
     ],
 )  # fmt: skip
 def test_the_export_that_is_named_fits_what_was_trained(overrides: list[str], target: str | None) -> None:

@@ -49,4 +49,7 @@ def fitting_target(cfg: DictConfig) -> str | None:
         return None
     text, tokenizer = target("objective.text"), target("tokenizer")
     is_open_clip = text.endswith(".TextTransformer") and tokenizer == "open_clip.SimpleTokenizer"
-    return "open_clip" if is_open_clip else "timm"
+    has_mlps = OmegaConf.select(cfg, "objective.hidden_dim") is not None
+    is_coca = target("objective").endswith(".Captioner")  # which open_clip has with its own ViTs alone
+    is_vit = str(OmegaConf.select(cfg, "backbone.name")).removeprefix("test_").startswith("vit")
+    return "open_clip" if is_open_clip and not has_mlps and (is_vit or not is_coca) else "timm"
