@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from omegaconf import DictConfig, open_dict
 
@@ -19,6 +19,7 @@ from benchmarks.claims.peers import MAKES
 from benchmarks.claims.runs import Values, against, composed, table, trained
 from benchmarks.claims.swav import CHANCE, numbers
 from repr.fit import fit
+from repr.runs.folder import Results
 
 TITLE = "Methods beside those of other libraries, on the embedded emoji"
 LIBRARIES = ("torch", "timm", "lightly", "stable-pretraining")
@@ -48,15 +49,21 @@ MEAN, SECONDS = "mean", "CPU s"
 
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the metrics of its evaluation, and what it took."""
+    results, seconds = outcome(method, seed, epochs)
+    return numbers(results) | {SECONDS: seconds}
+
+
+def outcome(method: str, seed: int, epochs: int, *changed: str) -> tuple[Results, float]:
+    """What a run gives with some options changed, and the seconds of one thread that it took."""
     name, library = method.split(" | ")
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        cfg = composed(RECIPES[name], seed, epochs, folder)
+        cfg = composed([*RECIPES[name], *changed], seed, epochs, folder)
         if library != OURS:
             with open_dict(cfg):
                 cfg.objective = peer(cfg, name, library)
         results = fit(cfg)
-    return numbers(results) | {SECONDS: time.process_time() - start}
+    return results, time.process_time() - start
 
 
 def peer(cfg: DictConfig, method: str, library: str) -> dict[str, object]:
@@ -100,13 +107,17 @@ def settings(options: Namespace) -> str:
 def report(options: Namespace) -> Iterator[list[str]]:
     runs = trained(METHODS, options)
     names = [name for name in runs[METHODS[0]][0] if name != SECONDS]
+    yield from compared_blocks(runs, {name: CHANCE[f"{name.split('/')[0]}/{name.split()[-1]}"] for name in names})
+
+
+def compared_blocks(runs: Mapping[str, list[Values]], chance: Values) -> Iterator[list[str]]:
+    """The table of all rows with the numbers that have a level at chance, and how ours differ from the others."""
     runs = {
-        method: [values | {MEAN: statistics.mean(values[name] for name in names)} for values in over_seeds]
+        method: [values | {MEAN: statistics.mean(values[name] for name in chance)} for values in over_seeds]
         for method, over_seeds in runs.items()
     }
-    chance = {name: CHANCE[f"{name.split('/')[0]}/{name.split()[-1]}"] for name in names}
-    yield table(runs, [*names, MEAN, SECONDS], corner="method | library", chance=chance)
-    kinds = {kind: [name for name in names if f"/{kind}" in name] for kind in ("kNN", "probe")}
+    yield table(runs, [*chance, MEAN, SECONDS], corner="method | library", chance=chance)
+    kinds = {kind: [name for name in chance if f"/{kind}" in name] for kind in ("kNN", "probe")}
     lines = []
     for method in RECIPES:
         others = [name for name in METHODS if name.startswith(f"{method} | ") and not name.endswith(OURS)]

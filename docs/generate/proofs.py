@@ -11,6 +11,7 @@ from typing import NamedTuple
 from docs.generate.text import ROOT
 
 GOLDEN = {path.stem for path in (ROOT / "tests" / "golden").glob("*.npz") if not path.stem.endswith("_ours")}
+SHARED = ("blockwise", "features")  # modules of repr.losses that are neither losses nor steps to one
 
 
 class Held(NamedTuple):
@@ -50,7 +51,7 @@ def _path(dotted: str) -> Path:
 def _is_term(dotted: str) -> bool | None:
     """Whether a function of repr.losses is a loss, whose docstring tells its range, or a step to one; None: neither."""
     path, name = _path(dotted), dotted.rpartition(".")[2]
-    if not dotted.startswith("repr.losses.") or dotted.startswith("repr.losses.blockwise.") or not path.is_file():
+    if not dotted.startswith("repr.losses.") or path.stem in SHARED or not path.is_file():
         return None
     for node in _parsed(path).body:
         if isinstance(node, ast.FunctionDef) and node.name == name and ast.unparse(node.returns or node) == "Tensor":

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import widened
 from repr.losses.exchange import row_blocks
+from repr.losses.features import widened
 from repr.losses.precision import Precision, add_product, full_precision, product
 
 Sum = Callable[[Tensor], Tensor]  # over all processes, with gradient

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from repr.losses.blockwise import Scalar
 from repr.losses.captioning import caption
 from repr.losses.clustering import swapped_pairs, swapped_prediction
 from repr.losses.contrastive import clip, cross_nt_xent, nt_xent, pairs, sigmoid
 from repr.losses.decorrelation import covariance, cross_correlation, invariance
+from repr.losses.features import Scalar
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
 from repr.losses.mixup import mixed_contrast, soft_clip
 from repr.losses.pixel import pixel_consistency

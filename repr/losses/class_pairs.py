@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import NEVER, Scalar, normalise, widened
+from repr.losses.blockwise import NEVER
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import Scalar, normalise, widened
 from repr.losses.precision import full_precision
 from repr.seeds import uniform
 

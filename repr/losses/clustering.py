@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import Scalar, unit, widened
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import Scalar, unit, widened
 from repr.losses.precision import full_precision
 
 # (values of this rank, reduction) -> values of all ranks

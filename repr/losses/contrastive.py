@@ -7,8 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, logsumexp, normalise, paired, softplus_sum, true_logits, unit
+from repr.losses.blockwise import logsumexp, softplus_sum, true_logits
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.features import Scalar, normalise, paired, unit
 from repr.losses.precision import Precision, full_precision
 
 

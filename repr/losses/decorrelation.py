@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from repr.losses.blockwise import paired, widened
 from repr.losses.exchange import ALONE, Exchange
+from repr.losses.features import paired, widened
 from repr.losses.precision import full_precision
 
 

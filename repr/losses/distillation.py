@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import Scalar, normalise, unit, widened
 from repr.losses.clustering import near_rows, soft_cross_entropy, swapped_prediction
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import Scalar, normalise, unit, widened
 from repr.losses.precision import Precision, full_precision
 
 Sum = Callable[[Tensor], Tensor]  # over all processes

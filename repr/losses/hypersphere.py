@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Pairs, logsumexp, paired, unit
+from repr.losses.blockwise import Pairs, logsumexp
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import paired, unit
 from repr.losses.precision import Precision, full_precision, product
 
 

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, logsumexp, normalise, paired, true_logits, unit, with_gradient
+from repr.losses.blockwise import logsumexp, true_logits
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import Scalar, normalise, paired, unit, with_gradient
 from repr.losses.precision import Precision, full_precision
 from repr.seeds import uniform
 

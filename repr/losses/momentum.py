@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import Scalar, inverse_length, normalise, unit, widened, with_gradient
 from repr.losses.contrastive import cross_nt_xent
 from repr.losses.exchange import ALONE, Exchange, row_blocks
+from repr.losses.features import Scalar, inverse_length, normalise, unit, widened, with_gradient
 from repr.losses.hypersphere import alignment
 from repr.losses.precision import Precision, full_precision
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import normalise, widened, with_gradient
+from repr.losses.features import normalise, widened, with_gradient
 from repr.losses.precision import full_precision
 
 _NUM_SLICES = 8  # of a batch; what is built for the pairs of cells of one is gone before the next

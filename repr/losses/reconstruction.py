@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from repr.losses.blockwise import widened
+from repr.losses.features import widened
 from repr.losses.precision import full_precision
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from repr.losses.blockwise import normalise, widened
+from repr.losses.features import normalise, widened
 from repr.losses.precision import full_precision
 from repr.seeds import sample_seed, uniform
 

@@ -10,7 +10,7 @@ from open_clip.transformer import AttentionalPooler, MultimodalTransformer, Text
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import widened
+from repr.losses.features import widened
 from repr.losses.precision import full_precision
 
 Pooling = Literal["cascade", "parallel", "shared"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from repr.losses.blockwise import normalise
+from repr.losses.features import normalise
 
 
 class Hallucinator(nn.Module):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from repr.losses.blockwise import normalise
+from repr.losses.features import normalise
 from repr.losses.precision import full_precision
 from repr.models.batchnorm import SyncBatchNorm
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from repr.losses.blockwise import normalise
+from repr.losses.features import normalise
 from repr.losses.precision import full_precision
 from repr.models.heads import mlp
 

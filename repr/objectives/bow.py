@@ -13,8 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, StepOutput
 from repr.distributed import mean, means
-from repr.losses.blockwise import normalise
 from repr.losses.bow import Pool, bag_loss, distances
+from repr.losses.features import normalise
 from repr.losses.precision import full_precision
 from repr.models.backbone import feature_maps, map_channels, map_shape, width_of
 from repr.models.batchnorm import SyncBatchNorm, synchronise

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from repr.batch import Batch, StepOutput
 from repr.distributed import gather, means
 from repr.drawing import Show, enlarge
-from repr.losses.blockwise import normalise
 from repr.losses.class_pairs import Pairs, Reduction, class_pair_contrast, draw_partners
 from repr.losses.exchange import GATHER
+from repr.losses.features import normalise
 from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.gate import Gate

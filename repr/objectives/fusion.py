@@ -12,11 +12,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import all_reduce, gather, means
-from repr.losses.blockwise import normalise
 from repr.losses.captioning import masked_language
 from repr.losses.contrastive import clip
 from repr.losses.distillation import soft_contrast
 from repr.losses.exchange import exchange_of
+from repr.losses.features import normalise
 from repr.losses.precision import precision_of
 from repr.models.backbone import freeze_unreached
 from repr.models.embedding_queue import Queue, length_fault

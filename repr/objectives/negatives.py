@@ -12,7 +12,7 @@ from torch import Tensor
 
 from repr.batch import Batch
 from repr.distributed import gather, rank
-from repr.losses.blockwise import normalise
+from repr.losses.features import normalise
 from repr.seeds import uniform
 
 FALSE_NEGATIVES = (

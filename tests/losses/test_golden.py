@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repr.losses.blockwise import logsumexp, unit
+from repr.losses.blockwise import logsumexp
 from repr.losses.contrastive import clip, nt_xent, sigmoid
+from repr.losses.features import unit
 from repr.losses.hypersphere import alignment, cross_uniformity, uniformity
 from tests.golden import golden
 from tests.losses import naive

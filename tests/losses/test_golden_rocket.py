@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from repr.losses.blockwise import normalise
 from repr.losses.clustering import sinkhorn, swapped_pairs, swapped_prediction
 from repr.losses.contrastive import clip
 from repr.losses.decorrelation import cross_correlation
+from repr.losses.features import normalise
 from repr.losses.momentum import regression
 from tests.golden import golden
 
