@@ -26,7 +26,7 @@ METHODS = {
     "SimCLR": ["experiment=simclr_emoji"],
     BEYOND: ["experiment=simclr_hallucination_emoji"],
     "+ hallucination, not beyond the view": ["experiment=simclr_hallucination_emoji", "+objective.extrapolation=0"],
-    "SimCLR, three views": ["experiment=simclr_emoji", "+views.main.count=3"],
+    "SimCLR, three views": ["experiment=simclr_emoji", "views.main.count=3"],
     "SimCLR, twice the loss": ["experiment=simclr_emoji", "objective.weights.contrast=2"],
 }
 COSINE, SECONDS = "cosine of the hallucinated", "CPU s"

@@ -21,13 +21,7 @@ CROPPED = "views.main.scale=[0.2,1]"
 SEARCHED = {
     "SimCLR": (
         "experiment=simclr_emoji",
-        [
-            AS_IT_WAS,
-            "optim.lr=5e-3",
-            "optim.lr=1e-2",
-            "objective.losses.contrast.temperature=0.2",
-            LONGER,
-        ],
+        [AS_IT_WAS, "optim.lr=5e-3", "optim.lr=1e-2", LONGER],
     ),
     "SwAV": (
         "experiment=swav_emoji objective.queue_length=0",
