@@ -35,7 +35,7 @@ ANY_SIZE = ["+backbone.dynamic_img_size=true"]  # for small views
 OWN = {
     **{name: ["embed_dim=768"] for name in ("m3col", "m3col_clip", "m3col_no_contrast", "m3col_no_heads")},
     "coca": ["text=coca_base"],
-    **dict.fromkeys(("coca_dino", "siglip2"), [*ANY_SIZE, "text=coca_base"]),
+    **{name: [*ANY_SIZE, "text=coca_base"] for name in ("coca_dino", "siglip2")},
     "tips": [*ANY_SIZE, "+backbone.reg_tokens=1", "data.num_texts=2"],
     "cappa": ["text=coca_base", "text.embed_cls=false", "text.output_dim=null"],
     **dict.fromkeys(("swav", "dino", "ibot", "dinov2"), ANY_SIZE),

@@ -141,8 +141,9 @@ class _SoftCrossEntropy(Function):
 
 
 def near_rows(x: Tensor) -> list[slice]:
-    """Slices of the rows of (M, K), of as many as stay in the cache of a CPU."""
-    return row_blocks(len(x), max(1, (2**24 if x.is_cuda else 2**19) // max(1, x.shape[1])))
+    """Slices of the rows of (M, K), of as many as stay in the cache of a CPU; 256 slices at most."""
+    near = (2**24 if x.is_cuda else 2**19) // max(1, x.shape[1])
+    return row_blocks(len(x), max(1, near, -(-len(x) // 256)))
 
 
 def swapped_pairs(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from repr.losses.clustering import sinkhorn, soft_cross_entropy, swapped_prediction
+from repr.losses.clustering import near_rows, sinkhorn, soft_cross_entropy, swapped_prediction
 from tests.golden import golden
 
 SINKHORN, LOSS = golden("swav_sinkhorn"), golden("swav_loss")
@@ -177,3 +177,11 @@ def test_a_learned_temperature_gets_its_gradient() -> None:
     temperature = torch.tensor(0.3, dtype=torch.float64)
     leaves = scores.requires_grad_(), temperature.requires_grad_()
     assert torch.autograd.gradcheck(lambda s, t: soft_cross_entropy(s, targets, temperature=t), leaves)
+
+
+def test_rows_near_each_other_are_few_blocks_also_of_what_a_planner_traces() -> None:
+    """DINOv2's patches of a large batch: each block costs the planner some operations."""
+    assert [rows.stop - rows.start for rows in near_rows(torch.empty(20, 2**16, device="meta"))] == [8, 8, 4]
+    large = near_rows(torch.empty(125_440, 2**17, device="meta"))
+    assert len(large) == 256
+    assert (large[0].start, large[-1].stop) == (0, 125_440)
