@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from benchmarks.claims.__main__ import CLAIMS
 from benchmarks.summary import RESULTS, SECTIONS, summary, tables
+from repr.config import ConfigError, check, compose
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,3 +52,17 @@ def test_chosen_scripts_run_and_are_summed_up() -> None:
     assert "| a million |" in done.stdout
     assert "### A step" in done.stdout
     assert "epoch_order: done in" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_claims_train_can_be_trained() -> None:
+    faults = {}
+    for name in CLAIMS:
+        methods = getattr(import_module(f"benchmarks.claims.{name}"), "METHODS", {})
+        for method, overrides in methods.items() if isinstance(methods, dict) else ():
+            if isinstance(overrides, list) and any(word.startswith("experiment=") for word in overrides):
+                try:
+                    check(compose(overrides))
+                except ConfigError as error:
+                    faults[name, method] = str(error)
+    assert faults == {}

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from benchmarks import teacher_step_time
@@ -97,3 +98,33 @@ class Peer(Objective):
         """Let the teachers follow."""
         for work in self.after:
             work()
+
+
+def become_peer(cfg: DictConfig, method: str, library: str) -> None:
+    """Put the objective of another library, with the widths of ours, in the place of ours."""
+    options, views = cfg.objective, list(cfg.views.values())
+    contrast = (options.get("losses") or {}).get("contrast", {})
+    heads = {
+        "hidden": options.get("hidden_dim"),
+        "dim": options.get("dim"),
+        "prototypes": options.get("num_prototypes"),
+        "momentum": options.get("momentum"),
+        "temperature": options.get("temperature", contrast.get("temperature")),
+        "decoder": [options.decoder.dim, options.decoder.depth] if "decoder" in options else None,
+    }
+    counts = [
+        [sum(view.get("count", 1) for view in views if (view.size == cfg.image_size) is large), size]
+        for large, size in ((True, cfg.image_size), (False, cfg.get("small_size", 0)))
+    ]
+    objective = {
+        "_target_": "benchmarks.claims.peers.Peer",
+        "backbone": "${backbone}",
+        "optim": "${optim}",
+        "library": library,
+        "method": method,
+        "heads": {name: value for name, value in heads.items() if value is not None},
+        "views": counts,
+        "batch_size": "${data.batch_size}",
+    }
+    with open_dict(cfg):
+        cfg.objective = objective

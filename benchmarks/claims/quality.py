@@ -13,9 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 
-from omegaconf import DictConfig, open_dict
-
-from benchmarks.claims.peers import MAKES
+from benchmarks.claims.peers import MAKES, become_peer
 from benchmarks.claims.runs import Values, against, composed, table, trained
 from benchmarks.claims.swav import CHANCE, numbers
 from repr.fit import fit
@@ -60,38 +58,9 @@ def outcome(method: str, seed: int, epochs: int, *changed: str) -> tuple[Results
     with tempfile.TemporaryDirectory() as folder:
         cfg = composed([*RECIPES[name], *changed], seed, epochs, folder)
         if library != OURS:
-            with open_dict(cfg):
-                cfg.objective = peer(cfg, name, library)
+            become_peer(cfg, name, library)
         results = fit(cfg)
     return results, time.process_time() - start
-
-
-def peer(cfg: DictConfig, method: str, library: str) -> dict[str, object]:
-    """The objective of another library, with the widths of ours."""
-    options, views = cfg.objective, list(cfg.views.values())
-    contrast = (options.get("losses") or {}).get("contrast", {})
-    heads = {
-        "hidden": options.get("hidden_dim"),
-        "dim": options.get("dim"),
-        "prototypes": options.get("num_prototypes"),
-        "momentum": options.get("momentum"),
-        "temperature": options.get("temperature", contrast.get("temperature")),
-        "decoder": [options.decoder.dim, options.decoder.depth] if "decoder" in options else None,
-    }
-    counts = [
-        [sum(view.get("count", 1) for view in views if (view.size == cfg.image_size) is large), size]
-        for large, size in ((True, cfg.image_size), (False, cfg.get("small_size", 0)))
-    ]
-    return {
-        "_target_": "benchmarks.claims.peers.Peer",
-        "backbone": "${backbone}",
-        "optim": "${optim}",
-        "library": library,
-        "method": method,
-        "heads": {name: value for name, value in heads.items() if value is not None},
-        "views": counts,
-        "batch_size": "${data.batch_size}",
-    }
 
 
 def settings(options: Namespace) -> str:

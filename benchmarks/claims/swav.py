@@ -7,21 +7,19 @@ backbone and of the head for every view, prototypes normalised before every step
 
 from __future__ import annotations
 
+import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-
-from benchmarks.claims.runs import Values, compared, evaluated, table, trained
-from repr.batch import Batch, StepOutput
-from repr.objectives.base import Objective
+from benchmarks.claims.peers import become_peer
+from benchmarks.claims.runs import Values, compared, composed, table, trained
+from repr.fit import fit
 from repr.runs.folder import Results
 
 TITLE = "SimCLR and SwAV on the embedded emoji"
 LIBRARIES = ("torch", "timm", "lightly")
 SEEDS, LENGTH = (3, 1), (6, 1)
+LIGHTLYS = "lightly's SwAV, multi-crop"
 METHODS = {
     "random encoder": [
         "experiment=simclr_emoji",
@@ -32,11 +30,7 @@ METHODS = {
     "SimCLR": ["experiment=simclr_emoji"],
     "SwAV, two views": ["experiment=swav_emoji", "objective.queue_length=0", "~views.small"],
     "SwAV, multi-crop": ["experiment=swav_emoji", "objective.queue_length=0"],
-    "lightly's SwAV, multi-crop": [
-        "experiment=swav_emoji",
-        "objective._target_=benchmarks.claims.swav.LightlySwaV",
-        *(f"~objective.{key}" for key in ("queue_length", "queue_start_step", "epsilon", "num_iters", "temperature")),
-    ],
+    LIGHTLYS: ["experiment=swav_emoji", "objective.queue_length=0"],
 }
 METRICS = {
     "kNN category": "knn_category",
@@ -48,45 +42,13 @@ SETS = {"test_style": list(METRICS), "val": ["kNN category", "probe category"]}
 CHANCE = {"test_style/category": 0.222, "val/category": 0.189, "test_style/concept": 0.0007}
 
 
-class LightlySwaV(Objective):
-    """lightly's modules and loss in our loop; temperature, epsilon and rounds are its defaults, those of the paper."""
-
-    TERMS = ("swapped_prediction",)
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        *,
-        hidden_dim: int,
-        dim: int,
-        num_prototypes: int,
-        freeze_steps: int,
-        assign_views: Sequence[int],
-        **base: Any,
-    ) -> None:
-        from lightly.loss import SwaVLoss
-        from lightly.models.modules import SwaVProjectionHead, SwaVPrototypes
-
-        super().__init__(backbone, **base)
-        self.head = SwaVProjectionHead(int(backbone.num_features), hidden_dim, dim)
-        self.prototypes = SwaVPrototypes(dim, num_prototypes, n_steps_frozen_prototypes=freeze_steps)
-        self.loss, self.num_large = SwaVLoss(), len(assign_views)
-
-    def step(self, batch: Batch) -> StepOutput:
-        """Every view by itself, as in lightly's example."""
-        self.prototypes.normalize()
-        scores = [self._scores(view) for view in batch["views"]]
-        loss = self.loss(scores[: self.num_large], scores[self.num_large :])
-        return StepOutput({"swapped_prediction": loss.squeeze()})
-
-    def _scores(self, view: Tensor) -> Tensor:
-        embedding = F.normalize(self.head(self.backbone(view).flatten(start_dim=1)), dim=1, p=2)
-        return self.prototypes(embedding, step=self.step_number)
-
-
 def train(method: str, seed: int, epochs: int) -> Values:
     """One run; the metrics of its evaluation."""
-    return numbers(evaluated(METHODS[method], seed, epochs))
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = composed(METHODS[method], seed, epochs, folder)
+        if method == LIGHTLYS:
+            become_peer(cfg, "SwAV", "lightly")
+        return numbers(fit(cfg))
 
 
 def numbers(results: Results) -> Values:
@@ -114,7 +76,7 @@ def report(options: Namespace) -> Iterator[list[str]]:
         ("SwAV, two views", "random encoder"),
         ("SwAV, multi-crop", "random encoder"),
         ("SwAV, multi-crop", "SwAV, two views"),
-        ("SwAV, multi-crop", "lightly's SwAV, multi-crop"),
+        ("SwAV, multi-crop", LIGHTLYS),
     ):
         result = compared(runs[ours], runs[theirs], names)
         lines.append(f"- {ours}: {result.word} {theirs}; the six numbers differ by {result.told} on average.")

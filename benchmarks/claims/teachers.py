@@ -37,7 +37,7 @@ METHODS = {
         "objective.first_teacher_temperature=1",
     ],
     "LeJEPA": ["experiment=lejepa_emoji"],
-    "LeJEPA, no Gaussian": ["experiment=lejepa_emoji", "~objective.weights.sigreg"],
+    "LeJEPA, no Gaussian": ["experiment=lejepa_emoji", "objective.weights.sigreg=0"],
 }
 WARNED = "warned of collapse"
 LOOKS = ["callbacks.collapse.every=10", "callbacks.collapse.start=80"]  # an epoch has 87 steps
