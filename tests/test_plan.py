@@ -74,13 +74,13 @@ def test_processes_share_what_they_should_and_send_what_they_must() -> None:
     assert ddp.memory[BUCKETS] == four.trained == one.trained
     embeddings = 2048 * 64 * 4  # of one modality, the global batch, 64 float32 numbers
     rows = 2048 * 4  # a number for each
-    shifts_and_gradients = 2 * rows
-    assert ddp.sent["embeddings"] == pytest.approx((embeddings + shifts_and_gradients) * 3 / 4, rel=1e-3)
+    numbers = 3 * rows  # shifts, lengths and gradients
+    assert ddp.sent["embeddings"] == pytest.approx((embeddings + numbers) * 3 / 4, rel=1e-3)
     sums = ddp.sent["their gradients, sums"] - embeddings * 3 / 4
     assert 2 * 2 * rows * 3 / 4 <= sums <= 2.1 * 2 * rows * 3 / 4  # maxima and sums, and a few scalars
     on_a_ring, _ = config([*TINY, "objective=clip", "data.batch_size=2048", "exchange=ring", "chunk_size=64"], 4)
     ring = Planner(on_a_ring, gpus=4).at(512)["ddp"]
-    assert ring.sent["embeddings"] == pytest.approx((3 * embeddings + shifts_and_gradients) * 3 / 4, rel=0.01)
+    assert ring.sent["embeddings"] == pytest.approx((3 * embeddings + numbers) * 3 / 4, rel=0.01)
     square = 2 * 2048**2 * 64  # operations of the product of all pairs
     assert one.loss_operations(2048) == 3 * square
     assert four.loss_operations(512) == 3 * square / 4
