@@ -63,9 +63,11 @@ class ShardCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with claim.open("ab") as file, _locked(file):
-                if path.exists() or not _is_there(file):  # another has done it, or has failed
+                if not _is_there(file):  # another has done it, or has failed
                     return
                 try:
+                    if path.exists():  # another had done it before this claim was made
+                        return
                     self._make_room(facts.size, partial)
                     if (now := remote.facts(url, patience=remote.READING)) != facts:
                         raise ValueError(
