@@ -8,9 +8,9 @@ Run from the root of the repository, on an otherwise idle machine::
 
 As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. DINO alone takes the small views. lightly
 has no MoCo v3. iBOT and DINOv2, on a ViT, hide 30 % of the patches of all pictures; I-JEPA predicts four blocks. Each
-library draws masks in its own way, and stable-pretraining predicts all blocks in one pass, the paper and the others one
-by one; its DINOv2 is without KoLeo. lightly centres iBOT's patches by the hidden ones alone; ours by all, as the
-authors do, for which the head sees all: 3 % of the operations of a step.
+library draws masks in its own way, and stable-pretraining predicts all blocks in one pass, as ours with ``together``,
+the paper and lightly one by one; its DINOv2 is without KoLeo. lightly centres iBOT's patches by the hidden ones alone;
+ours by all, as the authors do, for which the head sees all: 3 % of the operations of a step.
 """
 
 from __future__ import annotations
@@ -78,10 +78,12 @@ def our_dinov2(model: nn.Module, large: Views, small: Views, heads: Heads = HEAD
     return our(SelfDistillation(model, masking=hidden, centering="sinkhorn", **options), large)
 
 
-def our_ijepa(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+def our_ijepa(
+    model: nn.Module, large: Views, small: Views, heads: Heads = HEADS, *, together: bool = False
+) -> Candidate:
     width, depth = heads.decoder
     decoder = partial(Decoder, dim=width, depth=depth, num_heads=width // 64)
-    return our(JEPA(model, decoder=decoder), large[:1])
+    return our(JEPA(model, decoder=decoder, together=together), large[:1])
 
 
 def following(heads: Heads, *pairs: tuple[nn.Module, nn.Module]) -> Callable[[], None]:
@@ -266,9 +268,10 @@ METHODS: dict[str, dict[str, Make]] = {
     "DINO": {"ours": our_dino, "lightly": lightly_dino, "stable-pretraining": stable_dino},
     "iBOT": {"ours": our_ibot, "lightly": lightly_ibot, "stable-pretraining": stable_ibot},
     "DINOv2": {"ours": our_dinov2, "stable-pretraining": stable_dinov2},
-    "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa, "stable-pretraining": stable_ijepa},
+    "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa},
+    "I-JEPA, one pass": {"ours": partial(our_ijepa, together=True), "stable-pretraining": stable_ijepa},
 }
-OF_PATCHES = ("iBOT", "DINOv2", "I-JEPA")
+OF_PATCHES = ("iBOT", "DINOv2", "I-JEPA", "I-JEPA, one pass")
 
 
 def step_times(libraries: dict[str, Make], recipe: str, encoder: Callable[[int], nn.Module], seconds: float) -> Times:

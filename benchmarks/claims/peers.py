@@ -32,6 +32,7 @@ MAKES |= {
     for library, make in libraries.items()
     if library != "ours"
 }
+MAKES["stable-pretraining", "I-JEPA"] = MAKES["stable-pretraining", "I-JEPA, one pass"]  # its only form
 
 
 class Peer(Objective):

@@ -29,9 +29,10 @@ class JEPA(Objective):
 
     Method: I-JEPA (Assran et al., 2023, arXiv 2301.08243).
 
-    Flow: patches of the first view -> context -> backbone on its patches alone -> decoder, one block at a time, from
-    the context and a mask token with its position for each patch of the block: features; the whole view -> teacher's
-    backbone -> patches of the blocks, normalised. There is no BatchNorm, and nothing is gathered. Reduced: the loss.
+    Flow: patches of the first view -> context -> backbone on its patches alone -> decoder, one block at a time unless
+    ``together``, from the context and a mask token with its position for each patch of the block: features; the whole
+    view -> teacher's backbone -> patches of the blocks, normalised. There is no BatchNorm, and nothing is gathered.
+    Reduced: the loss.
 
     Terms: ``features``.
 
@@ -41,6 +42,8 @@ class JEPA(Objective):
         blocks: which patches are predicted.
         decoder: the paper's predictor, called as :class:`repr.models.decoder.Decoder`, such as a ``functools.partial``
             of it.
+        together: whether one pass of the decoder predicts all blocks, whose mask tokens then see each other, where the
+            paper's predicts each from the context alone; a step takes about two thirds of the time.
         positions: ``sincos`` replaces the backbone's positions by fixed ones, ``learned`` leaves them.
         momentum: of the teacher at the start; it rises to 1 over the run along a straight line.
     """
@@ -58,6 +61,7 @@ class JEPA(Objective):
         *,
         blocks: TargetBlocks = TARGET_BLOCKS,
         decoder: MakeDecoder = Decoder,
+        together: bool = False,
         positions: Positions = "sincos",
         momentum: float = 0.996,
         weights: Mapping[str, float] | None = None,
@@ -65,7 +69,7 @@ class JEPA(Objective):
     ) -> None:
         super().__init__(backbone, weights=weights, optim=optim)
         prepare_vit(backbone, positions)
-        self.blocks, self.positions = blocks, positions
+        self.blocks, self.together, self.positions = blocks, together, positions
         width, grid = width_of(backbone), cast(Any, backbone).patch_embed.grid_size
         if grid[0] * grid[1] <= blocks.num:
             raise ValueError(too_few(blocks.num, grid))
@@ -92,13 +96,14 @@ class JEPA(Objective):
         if images.shape[2:] != vit.patch_embed.img_size:
             raise ValueError(f"views of {vit.patch_embed.img_size} pixels are masked; got {tuple(images.shape[2:])}")
         ids_keep, blocks = self.blocks.draw(batch["seed"], vit.patch_embed.grid_size, step=self.step_number)
-        num = blocks.shape[1]
-        ids = blocks.transpose(0, 1).flatten(0, 1)  # (M * B, T), the first block of all pictures first
+        passes = 1 if self.together else blocks.shape[1]
+        # (M * B, T), the first block of all pictures first; or (B, M * T)
+        ids = blocks.flatten(1) if self.together else blocks.transpose(0, 1).flatten(0, 1)
         context = encode_kept(vit, images, ids_keep)
-        seen = context[:, prefix:].repeat(num, 1, 1)  # (M * B, K, D)
-        pred = self.decoder.forward_from(seen, ids_keep.repeat(num, 1), ids)  # (M * B, T, D)
+        seen = context[:, prefix:].repeat(passes, 1, 1)
+        pred = self.decoder.forward_from(seen, ids_keep.repeat(passes, 1), ids)  # of the shape of ids, and D
         with torch.no_grad():
             whole = self.teacher.backbone.forward_features(images)[:, prefix:]
-            target = take(whole.repeat(num, 1, 1), ids)
+            target = take(whole.repeat(passes, 1, 1), ids)
         pooled = vit.forward_head(context).detach()
         return StepOutput({"features": mean(feature_prediction(pred, target))}, {"context": pooled})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,8 +23,12 @@ class Collapse(pl.Callback):
     sphere) and ``train/rank_<name>``, the effective rank; its scores and assignments ``train/prototype_entropy`` and
     ``train/assignment_entropy``, in nats, whose level at chance is that of the loss, ln K.
 
+    Features that have less than half of the spread that they had when a run began are a sign, too: those of BYOL
+    without its predictor come to rest at a third, while all methods as they are spread them out after a dip at the
+    start (``benchmarks/results/teachers.md``).
+
     Args:
-        every: steps between two looks.
+        every: steps between two looks, besides one at the first step.
         start: step from which a warning may be given; an encoder with random weights looks collapsed.
         max_rows: rows that are looked at, of all ranks together.
     """
@@ -31,18 +36,28 @@ class Collapse(pl.Callback):
     def __init__(self, *, every: int, start: int, max_rows: int = 1024) -> None:
         self.every, self.start, self.max_rows = every, start, max_rows
         self._warned: set[str] = set()
+        self._first: dict[str, float] = {}  # values at the first look at each
         self._step = -1
         self.meanings: dict[str, str] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on compares with."""
+        return {"first": self._first}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._first = dict(state_dict["first"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Look at what the step has left."""
         step = trainer.global_step
-        if step == self._step or step % self.every:
+        if step == self._step or (self._first and step % self.every):
             return
         self._step = step
-        values, signs = collapse_signs(getattr(pl_module, "output", StepOutput({})), self.max_rows)
+        values, signs = collapse_signs(getattr(pl_module, "output", StepOutput({})), self.max_rows, self._first)
         if not all(map(math.isfinite, values.values())):
             return  # the guard has the say
+        self._first = values | self._first
         self.meanings = {f"train/{name}": _meaning(name) for name in values}
         pl_module.log_dict({f"train/{name}": value for name, value in values.items()})
         for name, sign in signs.items():
@@ -61,8 +76,13 @@ def _meaning(name: str) -> str:
     }[kind]
 
 
-def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float], dict[str, str]]:
-    """Values to log of a step, and a sentence for each part of it that has collapsed; all ranks must call it."""
+def collapse_signs(
+    output: StepOutput, max_rows: int, first: Mapping[str, float]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Values to log of a step, and a sentence for each part of it that has collapsed; all ranks must call it.
+
+    ``first`` has the values at the first look.
+    """
 
     def some(x: Tensor) -> Tensor:
         return gather(x[: -(-max_rows // world_size())]).float()
@@ -77,6 +97,8 @@ def collapse_signs(output: StepOutput, max_rows: int) -> tuple[dict[str, float],
         values |= {f"std_{name}": spread, f"rank_{name}": rank}
         if spread < 0.05:
             signs[name] = f"the features '{name}' are nearly the same for all samples (deviation {spread:.4f})"
+        elif spread < (at_first := first.get(f"std_{name}", 0)) / 2:
+            signs[name] = f"the features '{name}' draw together (deviation {spread:.3f}, {at_first:.3f} at first)"
         elif rank < 1.5:
             signs[name] = f"the features '{name}' lie on a line (effective rank {rank:.2f})"
     if output.scores is not None:

@@ -145,6 +145,23 @@ def test_a_step_is_what_it_says() -> None:
     assert flow.embed(Batch(image=images)).trunk.shape == (8, 32)
 
 
+def test_blocks_are_predicted_together_by_one_pass() -> None:
+    """What they see is the context and each other, which is another loss than that of blocks one by one."""
+    flow, batch = build("ijepa", "+objective.together=true"), make_batch(8)
+    context, blocks = flow.blocks.draw(batch["seed"], (8, 8), step=0)
+    seen: list[tuple[int, ...]] = []
+    flow.decoder.norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    output = flow.step(batch)
+    assert seen == [(8, blocks[0].numel())]  # one pass
+    images, ids = batch["views"][0], blocks.flatten(1)
+    tokens = encode_kept(flow.backbone, images, context)[:, 1:]
+    whole = flow.teacher.backbone.forward_features(images)[:, 1:]
+    expected = feature_prediction(flow.decoder.forward_from(tokens, context, ids), take(whole, ids))
+    torch.testing.assert_close(output.terms["features"], expected)
+    apart = build("ijepa").step(batch).terms["features"]
+    assert not torch.allclose(output.terms["features"], apart)
+
+
 SMALL = ["run_folder=x", "image_size=32", "embed_dim=32"]
 
 

@@ -3,6 +3,7 @@
 import csv
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 
 from repr.config import compose
 from repr.fit import fit
+from repr.runs.checkpoint_files import read_checkpoint
+from repr.runs.checkpoints import last_checkpoint
 
 RUN = [
     "experiment=swav_emoji", "smoke=true", "backbone.name=test_resnet", "objective.hidden_dim=16", "objective.dim=8",
@@ -18,11 +21,11 @@ RUN = [
 ]  # fmt: skip
 
 
-def run(folder: Path, *overrides: str) -> list[str]:
+def run(folder: Path, *overrides: str, start: Sequence[str] = RUN) -> list[str]:
     """Warnings of a run."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(compose([*RUN, f"run_folder={folder}", *overrides]))
+        fit(compose([*start, f"run_folder={folder}", *overrides]))
     return [str(warning.message) for warning in caught if "collapse" in str(warning.message)]
 
 
@@ -49,3 +52,25 @@ def test_pictures_that_are_all_the_same_are_told_once(tmp_path: Path) -> None:
     assert len(told) == len(set(told)) > 0
     assert all(text.startswith("step 2: ") for text in told)
     assert any("entropy" in text for text in told)
+
+
+LEJEPA = [
+    "experiment=lejepa_emoji", "smoke=true", "backbone.name=test_resnet", "objective.hidden_dim=64",
+    "trainer.limit_train_batches=60", "optim.lr=5e-3", "optim.warmup_steps=0", "callbacks.collapse.every=20",
+    "callbacks.collapse.start=60",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("sigreg", "collapses"), [(0.02, False), (0, True)])
+def test_features_that_draw_together_are_told_before_they_are_one(
+    sigreg: float, collapses: bool, tmp_path: Path
+) -> None:
+    """Without the Gaussian nothing keeps LeJEPA's features apart; what they were at first is in the checkpoint."""
+    told = run(tmp_path, f"objective.weights.sigreg={sigreg}", start=LEJEPA)
+    assert [text.partition("(")[0] for text in told] == ["step 60: the features 'embedding' draw together "] * collapses
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        column = [row["train/std_embedding"] for row in csv.DictReader(file)]
+    looks = list(dict.fromkeys(filter(None, column)))  # rows in between repeat the last
+    assert len(looks) == 4  # the first step is one
+    kept = read_checkpoint(last_checkpoint(tmp_path))["callbacks"]["Collapse"]["first"]
+    assert kept["std_embedding"] == pytest.approx(float(looks[0]), abs=1e-6)
