@@ -46,9 +46,14 @@ FLOWS = {
         "experiment=swav_emoji", "smoke=true", "objective.queue_length=32", "objective.hidden_dim=16",
         "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=2", "data.num_workers=1",
     ],
-    "byol, queue": [
-        "experiment=byol_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
-        "objective.queue_length=32", "+objective.weights.contrast=1",
+    "densecl": [  # two queues, and two projectors that the teacher follows
+        "experiment=densecl_scenes", "eval=images", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
+        "objective.queue_length=32", "objective.final_momentum=1",
+    ],
+    "ijepa": ["experiment=ijepa_emoji", "smoke=true", "backbone.depth=1", *SMALL_VIT, "objective.decoder.depth=1"],
+    "class pairs": [
+        "experiment=class_pairs_trifeature", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
+        "objective.class_dim=8", "objective.gate_dim=16",
     ],
     "ibot": [
         "experiment=ibot_emoji", "smoke=true", "backbone.depth=1", *SMALL_VIT, "objective.hidden_dim=16",
@@ -79,6 +84,8 @@ FLOWS = {
     ],
 }  # fmt: skip
 SCHEDULES = {  # a logged value at each share of the run
+    "densecl": ("train/momentum", lambda share: 1 - 0.03 * (math.cos(math.pi * share) + 1) / 2),
+    "ijepa": ("train/momentum", lambda share: 0.97 + 0.03 * share),
     "pixpro": ("train/momentum", lambda share: 1 - 0.01 * (math.cos(math.pi * share) + 1) / 2),
     "ibot": ("train/teacher_temperature", lambda share: 0.04 + 0.03 * min(share * NUM_STEPS / 6, 1)),
     "m3col": ("train/mixed", lambda share: float(share < 0.6)),
