@@ -7,16 +7,18 @@ Run from the root of the repository, on an otherwise idle machine::
     python -m benchmarks.teacher_step_time --write    # also writes benchmarks/results/teacher_step_time.md
 
 As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. DINO alone takes the small views. lightly
-has no MoCo v3. iBOT and DINOv2, on a ViT, hide 30 % of the patches of all pictures; I-JEPA predicts four blocks. Each
-library draws masks in its own way, and stable-pretraining predicts all blocks in one pass, as ours with ``together``,
-the paper and lightly one by one; its DINOv2 is without KoLeo. lightly centres iBOT's patches by the hidden ones alone;
-ours by all, as the authors do, for which the head sees all: 3 % of the operations of a step.
+has no MoCo v3. iBOT and DINOv2, on a ViT, hide 30 % of the patches of all pictures, which each library draws in its own
+way; stable-pretraining's DINOv2 is without KoLeo. All have the same blocks of I-JEPA, four a picture: the paper and
+lightly predict them one by one, stable-pretraining in one pass, as ours with ``together``. lightly centres iBOT's
+patches by the hidden ones alone; ours by all, as the authors do, for which the head sees all: 3 % of the operations of
+a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import count, islice
@@ -254,11 +256,27 @@ def stable_dinov2(model: nn.Module, large: Views, small: Views, heads: Heads = H
     return stable(module, lambda: module(global_views=large).loss, heads)
 
 
-def stable_ijepa(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+class OurBlocks(nn.Module):
+    """Ours, as stable-pretraining asks for them."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.steps, self.seed = count(), torch.arange(num)
+
+    def forward(self, patches: Tensor, rows: int, columns: int) -> Namespace:
+        context, blocks = TargetBlocks().draw(self.seed.to(patches.device), (rows, columns), step=next(self.steps))
+        return Namespace(context_idx=context, target_idx=blocks.flatten(1))
+
+
+def stable_ijepa(
+    model: nn.Module, large: Views, small: Views, heads: Heads = HEADS, *, our_blocks: bool = False
+) -> Candidate:
     from stable_pretraining.methods.ijepa import IJEPA
 
     width, depth = heads.decoder
     module = IJEPA(model, predictor_embed_dim=width, predictor_depth=depth)
+    if our_blocks:
+        module.masking = OurBlocks(len(large[0]))
     return stable(module, lambda: module(large[0]).loss, heads)
 
 
@@ -269,7 +287,10 @@ METHODS: dict[str, dict[str, Make]] = {
     "iBOT": {"ours": our_ibot, "lightly": lightly_ibot, "stable-pretraining": stable_ibot},
     "DINOv2": {"ours": our_dinov2, "stable-pretraining": stable_dinov2},
     "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa},
-    "I-JEPA, one pass": {"ours": partial(our_ijepa, together=True), "stable-pretraining": stable_ijepa},
+    "I-JEPA, one pass": {
+        "ours": partial(our_ijepa, together=True),
+        "stable-pretraining": partial(stable_ijepa, our_blocks=True),
+    },
 }
 OF_PATCHES = ("iBOT", "DINOv2", "I-JEPA", "I-JEPA, one pass")
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from benchmarks import teacher_step_time
 from benchmarks.step_time import HEADS, Candidate, lightly, lightly_mae, stable_pretraining
-from benchmarks.teacher_step_time import METHODS
+from benchmarks.teacher_step_time import METHODS, stable_ijepa
 from repr.batch import Batch, StepOutput
 from repr.models.teacher import Teacher
 from repr.objectives.base import Objective
@@ -32,7 +32,7 @@ MAKES |= {
     for library, make in libraries.items()
     if library != "ours"
 }
-MAKES["stable-pretraining", "I-JEPA"] = MAKES["stable-pretraining", "I-JEPA, one pass"]  # its only form
+MAKES["stable-pretraining", "I-JEPA"] = stable_ijepa  # with blocks of its own
 
 
 class Peer(Objective):
