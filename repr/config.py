@@ -257,7 +257,8 @@ def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterat
     """Arguments of a node that its target does not have; None: it takes any."""
     if known is not None:
         for key in sorted({str(key) for key in node if not str(key).startswith("_")}.difference(known)):
-            yield f"{path}.{key}: {node['_target_']} takes no such argument; {nearest(key, known)}"
+            fault = f"{path}.{key}: {node['_target_']} takes no such argument; {nearest(key, known)}"
+            yield f"{fault} (~{path}.{key} leaves it out)"  # it may be an experiment's, for another objective
 
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:

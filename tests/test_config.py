@@ -117,6 +117,13 @@ def test_all_faults_of_a_config_are_told_at_once() -> None:
         assert words in text, words
 
 
+def test_an_option_that_an_experiment_has_for_another_objective_can_be_left_out() -> None:
+    given = ["experiment=coca_composition", "objective=clip"]
+    with pytest.raises(ConfigError, match=r"objective\.num_queries: .* \(~objective\.num_queries leaves it out\)"):
+        check(compose(given))
+    check(compose([*given, "~objective.num_queries"]))
+
+
 def test_an_option_without_effect_is_warned_about() -> None:
     with pytest.warns(UserWarning, match="chunk_size=64 changes nothing"):
         check(compose(["objective=vicreg", "chunk_size=64"]))
