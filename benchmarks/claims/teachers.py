@@ -40,7 +40,8 @@ METHODS = {
     "LeJEPA, no Gaussian": ["experiment=lejepa_emoji", "objective.weights.sigreg=0"],
 }
 WARNED = "warned of collapse"
-LOOKS = ["callbacks.collapse.every=10", "callbacks.collapse.start=80"]  # an epoch has 87 steps
+# An epoch has 87 steps; for one DINO's prototypes stay as they are, and for another its features recover.
+LOOKS = ["callbacks.collapse.every=10", "callbacks.collapse.start=260"]
 
 
 def train(method: str, seed: int, epochs: int) -> Values:
@@ -56,7 +57,7 @@ def settings(options: Namespace) -> str:
         f"Mean and deviation over {options.seeds} seed(s), {options.length} epoch(s) of 87 steps with 64 pictures, "
         "timm's `test_resnet` at 32 pixels, AdamW, `conf/experiment/*_emoji.yaml`. kNN and ridge probe on the trunk. "
         "`test_style`: concepts of the training set, drawn by a vendor never trained on; `val`: concepts never trained "
-        "on. The last column is the share of seeds whose run has warned of collapse."
+        "on. The last column is the share of seeds whose run has warned of collapse, from step 260 of 522 on."
     )
 
 

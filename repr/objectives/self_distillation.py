@@ -181,14 +181,18 @@ class SelfDistillation(Objective):
         terms["views"] = swapped_prediction(
             student, targets.chunk(len(large)), assign_views=range(len(large)), temperature=self.temperature
         )
-        entropy = torch.special.entr(targets.chunk(len(large))[0]).sum(1).mean()
+        assigned = targets.chunk(len(large))[0]
+        entropy = torch.special.entr(assigned).sum(1).mean()
         terms = means({**terms, "teacher_entropy": entropy})
         logs: dict[str, Tensor | float] = {"teacher_temperature": temperature}
         logs["teacher_entropy"] = terms.pop("teacher_entropy").detach()
         if "koleo" in self.weights:
             near = [koleo(view.float(), exchange=GATHER) for view in features.chunk(len(views))[: len(large)]]
             terms["koleo"] = torch.stack(near).sum()
-        return StepOutput(terms, {"scores": student[0].detach()}, logs=logs)
+        own = student[0].detach()
+        # What all scores have in common is no sign of collapse: the teacher's distributions are without it.
+        own = own - (self.center if self.centering == "mean" else own.mean(0))
+        return StepOutput(terms, {"scores": own}, scores=assigned, assignments=assigned, logs=logs)
 
     def _side(self, size: int) -> int:
         """Patches along a view of ``size`` pixels."""

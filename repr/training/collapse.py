@@ -24,8 +24,8 @@ class Collapse(pl.Callback):
     ``train/assignment_entropy``, in nats, whose level at chance is that of the loss, ln K.
 
     Features that have less than half of the spread that they had when a run began are a sign, too: those of BYOL
-    without its predictor come to rest at a third, while all methods as they are spread them out after a dip at the
-    start (``benchmarks/results/teachers.md``).
+    without its predictor come to rest at a third. As they should be, methods spread them out after a dip that may last
+    as long as the warm-up (``benchmarks/results/teachers.md``).
 
     Args:
         every: steps between two looks, besides one at the first step.

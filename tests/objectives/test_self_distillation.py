@@ -121,6 +121,16 @@ def test_each_gradient_is_clipped_by_itself():
         torch.testing.assert_close(parameter.grad, torch.tensor(DINO[f"clip/after.{name}"]), rtol=1e-5, atol=1e-6)
 
 
+def test_what_is_watched_is_without_what_all_scores_have_in_common() -> None:
+    flow, batch = build("dino", *SMALL), make_batch(8)
+    flow.center.fill_(3.0)
+    output = flow.step(batch)
+    raw = flow.head(flow.backbone(batch["views"][0]))
+    torch.testing.assert_close(output.embeddings["scores"], raw.detach() - flow.center)
+    assert output.assignments is output.scores
+    torch.testing.assert_close(output.assignments.sum(1), torch.ones(8))
+
+
 def test_a_step_of_dino():
     objective = build("dino", *SMALL, "objective.freeze_steps=1", "objective.temperature_steps=4",
                       "objective.teacher_temperature=0.08")  # fmt: skip
@@ -310,6 +320,6 @@ def test_without_its_center_it_collapses_and_that_is_seen(center_momentum: float
         optimizer.step()
         schedule.step()
         flow.finish_step()
-    _, signs = collapse_signs(output, 1024)
-    assert bool(signs) == collapses
+    values, signs = collapse_signs(output, 1024, {"std_scores": 1.0})
+    assert ("scores" in signs) == collapses, values
     assert (output.logs["teacher_entropy"] < 0.05) == collapses
