@@ -43,7 +43,7 @@ class JEPA(Objective):
         decoder: the paper's predictor, called as :class:`repr.models.decoder.Decoder`, such as a ``functools.partial``
             of it.
         together: whether one pass of the decoder predicts all blocks, whose mask tokens then see each other, where the
-            paper's predicts each from the context alone; a step takes about two thirds of the time.
+            paper's predicts each from the context alone; a step takes about .7 of the time.
         positions: ``sincos`` replaces the backbone's positions by fixed ones, ``learned`` leaves them.
         momentum: of the teacher at the start; it rises to 1 over the run along a straight line.
     """
