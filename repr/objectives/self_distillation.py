@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from repr.batch import Batch, StepOutput
-from repr.distributed import all_reduce, means
+from repr.distributed import all_reduce, mean, means
 from repr.losses.clustering import sinkhorn, swapped_prediction
 from repr.losses.distillation import centred, masked_prediction, moved_center
 from repr.losses.exchange import GATHER
@@ -40,7 +40,8 @@ class SelfDistillation(Objective):
     mean over all its rows and sharpened by a low temperature, or spread evenly over the prototypes by Sinkhorn. With
     ``patches``, the student sees a mask token in the place of some patches of the large views, of which the teacher
     sees all, and predicts of each hidden patch what the teacher makes of it. Reduced: the mean of the teacher's scores,
-    or the mass of each prototype, and the losses. Gathered: features of the large views for ``koleo``.
+    or the mass of each prototype and the mean of the student's scores, and the losses. Gathered: features of the large
+    views for ``koleo``.
 
     Terms: ``views``; ``patches``; ``koleo``, added over the large views. Logs: ``teacher_entropy``, in nats, of a row
     of the teacher; ``teacher_temperature``.
@@ -191,7 +192,7 @@ class SelfDistillation(Objective):
             terms["koleo"] = torch.stack(near).sum()
         own = student[0].detach()
         # What all scores have in common is no sign of collapse: the teacher's distributions are without it.
-        own = own - (self.center if self.centering == "mean" else own.mean(0))
+        own = own - (self.center if self.centering == "mean" else mean(own.mean(0)))
         return StepOutput(terms, {"scores": own}, scores=assigned, assignments=assigned, logs=logs)
 
     def _side(self, size: int) -> int:
@@ -216,11 +217,11 @@ class SelfDistillation(Objective):
         scores, cells = self.teacher.head(vit.forward_head(tokens)), _cells(vit, tokens)
         head = self.teacher.head if self.patch_head is None else self.teacher.patch_head
         if self.centering == "mean":
-            cell_scores, mean = head.forward_some(cells, rows)
+            cell_scores, seen = head.forward_some(cells, rows)
         else:
-            cell_scores = mean = head(cells[rows])
+            cell_scores = seen = head(cells[rows])
         views = self._targets(scores, "center", scores, temperature)
-        return views, self._targets(cell_scores, "patch_center", mean.unsqueeze(0), temperature)
+        return views, self._targets(cell_scores, "patch_center", seen.unsqueeze(0), temperature)
 
     @torch.no_grad()
     def _targets(self, scores: Tensor, center: str, seen: Tensor, temperature: float) -> Tensor:
