@@ -24,17 +24,18 @@ SHORT |= {name: "layers=[1,1,1,1]" for name in EXPERIMENTS if "_rn" in name}
 # Relative. Other CPUs and versions of torch round otherwise, by less than 1e-4 here; another seed, weight, learning
 # rate or view moves the numbers of two steps by 1e-2 and more.
 TOLERANCE = 1e-3
+SIGNS = ("train/std_", "train/rank_", "train/prototype_entropy", "train/assignment_entropy")  # of collapse
 
 
 def curves(folder: Path) -> dict[str, list[float]]:
-    """What the runs below a folder have logged of training: ``<stage>/train/<name>`` -> its values."""
+    """What the runs below a folder have logged of losses and schedules: ``<stage>/train/<name>`` -> its values."""
     values: dict[str, list[float]] = {}
     for path in sorted(folder.rglob(METRICS)):
         stage = path.parent.relative_to(folder)
         for row in csv.DictReader(path.read_text().splitlines()):
             for name, value in row.items():
                 told = name.startswith("train/") and not name.endswith(".chance") and name not in Throughput.meanings
-                if told and value:
+                if told and value and not name.startswith(SIGNS):
                     values.setdefault((stage / name).as_posix(), []).append(float(f"{float(value):.6g}"))
     return values
 
