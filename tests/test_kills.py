@@ -46,6 +46,10 @@ FLOWS = {
         "experiment=swav_emoji", "smoke=true", "objective.queue_length=32", "objective.hidden_dim=16",
         "objective.dim=8", "objective.num_prototypes=10", "objective.freeze_steps=2", "data.num_workers=1",
     ],
+    "byol, queue": [
+        "experiment=byol_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
+        "objective.queue_length=32", "+objective.weights.contrast=1",
+    ],
     "densecl": [  # two queues, and two projectors that the teacher follows
         "experiment=densecl_scenes", "eval=images", "smoke=true", "objective.hidden_dim=16", "objective.dim=8",
         "objective.queue_length=32", "objective.final_momentum=1",
