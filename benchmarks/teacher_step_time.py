@@ -9,9 +9,9 @@ Run from the root of the repository, on an otherwise idle machine::
 As in :mod:`benchmarks.step_time`; a step ends with the update of the teacher. DINO alone takes the small views. lightly
 has no MoCo v3. iBOT and DINOv2, on a ViT, hide 30 % of the patches of all pictures, which each library draws in its own
 way; stable-pretraining's DINOv2 is without KoLeo. All have the same blocks of I-JEPA, four a picture: the paper and
-lightly predict them one by one, stable-pretraining in one pass, as ours with ``together``. lightly centres iBOT's
-patches by the hidden ones alone; ours by all, as the authors do, for which the head sees all: 3 % of the operations of
-a step.
+lightly predict them one by one, stable-pretraining in one pass, as ours with ``together``. The center of iBOT's patches
+follows all of them, as the authors' does, for which the head sees all: 3 % of the operations of a step. lightly's
+follows the hidden ones alone, as ours with ``center_seen=False``.
 """
 
 from __future__ import annotations
@@ -67,9 +67,12 @@ def our_dino(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS)
     return our(SelfDistillation(model, hidden_dim=heads.hidden, num_prototypes=heads.prototypes), [*large, *small])
 
 
-def our_ibot(model: nn.Module, large: Views, small: Views, heads: Heads = HEADS) -> Candidate:
+def our_ibot(
+    model: nn.Module, large: Views, small: Views, heads: Heads = HEADS, *, center_seen: bool = True
+) -> Candidate:
     hidden = TokenMasking(kind="random", ratio=(HIDDEN_SHARE, HIDDEN_SHARE), share=1.0)
     options: Any = {"hidden_dim": heads.hidden, "num_prototypes": heads.prototypes, "share_head": False}
+    options["center_seen"] = center_seen
     return our(SelfDistillation(model, masking=hidden, weights={"views": 1, "patches": 1}, **options), large)
 
 
@@ -285,6 +288,7 @@ METHODS: dict[str, dict[str, Make]] = {
     "MoCo v3": {"ours": our_mocov3, "stable-pretraining": stable_mocov3},
     "DINO": {"ours": our_dino, "lightly": lightly_dino, "stable-pretraining": stable_dino},
     "iBOT": {"ours": our_ibot, "lightly": lightly_ibot, "stable-pretraining": stable_ibot},
+    "iBOT, center of hidden patches": {"ours": partial(our_ibot, center_seen=False), "lightly": lightly_ibot},
     "DINOv2": {"ours": our_dinov2, "stable-pretraining": stable_dinov2},
     "I-JEPA": {"ours": our_ijepa, "lightly": lightly_ijepa},
     "I-JEPA, one pass": {
@@ -292,7 +296,7 @@ METHODS: dict[str, dict[str, Make]] = {
         "stable-pretraining": partial(stable_ijepa, our_blocks=True),
     },
 }
-OF_PATCHES = ("iBOT", "DINOv2", "I-JEPA", "I-JEPA, one pass")
+OF_PATCHES = ("iBOT", "iBOT, center of hidden patches", "DINOv2", "I-JEPA", "I-JEPA, one pass")
 
 
 def step_times(libraries: dict[str, Make], recipe: str, encoder: Callable[[int], nn.Module], seconds: float) -> Times:

@@ -245,7 +245,10 @@ def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:
         cfg: a config whose values can be resolved.
         known: its other faults; where they concern the model, it is not made.
     """
-    faults = [fault for path, node in targets(cfg) for fault in _target_faults(path, node)]
+    # Without a tokenizer nothing reads captions, and open_clip, which has the text tower, takes a second to import.
+    unread = () if cfg.get("tokenizer") else ("text",)
+    read_targets = ((path, node) for path, node in targets(cfg) if path.partition(".")[0] not in unread)
+    faults = [fault for path, node in read_targets for fault in _target_faults(path, node)]
     sizes = ("data.batch_size", "data.image_size", "image_size", "small_size")
     read = ("objective", "backbone", "views", "procedure", *sizes)
     if "objective" in cfg and not any(fault.startswith(read) for fault in (*known, *faults)):

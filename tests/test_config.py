@@ -218,6 +218,17 @@ def test_a_mistyped_option_is_refused_before_torch_is_imported() -> None:
     assert done.stdout.splitlines()[-1] == "False False"
 
 
+@pytest.mark.slow
+def test_what_reads_no_captions_does_not_wait_for_open_clip() -> None:
+    program = (
+        "import sys\nfrom repr.config import check, compose\nfrom repr.fit import _built\n"
+        "cfg = compose(['objective=byol', 'smoke=true', 'run_folder=run'])\ncheck(cfg)\n_built(cfg, None)\n"
+        "print('torch' in sys.modules, 'open_clip' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "True False"
+
+
 def test_a_default_stands_in_its_constructor_alone() -> None:
     """No file of conf/ repeats the value that the class or function of ours has which it names; recipes may."""
 

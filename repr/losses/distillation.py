@@ -175,8 +175,8 @@ def centred(scores: Tensor, center: Tensor, temperature: float) -> Tensor:
 def moved_center(center: Tensor, teacher: Tensor, *, momentum: float, all_reduce: Sum | None = None) -> Tensor:
     """The center after a step: ``momentum`` of the old one, and the rest of the mean of all the teacher's rows.
 
-    Shapes: ``center`` (K,); ``teacher`` (..., K), all views that it saw. Several processes: give each its own rows and
-    ``repr.distributed.all_reduce``.
+    Shapes: ``center`` (K,); ``teacher`` (..., K), all views that it saw; where there are no rows, the center stays.
+    Several processes: give each its own rows and ``repr.distributed.all_reduce``.
 
     Source: Caron et al., 2021 (DINO), arXiv:2104.14294, equation 4.
     """
@@ -184,4 +184,4 @@ def moved_center(center: Tensor, teacher: Tensor, *, momentum: float, all_reduce
     num = center.new_tensor(float(teacher.shape[:-1].numel()))
     if all_reduce is not None:
         total, num = all_reduce(total), all_reduce(num)
-    return center * momentum + total / num * (1 - momentum)
+    return torch.where(num > 0, center * momentum + total / num * (1 - momentum), center)

@@ -63,6 +63,8 @@ class SelfDistillation(Objective):
         first_teacher_temperature: at the start, from where it rises linearly.
         temperature_steps: optimizer steps of that rise.
         center_momentum: share of itself that the center keeps at a step.
+        center_seen: whether the center of the patches follows all of them, as iBOT's does; else those alone that the
+            student does not see, as in DINOv2's code, which spares the teacher's head the others.
         freeze_steps: optimizer steps at the start in which the prototypes get no gradient.
         momentum: of the teacher at the start; it rises to 1 over the run along half a cosine.
     """
@@ -99,6 +101,7 @@ class SelfDistillation(Objective):
         first_teacher_temperature: float = 0.04,
         temperature_steps: int = 0,
         center_momentum: float = 0.9,
+        center_seen: bool = True,
         freeze_steps: int = 0,
         momentum: float = 0.996,
         weights: Mapping[str, float] | None = None,
@@ -135,7 +138,8 @@ class SelfDistillation(Objective):
                 self.register_buffer("patch_center", torch.zeros(num_prototypes))
         self.num_large, self.masking, self.num_prototypes = num_large, masking, num_prototypes
         self.predict_seen = predict_seen
-        self.centering, self.num_iters, self.center_momentum = centering, num_iters, center_momentum
+        self.centering, self.num_iters = centering, num_iters
+        self.center_momentum, self.center_seen = center_momentum, center_seen
         self.temperature, self.freeze_steps = temperature, freeze_steps
         self.temperatures, self.temperature_steps = (first_teacher_temperature, teacher_temperature), temperature_steps
         students: dict[str, nn.Module] = {"backbone": self.backbone, "head": self.head}
@@ -216,12 +220,12 @@ class SelfDistillation(Objective):
         tokens = vit.forward_features(images)
         scores, cells = self.teacher.head(vit.forward_head(tokens)), _cells(vit, tokens)
         head = self.teacher.head if self.patch_head is None else self.teacher.patch_head
-        if self.centering == "mean":
-            cell_scores, seen = head.forward_some(cells, rows)
-        else:
-            cell_scores = seen = head(cells[rows])
         views = self._targets(scores, "center", scores, temperature)
-        return views, self._targets(cell_scores, "patch_center", seen.unsqueeze(0), temperature)
+        if self.centering == "mean" and self.center_seen:
+            cell_scores, mean_scores = head.forward_some(cells, rows)
+            return views, self._targets(cell_scores, "patch_center", mean_scores.unsqueeze(0), temperature)
+        cell_scores = head(cells[rows])
+        return views, self._targets(cell_scores, "patch_center", cell_scores, temperature)
 
     @torch.no_grad()
     def _targets(self, scores: Tensor, center: str, seen: Tensor, temperature: float) -> Tensor:

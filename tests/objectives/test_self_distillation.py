@@ -152,6 +152,7 @@ def test_a_step_of_dino():
 
 
 PATCHES = "+backbone.patch_size=8"  # 16 of a large view, 4 of a small one
+HIDDEN_CENTER = "objective.center_seen=false"
 
 
 def test_a_step_of_ibot_is_what_it_says() -> None:
@@ -191,6 +192,22 @@ def test_a_step_of_ibot_is_what_it_says() -> None:
     assert flow.mask_token.grad.any()
     flow.finish_step()
     assert flow.patch_head is None
+
+
+def test_a_center_of_hidden_patches() -> None:
+    flow, batch = build("ibot", PATCHES, HIDDEN_CENTER), make_batch(4)
+    hidden = flow.masking.draw(batch["seed"], (4, 4), num_views=2)
+    tokens = flow.teacher.backbone.forward_features(torch.cat(batch["views"][:2]))
+    flow.step(batch)
+    torch.testing.assert_close(flow.patch_center, 0.1 * flow.teacher.head(tokens[:, 1:][hidden]).mean(0))
+
+
+def test_such_a_center_stays_where_nothing_is_hidden() -> None:
+    flow, batch = build("ibot", PATCHES, HIDDEN_CENTER, "objective.masking.share=1e-6"), make_batch(4)
+    flow.patch_center.fill_(0.5)
+    assert flow.step(batch).terms["patches"] == 0
+    assert flow.patch_center.eq(0.5).all()
+    assert flow.center.any()
 
 
 def test_a_step_of_dinov2_is_what_it_says() -> None:
