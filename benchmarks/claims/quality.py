@@ -11,7 +11,7 @@ import statistics
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.claims.peers import MAKES, become_peer
 from benchmarks.claims.runs import Values, against, composed, table, trained
@@ -79,17 +79,19 @@ def report(options: Namespace) -> Iterator[list[str]]:
     yield from compared_blocks(runs, {name: CHANCE[f"{name.split('/')[0]}/{name.split()[-1]}"] for name in names})
 
 
-def compared_blocks(runs: Mapping[str, list[Values]], chance: Values) -> Iterator[list[str]]:
-    """The table of all rows with the numbers that have a level at chance, and how ours differ from the others."""
+def compared_blocks(
+    runs: Mapping[str, list[Values]], chance: Values, more: Sequence[str] = (SECONDS,)
+) -> Iterator[list[str]]:
+    """The table of all rows with the numbers that have a level at chance and ``more``, and how ours differ."""
     runs = {
         method: [values | {MEAN: statistics.mean(values[name] for name in chance)} for values in over_seeds]
         for method, over_seeds in runs.items()
     }
-    yield table(runs, [*chance, MEAN, SECONDS], corner="method | library", chance=chance)
+    yield table(runs, [*chance, MEAN, *more], corner="method | library", chance=chance)
     kinds = {kind: [name for name in chance if f"/{kind}" in name] for kind in ("kNN", "probe")}
     lines = []
     for method in RECIPES:
-        others = [name for name in METHODS if name.startswith(f"{method} | ") and not name.endswith(OURS)]
+        others = [name for name in runs if name.startswith(f"{method} | ") and not name.endswith(OURS)]
         if others:
             lines += against(runs, [f"{method} | {OURS}"], others, kinds)
     yield [line.replace(" | ", ", ") for line in lines]

@@ -18,13 +18,14 @@ LIBRARIES = ("torch", "timm")
 SEEDS, LENGTH = (1, 1), (10, 1)
 AS_IT_WAS, LONGER, TIMES = "as it was", "three times as long", 3
 CROPPED = "views.main.scale=[0.2,1]"
+ASSIGNED = "objective.assign_views=[0,1,2,3,4,5] objective.freeze_steps=0"  # as stable-pretraining does it
 SEARCHED = {
     "SimCLR": (
         "experiment=simclr_emoji",
         [AS_IT_WAS, "optim.lr=5e-3", "optim.lr=1e-2", LONGER],
     ),
     "SwAV": (
-        "experiment=swav_emoji objective.queue_length=0",
+        "experiment=swav_emoji objective.queue_length=0 objective.assign_views=[0,1] objective.freeze_steps=87",
         [
             AS_IT_WAS,
             "optim.lr=5e-4",
@@ -35,6 +36,9 @@ SEARCHED = {
             CROPPED,
             LONGER,
             f"{LONGER} objective.epsilon=0.03 objective.num_prototypes=300",
+            ASSIGNED,
+            f"{LONGER} {ASSIGNED}",
+            f"{LONGER} {ASSIGNED} objective.epsilon=0.03",
         ],
     ),
     "BYOL": (
@@ -61,6 +65,7 @@ SEARCHED = {
             CROPPED,
             LONGER,
             f"{LONGER} objective.momentum=0.99",
+            f"{LONGER} objective.centering=sinkhorn",
         ],
     ),
 }

@@ -337,6 +337,19 @@ def test_the_least_recently_used_shards_make_room(http: Store, folder: Path, tmp
         ShardCache(tmp_path / "other", 1000).read(urls[0], facts[0], 0, 9)
 
 
+def test_a_shard_that_came_while_a_process_was_about_to_fetch_it_is_left(http: Store, tmp_path: Path) -> None:
+    url = f"{http.url}/set/s-00.tar"
+    facts, cache = remote.facts(url), ShardCache(tmp_path, 10**9)
+    cache.read(url, facts, 0, 9)
+    (path,) = tmp_path.glob("*.tar")
+    before = path.stat().st_ino
+    http.requests.clear()
+    cache._fetch(url, facts, path)  # of a process that had not found it
+    assert not http.requests
+    assert path.stat().st_ino == before
+    assert not [*tmp_path.glob("*.claim"), *tmp_path.glob("*.part")]
+
+
 def _cramped(url: str, folder: Path, queue) -> None:
     """Files may not grow beyond 30 kB, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
