@@ -15,6 +15,7 @@ import torch
 
 torch.set_num_threads(1)
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
+RunGroup = Callable[..., list[tuple[int, str]]]  # what the fixture run_group is
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -57,8 +58,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-@pytest.fixture(scope="module")
-def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[tuple[int, str]]]]:
+@pytest.fixture(scope="session")
+def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
     """Runs a command line of ``repr.fit`` in one or several processes; gives exit status and output of each.
 
     ``kill_after`` seconds all of them are killed.
@@ -80,7 +81,7 @@ def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...
         server.stdin.close()
 
 
-@pytest.fixture(scope="module")
-def run(run_group: Callable[..., list[tuple[int, str]]]) -> Callable[..., tuple[int, str]]:
+@pytest.fixture(scope="session")
+def run(run_group: RunGroup) -> Callable[..., tuple[int, str]]:
     """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
     return lambda *arguments: run_group(1, *arguments)[0]

@@ -16,11 +16,11 @@ from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import can_resume
 from repr.training.throughput import Throughput
+from tests.conftest import RunGroup
 from tests.test_fit import TINY, rows
 
 KILLS = int(os.environ.get("KILLS", "3"))  # of each flow; 30 take half an hour on two cores, and more on two processes
 NUM_STEPS = 15
-RunGroup = Callable[..., list[tuple[int, str]]]
 # Three steps an epoch, the last one of one batch; a checkpoint at every second step and at the end of each epoch;
 # evaluations in the middle of epochs and at their ends.
 SETUP = [

@@ -3,18 +3,18 @@
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from repr.data.sources.emoji import Emoji
+from tests.conftest import RunGroup
 from tests.stores import Store, s3_served
 from tests.test_fit import TINY
 from tests.test_kills import KILL, table
 from tools.make_shards import make_shards
 
-RunGroup = Callable[..., list[tuple[int, str]]]
 SETUP = [
     *TINY, "data=shards", "eval=default", "trainer.max_epochs=2", "trainer.limit_train_batches=1.0",
     "trainer.limit_val_batches=1.0", "data.batch_size=32", "data.bank_size=64", "callbacks.pictures=null",

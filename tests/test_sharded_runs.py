@@ -14,9 +14,9 @@ from torch import Tensor
 
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import last_checkpoint
+from tests.conftest import RunGroup
 from tests.test_fit import rows
 
-RunGroup = Callable[..., list[tuple[int, str]]]
 STEPS = 6
 # A queue, prototypes that are frozen for a step, SyncBatchNorm, LARS, whose norms are those of whole weights.
 SWAV = [

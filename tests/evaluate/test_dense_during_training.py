@@ -1,8 +1,5 @@
 """Dense evaluation in whole runs: the numbers of a pass by hand, and of two processes."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from repr.fit import fit, main
 from repr.metrics.dense import correspondence, linear_segmentation
 from repr.metrics.features import DenseFeatures
 from repr.runs.checkpoints import last_checkpoint
+from tests.conftest import RunGroup
 
 # Sizes that neither batches nor processes divide; the weights stay as they are, so that every run has the same.
 TINY = [
@@ -71,10 +69,9 @@ def test_numbers_are_those_of_a_pass_by_hand(one: tuple[Path, dict]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same(one: tuple[Path, dict], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "repr.fit", *TINY, f"run_folder={tmp_path}", "trainer=ddp", "trainer.devices=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
-    assert done.returncode == 0, done.stderr
+def test_two_processes_find_the_same(one: tuple[Path, dict], run_group: RunGroup, tmp_path: Path) -> None:
+    for status, out in run_group(2, *TINY, f"run_folder={tmp_path}", "trainer=ddp", "trainer.devices=2"):
+        assert status == 0, out
     from repr.training.metrics_file import read_rows
 
     logged = {k: float(v) for row in read_rows(tmp_path / "metrics.csv") for k, v in row.items() if v}

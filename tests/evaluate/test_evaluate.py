@@ -355,8 +355,8 @@ def test_questions_and_exhibits(trained: tuple[Path, dict[str, Any]], tmp_path: 
 def test_fine_tuning_learns_what_a_random_backbone_does_not_know(
     trained: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    words = [f"model={trained[0]}", "data=trifeature", "data.train.renders=2", "eval=[ridge,finetune]", "seed=1"]
-    words += ["eval.finetune.attributes=[colour]", "eval.finetune.epochs=6", "eval.finetune.batch_size=64"]
+    words = [f"model={trained[0]}", "data=trifeature", "data.train.renders=1", "eval=[ridge,finetune]", "seed=1"]
+    words += ["eval.finetune.attributes=[colour]", "eval.finetune.epochs=6", "eval.finetune.batch_size=32"]
     words += ["eval.finetune.lr=3e-3", f"out={tmp_path}/out", f"cache={tmp_path}/cache"]
     found = run(*words, "trainer.accelerator=cpu")
     tuned = found["results"]["held_out/finetune_colour"]
@@ -393,9 +393,7 @@ def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]],
     one = run(*words, f"out={tmp_path}/one", f"cache={tmp_path}/c1")
     assert two["results"].keys() == one["results"].keys()
     assert values(two) == pytest.approx(values(one), abs=1e-5)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == two
+    assert values(run(*words, f"out={tmp_path}/again")) == values(two)  # from what the two have cached
 
 
 OPENCLIPART = Path(__file__).parents[3] / "shared" / "data" / "openclipart"

@@ -1,7 +1,5 @@
 """Which weights of a checkpoint are exported: those of one file or of shards, a teacher's, an average."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from repr.export.__main__ import main
 from repr.fit import main as fit
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import last_checkpoint
+from tests.conftest import RunGroup
 
 RUN = [
     "experiment=pixpro_emoji", "smoke=true", "objective.hidden_dim=16", "objective.dim=8", "backbone.name=test_resnet",
@@ -22,11 +21,10 @@ RUN = [
 
 
 @pytest.mark.slow
-def test_shards_of_a_student_and_its_teacher_are_exported(tmp_path: Path) -> None:
+def test_shards_of_a_student_and_its_teacher_are_exported(run_group: RunGroup, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "repr.fit", *RUN, f"run_folder={run}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    for status, out in run_group(2, *RUN, f"run_folder={run}"):
+        assert status == 0, out
     checkpoint = last_checkpoint(run)
     assert checkpoint is not None
     assert checkpoint.is_dir()

@@ -3,8 +3,6 @@
 import json
 import math
 import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +31,7 @@ from repr.objectives.masked import encode_visible
 from repr.objectives.masked_autoencoders import MaskedImageText, MaskedViews
 from repr.runs.folder import save_config
 from repr.runs.scorer import PatchScorer, fit_length, scorer_facts
+from tests.conftest import RunGroup
 from tests.objectives.conftest import VIT, build, make_batch, tokenizer
 from tests.test_fit import same, weights
 
@@ -368,7 +367,7 @@ def test_what_a_notebook_gets_wrong_is_told() -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_with_the_same_masks(tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_with_the_same_masks(run_group: RunGroup, tmp_path: Path) -> None:
     small = [
         "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "objective.decoder.dim=32", "text.width=32",
         "objective.decoder.depth=1", "objective.decoder.num_heads=2", "text.layers=1", "optim.lr=1e-3",
@@ -376,10 +375,8 @@ def test_a_stopped_run_goes_on_with_the_same_masks(tmp_path: Path) -> None:
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
     kill = ["_target_=tests.signals.SignalAt", "step=2", f"number={int(signal.SIGTERM)}"]
-    command = [sys.executable, "-m", "repr.fit", *small, f"run_folder={tmp_path}/two"]
-    stopped = subprocess.run(
-        [*command, *(f"+callbacks.kill.{option}" for option in kill)], capture_output=True, text=True, check=False
-    )
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    options = [f"run_folder={tmp_path}/two", *(f"+callbacks.kill.{option}" for option in kill)]
+    ((status, out),) = run_group(1, *small, *options)
+    assert status == 128 + signal.SIGTERM, out
     main([f"resume={tmp_path}/two", "trust=true", "callbacks.kill.step=-1"])
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "two"))

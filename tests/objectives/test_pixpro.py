@@ -1,8 +1,6 @@
 """The PixPro flow: the authors' two steps, teacher, instance branch, backbones, and what it refuses."""
 
 import math
-import subprocess
-import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from repr.objectives.match_picture import RIGHT, WRONG
 from repr.objectives.pixpro import PixPro
 from repr.optim import Optim
 from repr.training.guard import NonFiniteGuard
+from tests.conftest import RunGroup
 from tests.golden import golden
 from tests.models.test_propagation import PLACES
 
@@ -365,11 +364,14 @@ def test_what_can_be_known_is_refused_by_the_check(overrides: list[str], words: 
 
 
 @pytest.mark.slow
-def test_two_processes_train_a_backbone_whose_last_norm_the_map_does_not_reach(tmp_path: Path) -> None:
+def test_two_processes_train_a_backbone_whose_last_norm_the_map_does_not_reach(
+    run_group: RunGroup, tmp_path: Path
+) -> None:
     """DDP would wait for its gradients, and stop at the second step."""
     small = ["smoke=true", "objective=pixpro", "backbone.name=test_convnext", "trainer.limit_train_batches=3"]
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"run_folder={tmp_path}", "data.eval={}"]
-    done = subprocess.run([sys.executable, "-m", "repr.fit", *small, *ddp], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "PixPro does not reach head.norm.weight, head.norm.bias of the backbone" in done.stderr
+    done = run_group(2, *small, *ddp)
+    for status, out in done:
+        assert status == 0, out
+    assert "PixPro does not reach head.norm.weight, head.norm.bias of the backbone" in done[0][1]
     assert (tmp_path / "checkpoints" / "step=3.ckpt").is_file()

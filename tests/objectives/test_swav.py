@@ -3,8 +3,6 @@
 import csv
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from repr.config import ConfigError, check, compose
 from repr.fit import main
 from repr.objectives.swav import SwAV
 from repr.runs.initial_weights import load_weights
+from tests.conftest import RunGroup
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch
 
@@ -218,7 +217,7 @@ def test_prototypes_that_nothing_can_fill_are_warned_of() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(tmp_path: Path) -> None:
+def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(run_group: RunGroup, tmp_path: Path) -> None:
     """Stopped at step 5, when the queue acts already; the checkpoint holds all of it."""
     small = [
         "experiment=swav_emoji", "smoke=true", "objective.queue_length=16", "objective.queue_start_step=1",
@@ -227,10 +226,9 @@ def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(tmp_path: Path) ->
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
     kill = ["_target_=tests.signals.SignalAt", "step=4", f"number={int(signal.SIGTERM)}"]
-    command = [sys.executable, "-m", "repr.fit", *small, f"run_folder={tmp_path}/two"]
-    command += ["trainer=ddp", "trainer.devices=2", *(f"+callbacks.kill.{option}" for option in kill)]
-    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    two = ["trainer=ddp", "trainer.devices=2", *(f"+callbacks.kill.{option}" for option in kill)]
+    stopped = run_group(2, *small, f"run_folder={tmp_path}/two", *two)
+    assert [status for status, _ in stopped] == [128 + signal.SIGTERM, 0], stopped
     (checkpoint,) = (tmp_path / "two/checkpoints").iterdir()
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["queue.rows"].shape == (2, 16, 128)

@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import load_run
 from repr.runs.joined import load_joined
 from repr.runs.stage_record import read_record
+from tests.conftest import RunGroup
 from tests.test_fit import TINY, same, weights
 
 Run = Callable[..., tuple[int, str]]
@@ -274,23 +272,18 @@ def test_what_shows_between_stages_is_one_clear_error(overrides: list[str], mess
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(run_group: RunGroup, tmp_path: Path) -> None:
     """And are killed between two stages and go on."""
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    start = [sys.executable, "-m", "repr.fit", *SETUP, "procedure.num_stages=2"]
-    alone = subprocess.run([*start, *kills(), f"run_folder={tmp_path}/one"], check=True, capture_output=True)
-    assert alone.returncode == 0
-    killed = subprocess.run(
-        [*start, *kills(stage="stage-1", step=2), *ddp, f"run_folder={tmp_path}/two"],
-        check=False, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
-    assert killed.returncode != 0
-    done = subprocess.run(
-        [sys.executable, "-m", "repr.fit", f"resume={tmp_path}/two", "trust=true", "callbacks.kill.stage=none"],
-        check=False, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Evaluation by stage and attribute") == 1
+    setup = [*SETUP, "procedure.num_stages=2"]
+    ((status, out),) = run_group(1, *setup, *kills(), f"run_folder={tmp_path}/one")
+    assert status == 0, out
+    for status, out in run_group(2, *setup, *kills(stage="stage-1", step=2), *ddp, f"run_folder={tmp_path}/two"):
+        assert status == -signal.SIGKILL, out
+    done = run_group(2, f"resume={tmp_path}/two", "trust=true", "callbacks.kill.stage=none")
+    for status, out in done:
+        assert status == 0, out
+    assert [out.count("Evaluation by stage and attribute") for _, out in done] == [1, 0]
     one, two = arrays(tmp_path / "one" / "stage-0"), arrays(tmp_path / "two" / "stage-0")
     np.testing.assert_array_equal(one["accumulated"], two["accumulated"])
     for key in ("ids", "centroids_0_image"):
@@ -302,16 +295,16 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stages_under_fsdp2_with_dense_evaluation(tmp_path: Path) -> None:
+def test_stages_under_fsdp2_with_dense_evaluation(run_group: RunGroup, tmp_path: Path) -> None:
     """Maps are looked at in each stage, and not in all of them joined."""
     recipe = ["experiment=simclr_scenes", "procedure=multistage", "procedure.num_stages=2", "procedure.export=timm"]
     small = ["smoke=true", "backbone.name=test_resnet", "trainer=fsdp", "trainer.devices=2", "trainer.accelerator=cpu"]
-    command = [sys.executable, "-m", "repr.fit", *recipe, *small, f"run_folder={tmp_path}/run"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_group(2, *recipe, *small, f"run_folder={tmp_path}/run")
+    for status, out in done:
+        assert status == 0, out
     results = [json.loads((tmp_path / f"run/{stage}/results.json").read_text()) for stage in STAGES[:2]]
     assert all(any("correspondence" in name for name in found) for found in results)
-    assert "Evaluation by stage and attribute" in done.stdout
+    assert "Evaluation by stage and attribute" in done[0][1]
     assert (tmp_path / "run" / "stages.csv").is_file()
 
 
