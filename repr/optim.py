@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from timm.models import group_parameters
 from timm.optim.lars import Lars
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
@@ -255,12 +255,17 @@ def _lay_out(optimizer: Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
                 like = torch.empty_like(parameter, dtype=value.dtype, device=value.device)
                 state[name] = value if local(value).stride() == local(like).stride() else like.copy_(value)
 
 
-def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All that an optimizer steps, in the order of its groups; they are had without a walk through all modules."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clip_each(parameters: Iterable[Tensor], limit: float) -> None:
     """Scale the gradient of each parameter by itself to a norm of at most ``limit``; every rank must call it."""
     if gradients := [parameter.grad for parameter in parameters if parameter.grad is not None]:
         scales = (limit / (norms(gradients) + 1e-6)).clamp(max=1.0)
@@ -277,7 +282,7 @@ class _WithDecay(LambdaLR):
         self._decayed = [bool(group["weight_decay"]) for group in optimizer.param_groups]
         super().__init__(optimizer, list(factors))
 
-    def get_lr(self) -> list[float | torch.Tensor]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rates of this step."""
         for group, is_decayed in zip(self.optimizer.param_groups, self._decayed, strict=True):
             if is_decayed:

@@ -26,8 +26,8 @@ from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
 from repr.objectives.negatives import FALSE_NEGATIVES
 from repr.objectives.views import backbone_faults, precision_faults, weights_fault
-from repr.optim import Optim, clip_each
-from repr.shard import local, shard, total_norm
+from repr.optim import Optim, clip_each, parameters_of
+from repr.shard import called, local, shard, total_norm
 
 Loss = Callable[..., Tensor]
 Losses = Mapping[str, Loss]
@@ -322,18 +322,19 @@ class Objective(pl.LightningModule):
             ) from error
 
     def _is_sharded(self) -> bool:
-        return any(isinstance(module, FSDPModule) for module in self.modules())
+        return any(isinstance(part, FSDPModule) for _, part in called(self))
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """As Lightning does it; torch's own cannot take sharded and whole gradients together."""
+        parameters = parameters_of(optimizer)
         if self.optim.clip_each is not None:
-            clip_each(self.parameters(), self.optim.clip_each)
+            clip_each(parameters, self.optim.clip_each)
         if not self._is_sharded():
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
             mine = [local(gradient) for gradient in gradients]
             if gradient_clip_algorithm == "value":
                 torch._foreach_clamp_min_(mine, -gradient_clip_val)

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from repr.batch import Batch
 from repr.distributed import gather, gather_objects, rank
 from repr.files import replacing
+from repr.optim import parameters_of
 from repr.runs.folder import NON_FINITE
 from repr.shard import local, whole
 
@@ -96,7 +97,7 @@ class NonFiniteGuard(pl.Callback):
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
         """Check, and stop the run by a :class:`NonFiniteError` or skip the step."""
         loss_is_bad = torch.stack(self._loss_is_bad).any()
-        gradients = [g for p in pl_module.parameters() if p.grad is not None and (g := local(p.grad)).numel()]
+        gradients = [g for p in parameters_of(optimizer) if p.grad is not None and (g := local(p.grad)).numel()]
         is_checked = getattr(trainer.precision_plugin, "scaler", None) is None and bool(gradients)
         # Squares may overflow where no gradient does; the largest one cannot, and takes a CPU eight times as long.
         for order in (2.0, float("inf")):

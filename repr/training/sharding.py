@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from repr.optim import parameters_of
 from repr.runs.checkpoint_files import read_checkpoint, write_shards
 from repr.shard import shard_like, whole
 
@@ -87,7 +88,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         likes: dict[str, Tensor] = {f"state_dict.{n}": t for n, t in self.lightning_module.state_dict().items()}
         for number, optimizer in enumerate(self.optimizers):
-            likes |= {f"optimizer_states.{number}.{index}": p for index, p in enumerate(_parameters(optimizer))}
+            likes |= {f"optimizer_states.{number}.{index}": p for index, p in enumerate(parameters_of(optimizer))}
 
         def template(key: str, size: torch.Size, dtype: torch.dtype) -> Tensor:
             like = likes.get(key, likes.get(key.rpartition(".")[0]))
@@ -107,16 +108,12 @@ class FSDP2(ModelParallelStrategy):
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Take this process's share of every state; it belongs to the parameter with its place in the groups."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
-            parameters = _parameters(optimizer)
+            parameters = parameters_of(optimizer)
             state = {
                 index: {key: _share(value, parameters[index]) for key, value in values.items()}
                 for index, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _share(value: Any, like: Tensor | None) -> Any:
