@@ -14,6 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 torch.set_num_threads(1)
+# At its first backward autograd starts a thread for each kind of device that it finds, and a forked process has none of
+# them. Tests with fake tensors make it find CUDA; so the first backward comes before all of them.
+torch.zeros(1, requires_grad=True).sum().backward()
 DEVICE = os.environ.get("TEST_DEVICE", "cuda")
 RunGroup = Callable[..., list[tuple[int, str]]]  # what the fixture run_group is
 

@@ -326,3 +326,11 @@ def test_a_run_over_damaged_shards_goes_on_and_tells_at_the_end(
     assert f"{tmp_path}/train.tar: 5: not readable as an image (Pillow reads it as none of " in caplog.text
     with pytest.raises(SystemExit, match=r"1 of 64 samples of train .* data\.max_bad_fraction .*: 5: not readable"):
         main([*run, f"run_folder={tmp_path}/other"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp_notebook"])
+def test_processes_that_give_nothing_back_are_refused(strategy: str, tmp_path: Path) -> None:
+    """Forked from one with a thread of TensorBoard's they would even wait for it for ever."""
+    options = ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.strategy={strategy}", f"run_folder={tmp_path}/run"]
+    with pytest.raises(SystemExit, match=f"trainer.strategy={strategy} forks or spawns 2 processes.*set trainer=ddp"):
+        main([*TINY, *options])

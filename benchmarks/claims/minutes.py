@@ -37,7 +37,7 @@ from repr.fit import train as run
 TITLE = "As many minutes, ours beside other libraries as they are used"
 LIBRARIES = ("torch", "torchvision", "timm", "lightly", "stable-pretraining")
 SEEDS, LENGTH = (3, 1), (60, 10)
-COMPARED = ("SimCLR", "SwAV", "BYOL", "DINO", "MAE")
+COMPARED = ("SimCLR", "SwAV", "SwAV, all views assigned", "BYOL", "DINO", "MAE")
 METHODS = [name for name in ALL if name.split(" | ")[0] in COMPARED]
 STEPS, SECONDS, WORKERS = "steps", "s", "workers"
 SKIPPED, TRIED = 5, 30  # steps before the clock starts, and until it stops, where numbers of workers are compared

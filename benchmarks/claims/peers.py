@@ -23,7 +23,7 @@ MAKES: dict[tuple[str, str], Make] = {
     ("lightly", "SimCLR"): partial(lightly, "SimCLR"),
     ("lightly", "SwAV"): partial(lightly, "SwAV"),
     ("stable-pretraining", "SimCLR"): partial(stable_pretraining, "SimCLR"),
-    ("stable-pretraining", "SwAV"): partial(stable_pretraining, "SwAV"),
+    ("stable-pretraining", "SwAV, all views assigned"): partial(stable_pretraining, "SwAV"),
     ("lightly", "MAE"): lambda model, large, small, heads: lightly_mae(model, large[0], MASKED, heads),
 }
 MAKES |= {

@@ -2,7 +2,9 @@
 
 The same backbone, pictures, views, optimizer and number of steps, in the same Trainer with the same evaluation; only
 heads, loss and teacher are those of lightly or stable-pretraining, put together as in their documentation and as wide
-as ours. The libraries' own views, loops and schedules are not compared. lightly has no MoCo v3.
+as ours. The libraries' own views, loops and schedules are not compared. lightly has no MoCo v3. SwAV's prototypes move
+from the first step, as they do there; stable-pretraining assigns all views to them, lightly the large ones, as the
+authors do.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ TITLE = "Methods beside those of other libraries, on the embedded emoji"
 LIBRARIES = ("torch", "timm", "lightly", "stable-pretraining")
 SEEDS, LENGTH = (3, 1), (10, 1)
 RANDOM = ["optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"]
+SWAV = ["experiment=swav_emoji", "objective.queue_length=0", "objective.freeze_steps=0"]
 RECIPES = {
     "random ResNet": ["experiment=simclr_emoji", *RANDOM],
     "random ViT": ["experiment=mae_emoji", *RANDOM],
     "SimCLR": ["experiment=simclr_emoji"],
-    "SwAV": ["experiment=swav_emoji", "objective.queue_length=0"],
+    "SwAV": SWAV,
+    "SwAV, all views assigned": [*SWAV, "objective.assign_views=[0,1,2,3,4,5]"],
     "BYOL": ["experiment=byol_emoji"],
     "MoCo v3": ["experiment=mocov3_emoji"],
     "DINO": ["experiment=dino_emoji"],

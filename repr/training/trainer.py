@@ -18,6 +18,7 @@ from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ParallelStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from omegaconf import DictConfig
 from torch.distributed import DistError, TCPStore
 
@@ -36,7 +37,7 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
     """The Trainer of a config, with these callbacks and loggers alone.
 
     Raises:
-        ConfigError: the precision is bfloat16, and the GPU has none.
+        ConfigError: the precision is bfloat16, and the GPU has none; or the strategy forks or spawns its processes.
     """
     _quiet()
     trainer = instantiate(
@@ -49,6 +50,13 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
         use_distributed_sampler=False,  # ours gives every number of processes the same global batch
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
     )
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        fault = (
+            f"trainer.strategy={cfg.trainer.strategy} forks or spawns {trainer.world_size} processes, which give back "
+            "neither weights nor results: set trainer=ddp and run python -m repr.fit, or, in a notebook, "
+            "trainer.devices=1"
+        )
+        raise ConfigError([fault])
     device = trainer.strategy.root_device
     is_half = str(trainer.precision).startswith("bf16")
     if device.type == "cuda" and is_half and torch.cuda.get_device_capability(device) < (8, 0):  # torch emulates it
