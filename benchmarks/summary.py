@@ -83,16 +83,22 @@ def overheads(page: Sequence[Table]) -> Iterator[Line]:
 
 
 def qualities(page: Sequence[Table]) -> Iterator[Line]:
-    """The mean of kNN and probe of a method, by ours and by the best peer."""
+    """The mean of kNN and probe of a method, by ours and by the best peer; with steps, where their number differs."""
     for table in with_columns(page, "method", "library", "mean"):
-        methods: dict[str, list[tuple[str, str]]] = {}  # library and mean, ours first
+        methods: dict[str, list[Row]] = {}  # ours first
         for row in table.rows:
-            methods.setdefault(row["method"], []).append((row["library"], row["mean"].partition(" ")[0]))
-        for method, [(_, ours), *others] in methods.items():
+            methods.setdefault(row["method"], []).append(row)
+        for method, [ours, *others] in methods.items():
             if others:
-                peer, theirs = max(others, key=lambda other: float(other[1]))
-                told = f"{float(ours) - float(theirs):+.3f}"
-                yield Line(f"{method}: mean of kNN and probe", ours, f"{peer}, {theirs}", told)
+                peer = max(others, key=_mean)
+                steps = [f" ({row['steps'].partition(' ')[0]} steps)" if "steps" in row else "" for row in (ours, peer)]
+                told = f"{peer['library']}, {_mean(peer):.3f}{steps[1]}"
+                difference = f"{_mean(ours) - _mean(peer):+.3f}"
+                yield Line(f"{method}: mean of kNN and probe", f"{_mean(ours):.3f}{steps[0]}", told, difference)
+
+
+def _mean(row: Row) -> float:
+    return float(row["mean"].partition(" ")[0])
 
 
 def losses(page: Sequence[Table]) -> Iterator[Line]:
@@ -189,7 +195,7 @@ def forecasts(page: Sequence[Table]) -> Iterator[Line]:
     yield Line(f"memory of a step before it runs, {len(errors)} cases: largest error", f"{max(errors):.1f} %", "", "")
 
 
-QUALITY = "Quality after as many steps"
+QUALITY = "Quality after as many steps", "Quality after as many seconds"
 SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
     "A step": {
         "step_time": steps,
@@ -198,7 +204,8 @@ SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
         "image_text_step_time": steps,
         "overhead": overheads,
     },
-    QUALITY: {"quality": qualities},
+    QUALITY[0]: {"quality": qualities},
+    QUALITY[1]: {"minutes": qualities},
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),
@@ -224,7 +231,7 @@ def summary(link: Callable[[Path], str]) -> list[str]:
     """
     lines: list[str] = []
     for section, pages in SECTIONS.items():
-        last = "ours - theirs" if section == QUALITY else "ours / theirs"
+        last = "ours - theirs" if section in QUALITY else "ours / theirs"
         lines += [f"### {section}", "", f"| | ours | peer | {last} | from |", "|---|---|---|---:|---|"]
         for name, read in pages.items():
             path = (RESULTS / f"{name}.md").resolve()

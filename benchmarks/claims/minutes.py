@@ -41,22 +41,23 @@ COMPARED = ("SimCLR", "SwAV", "SwAV, all views assigned", "BYOL", "DINO", "MAE")
 METHODS = [name for name in ALL if name.split(" | ")[0] in COMPARED]
 STEPS, SECONDS, WORKERS = "steps", "s", "workers"
 SKIPPED, TRIED = 5, 30  # steps before the clock starts, and until it stops, where numbers of workers are compared
+SHORT = ["data.eval={}", "optim.warmup_steps=0"]
 LEAST = 60  # steps of a run, of which 50 are the warm-up of the learning rate
 Transform = Callable[[Image.Image], Sequence[Tensor]]
 
 
 class Clock(pl.Callback):
-    """Seconds of the training steps after the first ones."""
+    """Seconds of the training steps after the first ``skip``."""
 
-    def __init__(self, skip: int = 0) -> None:
-        self.skip, self.start, self.end = skip, 0.0, 0.0
+    def __init__(self, skip: int) -> None:
+        self.skip, self.start, self.seconds = skip, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.skip:
             self.start = time.monotonic()
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.end = time.monotonic()
+        self.seconds = time.monotonic() - self.start
 
 
 class Pictures(Dataset):
@@ -118,47 +119,43 @@ def config(name: str, seed: int, folder: str, num_steps: int, *changed: str) -> 
     return composed([*RECIPES[name], *length, *changed], seed, 0, folder)
 
 
-def our_run(name: str, seed: int, num_steps: int, workers: int, clock: Clock, *changed: str) -> Values:
-    """Train by ``repr.fit``, and evaluate."""
+def our_run(name: str, seed: int, num_steps: int, workers: int, skip: int, *changed: str) -> tuple[Values, float]:
+    """Train by ``repr.fit``, and evaluate; what is found, and the seconds of the steps after the first ``skip``."""
     with tempfile.TemporaryDirectory() as folder:
-        timed = f"+callbacks.clock._target_={__name__}.Clock", f"+callbacks.clock.skip={clock.skip}"
+        timed = f"+callbacks.clock._target_={__name__}.Clock", f"+callbacks.clock.skip={skip}"
         done = run(config(name, seed, folder, num_steps, f"data.num_workers={workers}", *timed, *changed))
-        clock.__dict__ |= next(one for one in done.trainer.callbacks if isinstance(one, Clock)).__dict__
-        return {} if changed else numbers(done.results)
+    (clock,) = (callback for callback in done.trainer.callbacks if isinstance(callback, Clock))
+    return numbers(done.results) if done.results else {}, clock.seconds
 
 
 def their_run(
-    name: str, library: str, seed: int, num_steps: int, workers: int, clock: Clock, *changed: str
-) -> dict[str, Tensor]:
-    """Train as the documentation of a library does; the backbone's weights."""
+    name: str, library: str, seed: int, num_steps: int, workers: int, skip: int, *changed: str
+) -> tuple[dict[str, Tensor], float]:
+    """Train as the documentation of a library does; the backbone's weights, and the seconds as in :func:`our_run`."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = config(name, seed, folder, num_steps, *changed)
     pictures = Pictures(transform(library, cfg))
     become_peer(cfg, name, library)
     pl.seed_everything(seed, verbose=False)
-    module = instantiate(cfg.objective)
+    module, clock = instantiate(cfg.objective), Clock(skip)
     how: Any = {"shuffle": True, "drop_last": True, "collate_fn": collate, "persistent_workers": workers > 0}
     loader = DataLoader(pictures, cfg.data.batch_size, num_workers=workers, **how)
     quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "callbacks": [clock]}
     pl.Trainer(max_steps=num_steps, max_epochs=-1, **quiet).fit(module, loader)
-    return module.backbone.state_dict()
+    return module.backbone.state_dict(), clock.seconds
 
 
 def train(method: str, seed: int, seconds: int) -> Values:
     """One run on all cores; the metrics of its evaluation, its steps and what they took."""
     torch.set_num_threads(2)
     name, library = method.split(" | ")
-    ours = library == OURS
-    go = partial(our_run, name) if ours else partial(their_run, name, library)
-    times = []
-    for workers in range(3):
-        go(seed, SKIPPED + TRIED, workers, clock := Clock(SKIPPED), "data.eval={}", "optim.warmup_steps=0")
-        times.append((clock.end - clock.start) / TRIED)
-    workers, num_steps = times.index(min(times)), max(LEAST, int(seconds / min(times)))
-    done = go(seed, num_steps, workers, clock := Clock())
-    values = done if ours else evaluated(name, seed, done)
-    return values | {STEPS: num_steps, SECONDS: clock.end - clock.start, WORKERS: workers}
+    go: Any = partial(our_run, name) if library == OURS else partial(their_run, name, library)
+    tried = [go(seed, SKIPPED + TRIED, workers, SKIPPED, *SHORT)[1] / TRIED for workers in range(3)]
+    workers, num_steps = tried.index(min(tried)), max(LEAST, int(seconds / min(tried)))
+    done, taken = go(seed, num_steps, workers, 0)
+    values = done if library == OURS else evaluated(name, seed, done)
+    return {**values, STEPS: num_steps, SECONDS: taken, WORKERS: workers}
 
 
 def evaluated(name: str, seed: int, weights: dict[str, Tensor]) -> Values:
@@ -174,7 +171,8 @@ def settings(options: Namespace) -> str:
     return (
         f"Mean and deviation over {options.seeds} seed(s), {options.length} seconds of training on two cores, nothing "
         "beside, of which those are told that were needed; start, evaluation and the choice of the number of workers "
-        "come on top. Pictures, backbones, heads and the columns of the table are those of `quality.md`."
+        "come on top. Pictures, backbones, heads and the columns of the table are those of `quality.md`. lightly's "
+        "transform of MAE flips pictures, besides."
     )
 
 
