@@ -136,7 +136,7 @@ def _cell(over_seeds: Sequence[float]) -> str:
     if not over_seeds:
         return ""
     mean = statistics.mean(over_seeds)
-    digits = 3 if abs(mean) < 10 else 0
+    digits = 0 if abs(mean) >= 10 or all(isinstance(value, int) for value in over_seeds) else 3
     spread = f" ± {statistics.stdev(over_seeds):.{digits}f}" if len(over_seeds) > 1 else ""
     return f"{mean:.{digits}f}{spread}"
 
