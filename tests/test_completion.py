@@ -46,7 +46,7 @@ def test_bash_completes_the_command_without_torch(tmp_path: Path) -> None:
     program = tmp_path / "repr-pretrain"
     program.write_text(f"#!{sys.executable}\nfrom repr.__main__ import main\nmain()\n")
     program.chmod(0o755)
-    lines = ["repr-pretrain re", "repr-pretrain fit --config-dir /tmp objective=sim"]
+    lines = ["repr-pretrain re", f"repr-pretrain fit --config-dir {tmp_path} objective=sim"]  # where nothing else writes
     script = ['eval "$(repr-pretrain completion bash)"']
     for line in lines:
         script += [f"COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_TYPE=9 COMPREPLY=()"]
