@@ -40,13 +40,13 @@ def test_groups_choices_and_keys_are_offered(tmp_path: Path) -> None:
 
 
 def test_bash_completes_the_command_without_torch(tmp_path: Path) -> None:
-    """In a real bash, with the function that the command itself has printed."""
+    """In a real bash, with the function that the command itself has printed, and a folder that nothing else changes."""
     torch = tmp_path / "torch.py"
     torch.write_text("raise SystemExit('torch was imported')")  # which is found before the real one
     program = tmp_path / "repr-pretrain"
     program.write_text(f"#!{sys.executable}\nfrom repr.__main__ import main\nmain()\n")
     program.chmod(0o755)
-    lines = ["repr-pretrain re", f"repr-pretrain fit --config-dir {tmp_path} objective=sim"]  # where nothing else writes
+    lines = ["repr-pretrain re", f"repr-pretrain fit --config-dir {tmp_path} objective=sim"]
     script = ['eval "$(repr-pretrain completion bash)"']
     for line in lines:
         script += [f"COMP_LINE={shlex.quote(line)} COMP_POINT={len(line)} COMP_TYPE=9 COMPREPLY=()"]
