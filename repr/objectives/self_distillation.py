@@ -63,8 +63,8 @@ class SelfDistillation(Objective):
         first_teacher_temperature: at the start, from where it rises linearly.
         temperature_steps: optimizer steps of that rise.
         center_momentum: share of itself that the center keeps at a step.
-        center_seen: whether the center of the patches follows all of them, as iBOT's does; else those alone that the
-            student does not see, as in DINOv2's code, which spares the teacher's head the others.
+        center_seen: whether the center of the patches follows all of them, as iBOT's does; else those alone that are
+            predicted, as in DINOv2's code, which spares the teacher's head the others.
         freeze_steps: optimizer steps at the start in which the prototypes get no gradient.
         momentum: of the teacher at the start; it rises to 1 over the run along half a cosine.
     """
