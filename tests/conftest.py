@@ -75,7 +75,8 @@ def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
 
         def run_group(world: int, *arguments: str, kill_after: float | None = None) -> list[tuple[int, str]]:
             logs = [folder / f"out.{rank}" for rank in range(world)]
-            server.stdin.write(json.dumps([[str(log) for log in logs], kill_after, *arguments]) + "\n")
+            where = [str(Path.cwd()), dict(os.environ)]  # of the test that asks, not of the one that came first
+            server.stdin.write(json.dumps([*where, [str(log) for log in logs], kill_after, *arguments]) + "\n")
             server.stdin.flush()
             statuses = json.loads(server.stdout.readline())
             return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]

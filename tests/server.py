@@ -1,7 +1,7 @@
 """Forks a real process for each command line it reads, so that a test pays for the imports once.
 
-A line on stdin is a list in JSON: the files for what the processes print, one each, the seconds after which they are
-killed, or null, then the arguments of ``repr.fit``.
+A line on stdin is a list in JSON: the folder and the environment of the processes, the files for what they print, one
+each, the seconds after which they are killed, or null, then the arguments of ``repr.fit``.
 Several processes find one another as those of torchrun do. The answer is a line with their exit statuses, negative for
 the number of the signal that has killed one.
 """
@@ -53,7 +53,8 @@ def child(log: str, arguments: list[str]) -> int:
 
 def fork(log: str, arguments: list[str], environment: dict[str, str]) -> int:
     if (process := os.fork()) == 0:
-        os.environ |= environment
+        os.environ.clear()
+        os.environ.update(environment)
         status = 70  # of a traceback
         try:
             status = child(log, arguments)
@@ -89,9 +90,10 @@ def kill(processes: list[int], seconds: float) -> int:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        logs, seconds, *arguments = json.loads(line)
+        folder, environment, logs, seconds, *arguments = json.loads(line)
+        os.chdir(folder)
         pairs = zip(logs, environments(len(logs)), strict=True)
-        processes = [fork(log, arguments, environment) for log, environment in pairs]
+        processes = [fork(log, arguments, environment | of_rank) for log, of_rank in pairs]
         killer = None if seconds is None else kill(processes, seconds)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
         if killer is not None:
