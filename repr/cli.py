@@ -101,7 +101,7 @@ def _leave_group() -> None:
     """
     dist = sys.modules.get("torch.distributed")
     if dist is not None and dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        # Up to torch 2.6 at least, a group waits for its threads with Python's lock, for which one of them may wait, too.
+        # Torch 2.6 waits for the threads of a group with Python's lock, for which one of them may wait, too.
         # The last reference to the backend lets go of the lock.
         cpu = sys.modules["torch"].device("cpu")
         backends = [group._get_backend(cpu) for group in dist.distributed_c10d._world.pg_map]
