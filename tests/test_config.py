@@ -207,26 +207,30 @@ def test_a_saved_config_is_read_back_and_its_values_can_change(tmp_path: Path) -
         load_run(tmp_path / "nowhere")
 
 
+def printed(program: str) -> list[str]:
+    """The lines that a program prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
 def test_a_mistyped_option_is_refused_before_torch_is_imported() -> None:
-    program = (
+    lines = printed(
         "import sys\nfrom repr.fit import main\n"
         "try:\n    main(['optim.lrr=1'])\n"
         "except SystemExit as stop:\n    print(stop.code)\nprint('torch' in sys.modules, 'lightning' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0].startswith("error: there is no option 'optim.lrr'; did you mean 'optim.lr'?")
-    assert done.stdout.splitlines()[-1] == "False False"
+    assert lines[0].startswith("error: there is no option 'optim.lrr'; did you mean 'optim.lr'?")
+    assert lines[-1] == "False False"
 
 
 @pytest.mark.slow
 def test_what_reads_no_captions_does_not_wait_for_open_clip() -> None:
-    program = (
+    lines = printed(
         "import sys\nfrom repr.config import check, compose\nfrom repr.fit import _built\n"
         "cfg = compose(['objective=byol', 'smoke=true', 'run_folder=run'])\ncheck(cfg)\n_built(cfg, None)\n"
         "print('torch' in sys.modules, 'open_clip' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "True False"
+    assert lines[-1] == "True False"
 
 
 def test_a_default_stands_in_its_constructor_alone() -> None:
