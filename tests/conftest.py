@@ -63,7 +63,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
-    """Runs a command line of ``repr.fit`` in one or several processes; gives exit status and output of each.
+    """Runs ``python -m repr.fit`` or another module in one or several processes; gives exit status and output of each.
 
     ``kill_after`` seconds all of them are killed.
     """
@@ -73,10 +73,12 @@ def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run_group(world: int, *arguments: str, kill_after: float | None = None) -> list[tuple[int, str]]:
+        def run_group(
+            world: int, *arguments: str, module: str = "repr.fit", kill_after: float | None = None
+        ) -> list[tuple[int, str]]:
             logs = [folder / f"out.{rank}" for rank in range(world)]
             where = [str(Path.cwd()), dict(os.environ)]  # of the test that asks, not of the one that came first
-            server.stdin.write(json.dumps([*where, [str(log) for log in logs], kill_after, *arguments]) + "\n")
+            server.stdin.write(json.dumps([*where, [str(log) for log in logs], kill_after, module, *arguments]) + "\n")
             server.stdin.flush()
             statuses = json.loads(server.stdout.readline())
             return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
@@ -89,3 +91,18 @@ def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
 def run(run_group: RunGroup) -> Callable[..., tuple[int, str]]:
     """Runs a command line of ``repr.fit`` in a process of its own; gives its exit status and what it has printed."""
     return lambda *arguments: run_group(1, *arguments)[0]
+
+
+@pytest.fixture(scope="session")
+def program(run_group: RunGroup) -> Callable[..., str]:
+    """Runs ``python -m MODULE ARGUMENTS``, in a process that need not import all anew; gives what it has printed.
+
+    ``status`` is that with which it must end.
+    """
+
+    def program(module: str, *arguments: str, status: int = 0) -> str:
+        (ended,) = run_group(1, *arguments, module=module)
+        assert ended[0] == status, (module, *ended)
+        return ended[1]
+
+    return program

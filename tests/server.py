@@ -1,17 +1,19 @@
 """Forks a real process for each command line it reads, so that a test pays for the imports once.
 
 A line on stdin is a list in JSON: the folder and the environment of the processes, the files for what they print, one
-each, the seconds after which they are killed, or null, then the arguments of ``repr.fit``.
+each, the seconds after which they are killed, or null, then what follows ``python -m``, such as ``repr.fit``.
 Several processes find one another as those of torchrun do. The answer is a line with their exit statuses, negative for
 the number of the signal that has killed one.
 """
 
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -20,7 +22,8 @@ torch.set_num_threads(1)
 import lightning.pytorch  # noqa: E402 - what a run imports, ready before the fork
 import lightning.pytorch.loggers.tensorboard  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
-import plotly.graph_objects  # noqa: F401, E402
+import plotly.io  # noqa: E402
+import plotly.offline  # noqa: F401, E402
 import sklearn.linear_model  # noqa: E402
 import sklearn.metrics  # noqa: F401, E402
 import timm  # noqa: F401, E402
@@ -37,13 +40,18 @@ from repr.report import page  # noqa: F401, E402
 Image.init()
 
 
-def child(log: str, arguments: list[str]) -> int:
+def child(log: str, module: str, arguments: list[str]) -> int:
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = [module, *arguments]
+    sys.path[0] = str(Path.cwd())  # as of a fresh interpreter
     try:
-        main(arguments)
+        if module == "repr.fit":  # which has been imported, and would be run a second time
+            main(arguments)
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
@@ -51,13 +59,13 @@ def child(log: str, arguments: list[str]) -> int:
     return 0
 
 
-def fork(log: str, arguments: list[str], environment: dict[str, str]) -> int:
+def fork(log: str, command: list[str], environment: dict[str, str]) -> int:
     if (process := os.fork()) == 0:
         os.environ.clear()
         os.environ.update(environment)
         status = 70  # of a traceback
         try:
-            status = child(log, arguments)
+            status = child(log, command[0], command[1:])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -90,10 +98,10 @@ def kill(processes: list[int], seconds: float) -> int:
 
 if __name__ == "__main__":
     for line in sys.stdin:
-        folder, environment, logs, seconds, *arguments = json.loads(line)
+        folder, environment, logs, seconds, *command = json.loads(line)
         os.chdir(folder)
         pairs = zip(logs, environments(len(logs)), strict=True)
-        processes = [fork(log, arguments, environment | of_rank) for log, of_rank in pairs]
+        processes = [fork(log, command, environment | of_rank) for log, of_rank in pairs]
         killer = None if seconds is None else kill(processes, seconds)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
         if killer is not None:

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import yaml
 from repr.config import CONF, check, compose
 from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
+from tests.conftest import RunGroup
 from tests.objectives.conftest import make_batch
 from tests.stores import s3_served
 
@@ -113,27 +115,30 @@ AT_ONCE = "--show"  # how the one ends that is run by default
     [pytest.param(c, marks=() if c.endswith(AT_ONCE) else pytest.mark.slow) for c in FITS],
 )
 def test_every_command_of_the_guide_runs(
-    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_group: RunGroup
 ) -> None:
-    """As it stands, but made small; most in this process, which saves their imports."""
+    """As it stands, but made small; most without imports of their own."""
     from repr.fit import main
 
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
     model = "backbone.name=" + ("test_vit" if "mae" in command else "test_resnet")
     if any(word.startswith("resume=") for word in words):
-        small = [*words[:3], "smoke=true", f"run_folder={tmp_path}", "backbone.name=test_resnet"]
-        subprocess.run(small, cwd=tmp_path, check=True, capture_output=True)
+        ((status, out),) = run_group(1, "smoke=true", f"run_folder={tmp_path}", "backbone.name=test_resnet")
+        assert status == 0, out
         words = [f"resume={tmp_path}" if word.startswith("resume=") else word for word in words]
     else:
         for name in ("IMAGES", "TABLE.csv", "SHARDS", "WEIGHTS.pth"):
             words = [word.replace(name, str(pictures / name)).replace("BUCKET", "bucket") for word in words]
         words += ["smoke=true", f"run_folder={tmp_path}", model, "text.layers=1"]
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
-    if "trainer" in command or "resume=" in command or command.endswith(AT_ONCE):
+    monkeypatch.chdir(tmp_path)
+    if "trainer=fsdp" in command or "resume=" in command:
+        for status, out in run_group(2 if "fsdp" in command else 1, *words[3:]):
+            assert status == 0, out
+    elif "trainer" in command or command.endswith(AT_ONCE):
         done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     else:
-        monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         with s3_served(pictures / "SHARDS", "bucket") if "s3://" in command else nullcontext((None, {})) as (_, found):
             for name, value in found.items():
@@ -199,14 +204,15 @@ def test_the_evaluations_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TOOLS)
-def test_every_other_command_of_the_guide_runs(command: str, pictures: Path, tmp_path: Path) -> None:
+def test_every_other_command_of_the_guide_runs(
+    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+) -> None:
     """Tools are run in the repository, everything else anywhere."""
     for name, path in {"IMAGES": pictures / "IMAGES", "PACKED": tmp_path / "packed"}.items():
         command = command.replace(name, str(path))
-    words = [sys.executable, *shlex.split(command)[1:]]
-    cwd = ROOT if words[2].startswith("tools.") else tmp_path
-    done = subprocess.run(words, cwd=cwd, check=False, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    _, _, module, *words = shlex.split(command)
+    monkeypatch.chdir(ROOT if module.startswith("tools.") else tmp_path)
+    program(module, *words)
     (folder,) = tmp_path.iterdir()
     made = {"data-check": {"check.json", "contact_sheet.png"}, "packed": {"train-00000.tar", "SHA256SUMS"}}[folder.name]
     assert made <= {path.name for path in folder.iterdir()}
@@ -252,7 +258,10 @@ def test_the_mixture_of_the_guide_runs(pictures: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.slow
-def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> None:
+def test_the_protocol_of_contributing_runs_in_both_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (code,), (config,) = (blocks("CONTRIBUTING.md", kind, "Add an evaluation protocol") for kind in ("python", "yaml"))
     (tmp_path / "lengths.py").write_text(code)
     (tmp_path / "conf" / "evaluate").mkdir(parents=True)
@@ -267,9 +276,7 @@ def test_the_protocol_of_contributing_runs_in_both_programs(tmp_path: Path) -> N
         "trainer.limit_val_batches=1.0",
     ]
     for command, more in ((fit, small), (evaluate, ["out=out"])):
-        words = [sys.executable, *shlex.split(command)[1:], *more, "trainer.accelerator=cpu"]
-        done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        program(*shlex.split(command)[2:], *more, "trainer.accelerator=cpu")
     during = json.loads((tmp_path / "RUN" / "results.json").read_text())
     after = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
     for name in ("val/length", "test_style/length"):
@@ -295,7 +302,9 @@ def test_the_source_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
+def test_the_objective_of_the_docs_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+) -> None:
     """BYOL as a new user adds it: trained, its test run, stopped and resumed, and its teacher exported."""
     page = "docs/add_an_objective.md"
     (flow, test), (config,) = blocks(page, "python"), blocks(page, "yaml")
@@ -306,24 +315,19 @@ def test_the_objective_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:
     assert module == "repr.objectives.byol.BYOL"
     (tmp_path / "conf" / "objective" / "byol.yaml").write_text(config.replace(module, "byol.BYOL"))
 
-    def run(*words: str) -> str:
-        command = [sys.executable, "-m", *words]
-        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    run("pytest", "-q", "test_byol.py")
+    monkeypatch.chdir(tmp_path)
+    program("pytest", "-q", "test_byol.py")
     (command,) = commands(page)
     small = ["+objective.hidden_dim=32", "+objective.dim=16", "backbone.name=test_resnet", "trainer.max_epochs=2"]
-    out = run(*shlex.split(command)[2:], *small, "--config-dir", "conf", "run_folder=run")
+    out = program(*shlex.split(command)[2:], *small, "--config-dir", "conf", "run_folder=run")
     assert "knn_category" in out
     first = read_checkpoint(tmp_path / "run" / "checkpoints" / "step=4.ckpt")["state_dict"]
     name = next(name for name, tensor in first.items() if name.startswith("backbone.") and tensor.ndim == 4)
     student, teacher = first[name], first[f"teacher.{name}"]
     assert 0 < (student - teacher).abs().max() < 0.1  # it follows slowly
-    run("repr.fit", "resume=run", "trust=true", "trainer.max_epochs=3")
+    program("repr.fit", "resume=run", "trust=true", "trainer.max_epochs=3")
     assert (tmp_path / "run" / "checkpoints" / "step=6.ckpt").is_file()
-    assert "verified" in run("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")
+    assert "verified" in program("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")
 
 
 def test_the_hybrid_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:

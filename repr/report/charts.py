@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,12 @@ from repr.metrics.exhibits import Exhibits
 from repr.report.run import CHANCE, Run, exhibit_names, explained
 
 LEAST = 3  # points that a curve is drawn of
-DOTTED = {"color": "#94a3b8", "width": 1.5, "dash": "dot"}
+AT_CHANCE = {"mode": "lines", "line": {"color": "#94a3b8", "width": 1.5, "dash": "dot"}, "name": "chance"}
 CLEAR = "rgba(0, 0, 0, 0)"  # the page lies behind
+LAYOUT = {
+    "showlegend": False, "font": {"size": 11}, "hovermode": "x unified", "paper_bgcolor": CLEAR, "plot_bgcolor": CLEAR,
+    "margin": {"l": 52, "r": 10, "t": 8, "b": 26},
+}  # fmt: skip
 AXES = {"showline": False, "gridcolor": "#eef2f7", "zeroline": False, "automargin": False}
 
 
@@ -97,23 +101,21 @@ def _levels(name: str, run: Run, num: int) -> list[float]:
 
 def _curves(name: str, title: str, meaning: str, runs: Sequence[Run]) -> str:
     """A column over the steps, with its level at chance."""
-    import plotly.graph_objects as go
-
-    figure, constants, last = go.Figure(), dict[float, list[int]](), []
+    lines, constants, last = list[dict[str, Any]](), dict[float, list[int]](), []
     for run in runs:
         steps, values = run.curve(name)
-        figure.add_scatter(x=steps, y=values, mode="lines" if len(steps) > 30 else "lines+markers", **_style(run))
+        lines.append({"x": steps, "y": values, "mode": "lines" if len(steps) > 30 else "lines+markers", **_style(run)})
         levels = _levels(name, run, len(steps))
         if steps and len(set(levels)) == 1:  # equal ones of several runs are one line
             constants.setdefault(levels[0], []).extend(steps)
         elif levels:
-            figure.add_scatter(x=steps, y=levels, mode="lines", line=DOTTED, name="chance")
+            lines.append({"x": steps, "y": levels, **AT_CHANCE})
         last += levels[-1:]
     for level, steps in constants.items():
-        figure.add_scatter(x=[min(steps), max(steps)], y=[level, level], mode="lines", line=DOTTED, name="chance")
+        lines.append({"x": [min(steps), max(steps)], "y": [level, level], **AT_CHANCE})
     shown = dict.fromkeys(f"{level:.4g}" for level in last)
-    figure.update_yaxes(tickformat=".5~g")
-    return _card(title, figure, meaning + (f"chance {', '.join(shown)}" if shown else ""))
+    note = meaning + (f"chance {', '.join(shown)}" if shown else "")
+    return _card(title, lines, {"height": 215, "yaxis": {"tickformat": ".5~g"}}, note)
 
 
 def spectra(runs: Sequence[Run]) -> Iterator[str]:
@@ -137,41 +139,44 @@ def _num_rows(arrays: Exhibits, name: str) -> int:
 
 
 def _spectrum(title: str, spectra: Sequence[tuple[Run, np.ndarray, int]]) -> str:
-    import plotly.graph_objects as go
     from scipy.stats import entropy
 
-    figure, ranks, most = go.Figure(), [], dict[int, None]()
+    lines, ranks, most = list[dict[str, Any]](), [], dict[int, None]()
     for run, eigenvalues, num_rows in spectra:
         if not eigenvalues.sum():
             continue
         share = eigenvalues / eigenvalues.sum()
         kept = share > 1e-12  # what rounding leaves is none
-        figure.add_scatter(x=np.arange(1, len(share) + 1)[kept], y=share[kept], mode="lines", **_style(run))
+        directions = np.arange(1, len(share) + 1)
+        lines.append({"x": directions[kept].tolist(), "y": share[kept].tolist(), "mode": "lines", **_style(run)})
         rank = np.exp(entropy(np.sqrt(eigenvalues)))  # as repr.metrics.geometry.effective_rank
         ranks.append(f'<b style="color:{run.colour}">{rank:.1f}</b>')
         most[min(len(eigenvalues), num_rows - 1)] = None
-    figure.update_yaxes(type="log", exponentformat="power", dtick=2)
-    figure.update_xaxes(title={"text": "direction", "standoff": 4})
+    layout = {
+        "height": 230, "margin": {"l": 52, "r": 10, "t": 8, "b": 38},
+        "xaxis": {"title": {"text": "direction", "standoff": 4}},
+        "yaxis": {"type": "log", "exponentformat": "power", "dtick": 2},
+    }  # fmt: skip
     note = (
         f"effective rank {' · '.join(ranks)} of at most {', '.join(map(str, most))}"
         if ranks
         else "all features are equal"
     )
-    return _card(title, figure, note, legible=True)
+    return _card(title, lines, layout, note)
 
 
 def _style(run: Run) -> dict[str, Any]:
     return {"line": {"color": run.colour, "width": 2}, "name": run.name}
 
 
-def _card(title: str, figure: Any, note: str, *, legible: bool = False) -> str:
-    """A small figure under its title; the note is HTML."""
-    figure.update_layout(
-        template="none", height=230 if legible else 215, showlegend=False, font={"size": 11}, hovermode="x unified",
-        paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, margin={"l": 52, "r": 10, "t": 8, "b": 38 if legible else 26},
-    )  # fmt: skip
-    figure.update_xaxes(**AXES)
-    figure.update_yaxes(**AXES)
-    plot = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
+def _card(title: str, lines: Sequence[dict[str, Any]], layout: Mapping[str, Any], note: str) -> str:
+    """A small figure under its title; lines and layout are plotly's, and the note is HTML."""
+    import plotly.io
+
+    axes = {axis: {**layout.get(axis, {}), **AXES} for axis in ("xaxis", "yaxis")}
+    # As they are: plotly's classes take a quarter of a short run's time to check them.
+    figure = {"data": [{"type": "scatter", **line} for line in lines], "layout": {**LAYOUT, **layout, **axes}}
+    config = {"displayModeBar": False, "responsive": True}
+    plot = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False, validate=False)
     note = note and f'<div class="dim">{note}</div>'
     return f'<div class="card"><h3>{html.escape(title)}</h3>{note}{plot}</div>'

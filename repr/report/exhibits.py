@@ -97,7 +97,7 @@ def sheet(source: Source, rows: Sequence[int] | np.ndarray, side: int) -> np.nda
         line, column = divmod(position, COLUMNS)
         canvas.paste(picture, (column * side, line * side))
     buffer = io.BytesIO()
-    canvas.save(buffer, "WEBP", quality=80, method=4)
+    canvas.save(buffer, "WEBP", quality=80, method=2)
     return np.frombuffer(buffer.getvalue(), dtype=np.uint8)
 
 

@@ -30,6 +30,7 @@ from repr.metrics.classes import Classes, load_classes
 from repr.report.exhibits import load_exhibits
 from repr.report.page import write_report
 from repr.runs.folder import save_config
+from tests.conftest import RunGroup
 
 QUIET = [
     "callbacks.progress=null",
@@ -370,7 +371,9 @@ def test_fine_tuning_learns_what_a_random_backbone_does_not_know(
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_two_processes_write_what_one_does(
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, run_group: RunGroup
+) -> None:
     words = [
         f"model={trained[0]}",
         "eval=[knn,retrieval,geometry,dense]",
@@ -393,8 +396,8 @@ def test_two_processes_write_what_one_does(trained: tuple[Path, dict[str, Any]],
     one = run(*words, f"out={tmp_path}/one", f"cache={tmp_path}/c1")
     assert two["results"].keys() == one["results"].keys()
     assert values(two) == pytest.approx(values(one), abs=1e-5)
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
+    for status, out in run_group(2, *command[3:], module="repr.evaluate"):
+        assert status == 0, out
     assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == two
 
 
