@@ -117,7 +117,7 @@ AT_ONCE = "--show"  # how the one ends that is run by default
 def test_every_command_of_the_guide_runs(
     command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_group: RunGroup
 ) -> None:
-    """As it stands, but made small; most without imports of their own."""
+    """As it stands, but made small; DDP's processes are started by Lightning, FSDP2's as by torchrun."""
     from repr.fit import main
 
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
@@ -133,7 +133,7 @@ def test_every_command_of_the_guide_runs(
         words += ["trainer.accelerator=cpu"] if "--show" not in words else []
     monkeypatch.chdir(tmp_path)
     if "trainer=fsdp" in command or "resume=" in command:
-        for status, out in run_group(2 if "fsdp" in command else 1, *words[3:]):
+        for status, out in run_group(2 if "trainer=fsdp" in command else 1, *words[3:]):
             assert status == 0, out
     elif "trainer" in command or command.endswith(AT_ONCE):
         done = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
