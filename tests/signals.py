@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -193,13 +194,16 @@ class WaitForSignals(pl.Callback):
     """Holds the first step up until it is interrupted, and prints when the first signal has come."""
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
-        handler = signal.getsignal(signal.SIGINT)
+        handler, came = signal.getsignal(signal.SIGINT), threading.Event()
 
         def tell(number: int, frame: object) -> None:
             handler(number, frame)
-            print("one", flush=True)
+            came.set()
 
         signal.signal(signal.SIGINT, tell)
         print("waits", flush=True)
+        while not came.is_set():  # signal.pause() would miss one that comes just before it
+            time.sleep(0.01)
+        print("one", flush=True)
         while True:
-            signal.pause()
+            time.sleep(0.01)

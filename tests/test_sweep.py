@@ -76,10 +76,10 @@ def test_a_sweep_is_started_once(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_run_once(number: int, tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, sys, time\n"
         "signal.signal(int(sys.argv[1]), lambda number, frame: sys.exit(7))\n"
         "os.kill(os.getppid(), int(sys.argv[1]))\n"
-        "while True: signal.pause()"
+        "while True: time.sleep(0.01)"
     )
     assert run_process([sys.executable, "-c", program, str(int(number))]) == (7, number)
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)

@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -32,8 +33,12 @@ class Terminal:
 
     def read_until(self, words: bytes = b"") -> None:
         """Read what comes until some words do or, without words, until the end."""
+        deadline = time.monotonic() + 240
         with suppress(OSError):  # the last process has closed it
             while not (words and words in self.out):
+                if not select.select([self.screen], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                    self.send(signal.SIGKILL)
+                    pytest.fail(f"{words!r} did not come:\n{self.out.decode()}")
                 self.out += os.read(self.screen, 65536)
         assert words in self.out, self.out.decode()
 
