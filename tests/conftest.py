@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -61,9 +62,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+class Ended(NamedTuple):
+    """How a process has ended, and what it has printed."""
+
+    status: int
+    out: str
+    err: str
+
+
 @pytest.fixture(scope="session")
-def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
-    """Runs ``python -m repr.fit`` or another module in one or several processes; gives exit status and output of each.
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Ended]]]:
+    """Runs ``python -m MODULE ARGUMENTS`` in one or several processes, which need not import all anew.
 
     ``kill_after`` seconds all of them are killed.
     """
@@ -73,18 +82,28 @@ def run_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunGroup]:
         assert server.stdin is not None
         assert server.stdout is not None
 
-        def run_group(
-            world: int, *arguments: str, module: str = "repr.fit", kill_after: float | None = None
-        ) -> list[tuple[int, str]]:
-            logs = [folder / f"out.{rank}" for rank in range(world)]
+        def processes(world: int, module: str, *arguments: str, kill_after: float | None = None) -> list[Ended]:
+            logs = [[str(folder / f"{kind}.{rank}") for kind in ("out", "err")] for rank in range(world)]
             where = [str(Path.cwd()), dict(os.environ)]  # of the test that asks, not of the one that came first
-            server.stdin.write(json.dumps([*where, [str(log) for log in logs], kill_after, module, *arguments]) + "\n")
+            server.stdin.write(json.dumps([*where, logs, kill_after, module, *arguments]) + "\n")
             server.stdin.flush()
             statuses = json.loads(server.stdout.readline())
-            return [(status, log.read_text()) for status, log in zip(statuses, logs, strict=True)]
+            printed = [[Path(log).read_text() for log in of_one] for of_one in logs]
+            return [Ended(status, *texts) for status, texts in zip(statuses, printed, strict=True)]
 
-        yield run_group
+        yield processes
         server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def run_group(processes: Callable[..., list[Ended]]) -> RunGroup:
+    """Runs a command line of ``repr.fit`` in some processes; gives exit status and output of each."""
+
+    def run_group(world: int, *arguments: str, kill_after: float | None = None) -> list[tuple[int, str]]:
+        done = processes(world, "repr.fit", *arguments, kill_after=kill_after)
+        return [(ended.status, ended.out + ended.err) for ended in done]
+
+    return run_group
 
 
 @pytest.fixture(scope="session")
@@ -94,15 +113,12 @@ def run(run_group: RunGroup) -> Callable[..., tuple[int, str]]:
 
 
 @pytest.fixture(scope="session")
-def program(run_group: RunGroup) -> Callable[..., str]:
-    """Runs ``python -m MODULE ARGUMENTS``, in a process that need not import all anew; gives what it has printed.
+def program(processes: Callable[..., list[Ended]]) -> Callable[..., Ended]:
+    """Runs ``python -m MODULE ARGUMENTS`` in a process of its own, which must end with ``status``."""
 
-    ``status`` is that with which it must end.
-    """
-
-    def program(module: str, *arguments: str, status: int = 0) -> str:
-        (ended,) = run_group(1, *arguments, module=module)
-        assert ended[0] == status, (module, *ended)
-        return ended[1]
+    def program(module: str, *arguments: str, status: int = 0) -> Ended:
+        (ended,) = processes(1, module, *arguments)
+        assert ended.status == status, (module, *ended)
+        return ended
 
     return program

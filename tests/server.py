@@ -1,7 +1,7 @@
 """Forks a real process for each command line it reads, so that a test pays for the imports once.
 
-A line on stdin is a list in JSON: the folder and the environment of the processes, the files for what they print, one
-each, the seconds after which they are killed, or null, then what follows ``python -m``, such as ``repr.fit``.
+A line on stdin is a list in JSON: the folder and the environment of the processes, the files for what they print, a
+pair each, the seconds after which they are killed, or null, then what follows ``python -m``, such as ``repr.fit``.
 Several processes find one another as those of torchrun do. The answer is a line with their exit statuses, negative for
 the number of the signal that has killed one.
 """
@@ -40,10 +40,10 @@ from repr.report import page  # noqa: F401, E402
 Image.init()
 
 
-def child(log: str, module: str, arguments: list[str]) -> int:
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+def child(logs: list[str], module: str, arguments: list[str]) -> int:
+    for number, log in enumerate(logs, start=1):
+        with open(log, "w") as file:
+            os.dup2(file.fileno(), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.argv = [module, *arguments]
     sys.path[0] = str(Path.cwd())  # as of a fresh interpreter
@@ -59,13 +59,13 @@ def child(log: str, module: str, arguments: list[str]) -> int:
     return 0
 
 
-def fork(log: str, command: list[str], environment: dict[str, str]) -> int:
+def fork(logs: list[str], command: list[str], environment: dict[str, str]) -> int:
     if (process := os.fork()) == 0:
         os.environ.clear()
         os.environ.update(environment)
         status = 70  # of a traceback
         try:
-            status = child(log, command[0], command[1:])
+            status = child(logs, command[0], command[1:])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -101,7 +101,7 @@ if __name__ == "__main__":
         folder, environment, logs, seconds, *command = json.loads(line)
         os.chdir(folder)
         pairs = zip(logs, environments(len(logs)), strict=True)
-        processes = [fork(log, command, environment | of_rank) for log, of_rank in pairs]
+        processes = [fork(of_one, command, environment | of_rank) for of_one, of_rank in pairs]
         killer = None if seconds is None else kill(processes, seconds)
         statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
         if killer is not None:

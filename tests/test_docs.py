@@ -21,7 +21,7 @@ import yaml
 from repr.config import CONF, check, compose
 from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
-from tests.conftest import RunGroup
+from tests.conftest import Ended, RunGroup
 from tests.objectives.conftest import make_batch
 from tests.stores import s3_served
 
@@ -205,7 +205,7 @@ def test_the_evaluations_of_the_guide_run(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("command", TOOLS)
 def test_every_other_command_of_the_guide_runs(
-    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+    command: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., Ended]
 ) -> None:
     """Tools are run in the repository, everything else anywhere."""
     for name, path in {"IMAGES": pictures / "IMAGES", "PACKED": tmp_path / "packed"}.items():
@@ -259,7 +259,7 @@ def test_the_mixture_of_the_guide_runs(pictures: Path, tmp_path: Path, monkeypat
 
 @pytest.mark.slow
 def test_the_protocol_of_contributing_runs_in_both_programs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., Ended]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (code,), (config,) = (blocks("CONTRIBUTING.md", kind, "Add an evaluation protocol") for kind in ("python", "yaml"))
@@ -303,7 +303,7 @@ def test_the_source_of_contributing_works_as_it_stands(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_objective_of_the_docs_works_as_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: Callable[..., Ended]
 ) -> None:
     """BYOL as a new user adds it: trained, its test run, stopped and resumed, and its teacher exported."""
     page = "docs/add_an_objective.md"
@@ -319,7 +319,7 @@ def test_the_objective_of_the_docs_works_as_it_stands(
     program("pytest", "-q", "test_byol.py")
     (command,) = commands(page)
     small = ["+objective.hidden_dim=32", "+objective.dim=16", "backbone.name=test_resnet", "trainer.max_epochs=2"]
-    out = program(*shlex.split(command)[2:], *small, "--config-dir", "conf", "run_folder=run")
+    out = program(*shlex.split(command)[2:], *small, "--config-dir", "conf", "run_folder=run").out
     assert "knn_category" in out
     first = read_checkpoint(tmp_path / "run" / "checkpoints" / "step=4.ckpt")["state_dict"]
     name = next(name for name, tensor in first.items() if name.startswith("backbone.") and tensor.ndim == 4)
@@ -327,7 +327,8 @@ def test_the_objective_of_the_docs_works_as_it_stands(
     assert 0 < (student - teacher).abs().max() < 0.1  # it follows slowly
     program("repr.fit", "resume=run", "trust=true", "trainer.max_epochs=3")
     assert (tmp_path / "run" / "checkpoints" / "step=6.ckpt").is_file()
-    assert "verified" in program("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")
+    done = program("repr.export", "run=run", "to=timm", "out=export", "weights=teacher", "trust=true")
+    assert "verified" in done.out
 
 
 def test_the_hybrid_of_the_docs_works_as_it_stands(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from repr.metrics.classes import Classes, load_classes
 from repr.report.exhibits import load_exhibits
 from repr.report.page import write_report
 from repr.runs.folder import save_config
-from tests.conftest import RunGroup
+from tests.conftest import Ended
 
 QUIET = [
     "callbacks.progress=null",
@@ -372,7 +372,7 @@ def test_fine_tuning_learns_what_a_random_backbone_does_not_know(
 
 @pytest.mark.slow
 def test_two_processes_write_what_one_does(
-    trained: tuple[Path, dict[str, Any]], tmp_path: Path, run_group: RunGroup
+    trained: tuple[Path, dict[str, Any]], tmp_path: Path, processes: Callable[..., list[Ended]]
 ) -> None:
     words = [
         f"model={trained[0]}",
@@ -396,8 +396,8 @@ def test_two_processes_write_what_one_does(
     one = run(*words, f"out={tmp_path}/one", f"cache={tmp_path}/c1")
     assert two["results"].keys() == one["results"].keys()
     assert values(two) == pytest.approx(values(one), abs=1e-5)
-    for status, out in run_group(2, *command[3:], module="repr.evaluate"):
-        assert status == 0, out
+    for ended in processes(2, *command[2:]):
+        assert ended.status == 0, ended.err
     assert json.loads((tmp_path / "two" / "metrics.json").read_text()) == two
 
 

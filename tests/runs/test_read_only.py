@@ -8,6 +8,7 @@ import pytest
 
 from repr.config import compose
 from repr.fit import fit
+from tests.conftest import Ended
 from tests.test_fit import TINY
 
 
@@ -21,7 +22,7 @@ def read_only(small_disk: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_read_only_disk_is_told_in_one_line(read_only: Path, tmp_path: Path, program: Callable[..., str]) -> None:
+def test_a_read_only_disk_is_told_in_one_line(read_only: Path, tmp_path: Path, program: Callable[..., Ended]) -> None:
     commands = {
         "fit": [f"resume={read_only}", "trainer.max_epochs=2"],
         "evaluate": [f"model={read_only}", "eval=[geometry]", "trainer.accelerator=cpu"],
@@ -29,8 +30,8 @@ def test_a_read_only_disk_is_told_in_one_line(read_only: Path, tmp_path: Path, p
         "report": [str(read_only)],
     }
     for name, words in commands.items():
-        out = program(f"repr.{name}", *words, status=1)
-        assert "Traceback" not in out, (name, out)
-        assert "Read-only file system" in out.splitlines()[-1], (name, out)
+        told = program(f"repr.{name}", *words, status=1).err
+        assert "Traceback" not in told, (name, told)
+        assert "Read-only file system" in told.splitlines()[-1], (name, told)
     program("repr.export", f"run={read_only}", "to=timm", f"out={tmp_path}/export")
     assert (tmp_path / "export" / "model.safetensors").is_file()
