@@ -9,19 +9,25 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from repr.files import replacing
 
-def hardware(*libraries: str) -> str:
-    """The day, CPU, cores, threads, GPU if there is one, load of the machine, and versions of ``libraries``."""
-    import torch
 
+def machine() -> str:
+    """The day, CPU, cores, and GPU if there is one."""
     model = platform.processor()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
         if line.startswith("model name"):
             model = line.split(":")[1].strip()
             break
-    parts = [date.today().isoformat(), model, f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads"]
-    parts += [card] if (card := card_name()) else []
-    parts.append(f"load {os.getloadavg()[0]:.1f}")
+    card = card_name()
+    return ", ".join([date.today().isoformat(), model, f"{os.cpu_count()} cores", *([card] if card else [])])
+
+
+def hardware(*libraries: str) -> str:
+    """The machine, its load, how many threads PyTorch uses, and versions of ``libraries``."""
+    import torch
+
+    parts = [machine(), f"{torch.get_num_threads()} threads", f"load {os.getloadavg()[0]:.1f}"]
     for name in libraries:
         try:
             parts.append(f"{name} {version(name)}")
@@ -42,5 +48,5 @@ def publish(lines: Sequence[str], path: Path | None) -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        with replacing(path) as file:
+            file.write(text.encode())

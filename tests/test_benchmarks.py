@@ -1,13 +1,16 @@
 """The results at a glance, and the command that measures them."""
 
+import json
 import subprocess
 import sys
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from benchmarks.claims.__main__ import CLAIMS
+from benchmarks.claims.runs import kept_file, trained
 from benchmarks.summary import RESULTS, SECTIONS, summary, tables
 from repr.config import ConfigError, check, compose
 
@@ -43,6 +46,22 @@ def test_a_name_that_there_is_not_is_one_error() -> None:
     done = run("step_tme")
     assert done.returncode == 2
     assert "there is no step_tme; there are clustering, data" in done.stderr
+
+
+def test_runs_that_are_kept_are_not_made_again_and_their_machines_are_told(tmp_path: Path) -> None:
+    made = {"SimCLR | ours": "2026-01-01, a CPU", "SimCLR | lightly": "2026-01-02, another"}
+    for method, machine in made.items():
+        for seed in range(2):
+            file = kept_file(tmp_path, "quality", method, seed, 30, "cpu")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(json.dumps({"made": machine, "result": {"kNN": seed + len(method)}}))
+    assert len([*tmp_path.rglob("*.json")]) == 4  # each has a file of its own
+    options = Namespace(
+        name="quality", kept=tmp_path, made=set(), seeds=2, length=30, jobs=2, minutes=None, device="cpu"
+    )
+    found = trained([*made], options)
+    assert found == {method: [{"kNN": seed + len(method)} for seed in range(2)] for method in made}
+    assert options.made == {*made.values()}
 
 
 @pytest.mark.slow

@@ -5,6 +5,9 @@ minutes. ``--write`` also writes ``benchmarks/results/NAME.md``. Runs go on both
 thread (``--jobs``); no number depends on that. ``--device cuda --minutes M`` trains all on one GPU, as long as
 short runs say that this allows, and writes ``NAME-<card>.md`` beside what the CPU gave.
 
+``--kept benchmarks/results/runs`` takes the results of single runs that are in this folder, and adds those of the
+others: with more ``--seeds`` only the new ones are run. One that the code would not give any more is to be deleted.
+
 A claim is a module with a ``TITLE``; ``LIBRARIES`` whose versions are told; ``SEEDS`` and, where all runs have the
 same, their ``LENGTH`` in epochs, each for a whole and for a quick start; ``settings(options)``, a paragraph on what is
 run; and ``report(options)``, which runs it and gives blocks of lines, each when it is known.
@@ -51,13 +54,15 @@ def main() -> None:
     command = " ".join(["python -m benchmarks.claims", *sys.argv[1:]])
     start, load = time.monotonic(), hardware(*claim.LIBRARIES)
     file = f"{'-'.join([options.name, *card.lower().split()])}.md"
+    options.made = set()  # when and on what machines kept runs were made
     blocks: list[str] = []
     try:
         for block in claim.report(options):
             blocks += ["", *block]
     finally:  # what is known is not lost
         seconds = f"`{command}`, {time.monotonic() - start:.0f} s; the load is that before."
-        lines = [f"# {claim.TITLE}", "", claim.settings(options), "", seconds, "", load, *blocks]
+        before = [f"Runs are among them from {'; '.join(sorted(options.made))}.", ""] if options.made else []
+        lines = [f"# {claim.TITLE}", "", claim.settings(options), "", seconds, "", *before, load, *blocks]
         publish(lines, HERE.parent / "results" / file if options.write and blocks else None)
 
 

@@ -13,6 +13,7 @@ import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ from lightning.pytorch.trainer.connectors import callback_connector
 from omegaconf import DictConfig
 from scipy import stats
 
+from benchmarks.report import machine
 from repr.config import compose
+from repr.files import replacing
 from repr.fit import fit
 from repr.runs.folder import Results
 
@@ -84,25 +87,34 @@ def fitting_length(methods: Sequence[str], options: Namespace) -> int:
 
 def _in_process(method: str, seed: int, options: Namespace) -> Any:
     """A run in a process with one thread, whose result goes through JSON; or what is kept of it from before."""
-    length = options.length
-    on_gpu = ", cuda" if options.device == "cuda" else ""
-    kept = options.kept and options.kept / f"{options.name}, {method}, seed {seed}, {length}{on_gpu}.json"
+    kept = options.kept and kept_file(options.kept, options.name, method, seed, options.length, options.device)
     if kept and kept.is_file():
-        return json.loads(kept.read_text())
+        before = json.loads(kept.read_text())
+        options.made.add(before["made"])
+        return before["result"]
     program = (
         f"import json, sys, torch; torch.set_num_threads(1); from benchmarks.claims import runs; "
         f"runs.device = {options.device!r}; from benchmarks.claims.{options.name} import train; "
         "print(json.dumps(train(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))"
     )
-    command, one_thread = [sys.executable, "-c", program, method, str(seed), str(length)], {"OMP_NUM_THREADS": "1"}
+    words = [method, str(seed), str(options.length)]
+    command, one_thread = [sys.executable, "-c", program, *words], {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | one_thread)
     if done.returncode:
         raise RuntimeError(f"{method}, seed {seed}:\n{done.stderr}")
-    result = done.stdout.splitlines()[-1]
+    result = json.loads(done.stdout.splitlines()[-1])
     if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(result)
-    return json.loads(result)
+        made = f"{machine()}, torch {version('torch')}"
+        with replacing(kept) as file:
+            file.write((json.dumps({"made": made, "result": result}, indent=1) + "\n").encode())
+    return result
+
+
+def kept_file(folder: Path, claim: str, method: str, seed: int, length: int, device: str) -> Path:
+    """Where the result of a run is kept."""
+    words = "-".join(re.findall(r"[a-z0-9.]+", method.lower()))
+    on_gpu = "-cuda" if device == "cuda" else ""
+    return folder / claim / f"{words}-seed{seed}-length{length}{on_gpu}.json"
 
 
 def table(
