@@ -6,6 +6,7 @@ Several processes find one another as those of torchrun do. The answer is a line
 the number of the signal that has killed one.
 """
 
+import faulthandler
 import json
 import os
 import runpy
@@ -38,6 +39,7 @@ from repr.procedures.multistage import Multistage  # noqa: F401, E402
 from repr.report import page  # noqa: F401, E402
 
 Image.init()
+HANGS = 500  # seconds, after which a process tells where it stands, and ends; less than what pytest waits for a test
 
 
 def child(logs: list[str], module: str, arguments: list[str]) -> int:
@@ -45,6 +47,7 @@ def child(logs: list[str], module: str, arguments: list[str]) -> int:
         with open(log, "w") as file:
             os.dup2(file.fileno(), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    faulthandler.dump_traceback_later(HANGS, exit=True)
     sys.argv = [module, *arguments]
     sys.path[0] = str(Path.cwd())  # as of a fresh interpreter
     try:
