@@ -85,6 +85,28 @@ def test_a_signal_reaches_the_run_once(number: int, tmp_path: Path) -> None:
     assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has gone")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_the_run_of_a_sweep_that_is_killed_is_told_to_stop(number: int, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    run = (
+        "import pathlib, signal, sys, time\n"
+        "told = pathlib.Path(sys.argv[1])\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(told.write_text('\\ntold')))\n"
+        "told.write_text('\\nruns')\n"
+        "while True: time.sleep(0.01)"
+    )
+    parent = (
+        "import sys; from repr.sweep.running import run_process; run_process([sys.executable, '-c', *sys.argv[1:]])"
+    )
+    told.touch()
+    with subprocess.Popen([sys.executable, "-c", parent, run, str(told)]) as process:
+        wait_for(told, "runs")
+        process.send_signal(number)
+    assert process.returncode == -number
+    wait_for(told, "told")
+
+
 def wait_for(path: Path, words: str, after: str = "") -> None:
     """Until a program has printed something, after something else."""
     deadline = time.monotonic() + 240

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -19,6 +21,7 @@ from repr.runs.folder import JOINED, REPORT, RESULTS, can_resume, is_run
 from repr.sweep.trials import Sweep, check_all, load_sweep, parse, save_sweep
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1  # of Linux: the signal that a process gets when its parent has gone
 
 
 def sweep(words: Sequence[str], config_dir: str | None) -> int:
@@ -75,6 +78,8 @@ def sweep(words: Sequence[str], config_dir: str | None) -> int:
 def run_process(command: Sequence[str]) -> tuple[int, int | None]:
     """Run a program to its end; Ctrl-C and SIGTERM are passed on to it, once each.
 
+    On Linux it gets SIGTERM, too, when this process is killed, or its terminal closed, before it can pass anything on.
+
     Returns:
         Its exit status, and the first signal that has come.
     """
@@ -85,10 +90,12 @@ def run_process(command: Sequence[str]) -> tuple[int, int | None]:
         for process in child:
             process.send_signal(number)
 
+    linux = sys.platform == "linux"
+    told = partial(ctypes.CDLL(None).prctl, PR_SET_PDEATHSIG, signal.SIGTERM) if linux else None
     before = {number: signal.signal(number, pass_on) for number in STOPS}
     try:
         # In a group of its own, or it would get Ctrl-C from the terminal as well, and a second one ends a run at once.
-        child.append(subprocess.Popen(command, process_group=0))
+        child.append(subprocess.Popen(command, process_group=0, preexec_fn=told))
         if stopped:
             child[0].send_signal(stopped[0])
         return child[0].wait(), stopped[0] if stopped else None
