@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from repr.cli import command, is_first, one_line_errors
+from repr.cli import command, importing, is_first, one_line_errors
 from repr.config import ConfigError, compose
 from repr.explain import add_show, show, shown_key
 from repr.listing import Help
@@ -246,15 +246,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if options.dry_run or key is not None:
                 raise ConfigError(["--sweep trains: leave --dry-run and --show out"])
             sys.exit(sweep(options.overrides, options.config_dir))
-        cfg = _config(options.overrides, options.config_dir)
-        if key is not None:
-            print(show(cfg, key))
-            return
-        check_inputs(cfg)
-        from hydra.utils import instantiate
+        with importing():
+            cfg = _config(options.overrides, options.config_dir)
+            if key is not None:
+                print(show(cfg, key))
+                return
+            check_inputs(cfg)
+            from hydra.utils import instantiate
 
-        procedure = instantiate(cfg.procedure)
-        from repr.training.checkpoints import Stopped
+            procedure = instantiate(cfg.procedure)
+            from repr.training.checkpoints import Stopped
 
         try:
             if options.dry_run:

@@ -1,5 +1,6 @@
 """One thread: the models of the tests are tiny, and more threads would wait for one another, here and in processes."""
 
+import gc
 import json
 import os
 import subprocess
@@ -13,7 +14,14 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from hypothesis import HealthCheck, settings
 
+# No test asserts a time; the folders that a test shares among its examples are meant to be shared.
+settings.register_profile(
+    "repr", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("repr")
+gc.disable()  # until all tests are imported, see repr.cli.importing
 torch.set_num_threads(1)
 # At its first backward autograd starts a thread for each kind of device that it finds, and a forked process has none of
 # them. Tests with fake tensors make it find CUDA; so the first backward comes before all of them.
@@ -24,6 +32,14 @@ RunGroup = Callable[..., list[tuple[int, str]]]  # what the fixture run_group is
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew", action="store_true", help="write tests/curves anew, see tests/test_experiments.py")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported for all tests stays, so the collector need not look at it after each of them."""
+    yield
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

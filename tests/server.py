@@ -7,8 +7,10 @@ the number of the signal that has killed one.
 """
 
 import faulthandler
+import gc
 import json
 import os
+import re
 import runpy
 import signal
 import socket
@@ -16,7 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-import torch
+gc.disable()  # until all is imported
+
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -25,20 +29,31 @@ import lightning.pytorch.loggers.tensorboard  # noqa: F401, E402
 import open_clip  # noqa: F401, E402
 import plotly.io  # noqa: E402
 import plotly.offline  # noqa: F401, E402
+import s3fs  # noqa: F401, E402 - which Lightning imports where it is installed
 import sklearn.linear_model  # noqa: E402
+import sklearn.manifold  # noqa: E402
 import sklearn.metrics  # noqa: F401, E402
 import timm  # noqa: F401, E402
 import torch.utils.tensorboard  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from repr.config import CONF  # noqa: E402
 from repr.data import datamodule  # noqa: F401, E402
+from repr.data.sources.emoji import Emoji  # noqa: E402
 from repr.evaluate import during_training as evaluation  # noqa: F401, E402
 from repr.fit import main  # noqa: E402
 from repr.objectives import image_text  # noqa: F401, E402
 from repr.procedures.multistage import Multistage  # noqa: F401, E402
 from repr.report import page  # noqa: F401, E402
+from repr.signatures import arguments  # noqa: E402
 
 Image.init()
+Emoji("val")  # what is read once in a process is read before the fork
+for path in CONF.rglob("*.yaml"):
+    for target in re.findall(r"_target_: (repr\.[\w.]+)", path.read_text(encoding="utf-8")):
+        arguments(target)
+gc.freeze()  # or each process would look through all of it again
+gc.enable()
 HANGS = 500  # seconds, after which a process tells where it stands, and ends; less than what pytest waits for a test
 
 

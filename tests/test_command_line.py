@@ -1,5 +1,6 @@
 """The command, its usage lines, and what docs/command_line.md tells to type."""
 
+import gc
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from repr.__main__ import VERBS, main
+from repr.cli import importing
 from repr.config import compose
 from repr.sweep.trials import parse
 from tests.test_docs import ROOT, commands
@@ -64,3 +66,21 @@ def test_nothing_heavy_is_imported_before_a_verb_is_known(tmp_path: Path) -> Non
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "completion" in done.stdout
+
+
+def test_the_collector_rests_while_a_program_imports_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with importing():
+        assert gc.isenabled()  # torch is here: it is somebody else's program
+    monkeypatch.delitem(sys.modules, "torch")
+    before, seen = gc.get_freeze_count(), []
+
+    def fail() -> None:
+        with importing():
+            seen.append(gc.isenabled())
+            raise ValueError("the config is at fault")
+
+    with pytest.raises(ValueError, match="at fault"):
+        fail()
+    assert seen == [False]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before

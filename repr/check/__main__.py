@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from repr.cli import command, one_line_errors
+from repr.cli import command, importing, one_line_errors
 from repr.config import compose
 from repr.files import replacing
 from repr.runs.inputs import check_inputs, data_module
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.rows is not None and options.rows < 1:
             raise ValueError(f"--rows {options.rows}; set it to 1 or more")
         cfg = compose(options.overrides, config_dir=options.config_dir)
-        check_inputs(cfg)
+        with importing():
+            check_inputs(cfg)
         status = run(cfg, options.out, options.rows, options.font)
     sys.exit(status)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from rich.table import Table
 
-from repr.cli import command, one_line_errors
+from repr.cli import command, importing, one_line_errors
 from repr.evaluate.evaluation import config, evaluate
 from repr.explain import add_show, shown_key
 from repr.explain import show as show_config
@@ -87,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_intermixed_args(arguments)
     with one_line_errors():
         key = shown_key(options)
-        cfg, data_name, class_files = config(options.overrides, options.config_dir)
-        if key is not None:
-            print(show_config(cfg, key))
-            return
-        check_inputs(cfg)
+        with importing():
+            cfg, data_name, class_files = config(options.overrides, options.config_dir)
+            if key is not None:
+                print(show_config(cfg, key))
+                return
+            check_inputs(cfg)
         evaluation = evaluate(cfg, data_name=data_name, class_files=class_files)
         if evaluation:
             show(evaluation, every_number=options.all)

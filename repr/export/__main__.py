@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from repr.cli import one_line_errors, program
+from repr.cli import importing, one_line_errors, program
 from repr.config import ConfigError, nearest
 from repr.export.options import check_options
 from repr.runs.folder import run_folder
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run, trust = options.pop("run"), options.pop("trust")
         check_options(**options)
         run_folder(run, "run")
-        from repr.export.folders import export  # here, so that what is wrong so far is refused before its seconds
+        with importing():
+            from repr.export.folders import export  # here, so that what is wrong so far is refused before its seconds
 
         out = export(run, **options, trust=trust)
         print(f"verified and written: {out}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from repr.cli import command, one_line_errors
+from repr.cli import command, importing, one_line_errors
 from repr.config import ConfigError, check, compose
 
 OPTIONS = {"gpus": int, "memory": float, "bandwidth": float, "tflops": float}
@@ -97,8 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         overrides, given = options_of(options.overrides)
         gpus = int(given["gpus"])
-        cfg, notes = config(overrides, gpus, options.config_dir)
-        from repr.plan.table import table
+        with importing():
+            cfg, notes = config(overrides, gpus, options.config_dir)
+            from repr.plan.table import table
 
         shown = table(cfg, gpus=gpus, memory=given["memory"], bandwidth=given["bandwidth"], tflops=given["tflops"])
     from rich.console import Console

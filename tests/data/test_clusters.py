@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -34,12 +34,16 @@ def batches(order, epoch=0, **options):
     return [[place.row for place in batch] for batch in sampler]
 
 
-clusterings = st.lists(st.integers(-1, 5), min_size=1, max_size=80)
+@st.composite
+def clusterings(draw, size):
+    """Up to 80 rows of six clusters or of none, among them ``size`` rows of one."""
+    rows = draw(st.lists(st.integers(-1, 5), max_size=80 - size))
+    return draw(st.permutations([*rows, *[draw(st.integers(0, 5))] * size]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
-    ids=clusterings,
+    data=st.data(),
     world=st.integers(1, 4),
     per_rank=st.integers(1, 4),
     mode=st.sampled_from(MODES),
@@ -48,10 +52,10 @@ clusterings = st.lists(st.integers(-1, 5), min_size=1, max_size=80)
     epoch=st.integers(0, 300),
 )
 def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
-    ids, world, per_rank, mode, leftovers, seed, epoch
+    data, world, per_rank, mode, leftovers, seed, epoch
 ):
     size = world * per_rank
-    assume(max(np.bincount(np.array(ids) + 1)[1:], default=0) >= size)
+    ids = data.draw(clusterings(size))
     order = order_of(ids, size, seed=seed, mode=mode, leftovers=leftovers)
     whole = batches(order, epoch)
     assert len(whole) == len(EpochBatchSampler(order, order.batch_size)) == len(order) // size
@@ -73,11 +77,10 @@ def test_every_global_batch_is_of_one_cluster_and_no_row_comes_twice(
         assert len(sampler) == len(whole)
 
 
-@settings(max_examples=50, deadline=None)
-@given(ids=clusterings, size=st.integers(1, 8), leftovers=st.sampled_from(LEFTOVERS), epoch=st.integers(0, 9))
-def test_a_bad_row_is_replaced_from_its_own_cluster(ids, size, leftovers, epoch):
-    assume(max(np.bincount(np.array(ids) + 1)[1:], default=0) >= size)
-    order = order_of(ids, size, leftovers=leftovers)
+@settings(max_examples=50)
+@given(data=st.data(), size=st.integers(1, 8), leftovers=st.sampled_from(LEFTOVERS), epoch=st.integers(0, 9))
+def test_a_bad_row_is_replaced_from_its_own_cluster(data, size, leftovers, epoch):
+    order = order_of(data.draw(clusterings(size)), size, leftovers=leftovers)
     sampler = EpochBatchSampler(order, order.batch_size, epoch=epoch)
     groups = groups_of(order)
     for batch in sampler:
@@ -93,10 +96,10 @@ def test_a_bad_row_is_replaced_from_its_own_cluster(ids, size, leftovers, epoch)
                 assert not set(first) & {place.row for place in batch}
 
 
-@settings(max_examples=50, deadline=None)
-@given(ids=st.lists(st.integers(0, 9), min_size=1, max_size=80), size=st.integers(1, 8))
-def test_merging_uses_every_row_and_joins_neighbours_only(ids, size):
-    assume(len(ids) >= size)
+@settings(max_examples=50)
+@given(data=st.data(), size=st.integers(1, 8))
+def test_merging_uses_every_row_and_joins_neighbours_only(data, size):
+    ids = data.draw(st.lists(st.integers(0, 9), min_size=size, max_size=80))
     order = order_of(ids, size, leftovers="merge")  # never an error where there are rows enough
     assert bool((order.sizes >= size).all())
     assert order.coverage()["samples_never_drawn"] == 0
@@ -109,10 +112,9 @@ def test_merging_uses_every_row_and_joins_neighbours_only(ids, size):
     assert len(set(joined)) == len(joined)  # small clusters of one group follow one another
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(ids=st.lists(st.integers(0, 2), min_size=8, max_size=60), size=st.integers(1, 8), epoch=st.integers(0, 20))
 def test_what_an_epoch_leaves_out_is_carried_over(ids, size, epoch):
-    assume(len(ids) >= size)
     order = order_of(ids, size, leftovers="carry")
     out, after = (set(range(len(ids))) - {r for b in batches(order, e) for r in b} for e in (epoch, epoch + 1))
     for members in map(set, [part.tolist() for part in order.members.split(order.sizes.tolist())]):

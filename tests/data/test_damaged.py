@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -171,7 +171,7 @@ FAULTS += [("caption", name) for name in (*GOOD_CAPTIONS, *BAD_CAPTIONS)]
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25)
 @given(faults=st.dictionaries(st.integers(0, NUM - 1), st.sampled_from(FAULTS), max_size=NUM // 2))
 def test_damage_is_read_rightly_or_replaced_and_counted(kind, faults, tmp_path_factory):
     folder = tmp_path_factory.mktemp(kind)

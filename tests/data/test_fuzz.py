@@ -20,7 +20,7 @@ from repr.data.sources.source import Source
 from repr.data.sources.table import Table
 from tests.data.test_words import picture
 
-FUZZ = settings(max_examples=300, deadline=None, derandomize=True)
+FUZZ = settings(max_examples=300, derandomize=True)
 pytestmark = pytest.mark.slow
 NAME = "0.png"
 TEXTS = st.text(max_size=12)

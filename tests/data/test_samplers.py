@@ -23,7 +23,7 @@ def batches(*sizes, epoch=0, **options):
     return list(sampler)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     world=st.integers(1, 4),
     per_rank=st.integers(1, 5),
@@ -89,7 +89,7 @@ def test_errors(options, message):
         make(23, options.pop("batch_size"), seed=0, **options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(world=st.integers(1, 4), per_rank=st.integers(1, 5), num_rows=st.integers(1, 60))
 def test_evaluation_is_in_order_with_equal_batches_on_all_ranks(world, per_rank, num_rows):
     ranks = [list(EvalBatchSampler(num_rows, world * per_rank, rank=r, world_size=world)) for r in range(world)]
@@ -112,7 +112,7 @@ def test_order_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     parts=st.lists(
         st.tuples(st.integers(3, 40), st.sampled_from([0.4, 0.5, 1.0, 1.5, 2.0, 3.25])), min_size=1, max_size=3
@@ -172,7 +172,7 @@ def test_a_bad_row_is_replaced_by_the_one_in_the_same_place_of_the_next_batch():
             assert replacement.row not in [other.row for other in places]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(num=st.integers(2, 40), size=st.integers(1, 40), place=st.integers(0, 39))
 def test_replacements_go_through_the_whole_epoch(num, size, place):
     size, place = min(size, num), place % num

@@ -67,9 +67,11 @@ def test_every_number_of_processes_sees_the_same_batches(weights: list[float]) -
         EpochBatchSampler(order, 64, world_size=64)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
-    blocks=st.lists(st.integers(0, 9), min_size=4, max_size=40).filter(lambda sizes: sum(map(bool, sizes)) >= 4),
+    blocks=st.tuples(*[st.integers(1, 9)] * 4, st.lists(st.integers(0, 9), max_size=36))
+    .map(lambda parts: [*parts[:4], *parts[4]])
+    .flatmap(st.permutations),
     lanes=st.sampled_from([1, 2, 4]),
     window=st.integers(1, 5),
     share=st.integers(1, 3),
@@ -80,8 +82,7 @@ def test_any_shards_give_every_row_at_most_once(blocks, lanes, window, share, ep
     order = make([(num, 1.0)], blocks, batch_size=lanes * share, lanes=lanes, window=window)
     rows = order.rows(epoch, torch.arange(len(order) // order.batch_size * order.batch_size))[:, 1]
     assert rows.unique().numel() == rows.numel() > num - lanes - order.batch_size
-    assert rows.min() >= 0
-    assert rows.max() < num
+    assert ((rows >= 0) & (rows < num)).all()
     if len(order) >= 2 * order.batch_size:  # what stands in for a row is none of its batch, and each is another
         places = next(iter(EpochBatchSampler(order, order.batch_size, epoch=epoch)))
         stand = [order.replacement(place, 1, order.batch_size).row for place in places]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -448,7 +448,7 @@ def test_shards_that_were_cut_short_are_all_named(shards: Path) -> None:
         assert any(words in line for line in lines), words
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40)
 @given(cut=st.integers(0, 10_240))
 @example(cut=6145)  # one byte of the end mark
 def test_a_shard_cut_anywhere_is_whole_or_refused(cut: int, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def counts(order, epochs):
     return np.stack([np.bincount(own, minlength=order.parts[0][0]) for own in rows])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.125, 0.3, 0.5, 1.0, 1.7, 4.0]), min_size=1, max_size=40),
     seed=st.integers(0, 99),

@@ -41,27 +41,32 @@ SMALL_DECODER = {"dim": 128, "depth": 1, "num_heads": 2}
 
 def build(name: str, *overrides: str, backbone: Sequence[str] = VIT, seed: int = 0) -> Objective:
     """An objective of conf/objective with small towers and a small head."""
-    cfg = config(name, *overrides, backbone=backbone)
+    cfg = _composed(name, overrides, tuple(backbone)).copy()
     torch.manual_seed(seed)
     return instantiate(cfg.objective)
 
 
 def config(name: str, *overrides: str, backbone: Sequence[str] = VIT) -> DictConfig:
     """The checked config of such an objective."""
-    head = []
-    for place, known in options(name).items():
-        head += [f"{place}.{key}={value}" for key, value in SMALL_HEAD.items() if key in known]
-        if "decoder" in known:
-            head += [f"{place}.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
-    cfg = compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
+    cfg = _composed(name, overrides, tuple(backbone)).copy()
     check(cfg)
     return cfg
 
 
 @cache
+def _composed(name: str, overrides: tuple[str, ...], backbone: tuple[str, ...]) -> DictConfig:
+    head = []
+    for place, known in options(name).items():
+        head += [f"{place}.{key}={value}" for key, value in SMALL_HEAD.items() if key in known]
+        if "decoder" in known:
+            head += [f"{place}.decoder.{key}={value}" for key, value in SMALL_DECODER.items()]
+    return compose([f"objective={name}", *SMALL, *backbone, *OWN.get(name, []), *head, *overrides])
+
+
+@cache
 def options(name: str) -> dict[str, frozenset[str]]:
     """The options of an objective that have a value, and of its parts, by where they stand."""
-    node = compose([f"objective={name}"]).objective
+    node = compose([f"objective={name}", VIT[0]]).objective
     places = {"objective": node, **{f"objective.parts.{part}": own for part, own in node.get("parts", {}).items()}}
     return {
         place: frozenset(key for key in own if not OmegaConf.is_missing(own, key) and own[key] is not None)
@@ -99,7 +104,7 @@ def make_batch(size: int = 8, seed: int = 1, *, objective: str = "") -> Batch:
         label=torch.arange(size)[:, None] % 3,
         tables=[torch.randn(size, width, generator=generator) for width in (5, 6)],
     )
-    if objective and compose([f"objective={objective}"]).hard_captions is not None:
+    if objective and compose([f"objective={objective}", VIT[0]]).hard_captions is not None:
         swapped = [f"{thing} {look} {i}" for look, thing, i in map(str.split, captions)]
         hard = torch.stack([tokenizer()(swapped), tokenizer()(swapped[1:] + swapped[:1])], dim=1)  # (B, 2, L)
         hard[torch.arange(size) % 3 > 0, 1] = 0

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from repr.batch import Batch
 from repr.objectives.base import Objective
-from tests.objectives.conftest import OBJECTIVES, build
+from tests.objectives.conftest import OBJECTIVES, build, config
 
 
 def train(objective: Objective, optimizer: Optimizer, batch: Batch) -> dict[str, Tensor]:
@@ -25,6 +25,7 @@ def train(objective: Objective, optimizer: Optimizer, batch: Batch) -> dict[str,
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -> None:
+    config(name)  # the check finds no fault
     objective = build(name)
     output = objective.step(batch)
     assert output.terms.keys() == objective.weights.keys()
