@@ -33,6 +33,7 @@ from benchmarks.claims.swav import CHANCE, numbers
 from repr.batch import Batch
 from repr.data.sources.emoji import Emoji
 from repr.fit import train as run
+from repr.runs.folder import Results
 
 TITLE = "As many minutes, ours beside other libraries as they are used"
 LIBRARIES = ("torch", "torchvision", "timm", "lightly", "stable-pretraining")
@@ -114,18 +115,20 @@ def stable_transform(cfg: DictConfig) -> Transform:
     return lambda image: [view["image"] for view in views({"image": image})["views"]]
 
 
-def config(name: str, seed: int, folder: str, num_steps: int, *changed: str) -> DictConfig:
+def config(recipe: Sequence[str], seed: int, folder: str, num_steps: int, *changed: str) -> DictConfig:
     length = [f"trainer.max_steps={num_steps}", "trainer.max_epochs=-1", "trainer.check_val_every_n_epoch=1000"]
-    return composed([*RECIPES[name], *length, *changed], seed, 0, folder)
+    return composed([*recipe, *length, *changed], seed, 0, folder)
 
 
-def our_run(name: str, seed: int, num_steps: int, workers: int, skip: int, *changed: str) -> tuple[Values, float]:
+def our_run(
+    recipe: Sequence[str], seed: int, num_steps: int, workers: int, skip: int, *changed: str
+) -> tuple[Results, float]:
     """Train by ``repr.fit``, and evaluate; what is found, and the seconds of the steps after the first ``skip``."""
     with tempfile.TemporaryDirectory() as folder:
         timed = f"+callbacks.clock._target_={__name__}.Clock", f"+callbacks.clock.skip={skip}"
-        done = run(config(name, seed, folder, num_steps, f"data.num_workers={workers}", *timed, *changed))
+        done = run(config(recipe, seed, folder, num_steps, f"data.num_workers={workers}", *timed, *changed))
     (clock,) = (callback for callback in done.trainer.callbacks if isinstance(callback, Clock))
-    return numbers(done.results) if done.results else {}, clock.seconds
+    return done.results, clock.seconds
 
 
 def their_run(
@@ -133,7 +136,7 @@ def their_run(
 ) -> tuple[dict[str, Tensor], float]:
     """Train as the documentation of a library does; the backbone's weights, and the seconds as in :func:`our_run`."""
     with tempfile.TemporaryDirectory() as folder:
-        cfg = config(name, seed, folder, num_steps, *changed)
+        cfg = config(RECIPES[name], seed, folder, num_steps, *changed)
     pictures = Pictures(transform(library, cfg))
     become_peer(cfg, name, library)
     pl.seed_everything(seed, verbose=False)
@@ -148,23 +151,31 @@ def their_run(
 
 def train(method: str, seed: int, seconds: int) -> Values:
     """One run on all cores; the metrics of its evaluation, its steps and what they took."""
-    torch.set_num_threads(2)
     name, library = method.split(" | ")
-    go: Any = partial(our_run, name) if library == OURS else partial(their_run, name, library)
+    recipe = RECIPES[name]
+    go: Any = partial(our_run, recipe) if library == OURS else partial(their_run, name, library)
+    done, took = in_seconds(go, seed, seconds)
+    return {**numbers(done if library == OURS else evaluated(recipe, seed, done)), **took}
+
+
+def in_seconds(go: Callable[..., tuple[Any, float]], seed: int, seconds: int) -> tuple[Any, Values]:
+    """What ``go(seed, num_steps, workers, skip, *changed)`` gives that trains for some seconds, as fast as it can.
+
+    With it come the number of steps, the seconds that they took, and the number of workers.
+    """
+    torch.set_num_threads(2)
     tried = [go(seed, SKIPPED + TRIED, workers, SKIPPED, *SHORT)[1] / TRIED for workers in range(3)]
     workers, num_steps = tried.index(min(tried)), max(LEAST, int(seconds / min(tried)))
     done, taken = go(seed, num_steps, workers, 0)
-    values = done if library == OURS else evaluated(name, seed, done)
-    return {**values, STEPS: num_steps, SECONDS: taken, WORKERS: workers}
+    return done, {STEPS: num_steps, SECONDS: taken, WORKERS: workers}
 
 
-def evaluated(name: str, seed: int, weights: dict[str, Tensor]) -> Values:
-    """What our evaluation says of a backbone that was trained elsewhere."""
+def evaluated(recipe: Sequence[str], seed: int, weights: dict[str, Tensor]) -> Results:
+    """What our evaluation says of weights that were trained elsewhere."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(weights, file := Path(folder, "backbone.pt"))
+        torch.save(weights, file := Path(folder, "weights.pt"))
         still = ["optim.lr=0", "optim.warmup_steps=0", "trainer.limit_train_batches=1"]
-        cfg = config(name, seed, folder, 0, f"init_from={file}", *still)
-        return numbers(run(cfg).results)
+        return run(config(recipe, seed, folder, 0, f"init_from={file}", *still)).results
 
 
 def settings(options: Namespace) -> str:

@@ -7,6 +7,7 @@ function ``name`` that loads it, its ``folder``, further ``arguments``, and ``hu
 name on Hugging Face's hub, or null.
 """
 
+import gc
 import json
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def embed(loaded: tuple[Any, Any, Any], pictures: list[str], captions: list[str]
 
 def main(path: str) -> None:
     """Do the job of a file."""
+    gc.disable()  # it would look through all that is imported, again and again
     sys.addaudithook(close_network)
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     tensors: dict[str, torch.Tensor] = {}
