@@ -72,7 +72,9 @@ def their_run(seed: int, num_steps: int, workers: int, skip: int, *changed: str)
             distill=False, accum_freq=1, skip_scheduler=False, horovod=False, grad_clip_norm=None, world_size=1, rank=0,
             log_every_n_steps=100, local_rank=0, wandb=False, tensorboard=False, save_logs=False,
         )  # fmt: skip
-        read = get_csv_dataset(args, transform, True, tokenizer=open_clip.SimpleTokenizer(cfg.text.context_length))
+        read = get_csv_dataset(
+            args, transform, True, tokenizer=open_clip.SimpleTokenizer(context_length=cfg.text.context_length)
+        )
         flat, deep = ([p for p in model.parameters() if (p.ndim < 2) == is_flat] for is_flat in (True, False))
         groups = [{"params": flat, "weight_decay": 0.0}, {"params": deep, "weight_decay": optim.weight_decay}]
         optimizer = torch.optim.AdamW(groups, lr=optim.lr, **optim.options)
