@@ -82,19 +82,27 @@ def overheads(page: Sequence[Table]) -> Iterator[Line]:
         yield Line("start to first step", f"{own['seconds']} s", f"{peer['']}, {peer['seconds']} s", peer["ours / it"])
 
 
-def qualities(page: Sequence[Table]) -> Iterator[Line]:
+def qualities(data: str = "") -> Callable[[Sequence[Table]], Iterator[Line]]:
     """The mean of kNN and probe of a method, by ours and by the best peer; with steps, where their number differs."""
-    for table in with_columns(page, "method", "library", "mean"):
-        methods: dict[str, list[Row]] = {}  # ours first
-        for row in table.rows:
-            methods.setdefault(row["method"], []).append(row)
-        for method, [ours, *others] in methods.items():
-            if others:
-                peer = max(others, key=_mean)
-                steps = [f" ({row['steps'].partition(' ')[0]} steps)" if "steps" in row else "" for row in (ours, peer)]
-                told = f"{peer['library']}, {_mean(peer):.3f}{steps[1]}"
-                difference = f"{_mean(ours) - _mean(peer):+.3f}"
-                yield Line(f"{method}: mean of kNN and probe", f"{_mean(ours):.3f}{steps[0]}", told, difference)
+
+    def lines(page: Sequence[Table]) -> Iterator[Line]:
+        for table in with_columns(page, "method", "library", "mean"):
+            methods: dict[str, list[Row]] = {}  # ours first
+            for row in table.rows:
+                methods.setdefault(row["method"], []).append(row)
+            for method, [ours, *others] in methods.items():
+                if others:
+                    peer = max(others, key=_mean)
+                    steps = [
+                        f" ({row['steps'].partition(' ')[0]} steps)" if "steps" in row else "" for row in (ours, peer)
+                    ]
+                    told = f"{peer['library']}, {_mean(peer):.3f}{steps[1]}"
+                    difference = f"{_mean(ours) - _mean(peer):+.3f}"
+                    yield Line(
+                        f"{method}{data}: mean of kNN and probe", f"{_mean(ours):.3f}{steps[0]}", told, difference
+                    )
+
+    return lines
 
 
 def _mean(row: Row) -> float:
@@ -204,8 +212,8 @@ SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
         "image_text_step_time": steps,
         "overhead": overheads,
     },
-    QUALITY[0]: {"quality": qualities},
-    QUALITY[1]: {"minutes": qualities},
+    QUALITY[0]: {"quality": qualities(), "quality_cifar10": qualities(", CIFAR-10")},
+    QUALITY[1]: {"minutes": qualities()},
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),
