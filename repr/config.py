@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from repr.catalog import CONF, files, groups, nearest, roots
 from repr.files import yaml_text
-from repr.signatures import NOT_LITERAL, arguments
+from repr.signatures import NOT_LITERAL, arguments, described
 
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
 _TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # groups that say what is trained
@@ -234,7 +234,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
         raise ConfigError(faults) from error
     for path, node in targets(cfg):
-        faults += _unknown(path, node, arguments(node["_target_"]))
+        faults += [*_unknown(path, node, arguments(node["_target_"])), *_null_faults(path, node)]
     return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
 
 
@@ -264,6 +264,21 @@ def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterat
             yield f"{fault} (~{path}.{key} leaves it out)"  # it may be an experiment's, for another objective
 
 
+def _null_faults(path: str, node: DictConfig) -> Iterator[str]:
+    """Null for an argument of ours that takes none, by the name of the option that it is taken over from."""
+    target, raw = str(node["_target_"]), OmegaConf.to_container(node)
+    assert isinstance(raw, dict)
+    for name, (default, kind, _) in described(target).items() if target.startswith("repr.") else ():
+        if name not in raw or OmegaConf.is_missing(node, name) or node[name] is not None:
+            continue
+        over = re.fullmatch(r"\$\{([\w.]+)\}", str(raw[name]))
+        option = over[1] if over else f"{path}.{name}"
+        takes_null = default is None or not kind or re.search(r"\bNone\b|^(Any|object)$", kind)
+        if not takes_null and option != "run_folder":  # a folder is made when the check is over
+            usual = "" if default is NOT_LITERAL else f", such as to {default}"
+            yield f"{option} is null, and {target} needs a value: set it{usual}"
+
+
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
     """Sections that are no such thing, as where a file was edited."""
     views = select(cfg, "views")
@@ -273,7 +288,7 @@ def _section_faults(cfg: DictConfig) -> Iterator[str]:
         if key.partition(".")[0] in cfg and not _is_target(select(cfg, key)):
             yield f"{key} has no _target_: choose {key.partition('.')[0]}=NAME"
     for key in ("callbacks", "eval", "freeze", "logger", "views"):
-        if not _is_mapping(value := select(cfg, key)):
+        if not _is_mapping(value := select(cfg, key)) or (value is None and key == "callbacks"):
             yield f"{key} maps names to values, and is {value}"
 
 
@@ -337,7 +352,10 @@ def _key_faults(override: Override, cfg: DictConfig, named: Iterable[str]) -> It
     if key in named or not _is_value(override) or key.startswith("hydra."):
         return
     known = node.keys() if OmegaConf.is_dict(node) else ()  # `leaf in node` is false where ??? stands
-    if leaf in known or (OmegaConf.is_list(node) and leaf.isdigit()):
+    if override.value() == {} and OmegaConf.is_dict(old := select(cfg, key)) and old:
+        told = f"what is given of a mapping is added to it; ~{key}.{next(iter(old))} leaves one entry out"
+        yield f"{override.input_line} changes nothing: {told}"
+    elif leaf in known or (OmegaConf.is_list(node) and leaf.isdigit()):
         if not OmegaConf.is_interpolation(node, leaf) and not OmegaConf.is_missing(node, leaf):
             yield from _kind_faults(key, node[int(leaf) if leaf.isdigit() else leaf], override.value())
     elif leaf not in (own or ()):

@@ -356,6 +356,17 @@ def test_a_backbone_wider_than_it_says_checks() -> None:
         (["objective=swav", "objective.queue_length=[]"], r"objective.queue_length takes one value, such as 0"),
         (["data.batch_size=null"], "data.batch_size=None; set it to a whole number"),
         (["views.main.count=null"], "views.main.count=None; set it to a whole number"),
+        (["seed=null"], r"seed is null, and repr.data.datamodule.DataModule needs a value: set it$"),
+        (["data.mean=null"], "data.mean is null"),
+        (["data.train=null"], "data.train is null"),
+        (["optim.options=null"], "optim.options is null"),
+        (["optim.lr=null"], "optim.lr is null, and repr.optim.Optim needs a value: set it, such as to 0.001"),
+        (["backbone.name=null"], "backbone.name is null"),
+        (["callbacks.collapse.every=null"], "callbacks.collapse.every is null"),
+        (["callbacks=null"], "callbacks maps names to values, and is None"),
+        (["data.eval={}"], r"data.eval=\{\} changes nothing.*; ~data.eval.val leaves one entry out"),
+        (["objective.weights={}"], r"objective.weights=\{\} changes nothing"),
+        (["callbacks={}"], r"callbacks=\{\} changes nothing"),
     ],
 )
 def test_values_of_another_kind_are_refused(overrides: list[str], words: str) -> None:

@@ -42,7 +42,7 @@ COMPARED = ("SimCLR", "SwAV", "SwAV, all views assigned", "BYOL", "DINO", "MAE")
 METHODS = [name for name in ALL if name.split(" | ")[0] in COMPARED]
 STEPS, SECONDS, WORKERS = "steps", "s", "workers"
 SKIPPED, TRIED = 5, 30  # steps before the clock starts, and until it stops, where numbers of workers are compared
-SHORT = ["data.eval={}", "optim.warmup_steps=0"]
+SHORT = ["data.eval=null", "optim.warmup_steps=0"]
 LEAST = 60  # steps of a run, of which 50 are the warm-up of the learning rate
 Transform = Callable[[Image.Image], Sequence[Tensor]]
 

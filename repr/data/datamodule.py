@@ -51,7 +51,7 @@ class DataModule(LightningDataModule):
 
     Args:
         train: the training set.
-        eval: name -> evaluation set.
+        eval: name -> evaluation set; None: nothing is evaluated.
         views: name -> view, large ones first; without any, no pictures are read.
         batch_size: samples of a training batch, of all ranks together.
         eval_batch_size: samples of an evaluation batch, likewise.
@@ -98,7 +98,7 @@ class DataModule(LightningDataModule):
         self,
         *,
         train: Source,
-        eval: Mapping[str, Source],  # noqa: A002 - the name of the config entry
+        eval: Mapping[str, Source] | None,  # noqa: A002 - the name of the config entry
         views: Mapping[str, View],
         batch_size: int,
         eval_batch_size: int,
@@ -121,7 +121,8 @@ class DataModule(LightningDataModule):
         num_texts: int = 0,
     ) -> None:
         super().__init__()
-        self.train, self.eval, self.sources = train, dict(eval), {"train": train, **eval}
+        self.train, self.eval = train, dict(eval or {})
+        self.sources = {"train": train, **self.eval}
         self.views = expand(views.values()) if views else []
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
         self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)

@@ -129,7 +129,7 @@ def image_text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of CLIP with a ResNet, whose patches and words are of other numbers than those of the flow."""
     folder = tmp_path_factory.mktemp("scorer")
     small = ["objective=clip", "backbone.name=test_resnet", "smoke=true", "embed_dim=24", "text.width=32"]
-    fit(compose([*small, "text.layers=1", "data.eval={}", f"run_folder={folder}"]))
+    fit(compose([*small, "text.layers=1", "data.eval=null", f"run_folder={folder}"]))
     return folder
 
 
@@ -371,7 +371,7 @@ def test_a_stopped_run_goes_on_with_the_same_masks(run_group: RunGroup, tmp_path
     small = [
         "objective=mae_clip_tgm", "smoke=true", *VIT, SMALL_PATCHES, "objective.decoder.dim=32", "text.width=32",
         "objective.decoder.depth=1", "objective.decoder.num_heads=2", "text.layers=1", "optim.lr=1e-3",
-        "data.eval={}", "trainer.limit_train_batches=6", "eval=images",
+        "data.eval=null", "trainer.limit_train_batches=6", "eval=images",
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
     kill = ["_target_=tests.signals.SignalAt", "step=2", f"number={int(signal.SIGTERM)}"]

@@ -369,7 +369,7 @@ def test_two_processes_train_a_backbone_whose_last_norm_the_map_does_not_reach(
 ) -> None:
     """DDP would wait for its gradients, and stop at the second step."""
     small = ["smoke=true", "objective=pixpro", "backbone.name=test_convnext", "trainer.limit_train_batches=3"]
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"run_folder={tmp_path}", "data.eval={}"]
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", f"run_folder={tmp_path}", "data.eval=null"]
     done = run_group(2, *small, *ddp)
     for status, out in done:
         assert status == 0, out

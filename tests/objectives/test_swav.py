@@ -222,7 +222,7 @@ def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(run_group: RunGrou
     small = [
         "experiment=swav_emoji", "smoke=true", "objective.queue_length=16", "objective.queue_start_step=1",
         "objective.freeze_steps=4", "objective.num_prototypes=12", "trainer.limit_train_batches=8", "optim.lr=1e-3",
-        "data.eval={}", "trainer.accelerator=cpu",
+        "data.eval=null", "trainer.accelerator=cpu",
     ]  # fmt: skip
     main([*small, f"run_folder={tmp_path}/whole"])
     kill = ["_target_=tests.signals.SignalAt", "step=4", f"number={int(signal.SIGTERM)}"]
