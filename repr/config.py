@@ -28,6 +28,7 @@ from repr.files import yaml_text
 from repr.signatures import NOT_LITERAL, arguments, described
 
 _PLACE = ("accelerator", "devices", "num_nodes", "strategy", "inference_mode")  # of a trainer: where it runs
+_LATER = ("run_folder", "image_size")  # null in a check: the folder is made after it, an encoder tells its own size
 _TRAINED = {"objective", "data", "backbone", "text", "views", "procedure"}  # groups that say what is trained
 
 # ${conf:eval/classes/x.yaml} is a file of conf/, wherever that is installed.
@@ -274,7 +275,7 @@ def _null_faults(path: str, node: DictConfig) -> Iterator[str]:
         over = re.fullmatch(r"\$\{([\w.]+)\}", str(raw[name]))
         option = over[1] if over else f"{path}.{name}"
         takes_null = default is None or not kind or re.search(r"\bNone\b|^(Any|object)$", kind)
-        if not takes_null and option != "run_folder":  # a folder is made when the check is over
+        if not takes_null and option not in _LATER:
             usual = "" if default is NOT_LITERAL else f", such as to {default}"
             yield f"{option} is null, and {target} needs a value: set it{usual}"
 

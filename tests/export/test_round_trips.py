@@ -352,7 +352,7 @@ def imported(source: str) -> set[str]:
 
 
 def test_the_loading_side_is_not_ours_and_has_no_network() -> None:
-    used = {"huggingface_hub", "json", "sys", "tempfile", "pathlib", "typing", "torch", "PIL", "safetensors"}
+    used = {"gc", "huggingface_hub", "json", "sys", "tempfile", "pathlib", "typing", "torch", "PIL", "safetensors"}
     assert imported(LOADER.read_text()) == used
     loads = {name: imported(inspect.getsource(target.load)) for name, target in TARGETS.items()}
     assert loads == {"open_clip": {"open_clip"}, "timm": {"timm"}, "onnx": {"runpy", "torch"}}

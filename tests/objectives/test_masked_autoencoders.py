@@ -129,7 +129,7 @@ def image_text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of CLIP with a ResNet, whose patches and words are of other numbers than those of the flow."""
     folder = tmp_path_factory.mktemp("scorer")
     small = ["objective=clip", "backbone.name=test_resnet", "smoke=true", "embed_dim=24", "text.width=32"]
-    fit(compose([*small, "text.layers=1", "data.eval=null", f"run_folder={folder}"]))
+    fit(compose([*small, "text.layers=1", "data.eval=null", "eval=default", f"run_folder={folder}"]))
     return folder
 
 
