@@ -42,7 +42,7 @@ COMPARED = ("SimCLR", "SwAV", "SwAV, all views assigned", "BYOL", "DINO", "MAE")
 METHODS = [name for name in ALL if name.split(" | ")[0] in COMPARED]
 STEPS, SECONDS, WORKERS = "steps", "s", "workers"
 SKIPPED, TRIED = 5, 30  # steps before the clock starts, and until it stops, where numbers of workers are compared
-SHORT = ["data.eval=null", "optim.warmup_steps=0"]
+SHORT = ["data.eval=null", "eval=images", "optim.warmup_steps=0"]
 LEAST = 60  # steps of a run, of which 50 are the warm-up of the learning rate
 Transform = Callable[[Image.Image], Sequence[Tensor]]
 
@@ -180,10 +180,16 @@ def evaluated(recipe: Sequence[str], seed: int, weights: dict[str, Tensor]) -> R
 
 def settings(options: Namespace) -> str:
     return (
+        f"{timed(options)} Pictures, backbones, heads and the columns of the table are those of `quality.md`. "
+        "lightly's transform of MAE flips pictures, besides."
+    )
+
+
+def timed(options: Namespace) -> str:
+    return (
         f"Mean and deviation over {options.seeds} seed(s), {options.length} seconds of training on two cores, nothing "
         "beside, of which those are told that were needed; start, evaluation and the choice of the number of workers "
-        "come on top. Pictures, backbones, heads and the columns of the table are those of `quality.md`. lightly's "
-        "transform of MAE flips pictures, besides."
+        "come on top."
     )
 
 

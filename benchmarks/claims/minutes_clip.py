@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch import seed_everything
 from torch import Tensor
 
-from benchmarks.claims.minutes import SECONDS, STEPS, WORKERS, config, evaluated, in_seconds, our_run
+from benchmarks.claims.minutes import SECONDS, STEPS, WORKERS, config, evaluated, in_seconds, our_run, timed
 from benchmarks.claims.runs import Values, against, table, trained
 from benchmarks.claims.ssl_clip import COLUMNS, SMALL
 from repr.data.sources.emoji import Emoji
@@ -109,10 +109,8 @@ def train(method: str, seed: int, seconds: int) -> Values:
 
 def settings(options: Namespace) -> str:
     return (
-        f"Mean and deviation over {options.seeds} seed(s), {options.length} seconds of training on two cores, nothing "
-        "beside, of which those are told that were needed; start, evaluation and the choice of the number of workers "
-        "come on top. timm's `test_resnet` at 32 pixels, batches of 128; else the demo's text tower, optimizer and "
-        "crops. `R@5`: of concepts of the training set, drawn by a vendor never trained on."
+        f"{timed(options)} timm's `test_resnet` at 32 pixels, batches of 128; else the demo's text tower, optimizer "
+        "and crops. `R@5`: of concepts of the training set, drawn by a vendor never trained on."
     )
 
 
