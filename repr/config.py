@@ -59,12 +59,12 @@ OmegaConf.register_new_resolver("workers", lambda most: min(int(most), num_cores
 
 
 class ConfigError(ValueError):
-    """One or several faults of a config; ``faults`` has a message for each."""
+    """One or several faults of a config; ``faults`` has a message for each, once."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = list(faults)
-        many = [f"{len(faults)} faults in the config:", *(f"  - {fault}" for fault in faults)]
-        super().__init__(faults[0] if len(faults) == 1 else "\n".join(many))
+    def __init__(self, faults: Iterable[str]) -> None:
+        self.faults = list(dict.fromkeys(faults))  # an option that sets others is at fault at each of them
+        many = [f"{len(self.faults)} faults in the config:", *(f"  - {fault}" for fault in self.faults)]
+        super().__init__(self.faults[0] if len(self.faults) == 1 else "\n".join(many))
 
 
 def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, root: str = "fit") -> DictConfig:
@@ -214,7 +214,7 @@ def check(cfg: DictConfig) -> None:
     faults = value_faults(cfg)
     faults += target_faults(cfg, faults)
     if faults:
-        raise ConfigError(list(dict.fromkeys(faults)))
+        raise ConfigError(faults)
 
 
 def value_faults(cfg: DictConfig) -> list[str]:
@@ -235,7 +235,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
         faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
         raise ConfigError(faults) from error
     for path, node in targets(cfg):
-        faults += [*_unknown(path, node, arguments(node["_target_"])), *_null_faults(path, node)]
+        faults += [*_unknown(path, node, arguments(node["_target_"])), *_null_faults(cfg, path, node)]
     return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
 
 
@@ -265,19 +265,26 @@ def _unknown(path: str, node: DictConfig, known: Iterable[str] | None) -> Iterat
             yield f"{fault} (~{path}.{key} leaves it out)"  # it may be an experiment's, for another objective
 
 
-def _null_faults(path: str, node: DictConfig) -> Iterator[str]:
-    """Null for an argument of ours that takes none, by the name of the option that it is taken over from."""
-    target, raw = str(node["_target_"]), OmegaConf.to_container(node)
-    assert isinstance(raw, dict)
+def _null_faults(cfg: DictConfig, path: str, node: DictConfig) -> Iterator[str]:
+    """Null for an argument of ours that takes none, by the name of the option that sets it."""
+    target = str(node["_target_"])
     for name, (default, kind, _) in described(target).items() if target.startswith("repr.") else ():
-        if name not in raw or OmegaConf.is_missing(node, name) or node[name] is not None:
+        if name not in node or OmegaConf.is_missing(node, name) or node[name] is not None:
             continue
-        over = re.fullmatch(r"\$\{([\w.]+)\}", str(raw[name]))
-        option = over[1] if over else f"{path}.{name}"
+        option = _source(cfg, f"{path}.{name}")
         takes_null = default is None or not kind or re.search(r"\bNone\b|^(Any|object)$", kind)
         if not takes_null and option not in _LATER:
             usual = "" if default is NOT_LITERAL else f", such as to {default}"
             yield f"{option} is null, and {target} needs a value: set it{usual}"
+
+
+def _source(cfg: DictConfig, option: str) -> str:
+    """The option that sets another: where that takes its value over, at the end of all ``${...}``."""
+    parent, _, name = option.rpartition(".")
+    node = select(cfg, parent) if parent else cfg
+    raw = OmegaConf.to_container(node).get(name) if OmegaConf.is_dict(node) else None
+    over = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw))
+    return _source(cfg, over[1]) if over else option
 
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:

@@ -98,7 +98,7 @@ def check_all(plan: Sweep, stored: Path | None) -> DictConfig:
             faults += getattr(error, "faults", [str(error)])
         read.add(_inputs(cfg))
     if faults:
-        raise ConfigError(list(dict.fromkeys(faults)))
+        raise ConfigError(faults)
     return configs[0]
 
 

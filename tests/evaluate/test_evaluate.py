@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from repr.config import CONF, ConfigError, check, compose
+from repr.config import CONF, ConfigError, check, compose, value_faults
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.shards import Shards
@@ -65,6 +65,23 @@ def write_towers(folder: Path, towers: dict[str, Any] = TOWERS) -> str:
     told = {"model_cfg": towers, "preprocess_cfg": PREPROCESS}
     (folder / "open_clip_config.json").write_text(json.dumps(told))
     return f"open_clip:local-dir:{folder}"
+
+
+@pytest.mark.parametrize("data", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+def test_no_data_need_a_size_before_the_encoder_tells_its_own(data: str) -> None:
+    root = ["data.train.root=x"] if data == "cifar10" else []  # its eval takes it over
+    cfg, _, _ = config(["model=timm:resnet18", f"data={data}", "eval=[knn]", *root])
+    assert cfg.image_size is None
+    for option in OmegaConf.missing_keys(cfg):
+        OmegaConf.update(cfg, option, "x")
+    assert value_faults(cfg) == []
+
+
+def test_a_size_of_null_is_told_once_where_the_data_have_their_own() -> None:
+    null = ["data.eval.held_out.size=null", "data.train.seed=null"]
+    cfg, _, _ = config(["model=timm:resnet18", "data=trifeature", *null])
+    faults = ConfigError(value_faults(cfg)).faults
+    assert [fault.partition(" is null")[0] for fault in faults] == ["data.train.seed", "data.eval.held_out.size"]
 
 
 @pytest.fixture(scope="module")
