@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.gpu.common import Same
 from benchmarks.report import hardware, publish
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.data.datamodule import DataModule
 from repr.optim import clip_each
 from repr.runs.inputs import check_inputs
@@ -113,9 +114,12 @@ def compared(overrides: list[str], seconds: float) -> tuple[list[float], list[fl
     return loop.trainers[WARM:], loop.bare[WARM:]
 
 
+# Where stable-pretraining is installed, it adds callbacks of its own to lightly's Trainer.
 FIRST_STEP = """
 import time
 import lightning.pytorch as pl
+from lightning.pytorch.trainer.connectors import callback_connector
+callback_connector._load_external_callbacks = lambda group: []
 class FirstStep(pl.Callback):
     def on_train_batch_end(self, *args):
         print("first step", time.time(), flush=True)

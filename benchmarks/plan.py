@@ -29,7 +29,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from benchmarks.report import hardware, publish
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.training.forecast import Planner, fake_batch
 from repr.training.trainer import prepare
 

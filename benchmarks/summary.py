@@ -92,21 +92,32 @@ def qualities(data: str = "") -> Callable[[Sequence[Table]], Iterator[Line]]:
                 methods.setdefault(row["method"], []).append(row)
             for method, [ours, *others] in methods.items():
                 if others:
-                    peer = max(others, key=_mean)
-                    steps = [
-                        f" ({row['steps'].partition(' ')[0]} steps)" if "steps" in row else "" for row in (ours, peer)
-                    ]
-                    told = f"{peer['library']}, {_mean(peer):.3f}{steps[1]}"
-                    difference = f"{_mean(ours) - _mean(peer):+.3f}"
-                    yield Line(
-                        f"{method}{data}: mean of kNN and probe", f"{_mean(ours):.3f}{steps[0]}", told, difference
-                    )
+                    peer = max(others, key=lambda row: _first(row["mean"]))
+                    yield _beside(f"{method}{data}: mean of kNN and probe", "mean", ours, peer, peer["library"])
 
     return lines
 
 
-def _mean(row: Row) -> float:
-    return float(row["mean"].partition(" ")[0])
+def retrievals(page: Sequence[Table]) -> Iterator[Line]:
+    """What CLIP finds, by ours and by open_clip."""
+    for table in with_columns(page, "CLIP of", "R@5 of texts", "zero-shot"):
+        ours, peer = table.rows
+        for title in ("R@5 of texts", "zero-shot"):
+            yield _beside(f"CLIP: {title}", title, ours, peer, peer["CLIP of"])
+
+
+def _beside(what: str, title: str, ours: Row, peer: Row, name: str) -> Line:
+    """The numbers of one column, with steps where they are told."""
+    told = [
+        f"{_first(row[title]):.3f}" + (f" ({_first(row['steps']):.0f} steps)" if "steps" in row else "")
+        for row in (ours, peer)
+    ]
+    return Line(what, told[0], f"{name}, {told[1]}", f"{_first(ours[title]) - _first(peer[title]):+.3f}")
+
+
+def _first(cell: str) -> float:
+    """The mean, of a cell that may tell a deviation, too."""
+    return float(cell.partition(" ")[0])
 
 
 def losses(page: Sequence[Table]) -> Iterator[Line]:
@@ -213,7 +224,7 @@ SECTIONS: dict[str, dict[str, Callable[[Sequence[Table]], Iterator[Line]]]] = {
         "overhead": overheads,
     },
     QUALITY[0]: {"quality": qualities(), "quality_cifar10": qualities(", CIFAR-10")},
-    QUALITY[1]: {"minutes": qualities()},
+    QUALITY[1]: {"minutes": qualities(), "minutes_clip": retrievals},
     "Losses": {"loss_memory": losses, "loss_share": shares},
     "Data": {
         "data": pipelines("JPEGs to views on one core", "ours, shards"),

@@ -12,7 +12,8 @@ import pytest
 from benchmarks.claims.__main__ import CLAIMS
 from benchmarks.claims.runs import kept_file, trained
 from benchmarks.summary import RESULTS, SECTIONS, summary, tables
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from repr.config import CONF, ConfigError, check, compose, num_cores
+from repr.config import CONF, ConfigError, compose, num_cores
+from repr.config_check import check
 from repr.explain import show
 from repr.runs.folder import load_run
 from repr.signatures import NOT_LITERAL, arguments
@@ -226,7 +227,8 @@ def test_a_mistyped_option_is_refused_before_torch_is_imported() -> None:
 @pytest.mark.slow
 def test_what_reads_no_captions_does_not_wait_for_open_clip() -> None:
     lines = printed(
-        "import sys\nfrom repr.config import check, compose\nfrom repr.fit import _built\n"
+        "import sys\nfrom repr.config import compose\nfrom repr.config_check import check\n"
+        "from repr.fit import _built\n"
         "cfg = compose(['objective=byol', 'smoke=true', 'run_folder=run'])\ncheck(cfg)\n_built(cfg, None)\n"
         "print('torch' in sys.modules, 'open_clip' in sys.modules)"
     )

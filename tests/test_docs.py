@@ -18,7 +18,8 @@ import timm
 import torch
 import yaml
 
-from repr.config import CONF, check, compose
+from repr.config import CONF, compose
+from repr.config_check import check
 from repr.metrics.classes import Classes
 from repr.runs.checkpoint_files import read_checkpoint
 from tests.conftest import Ended, RunGroup

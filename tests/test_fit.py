@@ -11,6 +11,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from repr.fit import fit, main, tell_end
 from repr.models.slicing import compiler_fault
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import load_run
+from repr.training.trainer import make_trainer
 
 TINY = [
     "smoke=true", "embed_dim=16", "text.width=32", "text.layers=1", "optim.lr=1e-3",
@@ -123,43 +125,6 @@ def test_a_seed_decides_the_run(whole: tuple[Path, dict], tmp_path: Path) -> Non
     fit(compose([*TINY, *LONGER, f"run_folder={tmp_path / 'other'}", "seed=1"]))
     assert same(weights(first), weights(tmp_path / "same"))
     assert not same(weights(first), weights(tmp_path / "other"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 1), (signal.SIGINT, 5)])
-def test_a_stopped_run_goes_on_where_it_was(
-    number: int, step: int, whole: tuple[Path, dict], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kill = [
-        "+callbacks.kill._target_=tests.signals.SignalAt",
-        f"+callbacks.kill.step={step}",
-        f"+callbacks.kill.number={int(number)}",
-    ]
-    stopped = run(tmp_path, *LONGER, *kill)
-    assert stopped.returncode == 128 + number, stopped.stderr
-    assert f"python -m repr.fit resume={tmp_path}" in stopped.stderr
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step={step + 1}.ckpt"]
-    main([f"resume={tmp_path}", "trust=true", "callbacks.kill.step=-1"])
-    assert same(weights(tmp_path), weights(whole[0]))
-    assert "Evaluation" in capsys.readouterr().out
-    trained = [(row["step"], row["train/loss"]) for row in rows(tmp_path) if "train/loss" in row]
-    assert trained == [(row["step"], row["train/loss"]) for row in rows(whole[0]) if "train/loss" in row]
-
-
-@pytest.mark.slow
-def test_two_processes_stop_at_the_same_step_and_one_goes_on(whole: tuple[Path, dict], tmp_path: Path) -> None:
-    kill = [
-        "+callbacks.kill._target_=tests.signals.SignalAt",
-        "+callbacks.kill.step=2",
-        f"+callbacks.kill.number={int(signal.SIGTERM)}",
-    ]
-    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
-    stopped = run(tmp_path, *LONGER, *ddp, *kill)
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=3.ckpt"]
-    main([f"resume={tmp_path}", "trust=true", "callbacks.kill.step=-1", "trainer.devices=1", "trainer.strategy=auto"])
-    losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (whole[0], tmp_path)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_the_end_of_a_run_shows_what_comes_first_and_the_commands_that_come_next(
@@ -264,6 +229,21 @@ def test_what_saves_time_or_memory_changes_no_number(whole: tuple[Path, dict], t
     losses = [[float(row["train/loss"]) for row in rows(f) if "train/loss" in row] for f in (whole[0], tmp_path)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert weights(tmp_path).keys() == weights(whole[0]).keys()  # so that a run may go on without, or with
+
+
+def test_a_package_that_adds_callbacks_to_every_trainer_changes_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "guest.py").write_text("from lightning.pytorch import Callback\nclass Guest(Callback): pass\n")
+    (tmp_path / "guest-1.dist-info").mkdir()
+    (tmp_path / "guest-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: guest\nVersion: 1\n")
+    points = "[lightning.pytorch.callbacks_factory]\nguest = guest:Guest\n"
+    (tmp_path / "guest-1.dist-info" / "entry_points.txt").write_text(points)
+    monkeypatch.syspath_prepend(tmp_path)
+    run = make_trainer(compose([*TINY, f"run_folder={tmp_path}/run"]), [], [])
+    assert not [callback for callback in run.callbacks if type(callback).__module__ == "guest"]
+    other = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path)  # one of the user's own has it as before
+    assert [callback for callback in other.callbacks if type(callback).__module__ == "guest"]
 
 
 def test_bad_input_is_one_clear_error(tmp_path: Path) -> None:

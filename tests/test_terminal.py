@@ -99,15 +99,19 @@ def test_a_run_that_a_terminal_stops_goes_on(
     assert_stopped(terminal, number, folder)
     status, out = run(f"resume={folder}", "trust=true")
     assert status == 0, out
-    assert_as_whole(folder, whole)
+    assert "Evaluation" in out
+    assert same(weights(folder), weights(whole))
+    assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
+    assert losses(folder) == losses(whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "step", "workers"), [(signal.SIGINT, 3, 2), (signal.SIGTERM, 5, 1)])
-def test_two_processes_that_a_terminal_stops_go_on(
+@pytest.mark.parametrize(("number", "step", "workers", "world"), [(signal.SIGINT, 3, 2, 2), (signal.SIGTERM, 5, 1, 1)])
+def test_two_processes_that_a_terminal_stops_go_on_as_two_or_as_one(
     number: int,
     step: int,
     workers: int,
+    world: int,
     run_group: Callable[..., list[tuple[int, str]]],
     whole_of_two: Path,
     tmp_path: Path,
@@ -117,9 +121,12 @@ def test_two_processes_that_a_terminal_stops_go_on(
     terminal.read_until(b"at step %d" % step)
     stop(terminal, number)
     assert_stopped(terminal, number, folder)
-    for status, out in run_group(2, f"resume={folder}", "trust=true"):
+    alone = ["trainer.devices=1", "trainer.strategy=auto"] if world == 1 else []
+    for status, out in run_group(world, f"resume={folder}", "trust=true", *alone):
         assert status == 0, out
-    assert_as_whole(folder, whole_of_two)
+    assert world == 1 or same(weights(folder), weights(whole_of_two))
+    assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole_of_two)]
+    assert losses(folder) == pytest.approx(losses(whole_of_two), rel=1e-3)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:
@@ -156,9 +163,9 @@ def alive(group: int) -> list[str]:
     return found
 
 
-def assert_as_whole(folder: Path, whole: Path) -> None:
-    assert same(weights(folder), weights(whole))
-    assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole)]
+def losses(folder: Path) -> dict[int, float]:
+    """The loss that was logged after each step."""
+    return {int(row["step"]): float(row["train/loss"]) for row in rows(folder) if "train/loss" in row}
 
 
 def test_a_program_whose_output_nobody_reads_ends_quietly_and_warns_in_one_line() -> None:

@@ -28,7 +28,8 @@ from hydra.utils import instantiate
 
 from repr.batch import Batch
 from repr.cli import user_message
-from repr.config import CONF, check, compose
+from repr.config import CONF, compose
+from repr.config_check import check
 from repr.data.views import expand
 from repr.models.backbone import backbone, width_of
 

@@ -31,7 +31,8 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from repr.cli import one_line_errors, user_message
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.data.sources.pictures import IMAGE_SUFFIXES
 from repr.data.sources.shard_index import ShardIndex
 from repr.data.sources.source import Source

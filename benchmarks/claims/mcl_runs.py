@@ -19,7 +19,8 @@ from PIL import Image
 from sklearn.base import BaseEstimator
 from torch import nn
 
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.data.clusters import Clusters
 from repr.runs.folder import CLUSTERS, JOINED, stage_folder
 from repr.runs.joined import Joined

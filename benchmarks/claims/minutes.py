@@ -34,6 +34,7 @@ from repr.batch import Batch
 from repr.data.sources.emoji import Emoji
 from repr.fit import train as run
 from repr.runs.folder import Results
+from repr.training.trainer import no_external_callbacks
 
 TITLE = "As many minutes, ours beside other libraries as they are used"
 LIBRARIES = ("torch", "torchvision", "timm", "lightly", "stable-pretraining")
@@ -145,7 +146,9 @@ def their_run(
     loader = DataLoader(pictures, cfg.data.batch_size, num_workers=workers, **how)
     quiet: Any = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     quiet |= {"enable_checkpointing": False, "accelerator": "cpu", "callbacks": [clock]}
-    pl.Trainer(max_steps=num_steps, max_epochs=-1, **quiet).fit(module, loader)
+    with no_external_callbacks():  # those of stable-pretraining, where it is installed
+        trainer = pl.Trainer(max_steps=num_steps, max_epochs=-1, **quiet)
+    trainer.fit(module, loader)
     return module.backbone.state_dict(), clock.seconds
 
 

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch.trainer.connectors import callback_connector
 from omegaconf import DictConfig
 from scipy import stats
 
@@ -31,8 +30,6 @@ ROOT = Path(__file__).parents[2]
 Values = Mapping[str, float]  # column of a table -> number
 RESERVE = 0.85  # share of the time that runs may take by what short ones took
 device = "cpu"  # that the runs of this process train on
-# Where stable-pretraining is installed, it adds callbacks of its own to every Trainer, that of ours, too.
-callback_connector._load_external_callbacks = lambda group: []
 
 
 def evaluated(overrides: Sequence[str], seed: int, epochs: int) -> Results:

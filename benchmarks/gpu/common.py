@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.step_time import FAILURES, wait
 from repr.batch import Batch
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.training.throughput import PEAKS, Throughput
 from repr.training.trainer import make_trainer, prepare
 

@@ -7,7 +7,7 @@ import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -261,24 +261,29 @@ def _freeze(backbone: nn.Module, names: Collection[str], flow: str, *, pooled: b
         warnings.warn(f"{flow} does not reach {', '.join(names)} of the backbone: frozen as they are", stacklevel=4)
 
 
-def pixel_convolution(backbone: nn.Module, size: int) -> str | None:
-    """The first convolution with a stride that sees a map of one pixel, for square input of ``size``; None: none.
+def pixel_convolutions(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
+    """For which square inputs a convolution with a stride sees a map of one pixel: side in pixels -> the first such.
 
     Their weight gradients are wrong in bfloat16 on a CPU (torch 2.14).
     """
-    found: list[str] = []
-    model = _on_meta(backbone)
-    for name, module in model.named_modules() if model is not None else ():
+    if (model := _on_meta(backbone)) is None:
+        return {}
+    found, seen = dict[int, str](), list[str]()
+    for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and max(module.stride) > 1 and max(module.kernel_size) > 1:
 
             def look(_: nn.Module, inputs: Any, name: str = name) -> None:
                 if inputs[0].shape[-2:] == (1, 1):
-                    found.append(name)
+                    seen.append(name)
 
             module.register_forward_pre_hook(look)
-    if model is not None:
-        refused_sizes(model, [size])
-    return next(iter(found), None)
+    for size in sizes:
+        seen.clear()
+        with suppress(*REFUSALS), torch.no_grad():
+            _picture(model, size, nn.Module.__call__)
+        if seen:
+            found[size] = seen[0]
+    return found
 
 
 def _on_meta(backbone: nn.Module) -> nn.Module | None:

@@ -135,7 +135,7 @@ class Objective(pl.LightningModule):
             yield f"{type(self).__name__} as it is here learns nothing from wrong captions: set hard_captions=none"
         if cfg.data.get("distorted_captions") and not self.takes_texts:
             yield f"{type(self).__name__} as it is here reads one caption of a sample: set distorted_captions=none"
-        if isinstance(self.backbone, nn.Module) and cfg.get("views"):
+        if "backbone" in self._modules and cfg.get("views"):  # a part of a hybrid has it from there, with all views
             yield from backbone_faults(self.backbone, cfg)
             yield from precision_faults(self.backbone, cfg)
 

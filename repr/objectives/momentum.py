@@ -163,9 +163,9 @@ class Momentum(Objective):
             yield f"objective.{length_fault(self.queue_length, cfg.data.batch_size)}"
         if self.queue_length and "contrast" not in self.weights:
             yield "objective.queue_length has nothing to serve: contrast has no weight; set it to 0"
-        yield from (faults := list(super().config_faults(cfg)))
+        yield from super().config_faults(cfg)
         if "dense" in self.weights:
-            yield from map_faults(self.backbone, cfg, type(self).__name__, told=bool(faults))
+            yield from map_faults(self.backbone, cfg, type(self).__name__)
 
     def negatives_fault(self) -> str | None:
         """Without a queue the contrast has negatives of the batch."""

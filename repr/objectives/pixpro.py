@@ -95,10 +95,10 @@ class PixPro(Objective):
     def config_faults(self, cfg: Any) -> Iterator[str]:
         """Another number of views than two, and backbones without a map of several cells; warns of class tokens."""
         sizes, flow = view_sizes(cfg), type(self).__name__
-        yield from (faults := list(super().config_faults(cfg)))
+        yield from super().config_faults(cfg)
         if len(sizes) != 2:
             yield f"{flow} compares two views of a sample, and views has {len(sizes)}: set views=byol"
-        yield from map_faults(self.backbone, cfg, flow, told=bool(faults))
+        yield from map_faults(self.backbone, cfg, flow)
         warn_of_class_token(self, cfg)
 
     def step(self, batch: Batch) -> StepOutput:

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 from torch import nn
 
 from repr.config import untrained
-from repr.models.backbone import map_shape, nearest_size, pixel_convolution, refused_sizes
+from repr.models.backbone import map_shape, nearest_size, pixel_convolutions, refused_sizes
 
 
 def view_sizes(cfg: Any) -> list[int]:
@@ -40,14 +40,14 @@ def backbone_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:
         )
 
 
-def map_faults(backbone: nn.Module, cfg: Any, flow: str, *, told: bool) -> Iterator[str]:
-    """Sizes of views of which a backbone gives no feature map, unless that is ``told``, or one of a single cell."""
+def map_faults(backbone: nn.Module, cfg: Any, flow: str) -> Iterator[str]:
+    """Sizes of views that a backbone takes, and gives no feature map of, or one of a single cell."""
     name = cfg.backbone.get("name")
     for size in sorted(set(view_sizes(cfg))):
         try:
             _, height, width = map_shape(backbone, size)
         except ValueError as error:
-            if not told:
+            if not refused_sizes(backbone, [size]):
                 yield f"backbone.name={name}: {error}"
             return
         if height * width == 1 and not cfg.smoke:
@@ -61,12 +61,13 @@ def precision_faults(backbone: nn.Module, cfg: Any) -> Iterator[str]:
     """Sizes of views whose gradients a CPU computes wrongly in bfloat16 (torch 2.14)."""
     accelerator, precision = cfg.trainer.get("accelerator", "auto"), str(cfg.trainer.get("precision"))
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())
-    for size in sorted(set(view_sizes(cfg))) if on_cpu and precision.startswith("bf16") else ():
-        if name := pixel_convolution(backbone, size):
-            yield (
-                f"trainer.precision={precision} on a CPU: of views of {size} x {size} pixels backbone.{name} sees maps "
-                f"of one pixel, and torch gets its gradient wrong: set trainer.precision=32-true, or larger views"
-            )
+    if not (on_cpu and precision.startswith("bf16")):
+        return
+    for size, name in pixel_convolutions(backbone, sorted(set(view_sizes(cfg)))).items():
+        yield (
+            f"trainer.precision={precision} on a CPU: of views of {size} x {size} pixels backbone.{name} sees maps "
+            f"of one pixel, and torch gets its gradient wrong: set trainer.precision=32-true, or larger views"
+        )
 
 
 def _made(cfg: Any, size: int) -> nn.Module:

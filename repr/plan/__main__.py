@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from repr.cli import command, importing, one_line_errors
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 
 OPTIONS = {"gpus": int, "memory": float, "bandwidth": float, "tflops": float}
 TFLOPS = 60.0

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from repr.cli import is_first
-from repr.config import ConfigError, check
+from repr.config import ConfigError
+from repr.config_check import check
 from repr.data.cluster_order import ClusterOrder, describe
 from repr.data.clusters import Clusters, Leftovers, Mode, keys_hash, read_arrays, save_clusters
 from repr.distributed import gather_objects, on_first

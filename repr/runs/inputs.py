@@ -11,7 +11,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from repr.config import ConfigError, target_faults, value_faults
+from repr.config import ConfigError
+from repr.config_check import target_faults, value_faults
 from repr.metrics.classes import load_classes
 
 ZERO_SHOT = "repr.evaluate.protocols.ZeroShot"  # whose ``classes`` are files
@@ -19,7 +20,7 @@ _built: dict[str, Any] = {}  # sources that a check has built and no data module
 
 
 def check_inputs(cfg: DictConfig) -> None:
-    """As :func:`repr.config.check`, and of a config whose data are here: sources, class files and weights are read.
+    """Check a config whose data are here: what :func:`repr.config_check.check` finds, sources, class files and weights.
 
     What costs little comes first: values, then files, then what needs torch. Faults of one kind are told together.
 

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from repr.catalog import groups, roots
-from repr.config import ConfigError, check, compose, parse_overrides, value_faults
+from repr.config import ConfigError, compose, parse_overrides
+from repr.config_check import check, value_faults
 from repr.files import replacing
 from repr.runs.folder import SWEEP
 from repr.runs.inputs import check_inputs

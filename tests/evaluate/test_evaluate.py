@@ -19,7 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from repr.config import CONF, ConfigError, check, compose, value_faults
+from repr.config import CONF, ConfigError, compose
+from repr.config_check import check, value_faults
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.shards import Shards

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.data.colour import colour_views
 from repr.data.drawn.composition import DrawnComposition
 from repr.data.eval_datasets import RepeatedViews

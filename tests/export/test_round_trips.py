@@ -143,12 +143,11 @@ def test_every_kind_of_backbone_comes_back(loaded: Exports) -> None:
 
 @pytest.mark.slow
 def test_every_objective_comes_back(samples: Samples, tmp_path: Path) -> None:
-    """Each with one kind of backbone; what is exported of it does not depend on the objective otherwise."""
+    """Each with one kind of backbone and to one library: what is exported does not depend on it otherwise."""
     exports = Exports(tmp_path, samples)
     for i, name in enumerate(OBJECTIVES):
         model = one_trained(name, i)
-        for to in ("timm",) if name in TIMM_ALONE else ("open_clip", "timm"):
-            exports.add(f"{name}-{to}", model, to)
+        exports.add(name, model, "open_clip" if model.has_text and name not in TIMM_ALONE else "timm")
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
 
@@ -236,7 +235,7 @@ def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> 
 def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> None:
     """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU."""
     exports = Exports(tmp_path, samples)
-    for backbone in BACKBONES:
+    for backbone in ("test_resnet", "test_vit"):  # a ConvNeXt goes in every run of the tests
         exports.add(f"clip-{backbone}", trained("clip", backbone=backbone), "onnx")
     for name in ("simclr", "mae_clip", "cmae"):
         exports.add(name, trained(name, backbone="test_vit"), "onnx")

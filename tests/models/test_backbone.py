@@ -13,7 +13,7 @@ from repr.models.backbone import (
     encode_views,
     feature_map,
     freeze_unreached,
-    pixel_convolution,
+    pixel_convolutions,
     refused_sizes,
     width_of,
 )
@@ -170,9 +170,8 @@ def test_a_model_whose_first_convolution_crashes_torch_in_the_layout_of_others_h
 
 def test_a_convolution_that_sees_one_pixel_is_found() -> None:
     model = backbone("resnet50")
-    assert pixel_convolution(model, 16) == "layer4.0.conv2"
-    assert pixel_convolution(model, 32) is None
-    assert pixel_convolution(backbone("test_vit"), 16) is None
+    assert pixel_convolutions(model, [16, 32]) == {16: "layer4.0.conv2"}
+    assert pixel_convolutions(backbone("test_vit"), [16]) == {}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from repr.batch import Batch
-from repr.config import CONF, check, compose
+from repr.config import CONF, compose
+from repr.config_check import check
 from repr.objectives.base import Objective
 
 OBJECTIVES = sorted(path.stem for path in (CONF / "objective").glob("*.yaml"))

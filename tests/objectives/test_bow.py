@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.distributed import rank
 from repr.models.backbone import backbone
 from repr.models.vocabulary import Vocabulary

@@ -10,7 +10,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.models.backbone import backbone
 from repr.models.captioner import as_tokens
 from repr.models.generation import beam_search

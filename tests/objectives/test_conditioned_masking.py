@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.losses.reconstruction import masked_mse, normalize_patches, patchify
 from repr.models.decoder import Decoder
 from repr.models.fusion import TextReader

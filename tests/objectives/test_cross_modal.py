@@ -3,7 +3,8 @@ import torch
 from torch.nn import functional as F
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from tests.objectives.conftest import build
 
 

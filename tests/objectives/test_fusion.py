@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.models.fusion import TextReader, hide_words
 from repr.objectives.fusion import NEGATIVE_STREAM, Fusion
 from repr.objectives.negatives import draw_negatives, negative_logits

@@ -13,7 +13,8 @@ from open_clip.transformer import TextTransformer
 from torch import nn
 
 from repr.batch import Batch
-from repr.config import CONF, ConfigError, check, compose
+from repr.config import CONF, ConfigError, compose
+from repr.config_check import check
 from repr.models.backbone import backbone
 from repr.models.fusion import TextReader
 from repr.objectives.conditioned_masking import ConditionedMasking
@@ -242,3 +243,10 @@ def test_all_faults_of_a_config_are_told_together() -> None:
 def test_a_view_of_one_part_that_the_backbone_refuses_is_told_with_that_part() -> None:
     with pytest.raises(ConfigError, match=r"PixPro|map of some|one cell"):
         check(compose(["objective=clip_pixcontrast", "backbone=resnet", "backbone.name=test_resnet", "image_size=32"]))
+
+
+def test_a_size_that_the_shared_backbone_refuses_is_told_once() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check(compose(["experiment=clip_pixcontrast_emoji", "views.augmented.size=33", "run_folder=x"]))
+    (fault,) = refused.value.faults
+    assert "cannot take pictures of 33 x 33 pixels" in fault

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.losses import contrastive, hypersphere
 from repr.models.freezing import freeze
 from repr.objectives.image_text import ImageText

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.losses.reconstruction import feature_prediction
 from repr.models.decoder import Decoder
 from repr.models.masking import encode_kept, take

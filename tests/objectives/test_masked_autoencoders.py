@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional as F
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.drawing import GAP, shown
 from repr.fit import fit, main
 from repr.losses.contrastive import clip, nt_xent

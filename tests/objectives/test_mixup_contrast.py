@@ -12,7 +12,8 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.fit import main
 from repr.losses.contrastive import clip
 from repr.losses.mixup import draw_mix, mix, mixed_contrast, soft_clip

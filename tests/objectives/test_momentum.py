@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.objectives.momentum import Momentum
 from tests.golden import golden
 from tests.objectives.conftest import build, make_batch

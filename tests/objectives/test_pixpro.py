@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.drawing import shown
 from repr.losses.pixel import pixel_contrast, positive_mask
 from repr.models.backbone import backbone, feature_map

@@ -16,7 +16,8 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.data.collate import Collate
 from repr.data.views import View
 from repr.models.masking import Masking

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from repr.batch import Batch
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.data.sources.emoji import Emoji
 from repr.losses.clustering import sinkhorn
 from repr.losses.distillation import moved_center, patch_distillation, self_distillation

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.fit import main
 from repr.objectives.swav import SwAV
 from repr.runs.initial_weights import load_weights

@@ -6,7 +6,8 @@ import pytest
 from open_clip.transformer import TextTransformer
 
 from repr.batch import Batch
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.fit import main
 from repr.objectives.image_text import ImageText
 from tests.objectives.test_hybrid import vit

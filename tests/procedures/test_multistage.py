@@ -14,7 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.fit import main
 from repr.runs.checkpoints import last_checkpoint
 from repr.runs.folder import load_run

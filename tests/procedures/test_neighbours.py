@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from repr.config import ConfigError, check, compose
+from repr.config import ConfigError, compose
+from repr.config_check import check
 from repr.fit import main
 from repr.runs.folder import NEIGHBOURS, load_run
 

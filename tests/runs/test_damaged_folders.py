@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from repr.cli import user_message
-from repr.config import check, compose
+from repr.config import compose
+from repr.config_check import check
 from repr.evaluate.__main__ import main as evaluate
 from repr.fit import _config, fit, main
 from repr.report.__main__ import main as report

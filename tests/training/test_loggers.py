@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from repr.config import compose, target_faults
+from repr.config import compose
+from repr.config_check import target_faults
 from repr.fit import main
 from repr.runs.folder import LOGGER_RUNS
 from repr.training.loggers import Trackio, Wandb
