@@ -99,8 +99,8 @@ def _source(cfg: DictConfig, option: str) -> str:
     """The option that sets another: where that takes its value over, at the end of all ``${...}``."""
     parent, _, name = option.rpartition(".")
     node = select(cfg, parent) if parent else cfg
-    raw = OmegaConf.to_container(node).get(name) if OmegaConf.is_dict(node) else None
-    over = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw))
+    raw: Any = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
+    over = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw.get(name)))
     return _source(cfg, over[1]) if over else option
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import difflib
+import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import partial, wraps
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -22,6 +23,9 @@ Forward = Callable[[Any, Tensor], Tensor]  # a backbone and pictures -> what a f
 # What a model may answer to arguments or to an input that it was not made for.
 REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 FARTHEST = 64  # pixels to which a size that fits is looked for
+Answer = TypeVar("Answer")
+_ANSWERS: dict[Any, Any] = {}  # of this process, see _once_a_structure
+_INTERNAL = {*vars(nn.Module()), "noted_forwards"}  # of a module; of these its hooks and tensors count
 
 
 def backbone(name: str, *, image_size: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -88,16 +92,15 @@ def width_of(encoder: Any, attribute: str = "num_features") -> int:
             f"backbone {type(encoder).__name__} ends with a classifier of {num_classes} classes: make it with "
             "num_classes=0"
         )
-    with torch.no_grad():
-        output = None if kind == "text" else _answer(encoder)
-    if output is None or (output.ndim != 2 and not hasattr(encoder, "pretrained_cfg")):  # none of timm's
+    shape = None if kind == "text" else _shape(encoder)
+    if shape is None or (len(shape) != 2 and not hasattr(encoder, "pretrained_cfg")):  # none of timm's
         return width
-    if output.ndim != 2:
+    if len(shape) != 2:
         raise ValueError(
-            f"backbone {type(encoder).__name__} gives {tuple(output.shape)} for one picture, and a row of features is "
+            f"backbone {type(encoder).__name__} gives {shape} for one picture, and a row of features is "
             "needed: set +backbone.global_pool=avg, or another backbone.name"
         )
-    return output.shape[1]
+    return shape[1]
 
 
 def encode_views(backbone: nn.Module, views: Sequence[Tensor]) -> Tensor:
@@ -130,6 +133,11 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
             f"{type(backbone).__name__} gives no feature map; set backbone.name to a timm ResNet, ConvNeXt or ViT"
         )
     return intermediates(images, indices=1, norm=True, output_fmt="NCHW", intermediates_only=True)[-1]
+
+
+def every_token(backbone: Any, images: Tensor) -> Tensor:
+    """What a timm ViT gives before it pools: (B, 3, H, W) -> (B, T, C)."""
+    return backbone.forward_features(images)
 
 
 def feature_maps(backbone: nn.Module, images: Tensor, num: int) -> list[Tensor]:
@@ -166,15 +174,8 @@ def refused_sizes(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
     It is given a picture of each size on torch's meta device, where nothing is computed; a model that cannot be run
     there refuses none.
     """
-    model, refused = _on_meta(backbone), {}
-    for size in sizes if model is not None else ():
-        try:
-            with torch.no_grad():
-                _picture(model, size, nn.Module.__call__)
-        except REFUSALS as error:
-            if not isinstance(error, NotImplementedError) and "meta" not in str(error):
-                refused[size] = _first_line(error)
-    return refused
+    answers = {size: _refusal(backbone, size) for size in sizes}
+    return {size: answer for size, answer in answers.items() if answer is not None}
 
 
 def nearest_size(make: Callable[[int], nn.Module], size: int) -> int | None:
@@ -286,6 +287,52 @@ def pixel_convolutions(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, s
     return found
 
 
+def _once_a_structure(ask: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Remember what is found of timm's models: a picture on the meta device takes tens to hundreds of milliseconds."""
+
+    @wraps(ask)
+    def remembered(backbone: nn.Module, *args: Any) -> Answer:
+        if not type(backbone).__module__.startswith("timm."):  # a class of one's own may be written anew
+            return ask(backbone, *args)
+        key = (ask, _structure(backbone), *args)
+        if key not in _ANSWERS:
+            _ANSWERS[key] = ask(backbone, *args)
+        return _ANSWERS[key]
+
+    return remembered
+
+
+def _structure(backbone: nn.Module) -> bytes:
+    """A digest of all that shapes and gradients of a timm model depend on, which is its modules and their settings."""
+    told = []
+    for name, child in backbone.named_modules():
+        settings = {key: value for key, value in vars(child).items() if key not in _INTERNAL}
+        shapes = {key: value.shape for key, value in settings.items() if isinstance(value, Tensor)}
+        told.append((name, type(child), child._forward_hooks, child._forward_pre_hooks, settings | shapes))
+    tensors = [(name, p.shape, p.requires_grad) for name, p in backbone.named_parameters()]
+    return hashlib.sha256(repr((told, tensors)).encode()).digest()
+
+
+@_once_a_structure
+def _shape(backbone: nn.Module) -> tuple[int, ...] | None:
+    """The shape of what a backbone gives for one picture, or None."""
+    with torch.no_grad():
+        output = _answer(backbone)
+    return None if output is None else tuple(output.shape)
+
+
+@_once_a_structure
+def _refusal(backbone: nn.Module, size: int) -> str | None:
+    model = _on_meta(backbone)
+    try:
+        with torch.no_grad():
+            _picture(model, size, nn.Module.__call__)
+    except REFUSALS as error:
+        if model is not None and not isinstance(error, NotImplementedError) and "meta" not in str(error):
+            return _first_line(error)
+    return None
+
+
 def _on_meta(backbone: nn.Module) -> nn.Module | None:
     """A copy without memory on torch's meta device, in evaluation mode; None of a module that cannot be copied."""
     memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in backbone.buffers()} | {
@@ -334,18 +381,36 @@ def unreached(backbone: nn.Module, forwards: Sequence[Forward]) -> list[str]:
     return [name for name, _ in backbone.named_parameters() if name in names]
 
 
+@_once_a_structure
 def _unreached(backbone: nn.Module, forward: Forward) -> list[str]:
     model = _on_meta(backbone)
     with torch.enable_grad():
         output = None if model is None else _answer(backbone, forward, model=model)
     if model is None or output is None or not output.requires_grad:
         return []
+    reached = _leaves(output)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if reached.issuperset(named.values()):  # as of most; gradients, which take longer, are asked only of the others
+        return []
     try:
         gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
     except REFUSALS:
         return []
     return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
+
+
+def _leaves(output: Tensor) -> set[Tensor]:
+    """The parameters from which a tensor was computed, by autograd's graph."""
+    leaves, seen, nodes = set[Tensor](), set[Any](), [output.grad_fn]
+    while nodes:
+        node: Any = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node.variable)
+        nodes += [function for function, _ in node.next_functions]
+    return leaves
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
-from repr.models.backbone import freeze_unreached
+from repr.models.backbone import every_token, freeze_unreached
 from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens, reader
 from repr.models.generation import beam_search
 from repr.objectives.base import Losses, chosen
@@ -134,7 +134,7 @@ class Captioner(TwoTowers):
             raise ValueError(f"backbone {name} gives no tokens: set backbone.name to a timm ViT, ConvNeXt or ResNet")
         channels: int = cast(Any, self.backbone).num_features
         if pooler is not None or "contrast" not in self.weights:
-            freeze_unreached(self.backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
+            freeze_unreached(self.backbone, type(self).__name__, every_token)
         if pooler is None:
             self.pooler = None
             self.image_map: nn.Module = nn.Identity() if channels == dim else nn.Linear(channels, dim)

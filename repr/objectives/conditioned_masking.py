@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import mean
 from repr.losses.reconstruction import masked_mse, patchify
-from repr.models.backbone import freeze_unreached, width_of
+from repr.models.backbone import every_token, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.fusion import TextReader
 from repr.models.masking import Masking, encode_conditioned, take
@@ -83,7 +83,7 @@ class ConditionedMasking(Objective):
             raise ValueError("masking.kind=text would hide what the caption tells: set it to random or block")
         make = partial(decoder, num_views=num_views)
         self.decoder = make_decoder(backbone, masking, positions, make)
-        freeze_unreached(backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
+        freeze_unreached(backbone, type(self).__name__, every_token)
         text.text_projection.requires_grad_(False)  # of what is pooled
         width = width_of(backbone)
         self.masking, self.positions, self.num_views, self.text = masking, positions, num_views, text

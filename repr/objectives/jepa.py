@@ -11,7 +11,7 @@ from torch import nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import mean
 from repr.losses.reconstruction import feature_prediction
-from repr.models.backbone import freeze_unreached, width_of
+from repr.models.backbone import every_token, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.masking import encode_kept, take
 from repr.models.target_blocks import TargetBlocks, too_few
@@ -73,7 +73,7 @@ class JEPA(Objective):
         width, grid = width_of(backbone), cast(Any, backbone).patch_embed.grid_size
         if grid[0] * grid[1] <= blocks.num:
             raise ValueError(too_few(blocks.num, grid))
-        freeze_unreached(backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
+        freeze_unreached(backbone, type(self).__name__, every_token)
         self.decoder = decoder(width, grid, width, num_prefix_tokens=0)
         self.teacher = Teacher(momentum=momentum, final_momentum=1, schedule="linear", backbone=self.backbone)
 

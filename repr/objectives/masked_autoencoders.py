@@ -16,7 +16,7 @@ from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
-from repr.models.backbone import feature_map, freeze_unreached, width_of
+from repr.models.backbone import every_token, feature_map, freeze_unreached, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
 from repr.models.masking import Masking, project_map
@@ -102,7 +102,7 @@ class MaskedViews(Objective):
         self.decoder = make_decoder(backbone, masking, positions, decoder if "reconstruction" in self.weights else None)
         self.num_views, self.head = 1, None
         if "contrast" not in self.weights:  # nothing is pooled
-            freeze_unreached(backbone, type(self).__name__, lambda vit, images: vit.forward_features(images))
+            freeze_unreached(backbone, type(self).__name__, every_token)
         else:
             if temperature <= 0:
                 raise ValueError(f"temperature={temperature}; set it above 0")

@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader
 from repr.config import CONF, ConfigError
 from repr.data.sources.emoji import Emoji
 from repr.export.folders import TARGETS, export, load_joined, write
-from repr.export.onnx_towers import missing
 from repr.export.target import Export, Samples
 from repr.export.verify import LOADER, TOLERANCE, answers_elsewhere, difference
 from repr.runs.initial_weights import load_weights
@@ -122,8 +121,6 @@ def loaded(samples: Samples, tmp_path_factory: pytest.TempPathFactory) -> Export
     exports.add("hf/images", trained("simclr", backbone="test_convnext"), TO_HUB)
     exports.add("teacher/model", trained("pixpro"), "timm")
     exports.add("teacher/teacher", trained("pixpro").of_teacher(), TO_HUB)
-    if missing() is None:
-        exports.add("onnx", trained("clip", backbone="test_convnext"), "onnx")
     exports.load()
     return exports
 
@@ -220,22 +217,14 @@ def test_a_whole_model_has_an_untrained_text_tower(loaded: Exports) -> None:
     assert model.encode_text(open_clip.get_tokenizer(name)(["a cat"])).shape == (1, 96)
 
 
-@pytest.mark.skipif(missing() is not None, reason=str(missing()))
-def test_an_export_to_onnx_is_two_towers_and_their_settings(loaded: Exports) -> None:
-    """The fresh process has called them with batches of one, two and five or more rows."""
-    assert loaded.files("onnx") == {"image.onnx", "text.onnx", "settings.json", "load.py"}
-    used = {"json", "pathlib", "typing", "numpy", "onnxruntime", "PIL", "open_clip"}
-    assert imported((loaded.root / "onnx" / "load.py").read_text()) == used
-    settings = json.loads((loaded.root / "onnx" / "settings.json").read_text())
-    assert settings["image"]["size"] == 32
-    assert settings["text"] == {"tokenizer": "open_clip.SimpleTokenizer", "context_length": 12}
-
-
 @pytest.mark.slow
 def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> None:
-    """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU."""
+    """Projected and plain ones, pooled by class token and by mean, of patches in any number; GELU and QuickGELU.
+
+    The fresh process calls them with batches of one, two and five or more rows.
+    """
     exports = Exports(tmp_path, samples)
-    for backbone in ("test_resnet", "test_vit"):  # a ConvNeXt goes in every run of the tests
+    for backbone in BACKBONES:
         exports.add(f"clip-{backbone}", trained("clip", backbone=backbone), "onnx")
     for name in ("simclr", "mae_clip", "cmae"):
         exports.add(name, trained(name, backbone="test_vit"), "onnx")
@@ -244,6 +233,12 @@ def test_every_kind_of_tower_goes_to_onnx(samples: Samples, tmp_path: Path) -> N
     exports.load()
     assert {name: fault for name, fault in exports.faults.items() if fault} == {}
     assert exports.files("simclr") == {"image.onnx", "settings.json", "load.py"}
+    assert exports.files("clip-test_convnext") == {"image.onnx", "text.onnx", "settings.json", "load.py"}
+    used = {"json", "pathlib", "typing", "numpy", "onnxruntime", "PIL", "open_clip"}
+    assert imported((tmp_path / "clip-test_convnext" / "load.py").read_text()) == used
+    settings = json.loads((tmp_path / "clip-test_convnext" / "settings.json").read_text())
+    assert settings["image"]["size"] == 32
+    assert settings["text"] == {"tokenizer": "open_clip.SimpleTokenizer", "context_length": 12}
 
 
 def test_a_teacher_is_exported_where_it_is_asked_for(loaded: Exports) -> None:

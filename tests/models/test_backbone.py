@@ -2,11 +2,12 @@
 
 import copy
 import warnings
+from typing import Any
 
 import pytest
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repr.models.backbone import (
     backbone,
@@ -166,6 +167,29 @@ def test_a_model_whose_first_convolution_crashes_torch_in_the_layout_of_others_h
     model = backbone("mobileone_s0")
     assert all(p.is_contiguous() for p in model.parameters())  # a crash would end the tests
     model(torch.randn(2, 3, 32, 32)).sum().backward()
+
+
+class Cut(nn.Module):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens.detach()
+
+
+def test_a_model_that_is_changed_is_asked_anew() -> None:
+    """What is known of a timm model is kept for others of the same structure."""
+    model: Any = backbone("test_resnet")
+    width, refused = width_of(model), refused_sizes(model, [8, 32])
+    assert (width_of(backbone("test_resnet")), refused_sizes(backbone("test_resnet"), [8, 32])) == (width, refused)
+    model.reset_classifier(0, "catavgmax")
+    assert width_of(model) == 2 * width
+    vit: Any = backbone(**VIT)
+    assert list(refused_sizes(vit, [32, 64])) == [32]
+    vit.set_input_size((32, 32))
+    assert list(refused_sizes(vit, [32, 64])) == [64]
+    freeze_unreached(vit, "flow")
+    assert all(parameter.requires_grad for parameter in vit.parameters())
+    vit.blocks[0] = Cut()
+    with pytest.warns(UserWarning, match="does not reach cls_token, pos_embed, patch_embed"):
+        freeze_unreached(vit, "flow")
 
 
 def test_a_convolution_that_sees_one_pixel_is_found() -> None:
