@@ -323,13 +323,14 @@ def _shape(backbone: nn.Module) -> tuple[int, ...] | None:
 
 @_once_a_structure
 def _refusal(backbone: nn.Module, size: int) -> str | None:
-    model = _on_meta(backbone)
+    if (model := _on_meta(backbone)) is None:
+        return None
     try:
         with torch.no_grad():
             _picture(model, size, nn.Module.__call__)
     except REFUSALS as error:
-        if model is not None and not isinstance(error, NotImplementedError) and "meta" not in str(error):
-            return _first_line(error)
+        of_device = isinstance(error, NotImplementedError) or "meta" in str(error)
+        return None if of_device else _first_line(error)
     return None
 
 
