@@ -231,6 +231,7 @@ def test_a_run_of_two_processes_goes_on_as_one_with_its_queue(run_group: RunGrou
     stopped = run_group(2, *small, f"run_folder={tmp_path}/two", *two)
     assert [status for status, _ in stopped] == [128 + signal.SIGTERM, 0], stopped
     (checkpoint,) = (tmp_path / "two/checkpoints").iterdir()
+    assert checkpoint.name == "step=5.ckpt"
     state = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert state["queue.rows"].shape == (2, 16, 128)
     assert state["queue.num_filled"] == 16
