@@ -26,6 +26,17 @@ class SignalAt(pl.Callback):
             os.kill(os.getpid(), self.number)
 
 
+class HangAt(pl.Callback):
+    """Waits for ever, as a process does in NCCL where another one is gone, once the batch after ``step`` has come."""
+
+    def __init__(self, step: int, rank: int) -> None:
+        self.step, self.rank = step, rank
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: object) -> None:
+        if trainer.global_step == self.step and trainer.global_rank == self.rank:
+            threading.Event().wait()
+
+
 class Record(pl.Callback):
     """Appends ``[step, epoch, indices]`` of every optimizer step to a file, and ``[step, "evaluation"]``.
 

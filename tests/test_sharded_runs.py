@@ -145,3 +145,15 @@ def test_of_processes_that_lightning_has_started_the_killed_one_is_named(tmp_pat
     assert (done.returncode, done.stderr.count("terminated with code -9")) in {(1, 0), (1, 1), (-signal.SIGKILL, 1)}
     if done.returncode == 1:
         assert "error: another process has died (local rank 1 was ended by signal 9); resume=" in done.stderr
+
+
+@pytest.mark.slow
+def test_processes_that_lightning_has_started_do_not_outlive_the_first_one(tmp_path: Path) -> None:
+    hang = ["+callbacks.hang._target_=tests.signals.HangAt", "+callbacks.hang.step=2", "+callbacks.hang.rank=1"]
+    kill = ["+callbacks.kill.step=2", "+callbacks.kill.rank=0"]
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "repr.fit", *start(folder, *FLOWS["swav"], *kill, *hang), *on(2, "ddp")]
+    # Its output ends when the last process has gone.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert f"error: the first process has died; resume={folder} trust=true goes on" in done.stderr

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
-import hashlib
 import inspect
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import partial, wraps
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from repr.models.meta import REFUSALS, first_line, give_picture, meta_copy, meta_output, once_a_structure
 from repr.models.once import encode_run
 
-Forward = Callable[[Any, Tensor], Tensor]  # a backbone and pictures -> what a flow takes of them
-# What a model may answer to arguments or to an input that it was not made for.
-REFUSALS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 FARTHEST = 64  # pixels to which a size that fits is looked for
-Answer = TypeVar("Answer")
-_ANSWERS: dict[Any, Any] = {}  # of this process, see _once_a_structure
-_INTERNAL = {*vars(nn.Module()), "noted_forwards"}  # of a module; of these its hooks and tensors count
 
 
 def backbone(name: str, *, image_size: int | None = None, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -56,8 +48,8 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
         make = partial(timm.create_model, name, num_classes=0, **options)
         fits = None if size is None else nearest_size(lambda size: make(img_size=size), size)
         hint = "" if fits is None else f"; the nearest image_size that it takes is {fits}"
-        raise ValueError(f"backbone.name={name} cannot be made so: {_first_line(error)}{hint}") from error
-    model.image_size = image_size  # see _answer
+        raise ValueError(f"backbone.name={name} cannot be made so: {first_line(error)}{hint}") from error
+    model.image_size = image_size  # see meta_output
     # Convolutions follow the layout of their weights; this one is the faster on CPUs and tensor cores alike
     # (resnet10t at 48 px on two cores: 480 against 359 images/s). With it, torch 2.14 on a CPU crashes in the backward
     # of a strided convolution of single pixels on pictures, as MobileOne and RepVGG begin with.
@@ -136,7 +128,7 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
 
 
 def every_token(backbone: Any, images: Tensor) -> Tensor:
-    """What a timm ViT gives before it pools: (B, 3, H, W) -> (B, T, C)."""
+    """What a timm model gives before it pools: (B, 3, H, W) -> (B, T, C) of a ViT, the last map of others."""
     return backbone.forward_features(images)
 
 
@@ -202,9 +194,9 @@ def map_shape(backbone: nn.Module, size: int) -> tuple[int, int, int]:
     """
     try:
         with torch.no_grad():
-            channels, height, width = _picture(_on_meta(backbone), size, feature_map).shape[1:]
+            channels, height, width = give_picture(meta_copy(backbone), size, feature_map).shape[1:]
     except REFUSALS as error:
-        raise ValueError(f"no feature map of {size} x {size} pixels ({_first_line(error)})") from error
+        raise ValueError(f"no feature map of {size} x {size} pixels ({first_line(error)})") from error
     if channels != width_of(backbone):
         raise ValueError(
             f"its map has {channels} channels, and what it pools {width_of(backbone)}: choose a ResNet or ViT"
@@ -212,62 +204,12 @@ def map_shape(backbone: nn.Module, size: int) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def freeze_unreached(backbone: nn.Module, flow: str, forward: Forward = nn.Module.__call__) -> None:
-    """Freeze the parameters that a loss on ``forward(backbone, pictures)`` does not reach; a warning names them.
-
-    DDP waits for the gradient of every other. Gains and biases of a norm after what the flow takes are frozen as they
-    are; a backbone with more than that behind it is refused, since what it gives would be random. Of a backbone that
-    several flows share nothing is frozen yet, see :func:`noted_forwards`.
-
-    Raises:
-        ValueError: weights between what the flow trains and what is evaluated.
-    """
-    if (noted := vars(backbone).get("noted_forwards")) is not None:
-        noted.append(forward)
-        return
-    _freeze(backbone, unreached(backbone, [forward]), flow, pooled=forward is nn.Module.__call__)
-
-
-@contextmanager
-def noted_forwards(backbone: nn.Module) -> Iterator[list[Forward]]:
-    """While it lasts, :func:`freeze_unreached` freezes nothing, and notes how a flow runs the backbone.
-
-    What one flow does not reach another may; :func:`freeze_common` is for when all are known.
-    """
-    vars(backbone)["noted_forwards"] = noted = list[Forward]()
-    try:
-        yield noted
-    finally:
-        del vars(backbone)["noted_forwards"]
-
-
-def freeze_common(backbone: nn.Module, flow: str, names: Collection[str]) -> None:
-    """Freeze the parameters that none of several flows reaches; see :func:`freeze_unreached`."""
-    _freeze(backbone, names, flow, pooled=False)
-
-
-def _freeze(backbone: nn.Module, names: Collection[str], flow: str, *, pooled: bool) -> None:
-    heavy = [name for name in names if backbone.get_parameter(name).ndim > 1]
-    if not pooled and heavy:
-        pooling = getattr(backbone, "global_pool", "avg")  # of a convolutional network it may be a module
-        hint = "+backbone.global_pool=avg, or " if isinstance(pooling, str) and pooling != "avg" else ""
-        more = f" and {len(heavy) - 3} more" if len(heavy) > 3 else ""
-        raise ValueError(
-            f"{flow} does not train {', '.join(heavy[:3])}{more} of the backbone, through which passes what is "
-            f"evaluated and exported: set {hint}another backbone.name"
-        )
-    for name in names:
-        backbone.get_parameter(name).requires_grad_(False)
-    if names:
-        warnings.warn(f"{flow} does not reach {', '.join(names)} of the backbone: frozen as they are", stacklevel=4)
-
-
 def pixel_convolutions(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, str]:
     """For which square inputs a convolution with a stride sees a map of one pixel: side in pixels -> the first such.
 
     Their weight gradients are wrong in bfloat16 on a CPU (torch 2.14).
     """
-    if (model := _on_meta(backbone)) is None:
+    if (model := meta_copy(backbone)) is None:
         return {}
     found, seen = dict[int, str](), list[str]()
     for name, module in model.named_modules():
@@ -281,142 +223,31 @@ def pixel_convolutions(backbone: nn.Module, sizes: Sequence[int]) -> dict[int, s
     for size in sizes:
         seen.clear()
         with suppress(*REFUSALS), torch.no_grad():
-            _picture(model, size, nn.Module.__call__)
+            give_picture(model, size, nn.Module.__call__)
         if seen:
             found[size] = seen[0]
     return found
 
 
-def _once_a_structure(ask: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Remember what is found of timm's models: a picture on the meta device takes tens to hundreds of milliseconds."""
-
-    @wraps(ask)
-    def remembered(backbone: nn.Module, *args: Any) -> Answer:
-        if not type(backbone).__module__.startswith("timm."):  # what others depend on is not known
-            return ask(backbone, *args)
-        key = (ask, _structure(backbone), *args)
-        if key not in _ANSWERS:
-            _ANSWERS[key] = ask(backbone, *args)
-        return _ANSWERS[key]
-
-    return remembered
-
-
-def _structure(backbone: nn.Module) -> bytes:
-    """A digest of all that shapes and gradients of a timm model depend on, which is its modules and their settings."""
-    told = []
-    for name, child in backbone.named_modules():
-        settings = {key: value for key, value in vars(child).items() if key not in _INTERNAL}
-        shapes = {key: value.shape for key, value in settings.items() if isinstance(value, Tensor)}
-        # Classes by identity: in a notebook one is written anew under its name.
-        told.append((name, id(type(child)), child._forward_hooks, child._forward_pre_hooks, settings | shapes))
-    tensors = [(name, p.shape, p.requires_grad) for name, p in backbone.named_parameters()]
-    return hashlib.sha256(repr((told, tensors)).encode()).digest()
-
-
-@_once_a_structure
+@once_a_structure
 def _shape(backbone: nn.Module) -> tuple[int, ...] | None:
     """The shape of what a backbone gives for one picture, or None."""
     with torch.no_grad():
-        output = _answer(backbone)
+        output = meta_output(backbone)
     return None if output is None else tuple(output.shape)
 
 
-@_once_a_structure
+@once_a_structure
 def _refusal(backbone: nn.Module, size: int) -> str | None:
-    if (model := _on_meta(backbone)) is None:
+    if (model := meta_copy(backbone)) is None:
         return None
     try:
         with torch.no_grad():
-            _picture(model, size, nn.Module.__call__)
+            give_picture(model, size, nn.Module.__call__)
     except REFUSALS as error:
         of_device = isinstance(error, NotImplementedError) or "meta" in str(error)
-        return None if of_device else _first_line(error)
+        return None if of_device else first_line(error)
     return None
-
-
-def _on_meta(backbone: nn.Module) -> nn.Module | None:
-    """A copy without memory on torch's meta device, in evaluation mode; None of a module that cannot be copied."""
-    memo: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in backbone.buffers()} | {
-        id(tensor): nn.Parameter(torch.empty_like(tensor, device="meta"), tensor.requires_grad)
-        for tensor in backbone.parameters()
-    }
-    try:
-        return copy.deepcopy(backbone, memo).eval()
-    except REFUSALS:
-        return None
-
-
-def _picture(model: Any, size: int, forward: Forward) -> Tensor:
-    with torch.device("meta"):
-        return forward(model, torch.zeros(1, 3, size, size))
-
-
-def _answer(backbone: nn.Module, forward: Forward = nn.Module.__call__, *, model: nn.Module | None = None) -> Any:
-    """What ``forward`` gives on the meta device for a picture of the first size that the model takes, or None."""
-    model = model or _on_meta(backbone)
-    if model is None:
-        return None
-    usual = getattr(backbone, "pretrained_cfg", None) or {}
-    patches = getattr(backbone, "patch_embed", None)
-    sizes = [
-        getattr(patches, "img_size", None),
-        getattr(backbone, "image_size", None),
-        usual.get("input_size"),
-        224,
-        32,
-    ]
-    for size in sizes:
-        side = size[-1] if isinstance(size, list | tuple) else size
-        try:
-            output = _picture(model, side, forward) if isinstance(side, int) else None
-        except REFUSALS:
-            continue
-        if isinstance(output, Tensor):
-            return output
-    return None
-
-
-def unreached(backbone: nn.Module, forwards: Sequence[Forward]) -> list[str]:
-    """Names of the trainable parameters that have no gradient from what one of ``forwards`` gives."""
-    names = {name for forward in forwards for name in _unreached(backbone, forward)}
-    return [name for name, _ in backbone.named_parameters() if name in names]
-
-
-@_once_a_structure
-def _unreached(backbone: nn.Module, forward: Forward) -> list[str]:
-    model = _on_meta(backbone)
-    with torch.enable_grad():
-        output = None if model is None else _answer(backbone, forward, model=model)
-    if model is None or output is None or not output.requires_grad:
-        return []
-    reached = _leaves(output)
-    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if reached.issuperset(named.values()):  # as of most; gradients, which take longer, are asked only of the others
-        return []
-    try:
-        gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
-    except REFUSALS:
-        return []
-    return [name for name, gradient in zip(named, gradients, strict=True) if gradient is None]
-
-
-def _leaves(output: Tensor) -> set[Tensor]:
-    """The parameters from which a tensor was computed, by autograd's graph."""
-    leaves, seen, nodes = set[Tensor](), set[Any](), [output.grad_fn]
-    while nodes:
-        node: Any = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(node.variable)
-        nodes += [function for function, _ in node.next_functions]
-    return leaves
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def takes_image_size(name: str) -> bool:

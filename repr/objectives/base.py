@@ -21,9 +21,9 @@ from repr.distributed import all_reduce, gather, world_size
 from repr.drawing import Show
 from repr.losses.exchange import RING, Exchange
 from repr.losses.precision import Precision
-from repr.models.backbone import freeze_unreached
 from repr.models.batchnorm import share_statistics
 from repr.models.teacher import Teacher
+from repr.models.unreached import freeze_unreached
 from repr.objectives.negatives import FALSE_NEGATIVES
 from repr.objectives.views import backbone_faults, precision_faults, weights_fault
 from repr.optim import Optim, clip_each, parameters_of

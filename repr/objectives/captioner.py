@@ -19,9 +19,10 @@ from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
-from repr.models.backbone import every_token, freeze_unreached
+from repr.models.backbone import every_token
 from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens, reader
 from repr.models.generation import beam_search
+from repr.models.unreached import freeze_unreached
 from repr.objectives.base import Losses, chosen
 from repr.objectives.masked_pictures import write
 from repr.objectives.negatives import compared_keys, told_keys

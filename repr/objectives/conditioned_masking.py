@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import mean
 from repr.losses.reconstruction import masked_mse, patchify
-from repr.models.backbone import every_token, freeze_unreached, width_of
+from repr.models.backbone import every_token, width_of
 from repr.models.decoder import Decoder
 from repr.models.fusion import TextReader
 from repr.models.masking import Masking, encode_conditioned, take
+from repr.models.unreached import freeze_unreached
 from repr.objectives.base import Objective
 from repr.objectives.masked import (
     RANDOM,

@@ -18,10 +18,11 @@ from repr.losses.distillation import soft_contrast
 from repr.losses.exchange import exchange_of
 from repr.losses.features import normalise
 from repr.losses.precision import precision_of
-from repr.models.backbone import freeze_unreached
+from repr.models.backbone import every_token
 from repr.models.embedding_queue import Queue, length_fault
 from repr.models.fusion import FusionEncoder, TextReader, WordHead, hide_words, image_tokens
 from repr.models.teacher import Teacher
+from repr.models.unreached import freeze_unreached
 from repr.objectives.negatives import draw_negatives, negative_logits, sample_keys
 from repr.objectives.towers import TwoTowers, captions, text_faults
 from repr.optim import Optim
@@ -126,7 +127,7 @@ class Fusion(TwoTowers):
         self.hard_negatives, self.mask_share = hard_negatives, mask_share
         self.add_text_tower(text, temperature, temperature_range, learned=has_contrast)
         if not has_contrast:  # nothing is learned of what is pooled
-            freeze_unreached(backbone, type(self).__name__, lambda model, images: image_tokens(model, images)[0])
+            freeze_unreached(backbone, type(self).__name__, every_token)
             self.image_projection.requires_grad_(False)
             text.text_projection.requires_grad_(False)
         self.queue_length = queue_length if has_contrast else 0

@@ -16,8 +16,8 @@ from repr.batch import Batch, Embeddings, StepOutput, num_rows
 from repr.config import ConfigError
 from repr.distributed import world_size
 from repr.drawing import Show
-from repr.models.backbone import freeze_common, noted_forwards
 from repr.models.once import encoded_once
+from repr.models.unreached import freeze_common, noted_forwards
 from repr.objectives.base import Objective
 from repr.objectives.parts import MakePart, borrow, built, by_part, counted, name_faults, stage_fault, terms_of, under
 from repr.objectives.views import view_sizes

@@ -11,11 +11,12 @@ from torch import nn
 from repr.batch import Batch, Embeddings, StepOutput
 from repr.distributed import mean
 from repr.losses.reconstruction import feature_prediction
-from repr.models.backbone import every_token, freeze_unreached, width_of
+from repr.models.backbone import every_token, width_of
 from repr.models.decoder import Decoder
 from repr.models.masking import encode_kept, take
 from repr.models.target_blocks import TargetBlocks, too_few
 from repr.models.teacher import Teacher
+from repr.models.unreached import freeze_unreached
 from repr.objectives.base import Objective
 from repr.objectives.masked import MakeDecoder, Positions, embed_unmasked, masking_faults, prepare_vit
 from repr.objectives.views import warn_of_class_token

@@ -16,10 +16,11 @@ from repr.losses.chance import at_chance
 from repr.losses.contrastive import clip, nt_xent
 from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
-from repr.models.backbone import every_token, feature_map, freeze_unreached, width_of
+from repr.models.backbone import every_token, feature_map, width_of
 from repr.models.decoder import Decoder
 from repr.models.heads import mlp
 from repr.models.masking import Masking, project_map
+from repr.models.unreached import freeze_unreached
 from repr.objectives.base import Objective
 from repr.objectives.masked import (
     RANDOM,

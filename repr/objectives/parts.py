@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object
 from torch import Tensor, nn
 
-from repr.models.backbone import noted_forwards, unreached
+from repr.models.unreached import noted_forwards, unreached
 from repr.objectives.base import Objective
 
 MakePart = Callable[..., Objective]

@@ -14,11 +14,12 @@ from repr.distributed import means
 from repr.drawing import Show
 from repr.losses.chance import at_chance
 from repr.losses.pixel import contrast_at_chance, pixel_consistency, pixel_contrast, positive_mask
-from repr.models.backbone import feature_map, freeze_unreached, width_of
+from repr.models.backbone import feature_map, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import mlp, project
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
+from repr.models.unreached import freeze_unreached
 from repr.objectives.base import Losses, Objective, chosen
 from repr.objectives.match_picture import draw_matches
 from repr.objectives.views import map_faults, view_sizes, warn_of_class_token

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repr.models.backbone import REFUSALS
+from repr.models.meta import REFUSALS
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import broken, last_checkpoint
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -32,6 +33,8 @@ from repr.runs.trust import resuming
 from repr.training.checkpoints import AtomicCheckpointIO
 
 LOOPBACK = "127.0.0.1"  # Lightning's main address where none is given
+FIRST = "REPR_FIRST_PROCESS"  # variable of the environment: the process that has Lightning start the others
+ORPHAN_SECONDS = 10.0  # that a process has to see by itself that the first one has died
 
 
 def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Sequence[Any]) -> pl.Trainer:
@@ -64,10 +67,12 @@ def make_trainer(cfg: DictConfig, callbacks: Sequence[pl.Callback], loggers: Seq
     if device.type == "cuda" and is_half and torch.cuda.get_device_capability(device) < (8, 0):  # torch emulates it
         name = torch.cuda.get_device_name(device)
         raise ConfigError([f"{name} has no bfloat16: set trainer.precision=16-mixed, or 32-true"])
-    if isinstance(trainer.strategy, ParallelStrategy) and trainer.num_nodes == 1 and "MASTER_ADDR" not in os.environ:
+    if isinstance(trainer.strategy, ParallelStrategy):
         environment = trainer.strategy.cluster_environment
         if isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally:
-            _meet_on_loopback()
+            os.environ[FIRST] = str(os.getpid())
+            if trainer.num_nodes == 1 and "MASTER_ADDR" not in os.environ:
+                _meet_on_loopback()
     return trainer
 
 
@@ -118,11 +123,15 @@ def progress(cfg: DictConfig) -> list[pl.Callback]:
 def telling_how_to_go_on(trainer: pl.Trainer, cfg: DictConfig) -> Iterator[None]:
     """Say in one line what to do where a collective fails, as it does on every process once another one has died.
 
-    torchrun and srun tell which one that was. Lightning's own launcher would look only seconds later, so it is asked.
+    torchrun and srun tell which one that was. Lightning's own launcher would look only seconds later, so it is asked;
+    and where the first process has died, and it with it, the others end by themselves.
 
     Raises:
         ConnectionError: in the place of the error of gloo or NCCL.
     """
+    over = threading.Event()
+    if str(os.getppid()) == os.environ.get(FIRST):
+        threading.Thread(target=_end_as_orphan, args=(over, resuming(cfg)), daemon=True).start()
     try:
         yield
     except RuntimeError as error:
@@ -134,6 +143,23 @@ def telling_how_to_go_on(trainer: pl.Trainer, cfg: DictConfig) -> Iterator[None]
             f"another process has died ({'; '.join(ended) or 'the launcher, or its own last words, say why'}); "
             f"{resuming(cfg)} goes on from the last checkpoint. {str(error).partition('. ')[0]}"
         ) from error
+    finally:
+        over.set()
+
+
+def _end_as_orphan(over: threading.Event, how: str) -> None:
+    """End this process once its parent has died, unless ``over`` is set before.
+
+    Under NCCL it would wait for the first process, and hold its GPU, for the many minutes of a timeout.
+    """
+    parent = os.getppid()
+    while os.getppid() == parent:
+        if over.wait(1):
+            return
+    if not over.wait(ORPHAN_SECONDS):
+        text = f"error: the first process has died; {how} goes on from the last checkpoint"
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def prepare(objective: pl.LightningModule, cfg: DictConfig, num_processes: int) -> None:

@@ -1,26 +1,13 @@
-"""Views of several sizes, BatchNorm over ranks on one process, heads, the queue."""
+"""Making backbones, running them, and what they tell of themselves on the meta device."""
 
-import copy
-import warnings
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor, nn
 
-from repr.models.backbone import (
-    backbone,
-    encode_views,
-    feature_map,
-    freeze_unreached,
-    pixel_convolutions,
-    refused_sizes,
-    width_of,
-)
-from repr.models.batchnorm import SyncBatchNorm, synchronise, unsynchronised_fault
-from repr.models.embedding_queue import Queue
-from repr.models.heads import mlp
+from repr.models.backbone import backbone, encode_views, feature_map, pixel_convolutions, refused_sizes, width_of
+from repr.models.unreached import freeze_unreached
 
 VIT = {"name": "vit_tiny_patch16_224", "image_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 2}
 
@@ -70,66 +57,6 @@ def test_a_backbone_without_a_map_is_refused() -> None:
 def test_views_of_unequal_batch_size_are_refused() -> None:
     with pytest.raises(ValueError, match="hold 2, 3 samples"):
         encode_views(nn.Flatten(), [torch.zeros(2, 3), torch.zeros(3, 3)])
-
-
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])  # plain, and with activations inside
-def test_a_synchronised_backbone_is_the_same_on_one_process(name: str) -> None:
-    plain = timm.create_model(name, num_classes=0)
-    model = synchronise(copy.deepcopy(plain))
-    kinds = {type(module).__name__ for module in model.modules() if "BatchNorm" in type(module).__name__}
-    assert kinds <= {"SyncBatchNorm", "SyncBatchNormAct"}
-    assert kinds
-    for training in (True, False):
-        x = torch.randn(4, 3, 32, 32)
-        torch.testing.assert_close(model.train(training)(x), plain.train(training)(x))
-    assert model.state_dict().keys() == plain.state_dict().keys()
-    for key, value in plain.state_dict().items():
-        torch.testing.assert_close(model.state_dict()[key], value)
-    assert isinstance(synchronise(nn.BatchNorm1d(3)), SyncBatchNorm)
-    kept = nn.SyncBatchNorm(3)
-    assert synchronise(kept) is kept
-
-
-def test_heads() -> None:
-    head = mlp([8, 16, 16, 4], last_norm="plain")
-    assert [type(layer).__name__ for layer in head] == [
-        "Linear", "SyncBatchNorm", "ReLU", "Linear", "SyncBatchNorm", "ReLU", "Linear", "SyncBatchNorm",
-    ]  # fmt: skip
-    assert not any(layer.bias is not None for layer in head if isinstance(layer, nn.Linear))
-    assert head[-1].weight is None
-    assert head(torch.randn(5, 8)).mean(0).abs().max() < 1e-5
-    assert mlp([8, 4])[0].bias is not None
-    assert mlp([8, 4], last_bias=False)[0].bias is None
-    with pytest.raises(ValueError, match="affine, plain or null"):
-        mlp([8, 4], last_norm="batch")
-
-
-def test_the_queue_is_first_in_first_out() -> None:
-    queue = Queue(2, 6, 1)
-    for step in range(4):
-        assert queue.is_full == (step >= 3)
-        batch = torch.tensor([[10.0 * step, 10 * step + 1], [10 * step + 2, 10 * step + 3]])[..., None]
-        queue.push(batch)  # (B=2, S=2, D=1)
-    assert queue.rows[0, :, 0].tolist() == [30, 32, 20, 22, 10, 12]
-    assert queue.rows[1, :, 0].tolist() == [31, 33, 21, 23, 11, 13]
-    assert torch.equal(queue.mine(), queue.rows)
-    other = Queue(2, 6, 1)
-    other.load_state_dict(queue.state_dict())
-    assert other.is_full
-    other.load_state_dict(Queue(2, 6, 1).state_dict())
-    assert not other.is_full
-    with pytest.raises(
-        ValueError, match=r"queue_length=6 is not a multiple of the global batch of 4: set it to 4 or 8"
-    ):
-        queue.push(torch.zeros(4, 2, 1))
-
-
-def test_batch_norm_of_one_process_among_several_is_told() -> None:
-    model = timm.create_model("test_resnet", num_classes=0)
-    assert "conv1.1 is BatchNorm with the statistics of one of 2 processes" in (unsynchronised_fault(model, 2) or "")
-    assert unsynchronised_fault(model, 1) is None
-    assert unsynchronised_fault(copy.deepcopy(model).eval(), 2) is None
-    assert unsynchronised_fault(synchronise(model), 2) is None
 
 
 @pytest.mark.parametrize(
@@ -197,27 +124,3 @@ def test_a_convolution_that_sees_one_pixel_is_found() -> None:
     model = backbone("resnet50")
     assert pixel_convolutions(model, [16, 32]) == {16: "layer4.0.conv2"}
     assert pixel_convolutions(backbone("test_vit"), [16]) == {}
-
-
-@pytest.mark.parametrize(
-    ("name", "frozen"), [("test_convnext", ["head.norm.weight", "head.norm.bias"]), ("test_resnet", [])]
-)
-def test_what_a_map_does_not_reach_is_frozen_and_told(name: str, frozen: list[str]) -> None:
-    model = backbone(name)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        freeze_unreached(model, "PixPro", feature_map)
-    assert [name for name, parameter in model.named_parameters() if not parameter.requires_grad] == frozen
-    assert [str(warning.message).partition(" of the")[0] for warning in told] == (
-        [f"PixPro does not reach {', '.join(frozen)}"] if frozen else []
-    )
-    feature_map(model, torch.randn(2, 3, 64, 64)).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
-
-
-def test_weights_behind_the_map_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"PixPro does not train pre_logits\.fc1\.weight"):
-        freeze_unreached(backbone("vgg11"), "PixPro", feature_map)
-    vit = backbone("vit_tiny_patch16_224", global_pool="map", fc_norm=False, depth=1)
-    with pytest.raises(ValueError, match=r"MAE does not train attn_pool"):
-        freeze_unreached(vit, "MAE", lambda model, images: model.forward_features(images))
