@@ -79,10 +79,14 @@ def load_exhibits(folder: Path) -> dict[str, Exhibits]:
 def tsne(coordinates: np.ndarray) -> np.ndarray:
     """Map (M, D) to (M, 2) float32, neighbours beside each other (van der Maaten & Hinton, 2008), M at least 10."""
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (len(coordinates) - 1) / 3)
     init = "pca" if coordinates.std() > 0 else "random"  # rows that are all equal have no axes
-    return TSNE(init=init, perplexity=perplexity, max_iter=500, random_state=0).fit_transform(coordinates)
+    # Several threads would wait for each other thousands of times: on two cores with another program beside, 500 rows
+    # take 22 s in place of 1.2.
+    with threadpool_limits(1):
+        return TSNE(init=init, perplexity=perplexity, max_iter=500, random_state=0).fit_transform(coordinates)
 
 
 def sheet(source: Source, rows: Sequence[int] | np.ndarray, side: int) -> np.ndarray:
