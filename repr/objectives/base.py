@@ -389,7 +389,7 @@ def chosen(
     """
     if unknown := sorted(set(losses or {}) - set(defaults)):
         raise ValueError(f"losses names {', '.join(unknown)}; the terms are {', '.join(defaults)}")
-    functions = {**defaults, **(losses or {})}
+    functions = {**defaults, **{name: _plain(loss) for name, loss in (losses or {}).items()}}
     options = {name: signature(function).parameters for name, function in functions.items()}
     if chunk_size is not None:
         if without := [name for name in pairwise if "chunk_size" not in options[name]]:
@@ -405,6 +405,13 @@ def chosen(
     if exchange is RING and (without := [name for name in pairwise if "exchange" not in options[name]]):
         raise ValueError(f"exchange=ring: the losses of {', '.join(without)} take no exchange; set it to gather")
     return {name: _of_all(loss, options[name], exchange) for name, loss in functions.items()}
+
+
+def _plain(loss: Loss) -> Loss:
+    """A loss without the partial that Hydra makes, which asks for its policy at each call and has its own docstring."""
+    if isinstance(loss, partial) and type(loss).__module__.startswith("hydra."):
+        return partial(_plain(loss.func), *loss.args, **loss.keywords)
+    return loss
 
 
 def _of_all(loss: Loss, options: Collection[str], exchange: Exchange) -> Loss:

@@ -29,6 +29,8 @@ def test_a_step_is_finite_and_reaches_every_parameter(name: str, batch: Batch) -
     objective = build(name)
     output = objective.step(batch)
     assert output.terms.keys() == objective.weights.keys()
+    sentences = [objective.meanings[f"train/{term}"] for term in objective.weights]
+    assert not [sentence for sentence in sentences if "partial" in sentence]  # that is what Hydra says of its own
     assert all(term.shape == () and term.dtype == torch.float32 for term in output.terms.values())
     loss = objective.total(output.terms)
     assert loss.isfinite()
