@@ -32,7 +32,8 @@ PACKAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "export": ("Encoders in the format of other libraries.", ("target", "folders", "openclip", "timm_trunk")),
     "training": ("Callbacks of a run.", ("checkpoints", "guard", "throughput", "collapse", "pictures", "sharding")),
-    "config": ("Configs: composing, changing, checking.", ()),
+    "config": ("Composing configs, and changing them.", ()),
+    "config_check": ("What is wrong with a config.", ()),
     "fit": ("A run, from Python.", ()),
 }
 

@@ -83,9 +83,10 @@ class Run:
 
     @cached_property
     def exhibits(self) -> dict[str, Exhibits]:
-        """Set -> exhibits: of the last evaluation, in the order of the results, then those of ``repr.evaluate``."""
+        """Set -> exhibits of the last evaluation, those of the headline first, then those of ``repr.evaluate``."""
         own = load_exhibits(self.folder)
-        sets = dict.fromkeys(name.split("/", 1)[0] for name in self.results)
+        headline = self.option("callbacks.evaluation.headline") if self.is_trained else None
+        sets = dict.fromkeys(name.split("/", 1)[0] for name in [*(headline or ()), *self.results])
         exhibits = {name: own[name] for name in sets if name in own} | own
         for folder in sorted(self.folder.glob(f"{EVALUATIONS}/*" if self.is_trained else "*")):
             exhibits |= {f"{name} ({folder.name})": arrays for name, arrays in load_exhibits(folder).items()}
