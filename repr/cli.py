@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from repr.files import DISK_FULL
+from repr.hub import unfetched
 
 COMMAND = "repr-pretrain"  # the console command, see pyproject.toml
 # What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
@@ -129,23 +130,31 @@ def _leave_group() -> None:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message of an error that one of our own checks has raised; None for any other error, which is a bug."""
+    """The message of an error that one of our own checks has raised, or that comes from a hub out of reach.
+
+    None for any other error, which is a bug.
+    """
+    where = "a file of a hub"
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
+        _, is_told, key = str(error).rpartition("full_key: ")  # the section that Hydra was building
+        where = key if is_told else where
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
     if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename:
         return f"{error.filename}: {error.strerror}; make it readable and writable, or name another place"
     if not isinstance(error, ValueError | OSError):
-        return None
+        return unfetched(error, where)
     lines = str(error).splitlines()
     if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:  # a traceback, as text
-        where = [line for line in lines if line.lstrip().startswith("File ")]
-        ours = bool(where) and f"{os.sep}repr{os.sep}" in where[-1]
+        files = [line for line in lines if line.lstrip().startswith("File ")]
+        ours = bool(files) and f"{os.sep}repr{os.sep}" in files[-1]
         return lines[-1].partition(": ")[2] if ours else None
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return str(error) if raised_in.partition(".")[0] in ("__main__", "repr", "tools") else None
+    if raised_in.partition(".")[0] in ("__main__", "repr", "tools"):
+        return str(error)
+    return unfetched(error, where)
 
 
 def printable(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.errors import HydraException, InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from repr.catalog import nearest
 from repr.config import ConfigError, flat, select, targets, untrained
@@ -44,16 +44,26 @@ def value_faults(cfg: DictConfig) -> list[str]:
     """
     if faults := list(_section_faults(cfg)):
         raise ConfigError(faults)
+    faults = [f"{key} has no value: set it" for key in sorted(_missing(OmegaConf.to_container(cfg)))]
     try:
-        faults = [f"{key} has no value: set it" for key in sorted(OmegaConf.missing_keys(cfg))]
         OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        message = str(error).split("\n")[0]
-        faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
+        if not (faults and isinstance(error, InterpolationToMissingValueError)):  # which is told already
+            message = str(error).split("\n")[0]
+            faults.append(f"{error.full_key} has no value ({message}): set it" if error.full_key else message)
         raise ConfigError(faults) from error
     for path, node in targets(cfg):
         faults += [*_unknown(path, node, arguments(node["_target_"])), *_null_faults(cfg, path, node)]
     return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
+
+
+def _missing(node: Any, path: str = "") -> Iterator[str]:
+    """Dotted names of the values ``???``. omegaconf's own ``missing_keys`` fails where ``${...}`` leads to one."""
+    if node == "???":
+        yield path
+    entries = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in entries:
+        yield from _missing(child, f"{path}.{key}".lstrip("."))
 
 
 def target_faults(cfg: DictConfig, known: Sequence[str] = ()) -> list[str]:

@@ -334,6 +334,11 @@ def test_a_text_tower_without_a_context_length_is_told_what_is_missing(tmp_path:
     (tmp_path / "text" / "own.yaml").write_text(
         "_target_: open_clip.hf_model.HFTextEncoder\nmodel_name_or_path: own\noutput_dim: 8\npretrained: false\n"
     )
+    with pytest.raises(ConfigError) as caught:
+        check(compose(["text=hf", "run_folder=x", "+callbacks.mine=[a,???]"]))
+    assert caught.value.faults == [
+        f"{name} has no value: set it" for name in ("callbacks.mine.1", "text.model_name_or_path")
+    ]
     with pytest.raises(ConfigError, match=r"tokenizer.context_length has no value .*: set it"):
         check(compose(["text=own", "run_folder=x"], config_dir=tmp_path))
     if find_spec("transformers") is None:

@@ -155,7 +155,7 @@ def test_the_end_of_a_run_shows_what_comes_first_and_the_commands_that_come_next
 @pytest.mark.parametrize(
     ("overrides", "target"),
     [
-        (["objective=clip", "text=hf", "tokenizer=hf"], "timm"), (["objective=simclr"], "timm"),
+        (["objective=clip", "text=hf"], "timm"), (["objective=simclr"], "timm"),
         (["objective=siglip"], "open_clip"), (["experiment=m3col_tabular"], None),
         (["objective=clip", "+objective.hidden_dim=64"], "timm"), (["experiment=coca_vit_b32"], "open_clip"),
         (["objective=coca", "backbone.name=resnet18"], "timm"),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from repr.batch import Batch, Embeddings
 from repr.evaluate.encoder import Encoder, set_size, size_fault
+from repr.hub import fetching
 
 HINT = "give a run folder, a checkpoint, open_clip:NAME/TAG, open_clip:local-dir:PATH, timm:NAME or timm:local-dir:PATH"
 LOCAL = "local-dir:"
@@ -93,7 +94,8 @@ def _open_clip(name: str, rest: str, folder: Path | None, image_size: int | None
         if not any(path.suffix in (".safetensors", ".bin", ".pt", ".pth") for path in folder.iterdir()):
             raise ValueError(f"model={name}: the folder has no weights (open_clip_model.safetensors)")
     try:
-        model: Any = open_clip.create_model(architecture, pretrained=tag or None, force_image_size=image_size)
+        with fetching(f"model={name}"):
+            model: Any = open_clip.create_model(architecture, pretrained=tag or None, force_image_size=image_size)
     except RuntimeError as error:
         if image_size is None:
             raise ValueError(f"model={name} does not load: {str(error).splitlines()[0]}") from error
@@ -132,11 +134,7 @@ def _timm(name: str, rest: str, folder: Path | None, image_size: int | None) -> 
         model: Any = timm.create_model(rest, pretrained=True, num_classes=0)
     else:
         pretrained = timm.is_model(rest) and timm.models.is_model_pretrained(rest)
-        try:
-            model = backbone(rest, pretrained=pretrained)
-        except OSError as error:
-            why = str(error).splitlines()[0]
-            raise ValueError(f"model={name}: the weights are not at hand and not to be had ({why})") from error
+        model = backbone(rest, pretrained=pretrained)
     cfg = resolve_model_data_config(model)
     own = cfg["input_size"][-1]
     size = image_size or own

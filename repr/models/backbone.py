@@ -14,6 +14,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from repr.hub import fetching
 from repr.models.meta import REFUSALS, first_line, give_picture, meta_copy, meta_output, once_a_structure
 from repr.models.once import encode_run
 
@@ -32,6 +33,7 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
     Raises:
         ValueError: timm has no such model (the nearest names are given), it cannot be made so, or takes no pictures of
             three channels.
+        ConnectionError: its weights cannot be fetched.
     """
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -42,7 +44,8 @@ def backbone(name: str, *, image_size: int | None = None, pretrained: bool = Fal
     if image_size is not None and takes_image_size(name):
         options["img_size"] = image_size
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        with fetching(f"the weights of timm's {name}"):
+            model: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except REFUSALS as error:
         size = options.pop("img_size", None)
         make = partial(timm.create_model, name, num_classes=0, **options)

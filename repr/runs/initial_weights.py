@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from repr.hub import fetching
 from repr.runs.weight_files import read_tensors
 from repr.runs.weight_names import find
 
@@ -78,6 +79,7 @@ def load_weights(module: nn.Module, source: str) -> LoadReport:
 
     Raises:
         ValueError: the source cannot be read, or it holds another architecture.
+        ConnectionError: it cannot be fetched.
     """
     own = module.state_dict()
     if not any(name.startswith("backbone.") for name in own):
@@ -122,7 +124,8 @@ def _read(source: str) -> dict[str, Tensor]:
         return dict(open_clip_model(rest, "init_from").state_dict())
     if not timm.is_model(rest):
         raise ValueError(f"init_from=timm:{rest}: timm has no such model")
-    return dict(timm.create_model(rest, pretrained=True, num_classes=0).state_dict())
+    with fetching(f"init_from={source}"):
+        return dict(timm.create_model(rest, pretrained=True, num_classes=0).state_dict())
 
 
 def open_clip_model(name_and_tag: str, option: str) -> nn.Module:
@@ -134,6 +137,7 @@ def open_clip_model(name_and_tag: str, option: str) -> nn.Module:
 
     Raises:
         ValueError: open_clip has no such model, or the tag is missing.
+        ConnectionError: the weights cannot be fetched.
     """
     import open_clip
 
@@ -143,7 +147,8 @@ def open_clip_model(name_and_tag: str, option: str) -> nn.Module:
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name))
         raise ValueError(f"{option}=open_clip:{name} needs a tag: open_clip:{name}/TAG with TAG of {tags}")
-    return open_clip.create_model(name, pretrained=tag)
+    with fetching(f"{option}=open_clip:{name_and_tag}"):
+        return open_clip.create_model(name, pretrained=tag)
 
 
 def _fit_length(own: Mapping[str, Tensor], there: dict[str, Tensor]) -> list[str]:

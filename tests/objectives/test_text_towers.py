@@ -45,7 +45,7 @@ def test_a_tower_and_a_tokenizer_of_hugging_face(tmp_path: Path, capsys: pytest.
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
     named = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(tmp_path / "hf")
-    tower = ["text=hf", "tokenizer=hf", f"text.model_name_or_path={tmp_path / 'hf'}", "text.pretrained=false"]
+    tower = ["text=hf", f"text.model_name_or_path={tmp_path / 'hf'}", "text.pretrained=false"]
     short = ["objective=clip", "smoke=true", "backbone.name=test_resnet", "eval.zero_shot=null", "eval.headline=[]"]
     main([*tower, *short, "tokenizer.context_length=16", f"run_folder={tmp_path / 'run'}"])
     assert "val" in capsys.readouterr().out

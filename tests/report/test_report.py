@@ -71,7 +71,7 @@ def test_every_run_ends_with_a_page_that_loads_nothing(folder: Path) -> None:
         *page.words
     }
     run = Run(folder)
-    assert [*run.exhibits][:2] == ["test_style", "val"]  # the headline begins with the former, the results with the latter
+    assert [*run.exhibits][:2] == ["test_style", "val"]  # the results begin with the latter, the headline does not
     assert run.curve("train/contrast.chance") == (run.curve("train/contrast")[0], [pytest.approx(math.log(8))] * 4)
     assert run.curve("train/loss.chance")[1] == run.curve("train/contrast.chance")[1]  # its weight is 1
     assert f"{run.results['val/i2t_R@5']['value']:.3f}" in page.words
