@@ -65,7 +65,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     tails = {full.rsplit(".", 1)[-1]: full for full in names}
     leaf = name.rsplit(".", 1)[-1]
     if leaf in tails:  # the right name in the wrong place
-        near = [tails[leaf]]
+        there = [full for full in names if full.rsplit(".", 1)[-1] == leaf]
+        near = difflib.get_close_matches(name, there, n=1, cutoff=0)
     else:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         near = near or [tails[tail] for tail in difflib.get_close_matches(leaf, tails, n=1)]

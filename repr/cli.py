@@ -19,6 +19,7 @@ from typing import Any
 from repr.files import DISK_FULL
 from repr.hub import unfetched
 
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)  # where nothing can be written
 COMMAND = "repr-pretrain"  # the console command, see pyproject.toml
 # What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")
@@ -130,31 +131,38 @@ def _leave_group() -> None:
 
 
 def user_message(error: BaseException) -> str | None:
-    """The message of an error that one of our own checks has raised, or that comes from a hub out of reach.
+    """The message of an error that its user can act on; None for any other, which is a bug.
 
-    None for any other error, which is a bug.
+    Our own checks raise such errors, a full or protected disk and a hub out of reach do, and so do the Trainer and
+    classes of other libraries that refuse what a config says.
     """
-    where = "a file of a hub"
+    section = ""  # of the config, which Hydra was building
     while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
-        _, is_told, key = str(error).rpartition("full_key: ")  # the section that Hydra was building
-        where = key if is_told else where
+        section = str(error).partition("full_key: ")[2] or section
         error = error.__cause__
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) and error.filename:
+    if isinstance(error, OSError) and error.errno in _NO_PLACE and error.filename:
         return f"{error.filename}: {error.strerror}; make it readable and writable, or name another place"
-    if not isinstance(error, ValueError | OSError):
-        return unfetched(error, where)
+    if isinstance(error, ValueError | OSError) and (message := _own_message(error)):
+        return message
+    if message := unfetched(error, section or "a file of a hub"):
+        return message
+    if type(error).__name__ == "MisconfigurationException" or (section and isinstance(error, ValueError)):
+        return " ".join(f"{section or 'trainer'}: {error}".split())
+    return None
+
+
+def _own_message(error: BaseException) -> str | None:
+    """The message of an error that our own code has raised, here or in a worker of a DataLoader."""
     lines = str(error).splitlines()
     if lines and lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:  # a traceback, as text
-        files = [line for line in lines if line.lstrip().startswith("File ")]
-        ours = bool(files) and f"{os.sep}repr{os.sep}" in files[-1]
+        where = [line for line in lines if line.lstrip().startswith("File ")]
+        ours = bool(where) and f"{os.sep}repr{os.sep}" in where[-1]
         return lines[-1].partition(": ")[2] if ours else None
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    if raised_in.partition(".")[0] in ("__main__", "repr", "tools"):
-        return str(error)
-    return unfetched(error, where)
+    return str(error) if raised_in.partition(".")[0] in ("__main__", "repr", "tools") else None
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -286,6 +287,15 @@ def select(cfg: DictConfig, key: str) -> Any:
         return OmegaConf.select(cfg, key)
     except OmegaConfBaseException:
         return None
+
+
+def source_of(cfg: DictConfig, option: str) -> str:
+    """The option that sets another: where that takes its value over, at the end of all ``${...}``."""
+    parent, _, name = option.rpartition(".")
+    node = select(cfg, parent) if parent else cfg
+    raw: Any = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
+    over = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw.get(name)))
+    return source_of(cfg, over[1]) if over else option
 
 
 def walk(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from repr.catalog import nearest
-from repr.config import ConfigError, flat, select, targets, untrained
+from repr.config import ConfigError, flat, select, source_of, targets, untrained
+from repr.config_values import range_faults
 from repr.signatures import NOT_LITERAL, arguments, described
 
 _LATER = ("run_folder", "image_size")  # null in a check: the folder is made after it, an encoder tells its own size
@@ -54,7 +55,7 @@ def value_faults(cfg: DictConfig) -> list[str]:
         raise ConfigError(faults) from error
     for path, node in targets(cfg):
         faults += [*_unknown(path, node, arguments(node["_target_"])), *_null_faults(cfg, path, node)]
-    return faults + (list(_exclusion_faults(cfg)) if "objective" in cfg else [])
+    return [*faults, *range_faults(cfg)]
 
 
 def _missing(node: Any, path: str = "") -> Iterator[str]:
@@ -98,20 +99,11 @@ def _null_faults(cfg: DictConfig, path: str, node: DictConfig) -> Iterator[str]:
     for name, (default, kind, _) in described(target).items() if target.startswith("repr.") else ():
         if name not in node or OmegaConf.is_missing(node, name) or node[name] is not None:
             continue
-        option = _source(cfg, f"{path}.{name}")
+        option = source_of(cfg, f"{path}.{name}")
         takes_null = default is None or not kind or re.search(r"\bNone\b|^(Any|object)$", kind)
         if not takes_null and option not in _LATER:
             usual = "" if default is NOT_LITERAL else f", such as to {default}"
             yield f"{option} is null, and {target} needs a value: set it{usual}"
-
-
-def _source(cfg: DictConfig, option: str) -> str:
-    """The option that sets another: where that takes its value over, at the end of all ``${...}``."""
-    parent, _, name = option.rpartition(".")
-    node = select(cfg, parent) if parent else cfg
-    raw: Any = OmegaConf.to_container(node) if OmegaConf.is_dict(node) else {}
-    over = re.fullmatch(r"\$\{(\w[\w.]*)\}", str(raw.get(name)))
-    return _source(cfg, over[1]) if over else option
 
 
 def _section_faults(cfg: DictConfig) -> Iterator[str]:
@@ -227,61 +219,3 @@ def _in_full(message: str, key: str, cfg: DictConfig) -> str:
     node = OmegaConf.select(cfg, key) or OmegaConf.create()
     own = "|".join(name for name in map(str, node) if name not in cfg or not OmegaConf.is_interpolation(node, name))
     return re.sub(rf"^({own})\b|(?<![\w.])({own})(?=[.=]\S)", rf"{key}.\g<0>", message) if own else message
-
-
-def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
-    devices, nodes, batch = cfg.trainer.get("devices"), cfg.trainer.get("num_nodes", 1), cfg.data.get("batch_size")
-    counts = isinstance(devices, int) and isinstance(nodes, int) and isinstance(batch, int)
-    if counts and devices > 0 and batch % (devices * nodes):
-        yield (
-            f"data.batch_size={batch} is the global batch and {devices * nodes} processes cannot share it evenly: "
-            f"set it to a multiple of {devices * nodes}"
-        )
-    if counts and devices > 0 and isinstance(lanes := cfg.data.get("lanes"), int) and lanes % (devices * nodes):
-        yield (
-            f"data.lanes={lanes} and {devices * nodes} processes, each of which reads whole lanes: set it to a "
-            f"multiple of {devices * nodes}"
-        )
-    if cfg.trainer.get("max_epochs") is None and cfg.trainer.get("max_steps", -1) in (None, -1):
-        yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
-    views = cfg.get("views") or {}
-    sizes = {key: cfg.get(key, 1) for key in ("image_size", "small_size")}
-    sizes["data.image_size"] = cfg.data.get("image_size", 1)
-    sizes |= {f"views.{name}.size": view.get("size", 1) for name, view in views.items()}
-    for key, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            yield f"{key}={size}; set it to one number of pixels: pictures are square here"
-    numbers = {f"views.{name}.count": view.get("count", 1) for name, view in views.items()} | {"data.batch_size": batch}
-    numbers |= {f"data.{key}": cfg.data[key] for key in ("lanes", "window") if cfg.data.get(key) is not None}
-    for key, number in numbers.items():
-        if not isinstance(number, int):
-            yield f"{key}={number}; set it to a whole number"
-    precision = str(cfg.trainer.get("precision"))
-    if precision in ("64", "64-true", "16-true", "bf16-true") or precision.startswith("transformer-engine"):
-        yield (
-            f"trainer.precision={precision} would cast crop boxes and colour values with the batch (half precision "
-            "moves the cells of a map) and the weights, but not the views, which are made afterwards: set it to "
-            "bf16-mixed, 16-mixed or 32-true"
-        )
-    for key, parts in (("micro_batch", "rows of an encoder"), ("chunk_size", "rows of the matrix of pairs")):
-        value = cfg.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
-    strategy = cfg.trainer.get("strategy")
-    if OmegaConf.is_dict(strategy) and str(strategy.get("_target_")).endswith("FSDP2"):
-        for name, callback in (cfg.get("callbacks") or {}).items():
-            if str((callback or {}).get("_target_")).endswith("WeightAveraging"):
-                yield (
-                    f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
-                    "over processes: set trainer=ddp"
-                )
-    flows = [node for _, node in targets(cfg.objective)]  # those that are parts of one too
-    for key, usual, wanted in (
-        ("exchange", "gather", "no loss whose rows can be passed on"),
-        ("loss_precision", "float32", "no loss of pairs"),
-        ("false_negatives", "keep", "no contrast whose pairs could be left out"),
-    ):
-        if (value := cfg.get(key, usual)) not in (usual, *(node.get(key) for node in flows)):
-            yield f"{key}={value}: this objective has {wanted}; set {key}={usual}"
-    if cfg.get("chunk_size") and all(node.get("chunk_size") is None for node in flows):
-        warnings.warn(f"chunk_size={cfg.chunk_size} changes nothing: this objective compares no pairs", stacklevel=2)

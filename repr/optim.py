@@ -85,6 +85,9 @@ class Optim:
     def __post_init__(self) -> None:
         if self.schedule not in ("cosine", "constant"):
             raise ValueError(f"optim.schedule is '{self.schedule}'; set it to cosine or constant")
+        for name in ("lr", "weight_decay"):
+            if not (isinstance(value := getattr(self, name), int | float) and 0 <= value < math.inf):
+                raise ValueError(f"optim.{name} is {value}; set it to a number of 0 or more")
         for name in ("warmup_steps", "cooldown_steps"):
             value = getattr(self, name)
             if isinstance(value, bool | str | None) or not (0 <= value < 1 or (value >= 1 and value % 1 == 0)):

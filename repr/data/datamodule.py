@@ -125,7 +125,7 @@ class DataModule(LightningDataModule):
         self.sources = {"train": train, **self.eval}
         self.views = expand(views.values()) if views else []
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
-        self.seed, self.mean, self.std = seed, tuple(mean), tuple(std)
+        self.seed, self.mean, self.std = seed, mean, std
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction, self.decode, self.num_texts = max_bad_fraction, decode, num_texts
@@ -183,6 +183,12 @@ class DataModule(LightningDataModule):
                 raise ValueError(
                     f"data.eval: {name!r} cannot be the name of a file; rename the set, such as 'held_out'"
                 )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            numbers = values if isinstance(values, Sequence) else ()
+            good = len(numbers) == 3 and all(isinstance(value, int | float) and value >= 0 for value in numbers)
+            if not good or (name == "std" and 0 in numbers):
+                raise ValueError(f"data.{name}={values}; set it to three numbers, of pixels between 0 and 1")
+        self.mean, self.std = tuple(self.mean), tuple(self.std)
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if self.decode not in ("exact", "scaled"):

@@ -79,6 +79,7 @@ class Finetune(Protocol):
     }
     meanings: ClassVar = {r"finetune_(.+)": r"Share of samples whose \1 the fine-tuned copy names; higher is better."}
     silent = ("attributes",)
+    positive = ("epochs", "batch_size", "lr", "layer_decay")
 
     def __post_init__(self) -> None:
         self._sets: dict[str, list[str]] = defaultdict(list)  # attribute -> sets that are asked for it

@@ -55,6 +55,7 @@ class KNN(Probe):
 
     k: int
     temperature: float
+    positive = ("k", "temperature")
     metric = staticmethod(knn)
     said: ClassVar = {
         "features": "trunk",
@@ -71,6 +72,7 @@ class KNNSweep(Probe):
     ks: Sequence[int]
     temperatures: Sequence[float]
     memory: float
+    positive = ("ks", "temperatures", "memory")
     metric = staticmethod(knn_sweep)
     said: ClassVar = KNN.said
     silent = ("ks", "temperatures", "memory")
@@ -87,6 +89,7 @@ class Ridge(Probe):
     """Ridge regression in closed form, its penalty by leave-one-out (:func:`repr.metrics.ridge.ridge`)."""
 
     penalties: Sequence[float] | None = None
+    positive = ("penalties",)
     metric = staticmethod(ridge)
     said: ClassVar = {"features": "trunk, standardised", "solver": "closed form", "penalty": "best of leave-one-out"}
 
@@ -100,6 +103,7 @@ class Logistic(Probe):
     held_out: float
     max_iter: int
     tolerance: float
+    positive = ("steps_per_decade", "held_out", "max_iter", "tolerance")
     metric = staticmethod(logistic)
     seeded = True
     said: ClassVar = {"features": "trunk", "solver": "L-BFGS", "model": "multinomial logistic regression"}
@@ -114,6 +118,7 @@ class SGD(Probe):
     batch_size: int
     momentum: float
     held_out: float
+    positive = ("rates", "epochs", "batch_size", "held_out")
     metric = staticmethod(sgd)
     seeded = True
     said: ClassVar = {"features": "trunk", "solver": "SGD", "schedule": "cosine", "weight_decay": 0.0}

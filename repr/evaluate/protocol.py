@@ -8,7 +8,7 @@ about. It does not know where the tables come from: :mod:`repr.evaluate.during_t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -36,6 +36,7 @@ class Protocol:
             of them is left out.
         said: what its records say that no option does, such as the solver.
         silent: options that its records leave out.
+        positive: options that are numbers above 0, or lists of such.
         meanings: name of a number, as a regular expression, -> a sentence that says what it is and which direction is
             better, in which ``\1`` stands for the first group of the expression; the first that fits counts.
     """
@@ -44,12 +45,22 @@ class Protocol:
     needs: ClassVar[tuple[str, ...]] = ("pictures",)
     said: ClassVar[Mapping[str, Any]] = {}
     silent: ClassVar[tuple[str, ...]] = ()
+    positive: ClassVar[tuple[str, ...]] = ()
     meanings: ClassVar[Mapping[str, str]] = {}
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that are not None."""
         return {k: v for k, v in vars(self).items() if k != "key" and not k.startswith("_") and v is not None}
+
+    def option_faults(self) -> Iterator[str]:
+        """Say what is wrong with the options, before anything is trained or encoded; by default, of ``positive``."""
+        for name in self.positive:
+            if (value := getattr(self, name)) is None:
+                continue
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not numbers or not all(isinstance(number, int | float) and number > 0 for number in numbers):
+                yield f"eval.{self.key}.{name}={value}; set it above 0"
 
     def fault(self, tables: Tables) -> str | None:
         """Say why the encoder or the data cannot be evaluated so at all, such as "needs feature maps", or give None.
@@ -123,7 +134,11 @@ def check_protocols(options: Mapping[str, Any]) -> None:
 
 
 def read_protocols(options: Mapping[str, Any]) -> dict[str, Protocol]:
-    """Build the protocols of a config by their keys, without those that are None; see :func:`check_protocols`."""
+    """Build the protocols of a config by their keys, without those that are None.
+
+    Raises:
+        ConfigError: as :func:`check_protocols`, and options that a protocol cannot do with.
+    """
     check_protocols(options)
     protocols: dict[str, Protocol] = {}
     for key, node in options.items():
@@ -131,6 +146,8 @@ def read_protocols(options: Mapping[str, Any]) -> dict[str, Protocol]:
             built = isinstance(node, Protocol)
             protocols[key] = node if built else instantiate(node, _convert_="all", _recursive_=False)
             protocols[key].key = key
+    if faults := [fault for protocol in protocols.values() for fault in protocol.option_faults()]:
+        raise ConfigError(faults)
     return protocols
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ class Retrieval(Protocol):
 
     ks: Sequence[int]
     memory: float
+    positive = ("ks", "memory")
     said: ClassVar = {
         "features": "image, text",
         "similarity": "cosine",
@@ -65,6 +66,7 @@ class Geometry(Protocol):
     k: int | None = None
     num_splits: int | None = None
     max_pairs: int | None = None
+    positive = ("chunk_size", "k", "num_splits", "max_pairs")
     said: ClassVar = {"features": "image, text (the first caption)"}
     meanings: ClassVar = {
         "uniformity": "Mean of uniformity_image and uniformity_text; lower is better.",
@@ -121,6 +123,7 @@ class ZeroShot(Protocol):
 
     ks: Sequence[int]
     classes: Mapping[str, str | Sequence[str] | Mapping[str, str]] | None = None
+    positive = ("ks",)
     said: ClassVar = {
         "features": "image",
         "similarity": "cosine",
@@ -226,6 +229,7 @@ class Dense(Protocol):
     metrics: Mapping[str, Any]  # name -> function ``(bank, query) -> values`` of DenseFeatures
     views: Mapping[str, Any]  # how two crops of each picture are drawn, as the views of training
     num_images: int  # at most so many pictures of each set, evenly spread
+    positive = ("num_images",)
     said: ClassVar = {"features": "maps"}
     meanings: ClassVar = {
         r"(.+)_miou_(.+)": r"Mean intersection over union with the masks \2, of a \1 classifier; higher is better.",
@@ -237,11 +241,16 @@ class Dense(Protocol):
     def __post_init__(self) -> None:
         self._views: dict[str, View] = instantiate(self.views)
         num_crops = len(expand(self._views.values()))
-        if num_crops != 2 or self.num_images < 1:
-            raise ValueError(
-                f"eval.dense: views gives {num_crops} crops and num_images is {self.num_images}; set views to two "
-                "crops (count: 2) and num_images to 1 or more"
-            )
+        if num_crops != 2:
+            raise ValueError(f"eval.dense.views gives {num_crops} crops; set it to two (count: 2)")
+
+    def option_faults(self) -> Iterator[str]:
+        """Look at the numbers of the metrics, too, all of which are above 0."""
+        yield from super().option_faults()
+        for kind, metric in self.metrics.items():
+            for name, value in metric.items():
+                if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+                    yield f"eval.{self.key}.metrics.{kind}.{name}={value}; set it above 0"
 
     def fault(self, tables: Tables) -> str | None:
         """Refuse an encoder without maps."""
@@ -274,6 +283,7 @@ class Codes(Protocol):
 
     views: Mapping[str, Any]  # as those of :class:`Dense`, which need the same maps
     num_images: int  # at most so many pictures of each set, evenly spread
+    positive = ("num_images",)
     said: ClassVar = {"features": "maps"}
     silent = ("views",)
     meanings: ClassVar = {
@@ -328,6 +338,7 @@ class LiDAR(Protocol):
     num_views: int  # of each picture
     view: Mapping[str, Any]  # how each is drawn
     delta: float  # in the units of the features' variance
+    positive = ("num_samples", "num_views", "delta")
     meanings: ClassVar = {
         "lidar_(.+)": r"Directions of \1 in which pictures differ by more than their views; higher is better."
     }
@@ -360,6 +371,7 @@ class ForReport(Protocol):
     num_points: int
     num_queries: int | None = None
     num_nearest: int | None = None
+    positive = ("num_points", "num_queries", "num_nearest")
     needs = ("bank", "pictures", "captions_if_any")
 
     def show(self, tables: Tables, name: str) -> Exhibits:

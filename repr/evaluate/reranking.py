@@ -49,10 +49,9 @@ class Reranking(Protocol):
         r"reranked_t2i_R@(\d+)": r"As t2i_R@\1, where a look at both orders the nearest pictures; higher is better.",
     }
     silent = ("batch_size",)
+    positive = ("k", "ks", "batch_size")
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.batch_size < 1:
-            raise ValueError(f"eval.rerank: k={self.k}, batch_size={self.batch_size}; set both to 1 or more")
         self._captions: dict[str, tuple[list[str], Tensor]] = {}
         self._found: dict[str, tuple[Captioned, list[tuple[Tensor, Tensor]]]] = {}
 

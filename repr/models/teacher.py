@@ -51,9 +51,9 @@ class Teacher(nn.Module):
         super().__init__()
         self.momentum, self.before_step, self.schedule = momentum, before_step, schedule
         self.final_momentum = momentum if final_momentum is None else final_momentum
-        for value in (self.momentum, self.final_momentum):
+        for name, value in (("momentum", self.momentum), ("final_momentum", self.final_momentum)):
             if not 0 <= value <= 1:
-                raise ValueError(f"momentum={value}; set it from 0 to 1")
+                raise ValueError(f"{name}={value}; set it from 0 to 1")
         for name, student in students.items():
             self.add_module(name, copy.deepcopy(student).requires_grad_(False))
         for module in self.modules():

@@ -35,6 +35,8 @@ def claimed(cfg: DictConfig) -> Iterator[None]:
     Raises:
         ConfigError: a new run would take the folder of another one, or another process holds it.
     """
+    if cfg.run_folder is not None and Path(cfg.run_folder).is_file():
+        raise ConfigError([f"run_folder={cfg.run_folder} is a file: name another place"])
     if cfg.run_folder is None:
         cfg.run_folder = str(_new_folder(cfg))
     elif not cfg.resume and is_first() and (can_resume(cfg.run_folder) or Path(cfg.run_folder, RESULTS).exists()):

@@ -34,6 +34,9 @@ class Collapse(pl.Callback):
     """
 
     def __init__(self, *, every: int, start: int, max_rows: int = 1024) -> None:
+        for name, value in {"every": every, "max_rows": max_rows}.items():
+            if value < 1:
+                raise ValueError(f"callbacks.collapse.{name}={value}; set it to 1 or more")
         self.every, self.start, self.max_rows = every, start, max_rows
         self._warned: set[str] = set()
         self._first: dict[str, float] = {}  # values at the first look at each

@@ -46,12 +46,14 @@ class NonFiniteGuard(pl.Callback):
         max_skips: stop after more than this many skipped steps in a row.
 
     Raises:
-        ValueError: ``action`` is neither.
+        ValueError: ``action`` is neither, or ``max_skips`` negative.
     """
 
     def __init__(self, folder: str | Path, *, action: Literal["stop", "skip"] = "stop", max_skips: int = 10) -> None:
         if action not in ("stop", "skip"):
             raise ValueError(f"callbacks.guard.action is '{action}'; set it to stop or skip")
+        if max_skips < 0:
+            raise ValueError(f"callbacks.guard.max_skips={max_skips}; set it to 0 or more steps")
         self.folder, self.action, self.max_skips = Path(folder), action, max_skips
         self._skipped = self._in_a_row = 0
         self._step = -1

@@ -32,6 +32,8 @@ class Pictures(pl.Callback):
     """
 
     def __init__(self, folder: str | Path, num_samples: int = 8) -> None:
+        if num_samples < 1:
+            raise ValueError(f"callbacks.pictures.num_samples={num_samples}; set it to 1 or more")
         self.folder, self.num_samples = Path(folder), num_samples
         self._batch: Batch = {}
         self._step = -1

@@ -102,5 +102,5 @@ def plain(**_: object) -> torch.nn.Module:
 
 
 def test_crops_must_be_two(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"eval\.dense: views gives 3 crops"):
+    with pytest.raises(SystemExit, match=r"eval\.dense\.views gives 3 crops"):
         main([*TINY, f"run_folder={tmp_path}", "eval.dense.views.main.count=3"])

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import yaml
 
+from repr.config import CONF, ConfigError
 from repr.evaluate.__main__ import main as evaluate
-from repr.evaluate.protocol import Protocol
+from repr.evaluate.protocol import Protocol, read_protocols
 from repr.evaluate.tables import Tables
 from repr.fit import main as fit
 
@@ -73,6 +75,24 @@ def test_what_names_no_protocol_is_one_clear_error_in_both(words: list[str], mes
         fit([*SMALL, *words, f"run_folder={tmp_path}/run"])
     with pytest.raises(SystemExit, match=f"error: {message}"):
         evaluate(["model=timm:test_resnet", "eval=[]", *words, f"out={tmp_path}/out", f"cache={tmp_path}/cache"])
+
+
+@pytest.mark.parametrize("key", sorted(path.stem for path in (CONF / "evaluate").glob("*.yaml")))
+def test_a_number_of_a_protocol_that_cannot_be_zero_is_refused_before_anything_is_trained(key: str) -> None:
+    may_be_zero = {"exponents", "momentum", "weight_decay", "warmup_epochs"}
+    node: Any = yaml.safe_load((CONF / "evaluate" / f"{key}.yaml").read_text().replace("${image_size}", "32"))
+    for name in node.keys() - may_be_zero:
+        zero = {int: 0, float: 0.0, list: [0]}.get(type(node[name]))
+        if zero is not None:
+            with pytest.raises(ConfigError, match=rf"^eval\.{key}\.{name}=.*; set it above 0$"):
+                read_protocols({key: node | {name: zero}})
+    for kind, metric in (node.get("metrics") or {}).items():
+        for name in ("k", "temperature", "max_cells"):
+            if name in metric:
+                changed = node | {"metrics": node["metrics"] | {kind: metric | {name: 0}}}
+                with pytest.raises(ConfigError, match=rf"^eval\.{key}\.metrics\.{kind}\.{name}=0; set it above 0$"):
+                    read_protocols({key: changed})
+    assert read_protocols({key: node})
 
 
 def test_fine_tuning_is_refused_during_training(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from repr.batch import Batch
+from repr.config import ConfigError, compose
 from repr.objectives.base import Objective
-from tests.objectives.conftest import OBJECTIVES, build, config
+from tests.objectives.conftest import OBJECTIVES, build, config, make_batch
 
 
 def train(objective: Objective, optimizer: Optimizer, batch: Batch) -> dict[str, Tensor]:
@@ -84,3 +85,37 @@ def test_half_precision_inputs_of_a_half_precision_model_stay_finite(name: str, 
     batch["views"] = [view.bfloat16() for view in batch["views"]]
     objective.total(objective.step(batch).terms).backward()
     assert all(p.grad.isfinite().all() for p in objective.parameters() if p.grad is not None)
+
+
+def numbers() -> list[tuple[str, str]]:
+    """Each numeric option of each flow, with a file of conf/objective that has it."""
+    found: dict[tuple[str, str], str] = {}
+    for name in OBJECTIVES:
+        node = compose([f"objective={name}"]).objective
+        for option in node:
+            if isinstance(node[option], int | float) and not isinstance(node[option], bool):
+                found.setdefault((node["_target_"], option), name)
+    return [(name, option) for (_, option), name in found.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [0, -1])
+def test_a_number_below_its_range_is_refused_by_the_check_or_trains(value: int) -> None:
+    for name, option in numbers():
+        override = f"objective.{option}={value}"
+        told = faults(name, override)
+        if told:
+            assert option in "".join(told), override
+            continue
+        objective = build(name, override)
+        loss = objective.total(objective.step(make_batch(objective=name)).terms)
+        loss.backward()
+        assert loss.isfinite(), (name, override)
+
+
+def faults(name: str, override: str) -> list[str]:
+    try:
+        config(name, override)
+    except ConfigError as error:
+        return error.faults
+    return []

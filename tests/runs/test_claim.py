@@ -78,3 +78,11 @@ def test_starts_of_one_second_have_folders_of_their_own(tmp_path: Path, monkeypa
                 folders.add(cfg.run_folder)
     assert len(folders) == 10
     assert sum(folder.startswith("runs/smoke/demo/") for folder in folders) == 5
+
+
+def test_a_file_is_no_place_for_a_run(tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    assert refusal(f"run_folder={file}", *SMALL) == f"error: run_folder={file} is a file: name another place"
+    assert f"{file}/run: Not a directory" in refusal(f"run_folder={file}/run", *SMALL)
+    assert file.read_text() == "mine"
