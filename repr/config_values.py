@@ -57,6 +57,8 @@ def _trainer_faults(trainer: DictConfig) -> Iterator[str]:
     for key, number in (dict.fromkeys(counts, 1) | {"max_epochs": -1, "max_steps": -1}).items():
         if isinstance(value := trainer.get(key), int | float) and not (isinstance(value, int) and value >= number):
             yield f"trainer.{key}={value}; set it to a whole number of {max(number, 0)} or more"
+    if (limit := trainer.get("limit_train_batches")) is not None and limit == 0:
+        yield f"trainer.limit_train_batches={limit} trains nothing: set it above 0, or to null for whole epochs"
     if isinstance(clip := trainer.get("gradient_clip_val"), int | float) and clip < 0:
         yield f"trainer.gradient_clip_val={clip}; set it to the largest norm of a gradient, or to null"
     if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) in (None, -1):

@@ -22,6 +22,7 @@ from repr.training.trainer import make_trainer
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0; set it to a whole number of 1 or"),
         (["trainer.max_epochs=1.5"], "trainer.max_epochs=1.5; set it to a whole number of 0 or more"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1; set it to the largest norm of a gradient"),
+        (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 trains nothing: set it above 0, or to null"),
         (["data.num_workers=-1"], "data.num_workers=-1; set it to 0 or more"),
         (["objective=simclr", "objective.dim=0"], "objective.dim=0; set it to 1 or more"),
         (["objective=byol", "objective.hidden_dim=-1"], "objective.hidden_dim=-1; set it to 1 or more"),
@@ -43,6 +44,7 @@ def test_a_value_out_of_range_is_told_once(options: list[str], fault: str) -> No
 @pytest.mark.parametrize(
     ("option", "words"),
     [
+        ("objective.weights.contrast=nan", r"weights\.contrast=nan; set it to a number, or to 0"),
         ("optim.lr=-1", r"optim\.lr is -1; set it to a number of 0 or more"),
         ("optim.weight_decay=nan", r"optim\.weight_decay is nan; set it to a number of 0 or more"),
     ],

@@ -76,9 +76,10 @@ class View:
 
     def __post_init__(self) -> None:
         for name, high in {"scale": 1.0, "ratio": math.inf, "blur_sigma": math.inf}.items():
-            pair = tuple(float(value) for value in getattr(self, name))
+            value = getattr(self, name)
+            pair = tuple(map(float, value)) if isinstance(value, Sequence) and not isinstance(value, str) else ()
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= high:
-                raise ValueError(f"View: {name}={list(pair)}; set [low, high] with 0 < low <= high <= {high:g}")
+                raise ValueError(f"View: {name}={value}; set [low, high] with 0 < low <= high <= {high:g}")
             object.__setattr__(self, name, pair)
         limits = dict.fromkeys(("flip", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob"), 1.0)
         limits |= {"brightness": math.inf, "contrast": math.inf, "saturation": math.inf, "hue": 0.5}

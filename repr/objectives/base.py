@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import getdoc, signature
@@ -107,6 +108,10 @@ class Objective(pl.LightningModule):
         self.backbone = cast(nn.Module, backbone)
         if isinstance(backbone, nn.Module):
             freeze_unreached(backbone, type(self).__name__)
+        if wrong := [name for name, weight in weights.items() if not math.isfinite(weight)]:
+            raise ValueError(
+                f"weights.{wrong[0]}={weights[wrong[0]]}; set it to a number, or to 0 to leave the term out"
+            )
         self.weights = {name: float(weight) for name, weight in weights.items() if weight}
         if not self.weights:
             raise ValueError(f"weights are all zero; give one of {', '.join(terms)} a weight")
