@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -125,7 +126,7 @@ class DataModule(LightningDataModule):
         self.sources = {"train": train, **self.eval}
         self.views = expand(views.values()) if views else []
         self.batch_size, self.eval_batch_size, self.image_size = batch_size, eval_batch_size, image_size
-        self.seed, self.mean, self.std = seed, mean, std
+        self.seed, self.mean, self.std = seed, _channels("mean", mean, least=0.0), _channels("std", std, least=1e-6)
         self.tokenizer, self.num_workers = tokenizer, num_workers
         self.bank_size = len(train) if bank_size is None else min(bank_size, len(train))
         self.max_bad_fraction, self.decode, self.num_texts = max_bad_fraction, decode, num_texts
@@ -183,12 +184,6 @@ class DataModule(LightningDataModule):
                 raise ValueError(
                     f"data.eval: {name!r} cannot be the name of a file; rename the set, such as 'held_out'"
                 )
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            numbers = values if isinstance(values, Sequence) else ()
-            good = len(numbers) == 3 and all(isinstance(value, int | float) and value >= 0 for value in numbers)
-            if not good or (name == "std" and 0 in numbers):
-                raise ValueError(f"data.{name}={values}; set it to three numbers, of pixels between 0 and 1")
-        self.mean, self.std = tuple(self.mean), tuple(self.std)
         if self.bank_size < 1:
             raise ValueError(f"data.bank_size={self.bank_size}; set it to 1 or more, or null for all")
         if self.decode not in ("exact", "scaled"):
@@ -374,6 +369,17 @@ class DataModule(LightningDataModule):
             **dict.fromkeys(("data.clusters", "data.lanes", "data.neighbours", "hash of data.train's weights")),
             **self.order.made_with,
         }
+
+
+def _channels(name: str, values: Any, *, least: float) -> tuple[float, ...]:
+    """Three finite numbers, all at least ``least``; raises ValueError."""
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != 3 or not all(least <= number < math.inf for number in numbers):
+        raise ValueError(f"data.{name}={values}; set it to three numbers, of pixels between 0 and 1")
+    return numbers
 
 
 def _set_of(eval_name: str) -> str:

@@ -124,7 +124,7 @@ def telling_how_to_go_on(trainer: pl.Trainer, cfg: DictConfig) -> Iterator[None]
     """Say in one line what to do where a collective fails, as it does on every process once another one has died.
 
     torchrun and srun tell which one that was. Lightning's own launcher would look only seconds later, so it is asked;
-    and where the first process has died, and it with it, the others end by themselves.
+    it is part of the first process, so where that one has died, the others end by themselves.
 
     Raises:
         ConnectionError: in the place of the error of gloo or NCCL.

@@ -70,6 +70,16 @@ def expected_batches(emoji):
     )
 
 
+@pytest.mark.parametrize(("name", "values"), [("mean", 0.5), ("mean", [1, 2]), ("std", [0, 0, 0]), ("std", "abc")])
+def test_a_mean_or_deviation_that_is_not_of_three_channels_is_refused(name, values):
+    options = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | {name: values}
+    with pytest.raises(ValueError, match=rf"data\.{name}=.*; set it to three numbers"):
+        DataModule(
+            train=Emoji("val"), eval=None, views={"main": View(size=8, scale=(0.5, 1))}, batch_size=12, eval_batch_size=12,
+            image_size=8, seed=0, **options,
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_the_global_batch_is_the_same_for_all_workers_and_ranks(emoji, expected_batches, num_workers, world_size):
