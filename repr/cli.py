@@ -19,7 +19,8 @@ from typing import Any
 from repr.files import DISK_FULL
 from repr.hub import unfetched
 
-_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)  # where nothing can be written
+# Where nothing can be written, or a file stands in the place of a folder.
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 COMMAND = "repr-pretrain"  # the console command, see pyproject.toml
 # What launchers set: torchrun and Lightning, SLURM, LSF; the last two are the number of the machine.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK", "NODE_RANK", "GROUP_RANK")

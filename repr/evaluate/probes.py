@@ -103,7 +103,8 @@ class Logistic(Probe):
     held_out: float
     max_iter: int
     tolerance: float
-    positive = ("steps_per_decade", "held_out", "max_iter", "tolerance")
+    positive = ("steps_per_decade", "max_iter", "tolerance")
+    shares = ("held_out",)
     metric = staticmethod(logistic)
     seeded = True
     said: ClassVar = {"features": "trunk", "solver": "L-BFGS", "model": "multinomial logistic regression"}
@@ -118,7 +119,8 @@ class SGD(Probe):
     batch_size: int
     momentum: float
     held_out: float
-    positive = ("rates", "epochs", "batch_size", "held_out")
+    positive = ("rates", "epochs", "batch_size")
+    shares = ("held_out",)
     metric = staticmethod(sgd)
     seeded = True
     said: ClassVar = {"features": "trunk", "solver": "SGD", "schedule": "cosine", "weight_decay": 0.0}

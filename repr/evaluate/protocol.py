@@ -7,6 +7,7 @@ about. It does not know where the tables come from: :mod:`repr.evaluate.during_t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Protocol:
         said: what its records say that no option does, such as the solver.
         silent: options that its records leave out.
         positive: options that are numbers above 0, or lists of such.
+        shares: options that are numbers between 0 and 1.
         meanings: name of a number, as a regular expression, -> a sentence that says what it is and which direction is
             better, in which ``\1`` stands for the first group of the expression; the first that fits counts.
     """
@@ -46,6 +48,7 @@ class Protocol:
     said: ClassVar[Mapping[str, Any]] = {}
     silent: ClassVar[tuple[str, ...]] = ()
     positive: ClassVar[tuple[str, ...]] = ()
+    shares: ClassVar[tuple[str, ...]] = ()
     meanings: ClassVar[Mapping[str, str]] = {}
 
     @property
@@ -54,13 +57,14 @@ class Protocol:
         return {k: v for k, v in vars(self).items() if k != "key" and not k.startswith("_") and v is not None}
 
     def option_faults(self) -> Iterator[str]:
-        """Say what is wrong with the options, before anything is trained or encoded; by default, of ``positive``."""
-        for name in self.positive:
-            if (value := getattr(self, name)) is None:
-                continue
-            numbers = value if isinstance(value, list | tuple) else [value]
-            if not numbers or not all(isinstance(number, int | float) and number > 0 for number in numbers):
-                yield f"eval.{self.key}.{name}={value}; set it above 0"
+        """Say what is wrong with the options, before anything is trained or encoded: ``positive`` and ``shares``."""
+        for names, high, told in ((self.positive, math.inf, "above 0"), (self.shares, 1, "between 0 and 1")):
+            for name in names:
+                value = getattr(self, name)
+                numbers = value if isinstance(value, list | tuple) else [value]
+                good = numbers and all(isinstance(number, int | float) and 0 < number < high for number in numbers)
+                if value is not None and not good:
+                    yield f"eval.{self.key}.{name}={value}; set it {told}"
 
     def fault(self, tables: Tables) -> str | None:
         """Say why the encoder or the data cannot be evaluated so at all, such as "needs feature maps", or give None.

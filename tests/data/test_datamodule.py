@@ -75,8 +75,8 @@ def test_a_mean_or_deviation_that_is_not_of_three_channels_is_refused(name, valu
     options = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | {name: values}
     with pytest.raises(ValueError, match=rf"data\.{name}=.*; set it to three numbers"):
         DataModule(
-            train=Emoji("val"), eval=None, views={"main": View(size=8, scale=(0.5, 1))}, batch_size=12, eval_batch_size=12,
-            image_size=8, seed=0, **options,
+            train=Emoji("val"), eval=None, views={"main": View(size=8, scale=(0.5, 1))}, batch_size=12,
+            eval_batch_size=12, image_size=8, seed=0, **options,
         )  # fmt: skip
 
 

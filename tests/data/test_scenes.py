@@ -178,6 +178,8 @@ def test_dense_evaluation_spreads_them_over_a_set(make_datamodule):
     assert torch.equal(sent["boxes"], boxes)
     assert crops[0].dtype == torch.uint8
     one = {"main": {"_target_": "repr.data.views.View", "size": 16, "scale": [0.3, 0.8]}}
-    for given, num_images in (({}, 5), (one, 5), ({"main": one["main"] | {"count": 2}}, 0)):
-        with pytest.raises(ValueError, match="two crops" if given else "at least one view"):
-            Dense(metrics={}, views=given, num_images=num_images)
+    for given, words in (({}, "at least one view"), (one, r"gives 1 crops; set it to two \(count: 2\)")):
+        with pytest.raises(ValueError, match=words):
+            Dense(metrics={}, views=given, num_images=5)
+    dense = Dense(metrics={}, views={"main": one["main"] | {"count": 2}}, num_images=0)
+    assert [*dense.option_faults()] == ["eval.protocol.num_images=0; set it above 0"]

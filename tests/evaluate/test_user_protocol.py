@@ -82,10 +82,10 @@ def test_a_number_of_a_protocol_that_cannot_be_zero_is_refused_before_anything_i
     may_be_zero = {"exponents", "momentum", "weight_decay", "warmup_epochs"}
     node: Any = yaml.safe_load((CONF / "evaluate" / f"{key}.yaml").read_text().replace("${image_size}", "32"))
     for name in node.keys() - may_be_zero:
-        zero = {int: 0, float: 0.0, list: [0]}.get(type(node[name]))
-        if zero is not None:
-            with pytest.raises(ConfigError, match=rf"^eval\.{key}\.{name}=.*; set it above 0$"):
-                read_protocols({key: node | {name: zero}})
+        wrong = {int: [0], float: [0.0], list: [[0], []]}.get(type(node[name]), [])
+        for value in [*wrong, *([1.0] if name == "held_out" else [])]:
+            with pytest.raises(ConfigError, match=rf"^eval\.{key}\.{name}=.*; set it (above 0|between 0 and 1)$"):
+                read_protocols({key: node | {name: value}})
     for kind, metric in (node.get("metrics") or {}).items():
         for name in ("k", "temperature", "max_cells"):
             if name in metric:
