@@ -40,6 +40,7 @@ from repr.data.colour import colour_views
 from repr.data.datamodule import DataModule
 from repr.data.sources.emoji import Emoji
 from repr.data.views import View
+from repr.errors import first_line
 from repr.models.backbone import backbone
 from repr.models.decoder import Decoder
 from repr.models.masking import Masking
@@ -220,7 +221,7 @@ def measure(makes: Mapping[str, Callable[[], Candidate]], seconds: float, device
             _step(device, *candidate)  # memory is allocated before anything is measured
             candidates[library] = candidate
         except FAILURES as error:
-            told = next(iter(str(error).splitlines()), type(error).__name__)
+            told = first_line(error)
             print(f"{library} is left out: {told}", file=sys.stderr, flush=True)
     times: Times = {library: [] for library in candidates}
     end, order = time.monotonic() + seconds, list(candidates)

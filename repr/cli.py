@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from repr.errors import constructor_error
 from repr.files import DISK_FULL
 from repr.hub import unfetched
 
@@ -137,10 +138,7 @@ def user_message(error: BaseException) -> str | None:
     Our own checks raise such errors, a full or protected disk and a hub out of reach do, and so do the Trainer and
     classes of other libraries that refuse what a config says.
     """
-    section = ""  # of the config, which Hydra was building
-    while type(error).__name__ == "InstantiationException" and error.__cause__ is not None:
-        section = str(error).partition("full_key: ")[2] or section
-        error = error.__cause__
+    error, section = constructor_error(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         return f"{error}: the disk is full; what was saved before is kept. Make room, then resume the run"
     if isinstance(error, OSError) and error.errno in _NO_PLACE and error.filename:

@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from repr.catalog import nearest
 from repr.config import ConfigError, flat, select, source_of, targets, untrained
 from repr.config_values import range_faults
+from repr.errors import constructor_error
 from repr.signatures import NOT_LITERAL, arguments, described
 
 _LATER = ("run_folder", "image_size")  # null in a check: the folder is made after it, an encoder tells its own size
@@ -199,15 +200,12 @@ def on_meta(cfg: DictConfig) -> Any:
             warnings.simplefilter("ignore")
             return instantiate(untrained(cfg).objective)
     except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            told, cause = str(cause), cause.__cause__
+        cause, section = constructor_error(error)
         if isinstance(cause, ImportError) or "pip install" in str(cause):  # an optional package
             raise ConfigError([str(cause)]) from error
         if isinstance(cause, ValueError):
-            at = re.search(r"^full_key: (.+)$", told, re.MULTILINE)
             faults = getattr(cause, "faults", [str(cause)])
-            raise ConfigError([_in_full(fault, at[1], cfg) if at else fault for fault in faults]) from error
+            raise ConfigError([_in_full(fault, section, cfg) if section else fault for fault in faults]) from error
         return None
 
 

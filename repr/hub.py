@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from repr.errors import first_line
+
 _HUB = ("huggingface_hub",)
 _NETWORK = (*_HUB, "httpx", "httpx2", "httpcore", "requests", "urllib", "urllib3")
 
@@ -34,7 +36,7 @@ def unfetched(error: BaseException, what: str, libraries: Sequence[str] = _HUB) 
         cause = cause.__cause__ or cause.__context__
     if cause is None:
         return None
-    reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0].rstrip(".")
+    reason = first_line(error).partition(". ")[0].rstrip(".")
     return (
         f"{what}: neither in the cache of this machine nor to be fetched ({reason}). Name a file or folder that is "
         "here, or fetch it once where there is a network and set HF_HUB_CACHE to that cache"

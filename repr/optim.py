@@ -20,6 +20,7 @@ from torch.distributed.tensor.experimental import implicit_replication
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from repr.errors import first_line
 from repr.shard import local, norms, uncalled_parameters
 
 Schedule = Literal["cosine", "constant"]
@@ -169,7 +170,7 @@ class Optim:
                         param.grad = torch.ones_like(param)
                     optimizer.step()
             except REFUSALS as error:
-                told, reason = dict(self.options), next(iter(str(error).splitlines()), type(error).__name__)
+                told, reason = dict(self.options), first_line(error)
                 if isinstance(error, IndexError) and "betas" in self.options:
                     reason = "it takes another number of betas, such as three"
                 raise ValueError(

@@ -14,8 +14,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from repr.errors import first_line
 from repr.hub import fetching
-from repr.models.meta import REFUSALS, first_line, give_picture, meta_copy, meta_output, once_a_structure
+from repr.models.meta import REFUSALS, give_picture, meta_copy, meta_output, once_a_structure
 from repr.models.once import encode_run
 
 FARTHEST = 64  # pixels to which a size that fits is looked for

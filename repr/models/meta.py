@@ -87,8 +87,3 @@ def meta_output(backbone: nn.Module, forward: Forward = nn.Module.__call__, *, m
         if isinstance(output, Tensor):
             return output
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what a model says."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from repr.config import ConfigError
 from repr.config_check import target_faults, value_faults
+from repr.errors import constructor_error
 from repr.metrics.classes import load_classes
 
 ZERO_SHOT = "repr.evaluate.protocols.ZeroShot"  # whose ``classes`` are files
@@ -85,9 +86,7 @@ def _kept(faults: list[ValueError]) -> Iterator[None]:
     except ValueError as error:
         faults.append(error)
     except InstantiationException as error:
-        cause: BaseException = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
+        cause, _ = constructor_error(error)
         if isinstance(cause, ValueError):
             faults.append(cause)
         elif isinstance(cause, OSError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from repr.errors import first_line
 from repr.models.meta import REFUSALS
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import broken, last_checkpoint
@@ -107,7 +108,7 @@ def _unpickle(path: Path, option: str, *, zipped: bool) -> Any:
     except (*REFUSALS, EOFError, pickle.UnpicklingError, struct.error) as error:
         code = re.findall(r"GLOBAL (\S+)", str(error))
         if not code:
-            told = next(iter(str(error).splitlines()), type(error).__name__)
+            told = first_line(error)
             raise ValueError(f"{option}={path} is no file of weights, or a damaged one: {told}") from error
     raise ValueError(
         f"{option}={path} is not read, since that might run code: it needs {', '.join(sorted(code)[:3])}. "
