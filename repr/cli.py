@@ -149,6 +149,8 @@ def user_message(error: BaseException) -> str | None:
         return message
     if type(error).__name__ == "MisconfigurationException" or (section and isinstance(error, ValueError)):
         return " ".join(f"{section or 'trainer'}: {error}".split())
+    if isinstance(error, RuntimeError) and _raised_in(error).startswith("lightning.pytorch.callbacks."):
+        return " ".join(f"callbacks: {error}".split())
     return None
 
 
@@ -159,9 +161,13 @@ def _own_message(error: BaseException) -> str | None:
         where = [line for line in lines if line.lstrip().startswith("File ")]
         ours = bool(where) and f"{os.sep}repr{os.sep}" in where[-1]
         return lines[-1].partition(": ")[2] if ours else None
+    return str(error) if _raised_in(error).partition(".")[0] in ("__main__", "repr", "tools") else None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module whose code has raised an error."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    raised_in = frames[-1][0].f_globals.get("__name__", "") if frames else ""
-    return str(error) if raised_in.partition(".")[0] in ("__main__", "repr", "tools") else None
+    return frames[-1][0].f_globals.get("__name__", "") if frames else ""
 
 
 def printable(text: str) -> str:

@@ -88,6 +88,9 @@ def compose(overrides: Sequence[str] = (), *, config_dir: str | Path | None = No
         if faults := [fault for override in parsed for fault in _key_faults(override, filled, known)]:
             raise ConfigError(faults)
         cfg = copy.deepcopy(base)
+        added = [override for override in parsed if override.is_add() and not isinstance(override.value(), dict | list)]
+        if there := [override.key_or_group for override in added if select(cfg, override.key_or_group) is not None]:
+            raise ConfigError([f"{key} is an option already: leave the + out" for key in there])
         # To Hydra an option that no file spells out is an addition (++).
         others = [override for override in parsed if override.key_or_group not in known]
         lines = [f"++{o.input_line}" if o in values else str(o.input_line) for o in others]

@@ -19,6 +19,13 @@ _LEAST = {
     **dict.fromkeys(("temperature_steps", "alpha_steps", "num_workers"), 0),
 }
 _POSITIVE = ("temperature", "teacher_temperature", "first_teacher_temperature", "epsilon", "threshold")
+# Callbacks of Lightning that a run cannot have, and what to do without them.
+_UNFIT = {
+    "GradientAccumulationScheduler": "a resumed run finds its place by a number of batches a step that stays: leave it "
+    "out, and set trainer.accumulate_grad_batches",
+    "StochasticWeightAveraging": "it takes the schedules of optim away, and no checkpoint holds its weights: leave it "
+    "out, and take EMAWeightAveraging",
+}
 
 
 def range_faults(cfg: DictConfig) -> Iterator[str]:
@@ -61,7 +68,7 @@ def _trainer_faults(trainer: DictConfig) -> Iterator[str]:
         yield f"trainer.limit_train_batches={limit} trains nothing: set it above 0, or to null for whole epochs"
     if isinstance(clip := trainer.get("gradient_clip_val"), int | float) and clip < 0:
         yield f"trainer.gradient_clip_val={clip}; set it to the largest norm of a gradient, or to null"
-    if trainer.get("max_epochs") is None and trainer.get("max_steps", -1) in (None, -1):
+    if trainer.get("max_epochs") in (None, -1) and trainer.get("max_steps", -1) in (None, -1):
         yield "the run has no end: set trainer.max_epochs or trainer.max_steps"
     precision = str(trainer.get("precision"))
     if precision in ("64", "64-true", "16-true", "bf16-true") or precision.startswith("transformer-engine"):
@@ -102,13 +109,16 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
     strategy = cfg.trainer.get("strategy")
-    if OmegaConf.is_dict(strategy) and str(strategy.get("_target_")).endswith("FSDP2"):
-        for name, callback in (cfg.get("callbacks") or {}).items():
-            if str((callback or {}).get("_target_")).endswith("WeightAveraging"):
-                yield (
-                    f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
-                    "over processes: set trainer=ddp"
-                )
+    is_split = OmegaConf.is_dict(strategy) and str(strategy.get("_target_")).endswith("FSDP2")
+    for name, callback in (cfg.get("callbacks") or {}).items():
+        target = str((callback or {}).get("_target_")).rpartition(".")[2]
+        if target in _UNFIT:
+            yield f"callbacks.{name} is a {target}: {_UNFIT[target]}"
+        elif is_split and target.endswith("WeightAveraging"):
+            yield (
+                f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
+                "over processes: set trainer=ddp"
+            )
     flows = [node for _, node in targets(cfg.objective)]  # those that are parts of one too
     for key, usual, wanted in (
         ("exchange", "gather", "no loss whose rows can be passed on"),

@@ -103,7 +103,8 @@ def tell_end(cfg: DictConfig, *, every_number: bool = False) -> None:
         console.print(first_lines(entries, OmegaConf.select(cfg, "callbacks.evaluation.headline") or ()))
         console.print("--all and the report show every number", style="dim")
     elif Path(cfg.run_folder, RESULTS).is_file():
-        print("nothing was evaluated: data.eval names no set")
+        why = "data.eval names no set" if cfg.callbacks.get("evaluation") else "callbacks.evaluation is null"
+        print(f"nothing was evaluated: {why}")
     print(f"look      {folder}/{REPORT}\nevaluate  python -m repr.evaluate model={folder}{trust}")
     if to := fitting_target(cfg):
         print(f"export    python -m repr.export run={folder} to={to} out={folder}/{to}{trust}")
@@ -158,6 +159,8 @@ def train(cfg: DictConfig) -> Run:
         add_config(trainer, cfg)
     with telling_how_to_go_on(trainer, cfg):
         trainer.fit(objective, datamodule, ckpt_path=checkpoint)
+    if trainer.should_stop:
+        trainer.print(f"stopped after {trainer.global_step} steps, by trainer.max_time or a callback")
     if trainer.global_step == 0 and checkpoint is None:  # a run of no steps, such as a pretrained stage 0 of MCL
         trainer.save_checkpoint(checkpoint_path(folder, 0))
     evaluations = [callback for callback in callbacks if isinstance(callback, Evaluation)]

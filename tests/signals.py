@@ -26,6 +26,26 @@ class SignalAt(pl.Callback):
             os.kill(os.getpid(), self.number)
 
 
+class StopAt(pl.Callback):
+    """Asks Lightning to stop after ``step`` optimizer steps, as EarlyStopping and ``trainer.max_time`` do.
+
+    At the end of the batch, of the first one of the next step, or of an evaluation.
+    """
+
+    def __init__(self, step: int, after: str) -> None:
+        self.step, self.after = step, after
+        self.seen = 0  # batches that ended with that step as the last one
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: object) -> None:
+        self.seen += trainer.global_step == self.step
+        if self.after != "evaluation" and self.seen == {"step": 1, "micro_batch": 2}[self.after]:
+            trainer.should_stop = True
+
+    def on_validation_end(self, trainer: pl.Trainer, *args: object) -> None:
+        if self.after == "evaluation" and trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
 class HangAt(pl.Callback):
     """Waits for ever, as a process does in NCCL where another one is gone, once the batch after ``step`` has come."""
 

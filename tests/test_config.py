@@ -68,6 +68,7 @@ def test_every_group_composes(data: str, views: str) -> None:
             "data.worker: repr.data.datamodule.DataModule takes no such argument; did you mean 'num_workers'",
         ),
         ("smoke=2", "smoke takes true or false"),
+        ("+optim.lr=1", "optim.lr is an option already: leave the + out"),
     ],
 )
 def test_a_wrong_override_is_refused_with_the_nearest_name(override: str, words: str) -> None:

@@ -1,13 +1,17 @@
 """Values that are out of range are told before torch is imported, by the name of the option that sets them."""
 
+import lightning.pytorch as pl
 import pytest
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning.pytorch.trainer.states import TrainerFn
 
 from repr.cli import user_message
 from repr.config import ConfigError, compose
 from repr.config_check import check, value_faults
 from repr.training.trainer import make_trainer
+
+CALLBACKS = "lightning.pytorch.callbacks"
 
 
 @pytest.mark.parametrize(
@@ -21,6 +25,7 @@ from repr.training.trainer import make_trainer
         (["trainer.accumulate_grad_batches=0"], "trainer.accumulate_grad_batches=0; set it to a whole number of 1 or"),
         (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0; set it to a whole number of 1 or"),
         (["trainer.max_epochs=1.5"], "trainer.max_epochs=1.5; set it to a whole number of 0 or more"),
+        (["trainer.max_epochs=-1"], "the run has no end: set trainer.max_epochs or trainer.max_steps"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1; set it to the largest norm of a gradient"),
         (["trainer.limit_train_batches=0"], "trainer.limit_train_batches=0 trains nothing: set it above 0, or to null"),
         (["data.num_workers=-1"], "data.num_workers=-1; set it to 0 or more"),
@@ -33,6 +38,14 @@ from repr.training.trainer import make_trainer
         (["objective=slip", "objective.parts.simclr.dim=0"], "objective.parts.simclr.dim=0; set it to 1 or more"),
         (["objective=simclr", "views.main.size=null"], "views.main.size is null, and repr.data.views.View needs a"),
         (["objective=albef", "embed_dim=0"], "embed_dim=0; set it to 1 or more"),
+        (
+            [f"+callbacks.average={{_target_: {CALLBACKS}.StochasticWeightAveraging, swa_lrs: 0.01}}"],
+            "callbacks.average is a StochasticWeightAveraging: it takes the schedules of optim away",
+        ),
+        (
+            [f"+callbacks.more={{_target_: {CALLBACKS}.GradientAccumulationScheduler, scheduling: {{0: 2}}}}"],
+            "callbacks.more is a GradientAccumulationScheduler: a resumed run finds its place",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_told_once(options: list[str], fault: str) -> None:
@@ -80,3 +93,14 @@ def test_what_the_trainer_refuses_is_one_line(option: str, words: str) -> None:
     assert message is not None
     assert message.startswith(words)
     assert "\n" not in message
+
+
+def test_a_number_that_early_stopping_misses_is_one_line() -> None:
+    stopping = pl.callbacks.EarlyStopping("val/nothing")
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.state.fn = TrainerFn.FITTING
+    with pytest.raises(RuntimeError) as caught:
+        stopping.on_validation_end(trainer, pl.LightningModule())
+    message = user_message(caught.value)
+    assert message is not None
+    assert message.startswith("callbacks: Early stopping conditioned on metric `val/nothing`")

@@ -89,6 +89,27 @@ def test_a_killed_run_goes_on_where_it_was(
     assert_as_whole(folder, whole, killed_after, saved)
 
 
+@pytest.mark.parametrize(
+    "after", ["step", *(pytest.param(after, marks=pytest.mark.slow) for after in ("micro_batch", "evaluation"))]
+)
+def test_a_run_that_a_callback_stops_loses_nothing(after: str, run: Run, whole: Path, tmp_path: Path) -> None:
+    folder, step = tmp_path / "run", 7  # that is saved for no other reason, in the middle of an epoch
+    stop = ["+callbacks.stop._target_=tests.signals.StopAt", f"+callbacks.stop.step={step}"]
+    stop += [f"+callbacks.stop.after={after}", "data.num_workers=0"]
+    if after == "evaluation":
+        stop += ["trainer.limit_val_batches=1.0", "trainer.val_check_interval=2", "trainer.check_val_every_n_epoch=1"]
+    status, out = run(*start(folder, *stop))
+    assert status == 0, out
+    assert f"stopped after {step} steps, by trainer.max_time or a callback" in out
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == [f"step={step}.ckpt"]
+    assert not any("train/loss" in row and int(row["step"]) >= step for row in rows(folder))
+    status, out = run(f"resume={folder}", "trust=true", "callbacks.stop.step=-1")
+    assert status == 0, out
+    steps = [line for line in trained(folder) if line[1] != "evaluation"]
+    Path(f"{folder}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in steps))
+    assert_as_whole(folder, whole, step, step)
+
+
 def test_a_kill_while_a_checkpoint_is_written_loses_only_that_one(run: Run, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     kill = ["+callbacks.kill._target_=tests.signals.KillWhileSaving", f"+callbacks.kill.folder={folder}/checkpoints"]

@@ -57,7 +57,6 @@ _NAMES = (
             "ModelSummary",
             "RichModelSummary",
             "RichProgressBar",
-            "StochasticWeightAveraging",
             "TQDMProgressBar",
             "Timer",
             "WeightAveraging",

@@ -51,9 +51,10 @@ class Stopped(SystemExit):
 class Checkpoints(Checkpoint):
     """Keep the latest checkpoint of a run, and save one when Ctrl-C or SIGTERM asks the run to stop.
 
-    Checkpoints are taken right after an optimizer step alone, so that there is one way to resume: at the end of each
-    epoch, every ``every_n_steps``, at the last step, and when the run is told to stop. A signal takes effect after the
-    current optimizer step, on all ranks at the same step; a second Ctrl-C stops at once, without saving.
+    A checkpoint is that of an optimizer step that is over, so that there is one way to resume: at the end of each
+    epoch, every ``every_n_steps``, at the last step, and when the run is told to stop, by ``trainer.max_time``, another
+    callback or a signal. A signal takes effect after the current optimizer step, on all ranks at the same step; a
+    second Ctrl-C stops at once, without saving.
 
     An evaluation that was due right after the step is run when the run is resumed, whether or not it had ended.
 
@@ -76,7 +77,8 @@ class Checkpoints(Checkpoint):
         self._ended = False  # whether the checkpoint is that of the last step of all
         self._evaluate: int | None = None  # the epoch, if an evaluation is due after the step of the checkpoint
         self._row: dict[str, float] | None = None  # of metrics.csv, which Lightning logs only after the checkpoint
-        self._generators: dict[str, Tensor] = {}
+        self._drawn: dict[str, Tensor] = {}  # states of this rank's generators after the step
+        self._generators: dict[str, Tensor] = {}  # those of all ranks
         self._signal: int | None = None
         self._previous: dict[int, Any] = {}
 
@@ -112,13 +114,6 @@ class Checkpoints(Checkpoint):
         loop.run()
         trainer.training = True
         progress.completed = now
-
-    def _save_generators(self, device: torch.device) -> None:
-        """Keep the states of the generators that dropout and drop-path draw from: one row a rank."""
-        states = {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(device)
-        self._generators = {name: gather(state[None].to(device)).cpu() for name, state in states.items()}
 
     def _restore_generators(self, device: torch.device) -> None:
         """Let this rank draw on from where it was; a rank that was not there keeps its seed."""
@@ -162,12 +157,18 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._step:
             return  # gradients are being accumulated
-        self._step = step
+        self._step, self._drawn = step, _generator_states(trainer.strategy.root_device)
         last = batch_idx + 1 >= trainer.num_training_batches
         self._ended = step == trainer.max_steps or (last and trainer.current_epoch + 1 == trainer.max_epochs)
-        last = last or self._ended
+        last = last or self._ended or (trainer.should_stop and trainer.fit_loop._can_stop_early)
         if self._told_to_stop(trainer) or last or (self.every_n_steps and step % self.every_n_steps == 0):
             self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Save the last step if the run was stopped after it, as by EarlyStopping in the middle of an epoch."""
+        if trainer.global_step and self._saved != checkpoint_path(self.folder, trainer.global_step):
+            self._evaluate = self._row = None  # both are done
+            self._write(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Leave if told to and nothing is lost by it; only here, since Lightning logs after ``on_train_batch_end``."""
@@ -195,7 +196,11 @@ class Checkpoints(Checkpoint):
         due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
         self._evaluate = trainer.current_epoch if due else None
         self._row = _row(trainer)
-        self._save_generators(trainer.strategy.root_device)
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        device = trainer.strategy.root_device
+        self._generators = {name: gather(state[None].to(device)).cpu() for name, state in self._drawn.items()}
         path = checkpoint_path(self.folder, trainer.global_step)
         trainer.save_checkpoint(path)
         self._saved = path
@@ -212,6 +217,12 @@ class Checkpoints(Checkpoint):
     def _told_to_stop(self, trainer: pl.Trainer) -> bool:
         told = self._signal is not None
         return trainer.strategy.reduce_boolean_decision(told, all=False) if trainer.world_size > 1 else told
+
+
+def _generator_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the generators that dropout and drop-path draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 def _row(trainer: pl.Trainer) -> dict[str, float] | None:
