@@ -146,7 +146,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
         for key, parameter in named.items():
             if parameter.default is parameter.empty and key not in given:
                 yield f"{path}.{key} has no value, and {name} needs it: set it"
-    for key in named.keys() & given if name.startswith("repr.") else ():
+    for key in sorted(named.keys() & given) if name.startswith("repr.") else ():
         default = named[key].default
         if isinstance(default, bool | int | float) and isinstance(node[key], DictConfig | ListConfig):
             yield f"{path}.{key} takes one value, such as {default}, and is {node[key]}"
@@ -164,7 +164,7 @@ def _target_faults(path: str, node: DictConfig) -> Iterator[str]:
             for term in flat(node.get(key)) if key == "weights" else node.get(key) or {}:
                 if term not in terms:
                     yield f"{path}.{key}.{term}: {name} has no such term; {nearest(term, terms)}"
-        for term in set(node.get("losses") or {}) - set(node.get("weights") or node.get("losses") or {}):
+        for term in sorted({*(node.get("losses") or {})} - {*(node.get("weights") or node.get("losses") or {})}):
             yield f"{path}.losses.{term} has no weight: set {path}.weights.{term}"
 
 

@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from repr.cli import command, importing, is_first, one_line_errors
 from repr.config import ConfigError, compose
 from repr.explain import add_show, show, shown_key
 from repr.listing import Help
+from repr.output import stopping_unread
 from repr.runs.claim import claimed
 from repr.runs.folder import (
     ENCODER,
@@ -190,10 +192,10 @@ def _built(cfg: DictConfig, init_from: str | None) -> tuple[pl.LightningModule, 
     from repr.training.trainer import make_trainer, prepare
 
     pl.seed_everything(cfg.seed, verbose=False)
+    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]  # first, since they refuse at once
+    trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
     datamodule = data_module(cfg)
     objective = instantiate(cfg.objective)
-    callbacks = [instantiate(node) for node in cfg.callbacks.values() if node]
-    trainer = make_trainer(cfg, callbacks, [instantiate(node) for node in cfg.logger.values() if node])
     if init_from:
         trainer.print(load_weights(objective, init_from))
     prepare(objective, cfg, trainer.world_size)
@@ -260,18 +262,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             procedure = instantiate(cfg.procedure)
             from repr.training.checkpoints import Stopped
 
-        try:
-            if options.dry_run:
-                dry_run(cfg)
-                return
-            with claimed(cfg):
-                procedure(cfg)
-        except (KeyboardInterrupt, SystemExit) as stop:
-            # Lightning makes a SystemExit(1) of Ctrl-C at a moment that nothing has been saved for.
-            at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
-            if (at_once or isinstance(stop, Stopped)) and is_first() and can_resume(cfg.run_folder):
-                print(f"stopped; to go on: python -m repr.fit {resuming(cfg)}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
+        with stopping_unread():
+            try:
+                if options.dry_run:
+                    dry_run(cfg)
+                    return
+                with claimed(cfg):
+                    procedure(cfg)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                # Lightning makes a SystemExit(1) of Ctrl-C at a moment that nothing has been saved for.
+                at_once = any(isinstance(error, KeyboardInterrupt) for error in (stop, stop.__context__))
+                if (at_once or isinstance(stop, Stopped)) and is_first() and can_resume(cfg.run_folder):
+                    with suppress(OSError):  # of a terminal that is gone
+                        print(f"stopped; to go on: python -m repr.fit {resuming(cfg)}", file=sys.stderr)
+                raise SystemExit(128 + signal.SIGINT if at_once else getattr(stop, "code", 1)) from None
         if is_first():
             tell_end(cfg, every_number=options.all)
 

@@ -48,6 +48,10 @@ class Terminal:
         """A signal to the whole group of processes, as Ctrl-C and the end of a job send it."""
         os.killpg(self.process, number)
 
+    def close(self) -> None:
+        """Close the window: its processes get SIGHUP, and can write to it no more."""
+        os.close(self.screen)
+
     def status(self) -> int:
         self.read_until()
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
@@ -127,6 +131,32 @@ def test_two_processes_that_a_terminal_stops_go_on_as_two_or_as_one(
     assert world == 1 or same(weights(folder), weights(whole_of_two))
     assert [row["step"] for row in rows(folder)] == [row["step"] for row in rows(whole_of_two)]
     assert losses(folder) == pytest.approx(losses(whole_of_two), rel=1e-3)
+
+
+@pytest.mark.parametrize("what", [pytest.param("terminal", marks=pytest.mark.slow), "pipe"])
+def test_a_run_whose_output_nobody_can_read_any_more_saves(
+    what: str, run: Callable[..., tuple[int, str]], whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    if what == "terminal":
+        terminal = fit(folder, "data.num_workers=2")
+        terminal.read_until(b"at step 2")
+        terminal.close()
+        status = os.waitstatus_to_exitcode(os.waitpid(terminal.process, 0)[1])
+    else:  # as of tee, which Ctrl-C ends first
+        command = [sys.executable, "-m", "repr.fit", f"run_folder={folder}", *SETUP, "data.num_workers=1"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            assert any(b"at step 2" in line for line in process.stdout)
+        status = process.returncode
+    assert status == 128 + signal.SIGHUP
+    (checkpoint,) = (folder / "checkpoints").iterdir()
+    assert damage(checkpoint) is None
+    assert checkpoint.name in ("step=2.ckpt", "step=3.ckpt", "step=4.ckpt")
+    status, out = run(f"resume={folder}", "trust=true")
+    assert status == 0, out
+    assert same(weights(folder), weights(whole))
+    assert losses(folder) == losses(whole)
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path) -> None:

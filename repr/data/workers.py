@@ -6,6 +6,7 @@ import atexit
 import multiprocessing.util
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -13,22 +14,26 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Loader(DataLoader):
-    """A DataLoader of whole batches whose workers never see Ctrl-C and SIGTERM, and end with the main process.
+    """A DataLoader of whole batches whose workers never see what stops a run, and end with the main process.
 
-    The two reach all processes of a terminal or a job, and a worker that died of them would take the run with it before
-    its step is saved. They are blocked while workers are started, which inherit that: a handler of their own would come
-    too late for some. torch's own watch over the main process looks every five seconds, not while a batch is read, and
-    not at all if that process had died before the worker began.
+    Ctrl-C, SIGTERM and SIGHUP reach all processes of a terminal or a job, and a worker that died of them would take the
+    run with it before its step is saved. They are blocked while workers are started, which inherit that: a handler of
+    their own would come too late for some. torch's own watch over the main process looks every five seconds, not while
+    a batch is read, and not at all if that process had died before the worker began.
     """
 
     def __init__(self, dataset: Dataset[Any], **options: Any) -> None:
+        usual: dict[str, Any] = {"collate_fn": _as_it_is, "worker_init_fn": _end_with_parent}
+        if options.get("num_workers") and sys.platform == "linux":
+            # Workers share the tables of the main process and what it blocks; Python 3.14 would copy the one to each.
+            usual["multiprocessing_context"] = "fork"
         # Lightning may build a loader anew, and then passes all options that the first one had.
-        super().__init__(dataset, **{"collate_fn": _as_it_is, "worker_init_fn": _end_with_parent, **options})
+        super().__init__(dataset, **(usual | options))
 
     def __iter__(self) -> Any:
         if not hasattr(signal, "pthread_sigmask"):  # on Windows
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
         try:
             return super().__iter__()
         finally:

@@ -356,8 +356,17 @@ class Objective(pl.LightningModule):
             share_statistics(self)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer and its schedule, stepped once per optimizer step."""
-        optimizer, schedule = self.optim.build(self, int(self.trainer.estimated_stepping_batches))
+        """Build the optimizer and its schedule, stepped once per optimizer step.
+
+        Raises:
+            ValueError: nothing says when training ends, where the schedule does.
+        """
+        if math.isinf(num_steps := self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                "training has no last step, at which the schedule of the learning rate ends: give the Trainer "
+                "max_steps, or max_epochs and data of a length"
+            )
+        optimizer, schedule = self.optim.build(self, int(num_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

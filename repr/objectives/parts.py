@@ -47,13 +47,13 @@ def _frozen(module: nn.Module | None) -> set[nn.Parameter]:
     return set() if module is None else {parameter for parameter in module.parameters() if not parameter.requires_grad}
 
 
-def borrow(part: Objective, shared: Sequence[nn.Module]) -> set[str]:
+def borrow(part: Objective, shared: Sequence[nn.Module]) -> list[str]:
     """Let a part hold shared encoders without owning them, so that a tensor has one name; gives their names in it."""
     borrowed = {key: child for key, child in part._modules.items() if any(child is encoder for encoder in shared)}
     for key, child in borrowed.items():
         del part._modules[key]
         vars(part)[key] = child
-    return set(borrowed)
+    return list(borrowed)
 
 
 def _made(make: MakePart, shared: Mapping[str, nn.Module], weights: Mapping[str, float] | None) -> Objective:

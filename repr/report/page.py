@@ -84,7 +84,7 @@ def _pictures(runs: Sequence[Run], sheets: Sheets) -> Iterator[str]:
 
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
-    texts = [(run, html.escape((run.folder / CONFIG).read_text())) for run in runs if run.is_trained]
+    texts = [(run, html.escape((run.folder / CONFIG).read_text(encoding="utf-8"))) for run in runs if run.is_trained]
     yield from (f"{run.label}<details><summary>{CONFIG}</summary><pre>{text}</pre></details>" for run, text in texts)
 
 

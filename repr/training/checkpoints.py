@@ -48,8 +48,12 @@ class Stopped(SystemExit):
     """The run was told to stop and has saved a checkpoint."""
 
 
+# Ctrl-C, the end of a job, and that of the terminal; nohup lets a run ignore the last one.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Checkpoints(Checkpoint):
-    """Keep the latest checkpoint of a run, and save one when Ctrl-C or SIGTERM asks the run to stop.
+    """Keep the latest checkpoint of a run, and save one when Ctrl-C, SIGTERM or SIGHUP asks the run to stop.
 
     A checkpoint is that of an optimizer step that is over, so that there is one way to resume: at the end of each
     epoch, every ``every_n_steps``, at the last step, and when the run is told to stop, by ``trainer.max_time``, another
@@ -87,7 +91,7 @@ class Checkpoints(Checkpoint):
         self.folder = trainer.strategy.broadcast(self.folder)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over the two signals, clear away what a kill has left, and make up for an evaluation."""
+        """Take over the signals, clear away what a kill has left, and make up for an evaluation."""
         self._step = trainer.global_step
         path = checkpoint_path(self.folder, self._step)
         self._saved = path if trainer.strategy.broadcast(path.exists()) else None  # others may not see the disk
@@ -95,8 +99,9 @@ class Checkpoints(Checkpoint):
             for partial in path.parent.glob(f"*{PART}"):
                 remove(partial)
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._on_signal)
+            for number in STOPS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
             if trainer.received_sigterm:  # while Lightning was starting; it would leave in the middle of a step
                 self._signal, trainer._signal_connector.received_sigterm = signal.SIGTERM, False
         self._restore_generators(trainer.strategy.root_device)

@@ -10,8 +10,13 @@ from pathlib import Path
 import pytest
 
 LOADER = """
-import os, signal, sys, time
+import multiprocessing, os, signal, sys, time
 from repr.data.workers import Loader
+
+main, stops = os.getpid(), (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+for number in stops:
+    signal.signal(number, lambda *_: os.getpid() == main or os._exit(9))
+multiprocessing.set_start_method("forkserver")  # that of Python 3.14, which would import this script again
 
 class Slow:
     def __len__(self): return 1000
@@ -22,7 +27,7 @@ class Slow:
 batches = iter(Loader(Slow(), batch_size=1, num_workers=2))
 next(batches)
 print(flush=True)
-os.killpg(0, signal.SIGTERM) if sys.argv[1] == "signal" else None
+[os.killpg(0, number) for number in stops if sys.argv[1] == "signal"]
 """
 ENDS = {
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
@@ -34,10 +39,7 @@ ENDS = {
 @pytest.mark.parametrize(("end", "status"), [("killed", -signal.SIGKILL), ("exit", 3), ("signal", 4)])
 def test_workers_end_with_the_main_process_and_with_nothing_else(end: str, status: int, tmp_path: Path) -> None:
     script = tmp_path / "loader.py"
-    script.write_text(
-        "import signal\nif __name__ == '__main__':\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        + LOADER + "\n" + ENDS[end] + "\n"
-    )  # fmt: skip
+    script.write_text(LOADER + ENDS[end])
     read, write = os.pipe()
     # The pipe is closed once the last process that has it is gone.
     with subprocess.Popen(
