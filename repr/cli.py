@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import errno
 import gc
+import io
 import os
 import select
 import signal
@@ -63,6 +65,8 @@ def one_line_errors() -> Iterator[None]:
     one line of the first process.
     """
     usual, warnings.formatwarning = warnings.formatwarning, _one_line
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the terminal has no letters for must not end a run
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         yield
         sys.stdout.flush()
@@ -99,6 +103,8 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        if sys.version_info >= (3, 12):  # where nanobind, of Triton, says at the end that all of it has leaked
+            atexit.register(gc.unfreeze)
 
 
 def _one_line(

@@ -1,6 +1,7 @@
 """The command, its usage lines, and what docs/command_line.md tells to type."""
 
 import gc
+import os
 import shlex
 import subprocess
 import sys
@@ -83,3 +84,24 @@ except ValueError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False 0\nTrue True the config is at fault\n"
+
+
+def test_a_program_that_has_imported_all_ends_without_a_word() -> None:
+    """Triton tells of leaks where the collector is kept from what it has made."""
+    program = """
+from contextlib import suppress
+from repr.cli import importing
+with importing():
+    import torch
+    with suppress(ImportError):
+        import triton._C.libtriton
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+
+
+def test_letters_that_the_output_does_not_have_are_spelled_out() -> None:
+    program = "from repr.cli import one_line_errors\nwith one_line_errors():\n    print('\\xe4')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert done.stdout == b"\\xe4\n"

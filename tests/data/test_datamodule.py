@@ -18,6 +18,7 @@ from repr.data.sources.shards import Shards
 from repr.data.sources.source import picture_hashes, reduced
 from repr.data.sources.table import Table
 from repr.data.views import Purpose, View, crop_views, draw, evaluation_view, stream
+from repr.data.workers import Loader
 from repr.seeds import permute, sample_seed, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create", "ignore:The dirpath has changed")
@@ -88,7 +89,7 @@ def test_the_global_batch_is_the_same_for_all_workers_and_ranks(emoji, expected_
     for rank in range(world_size):
         sampler = EpochBatchSampler(EpochOrder([(40, 1.0)], 3), 12, rank=rank, world_size=world_size)
         options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-        ranks.append(two_epochs(DataLoader(loader.dataset, batch_sampler=sampler, collate_fn=dict, **options)))
+        ranks.append(two_epochs(Loader(loader.dataset, batch_sampler=sampler, **options)))
     assert len(expected_batches) == 6
     for parts, expected in zip(zip(*ranks, strict=True), expected_batches, strict=True):
         assert_equal({key: torch.cat([part[key] for part in parts]) for key in expected}, expected)

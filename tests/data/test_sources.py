@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
 from repr.data.eval_datasets import EvalDataset
 from repr.data.sources.emoji import Emoji
 from repr.data.sources.folder import Folder
 from repr.data.sources.pictures import decode
 from repr.data.views import evaluation_view
+from repr.data.workers import Loader
 
 ORIENTATION = 0x0112
 
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_image_is_named_and_left_out_of_evaluation(tree, damag
     dataset = EvalDataset(
         source, torch.arange(4), partial(evaluation_view, size=8), torch.zeros(4, 0, dtype=torch.int64), None
     )
-    loader = DataLoader(dataset, batch_sampler=[[0, 1], [2, 3]], num_workers=1, collate_fn=lambda batch: batch)
+    loader = Loader(dataset, batch_sampler=[[0, 1], [2, 3]], num_workers=1)
     first, second = loader
     assert "bad" not in first
     assert second["index"].tolist() == [-3, 3]
@@ -185,9 +185,7 @@ def test_emoji_can_be_read_after_a_fork_and_after_pickling():
     labels = torch.zeros(len(source), 0, dtype=torch.int64)
     transform = partial(evaluation_view, size=64)
     dataset = EvalDataset(pickle.loads(pickle.dumps(source)), torch.arange(32), transform, labels, None)
-    loader = DataLoader(
-        dataset, batch_sampler=torch.arange(32).reshape(8, 4).tolist(), num_workers=3, collate_fn=lambda batch: batch
-    )
+    loader = Loader(dataset, batch_sampler=torch.arange(32).reshape(8, 4).tolist(), num_workers=3)
     images = torch.cat([batch["image"] for batch in loader])
     expected = np.stack([np.asarray(source.image(row)) for row in range(32)]).transpose(0, 3, 1, 2)
     assert np.array_equal(images.numpy(), expected)

@@ -172,6 +172,14 @@ def test_a_validation_loss_leaves_training_as_it_is(make: Any) -> None:
     torch.testing.assert_close(trained[1], trained[0], rtol=0, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_training_without_a_last_step_is_refused() -> None:
+    batches = DataLoader([8], batch_size=None, collate_fn=make_batch)
+    plain = trainer(max_epochs=None, max_time={"seconds": 1})  # for which Lightning trains without end
+    with pytest.raises(ValueError, match=r"no last step, .*: give the Trainer max_steps"):
+        plain.fit(JointEmbedding(backbone(), **SMALL), batches)
+
+
 def test_evaluation_batches_are_embedded_and_log_nothing() -> None:
     objective = JointEmbedding(backbone(), **SMALL)  # without a Trainer, `log` would fail
     image = torch.randn(2, 3, 32, 32)
