@@ -15,7 +15,7 @@ from repr.losses.clustering import sinkhorn
 from repr.losses.contrastive import clip, nt_xent, sigmoid
 from repr.losses.exchange import GATHER, Gather, Ring
 from repr.models.batchnorm import SyncBatchNorm
-from repr.objectives.base import chosen
+from repr.objectives.loss_choice import chosen
 from tests.golden import golden
 from tests.parity_cases import in_processes
 

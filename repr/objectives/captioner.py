@@ -23,7 +23,7 @@ from repr.models.backbone import every_token
 from repr.models.captioner import CaptionDecoder, Head, Pooler, Pooling, as_tokens, reader
 from repr.models.generation import beam_search
 from repr.models.unreached import freeze_unreached
-from repr.objectives.base import Losses, chosen
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.masked_pictures import write
 from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, captions, text_faults

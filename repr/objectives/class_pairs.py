@@ -20,8 +20,9 @@ from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.gate import Gate
 from repr.models.heads import mlp
-from repr.objectives.base import Loss, Objective
+from repr.objectives.base import Objective
 from repr.objectives.labels import learnt_column
+from repr.objectives.loss_choice import Loss
 from repr.objectives.views import view_sizes
 from repr.optim import Optim
 

@@ -16,7 +16,8 @@ from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import Norm, mlp
 from repr.models.teacher import Teacher
-from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.base import Objective
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.towers import captions, further_captions, further_faults, pooled_text, text_faults
 from repr.optim import Optim
 

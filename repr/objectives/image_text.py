@@ -16,7 +16,7 @@ from repr.losses.exchange import exchange_of
 from repr.losses.precision import precision_of
 from repr.models.backbone import width_of
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Losses, chosen
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.towers import TwoTowers, further_captions, further_faults, takes_extra, text_faults
 from repr.objectives.views import view_sizes

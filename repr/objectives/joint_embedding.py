@@ -20,8 +20,9 @@ from repr.models.backbone import encode_views, width_of
 from repr.models.batchnorm import synchronise
 from repr.models.hallucinator import Hallucinator
 from repr.models.heads import Norm, mlp
-from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.base import Objective
 from repr.objectives.hallucination import COSINES, hallucinate
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.negatives import compared_keys, told_keys
 from repr.objectives.views import view_sizes
 from repr.optim import Optim

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from repr.losses import mixup
-from repr.objectives.base import Loss
+from repr.objectives.loss_choice import Loss
 
 LEVELS = ("embedding", "input")
 

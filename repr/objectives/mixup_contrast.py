@@ -19,8 +19,9 @@ from repr.losses.precision import precision_of
 from repr.models.backbone import width_of
 from repr.models.batchnorm import synchronise
 from repr.models.heads import plain_mlp
-from repr.objectives.base import Objective, chosen
+from repr.objectives.base import Objective
 from repr.objectives.labels import learnt_column
+from repr.objectives.loss_choice import chosen
 from repr.objectives.mixing import Mixing
 from repr.objectives.towers import text_faults
 from repr.optim import Optim

@@ -20,8 +20,9 @@ from repr.models.embedding_queue import Queue, length_fault
 from repr.models.hallucinator import Hallucinator
 from repr.models.heads import Norm, mlp, plain_mlp, project
 from repr.models.teacher import Teacher
-from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.base import Objective
 from repr.objectives.hallucination import COSINES, hallucinate
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.views import map_faults, view_sizes
 from repr.optim import Optim
 

@@ -20,7 +20,8 @@ from repr.models.heads import mlp, project
 from repr.models.propagation import Propagation
 from repr.models.teacher import Teacher
 from repr.models.unreached import freeze_unreached
-from repr.objectives.base import Losses, Objective, chosen
+from repr.objectives.base import Objective
+from repr.objectives.loss_choice import Losses, chosen
 from repr.objectives.match_picture import draw_matches
 from repr.objectives.views import map_faults, view_sizes, warn_of_class_token
 from repr.optim import Optim
