@@ -110,13 +110,13 @@ def _exclusion_faults(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}={value}; set it to the number of {parts} at a time, or to null for all at once"
     strategy = cfg.trainer.get("strategy")
     is_split = OmegaConf.is_dict(strategy) and str(strategy.get("_target_")).endswith("FSDP2")
-    for name, callback in (cfg.get("callbacks") or {}).items():
-        target = str((callback or {}).get("_target_")).rpartition(".")[2]
+    for path, node in targets(cfg):
+        target = str(node["_target_"]).rpartition(".")[2] if path.startswith("callbacks.") else ""
         if target in _UNFIT:
-            yield f"callbacks.{name} is a {target}: {_UNFIT[target]}"
+            yield f"{path} is a {target}: {_UNFIT[target]}"
         elif is_split and target.endswith("WeightAveraging"):
             yield (
-                f"callbacks.{name}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
+                f"{path}: Lightning's averaging copies the weights, and those of trainer=fsdp are split "
                 "over processes: set trainer=ddp"
             )
     flows = [node for _, node in targets(cfg.objective)]  # those that are parts of one too
