@@ -1,4 +1,4 @@
-"""What a run says, and what becomes of the run once nobody is there to read it."""
+"""What asks a run to stop: signals, and an output that can be written no more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
+
+# Ctrl-C, the end of a job, and that of the terminal; nohup lets a run ignore the last one.
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from repr.output import STOPS
+
 
 class Loader(DataLoader):
     """A DataLoader of whole batches whose workers never see what stops a run, and end with the main process.
@@ -33,7 +35,7 @@ class Loader(DataLoader):
     def __iter__(self) -> Any:
         if not hasattr(signal, "pthread_sigmask"):  # on Windows
             return super().__iter__()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
         try:
             return super().__iter__()
         finally:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from repr.distributed import gather, rank
 from repr.files import PART, remove, replacing
+from repr.output import STOPS
 from repr.runs.checkpoint_files import read_checkpoint
 from repr.runs.checkpoints import checkpoint_path, checkpoints
 from repr.training.loop_state import loop_state
@@ -46,10 +47,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 class Stopped(SystemExit):
     """The run was told to stop and has saved a checkpoint."""
-
-
-# Ctrl-C, the end of a job, and that of the terminal; nohup lets a run ignore the last one.
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Checkpoints(Checkpoint):
